@@ -1,0 +1,3668 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "anyio>=4.9,<5",
+#     "mcp>=2.3,<3",
+#     "msgspec>=0.20,<1",
+#     "platformdirs>=4.3,<5",
+#     "tomli-w>=1.2,<2",
+# ]
+# ///
+"""mcpmux: one MCP server over stdio that stands for many.
+
+A host (Claude Desktop, VS Code, Codex, ...) starts mcpmux; mcpmux starts the servers that one TOML file names, is
+a client of each, and offers what they offer as if it were one server. What it need not change passes byte for byte.
+
+                 bytes            lines             events            effects
+    host  <--->  host pipes  <->  wire     ------>  core    ------->  mux  ---> host pipes, processes, timers, log
+    git   <--->  process     <->  (framing,         (pure)            (performs)
+    time  <--->  process     <->   envelopes)
+
+The file is read top to bottom, and no section names anything from a later one:
+
+     1  imports, constants, options    what a person may set, and how long mcpmux waits for what
+     2  errors                         whose fault: ours, the config's, a peer's
+     3  wire                           bytes <-> lines <-> envelopes; payloads stay raw
+     4  eras                           the protocol's revisions and capabilities, as tables
+     5  catalogue                      many servers' lists become one; names; who owns what
+     6  bridge                         what happens to a question that a server asks of the host
+     7  lifecycle                      a server's states as one transition table
+     8  core                           the in-flight table and the routing: `handle(event, now) -> effects`
+        -- above this line there is no I/O, no clock, no environment, no asyncio: a test checks it --
+     9  config                         TOML -> options; the only reader of the file and of the environment
+    10  pipes                          the host's two pipes, and the log
+    11  processes                      spawning servers, and the ladder that stops them
+    13  mux                            the loop that feeds the core and performs its effects
+    14  CLI                            serve, check, demo
+
+Invariants:
+
+* Every request has exactly one ending on every path: an answer, an error, or, cancelled by its sender, none. The
+  in-flight table is the one place where requests wait; `open` and `settle` are its only doors.
+* The core cannot fail to send and cannot block: it returns effects. There is no task per request.
+* Nothing but mcpmux's own lines reaches the host's pipe: fds 0 and 1 are taken over before anything else runs.
+* A payload is decoded only as deep as routing needs; what is stored beyond an event is copied out of its line.
+* One server's fault ends that server's requests and nothing else.
+
+Serving uses asyncio directly rather than through anyio, for two measured reasons: anyio's asyncio backend adds 85 ms to
+a start of about 200 ms, and asyncio's subprocess *protocol* tells of a process's exit even while a grandchild holds
+its pipes open (`Process.wait` does not return then).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import difflib
+import fnmatch
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+__version__ = "0.1.0"
+
+# ══ 1. Constants and options ═════════════════════════════════════════════════════════════════════════════════════════
+
+# Each says what would hang, or be lost, without it. Seconds.
+START_PATIENCE: Final = 4.0  # × startup_timeout_sec: lists stop waiting after 1×; a late server is given up after this
+QUIET_AFTER_INITIALIZED: Final = 0.1  # some servers refuse calls until what they ask after `initialized` is answered
+RELIST_QUIET: Final = 0.05  # one change often comes as a burst of list_changed
+RELIST_AT_MOST: Final = 1.0  # a server that never stops announcing changes is still listed
+URI_PROBE_TIMEOUT: Final = 5.0  # a server asked for a URI that it may not know must not hold up the next
+PROGRESS_CAP: Final = 10  # × tool_timeout_sec: progress keeps a call alive no longer than this
+BACKOFF_FIRST, BACKOFF_MOST = 0.5, 30.0  # a server that keeps dying must not eat the machine
+DEATHS_ALLOWED, DEATHS_WITHIN, FAILED_REST = 5, 60.0, 300.0
+STOP_STEP: Final = 0.6  # each step of the ladder; Codex kills mcpmux itself after 2 s
+STOP_LAST: Final = 0.3  # after SIGKILL only an unkillable process is still there
+EXIT_DRAIN: Final = 0.25  # a dead server's last lines are read; a grandchild that holds the pipe is not waited for
+HOST_FLUSH: Final = 0.3  # a host that no longer reads must not keep the process alive
+SECRET_COMMAND_TIMEOUT: Final = 10.0  # `${cmd:…}` may ask for a fingerprint that nobody gives
+
+MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
+EDGE: Final = 4096  # of a bad or over-long line, as much as is searched for an id at each end
+STDERR_LINES: Final = 20  # kept for error messages
+HELD_FOR_HOST: Final = 1000  # what servers may send before the host has initialized
+KNOWN_TASKS: Final = 10_000  # task ids remembered; the oldest is forgotten first
+FAIR_BITE: Final = 16 * 1024  # bytes of one server's lines written to the host before the next has its turn
+READ_AHEAD: Final = 256 * 1024  # bytes waiting for the host above which their server is not read
+MB: Final = 1024 * 1024
+
+Seconds = Annotated[float, Meta(gt=0)]
+Megabytes = Annotated[float, Meta(gt=0)]
+LogLevel = Literal["error", "warning", "info", "debug", "trace"]
+LEVELS: Final[dict[str, int]] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": 5}
+
+
+class MuxOptions(Struct, frozen=True, kw_only=True):
+    """The `[mux]` table. Every key is optional."""
+
+    separator: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,8}$")] = "__"
+    max_name_length: Annotated[int, Meta(ge=16, le=128)] = 46  # VS Code adds 18 to it and allows 64
+    log_level: LogLevel = "info"
+    max_message_mb: Megabytes = 64.0  # from a server or the host; a longer line is refused
+    host_message_mb: Megabytes = 10.0  # towards the host: TypeScript hosts close the connection above 10 MiB
+    outbox_mb: Megabytes = 64.0  # waiting for a server that does not read; then its calls are refused
+    input_timeout_sec: Seconds = 600.0  # how long a person may take to answer a server's question
+    env_file: str | None = None  # KEY=value lines for `${VAR}`; relative to the config file
+
+
+class ToolOverride(Struct, frozen=True, kw_only=True):
+    """`[mcp_servers.X.tools.NAME]`: what the host is shown instead; NAME is the server's own."""
+
+    enabled: bool = True
+    name: Annotated[str, Meta(min_length=1)] | None = None
+    title: str | None = None
+    description: str | None = None
+
+
+class ServerOptions(Struct, frozen=True, kw_only=True):
+    """A `[mcp_servers.NAME]` table. The keys are Codex's where Codex has them."""
+
+    command: Annotated[str, Meta(min_length=1)] | None = None
+    args: list[str] = []
+    env: dict[str, str] = {}
+    env_vars: list[str] = []  # names passed on from mcpmux's own environment; ["*"] passes all
+    cwd: str | None = None
+    enabled: bool = True
+    startup_timeout_sec: Seconds = 30.0
+    tool_timeout_sec: Seconds = 300.0
+    enabled_tools: list[str] | None = None  # names or globs of the server's own names; None means all
+    disabled_tools: list[str] = []
+    prefix: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$")] | None = None  # None: the server's name; "": bare names
+    roots: list[str] = []  # told to the server when the host has none
+    sampling: Literal["auto", "host", "local", "off"] = "auto"
+    elicitation: bool = True
+    tools: dict[str, ToolOverride] = {}
+
+
+# ══ 2. Errors ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Exceptions say whose fault it is. `RpcError` is the one that becomes a JSON-RPC error, at one place for each peer.
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+RESOURCE_NOT_FOUND: Final = -32002  # legacy era
+
+
+class McpmuxError(Exception):
+    """Anything that mcpmux raises on purpose."""
+
+
+class Bug(McpmuxError):
+    """An invariant of ours does not hold."""
+
+
+class ConfigError(McpmuxError):
+    """The config file cannot be used at all: one line a problem, each with file and path."""
+
+
+class BadLine(McpmuxError):
+    """A line that is no JSON-RPC message; costs that line only."""
+
+
+class StartError(McpmuxError):
+    """A server cannot be started: what is wrong, and what to do."""
+
+
+class RpcError(McpmuxError):
+    """A request cannot be served; `code` is JSON-RPC's, the text is for the person at the other end."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data = data
+
+
+# ══ 3. Wire ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Knows JSON-RPC's envelope and nothing of MCP. Payloads are `Raw`: slices of the line, valid JSON, never interpreted.
+# https://modelcontextprotocol.io/specification/2025-11-25/basic/index and .../basic/transports#stdio
+
+Fields = dict[str, Raw]
+
+
+class Envelope(Struct):
+    """One JSON-RPC message. Unknown top-level fields are not kept: some SDKs refuse a message that has any."""
+
+    id: Raw | UnsetType = UNSET
+    method: str | UnsetType = UNSET
+    params: Raw | UnsetType = UNSET
+    result: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+class TooLong(NamedTuple):
+    """What is kept of a line over the limit: enough to see whose it was."""
+
+    size: int
+    head: bytes
+    tail: bytes
+
+
+encode: Final = msgspec.json.Encoder().encode
+_decode_envelope: Final = msgspec.json.Decoder(Envelope).decode
+_decode_fields: Final = msgspec.json.Decoder(Fields).decode
+_decode_items: Final = msgspec.json.Decoder(list[Raw]).decode
+_decode_any: Final = msgspec.json.Decoder().decode
+_LONE_SURROGATE: Final = re.compile(
+    rb"(?<!\\)((?:\\\\)*)"  # after an even number of backslashes
+    rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+_ID_AT_HEAD: Final = re.compile(rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*"?(\d{1,18})"?\s*[,}]')
+_ID_AT_TAIL: Final = re.compile(rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
+
+
+class LineSplitter:
+    """Joins chunks and cuts them at newlines, whatever the chunking; a line over `limit` bytes becomes a `TooLong`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[bytes | TooLong]:
+        first, *rest = chunk.split(b"\n")
+        self._add(first)
+        lines: list[bytes | TooLong] = []
+        for part in rest:
+            line = self._take()
+            if not isinstance(line, bytes) or line.strip():
+                lines.append(line)
+            self._add(part)
+        return lines
+
+    def _add(self, part: bytes) -> None:
+        self._size += len(part)
+        self._parts.append(part)
+        if self._size > self._limit and len(self._parts) > 1:  # over the limit only the two edges are kept
+            joined = b"".join(self._parts)
+            self._parts = [joined[:EDGE], joined[-EDGE:]] if len(joined) > 2 * EDGE else [joined]
+
+    def _take(self) -> bytes | TooLong:
+        line, size = b"".join(self._parts), self._size
+        self._parts, self._size = [], 0
+        return line if size <= self._limit else TooLong(size, line[:EDGE], line[-EDGE:])
+
+
+def tidy(line: bytes) -> tuple[bytes, str | None]:
+    """The line as valid UTF-8 in one piece, and what had to be replaced for that, if anything."""
+    if b"\r" in line:  # white space to JSON (a string cannot hold one raw), a line's end to some readers
+        line = line.replace(b"\r", b" ")
+    if line.isascii():
+        return line, None
+    try:
+        line.decode()
+    except UnicodeDecodeError as bad:
+        return line.decode(errors="replace").encode(), f"invalid UTF-8 ({bad.reason} at byte {bad.start}) was replaced"
+    return line, None
+
+
+def decode_line(line: bytes) -> Envelope:
+    """Raises `BadLine` for whatever is not one JSON object with an envelope's types."""
+    try:
+        return _decode_envelope(line)
+    except msgspec.ValidationError as wrong:
+        raise BadLine(f"not a JSON-RPC message ({wrong})") from None
+    except (msgspec.DecodeError, RecursionError, ValueError) as wrong:
+        # A lone surrogate escape is the one mistake that is worth a second reading: JavaScript makes it of cut emoji.
+        mended = _LONE_SURROGATE.sub(lambda m: m[1] + (m[2] or rb"\ufffd"), line) if b"\\u" in line else line
+        if mended != line:
+            return decode_line(mended)
+        raise BadLine(f"not JSON ({wrong})") from None
+
+
+def decode_batch(line: bytes) -> list[Envelope]:
+    """A JSON array of messages (2025-03-26 only). Raises `BadLine`."""
+    try:
+        return [decode_line(bytes(item)) for item in _decode_items(line)]
+    except (msgspec.MsgspecError, RecursionError, ValueError) as wrong:
+        raise BadLine(f"not a batch of messages ({wrong})") from None
+
+
+def id_in_bad_line(head: bytes, tail: bytes) -> int | None:
+    """The id of a message that cannot be read, where its place shows beyond doubt that it is the envelope's."""
+    found = _ID_AT_HEAD.search(head[:EDGE]) or _ID_AT_TAIL.search(tail[-EDGE:])
+    return int(found[1]) if found else None
+
+
+def number_of_id(raw: Raw | bytes) -> int | None:
+    """An id that we minted, as it came back: `7`, `7.0` and `"7"` all mean 7."""
+    try:
+        return int(bytes(raw).strip(b'"'))
+    except ValueError:
+        try:
+            number = float(bytes(raw))
+            return int(number) if number.is_integer() else None
+        except (ValueError, OverflowError):
+            return None
+
+
+def is_id(raw: bytes) -> bool:
+    """Whether a peer may use this as a request's id: any JSON string or number (0 and "" too)."""
+    return raw[:1] in b'"-0123456789' and raw != b""
+
+
+def fields_of(raw: Raw | bytes | UnsetType) -> Fields:
+    """A raw JSON object's members, values still raw; of a repeated key the last. Raises `RpcError` (-32602)."""
+    if raw is UNSET:
+        return {}
+    try:
+        return _decode_fields(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise RpcError(INVALID_PARAMS, "params must be an object") from None
+
+
+def value_of(raw: Raw | bytes | None, default: Any = None) -> Any:
+    """A raw value decoded, or `default` where there is none or it cannot be decoded."""
+    if raw is None:
+        return default
+    try:
+        return _decode_any(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return default
+
+
+def object_of(raw: Raw | bytes | None) -> Fields:
+    """As `fields_of`, but empty where there is no object: for what only *may* be there."""
+    if raw is None:
+        return {}
+    try:
+        return _decode_fields(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
+def items_of(raw: Raw | bytes | None) -> list[Raw]:
+    """The items of a raw JSON array; none where there is no array."""
+    if raw is None:
+        return []
+    try:
+        return _decode_items(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return []
+
+
+def text_in(fields: Fields, key: str) -> str:
+    """A member that has to be a string. Raises `RpcError` (-32602)."""
+    value = value_of(fields.get(key))
+    if not isinstance(value, str):
+        raise RpcError(INVALID_PARAMS, f"params.{key} must be a string")
+    return value
+
+
+def is_object(raw: Raw | bytes) -> bool:
+    return bytes(memoryview(raw)[:1]) == b"{"
+
+
+def request_line(number: int, method: str, params: Raw | bytes | UnsetType) -> bytes:
+    if params is UNSET:
+        return b'{"jsonrpc":"2.0","id":%d,"method":%b}\n' % (number, encode(method))
+    return b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}\n' % (number, encode(method), params)
+
+
+def notification_line(method: str, params: Raw | bytes | UnsetType = UNSET) -> bytes:
+    if params is UNSET:
+        return b'{"jsonrpc":"2.0","method":%b}\n' % encode(method)
+    return b'{"jsonrpc":"2.0","method":%b,"params":%b}\n' % (encode(method), params)
+
+
+def result_line(id: bytes, result: Raw | bytes) -> bytes:
+    return b"".join((b'{"jsonrpc":"2.0","id":', id, b',"result":', result, b"}\n"))
+
+
+def error_line(id: bytes | None, error: Raw | bytes) -> bytes:
+    """`id` is None where the request's could not be read: the member is then absent, as MCP has it, not null."""
+    if id is None:
+        return b'{"jsonrpc":"2.0","error":%b}\n' % error
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}\n' % (id, error)
+
+
+def label(line: bytes) -> str:
+    """A line of ours without its payload, for the trace."""
+    return re.split(rb',"(?:params|result|error)":', line[17:300].rstrip(b"}\n"), maxsplit=1)[0].decode(
+        errors="replace"
+    )
+
+
+def error_body(error: RpcError) -> bytes:
+    body = {"code": error.code, "message": str(error)}
+    return encode(body if error.data is None else body | {"data": error.data})
+
+
+def error_is_valid(raw: Raw) -> bool:
+    body = object_of(raw)
+    code = value_of(body.get("code"))
+    return isinstance(code, int) and not isinstance(code, bool) and isinstance(value_of(body.get("message")), str)
+
+
+# ══ 4. Eras ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# What the protocol's revisions say, as tables. Knows nothing of connections.
+# The legacy era is every revision with an `initialize` handshake. The modern one (2026-07-28) has its place in these
+# tables and is not served yet: `server/discover` is refused at once, so that a host of both eras falls back.
+
+LEGACY_REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
+BATCH_REVISIONS: Final = frozenset({"2025-03-26"})  # the one revision in which an array is a batch of messages
+
+
+class ListKind(NamedTuple):
+    """One of the four lists that a server may offer."""
+
+    key: str  # the result's member that holds the entries
+    identity: str  # the entry's member that names it
+    capability: str  # who declares this has the list
+    changed: str  # the notification that says it changed
+
+
+LISTS: Final[dict[str, ListKind]] = {
+    "tools/list": ListKind("tools", "name", "tools", "notifications/tools/list_changed"),
+    "prompts/list": ListKind("prompts", "name", "prompts", "notifications/prompts/list_changed"),
+    "resources/list": ListKind("resources", "uri", "resources", "notifications/resources/list_changed"),
+    "resources/templates/list": ListKind(
+        "resourceTemplates", "uriTemplate", "resources", "notifications/resources/list_changed"
+    ),
+}
+
+# What the host is told whoever is up: mcpmux itself serves these, with empty lists if need be.
+OWN_CAPABILITIES: Final[dict[str, Any]] = {
+    "tools": {"listChanged": True},
+    "prompts": {"listChanged": True},
+    "resources": {"subscribe": True, "listChanged": True},
+    "completions": {},
+    "logging": {},
+}
+UNITED_CAPABILITIES: Final = ("tasks", "extensions", "experimental")
+BEFORE_INITIALIZED: Final = ("initialize", "ping", "server/discover")
+LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+
+
+TERMINAL: Final = ("completed", "failed", "cancelled")  # a task's last statuses
+HOST_TASK_METHODS: Final = ("tasks/get", "tasks/result", "tasks/cancel", "tasks/list")
+IMPLEMENTATION: Final = {"name": "mcpmux", "title": "mcpmux", "version": __version__}
+
+
+def negotiate(asked: str) -> str:
+    """The revision to answer `initialize` with."""
+    return asked if asked in LEGACY_REVISIONS else LEGACY_REVISIONS[0]
+
+
+def united(values: Iterable[Any]) -> Any:
+    """Capability objects laid over each other, member by member; where they are no objects the last one counts."""
+    merged: Any = None
+    for value in values:
+        if isinstance(merged, dict) and isinstance(value, dict):
+            merged = merged | {key: united([merged[key], value[key]]) if key in merged else value[key] for key in value}
+        else:
+            merged = value
+    return merged
+
+
+def capabilities_for_host(servers: Iterable[Fields]) -> dict[str, Any]:
+    """What `initialize` answers: our own, and what only servers can make true."""
+    declared = list(servers)
+    extra = {key: united(value_of(one[key]) for one in declared if key in one) for key in UNITED_CAPABILITIES}
+    return OWN_CAPABILITIES | {key: value for key, value in extra.items() if isinstance(value, dict)}
+
+
+def capabilities_for_server(host: Fields, options: ServerOptions) -> Fields:
+    """What a server is told: what the host declared, byte for byte, less what its table switches off, and roots if
+    its table names some. Never more: servers act on capabilities without asking again."""
+    told = dict(host)
+    off: list[str] = []
+    if options.sampling not in ("auto", "host"):
+        off.append("sampling")
+    if not options.elicitation:
+        off.append("elicitation")
+    tasks = value_of(told.get("tasks"))
+    for name in off:
+        told.pop(name, None)
+        if isinstance(tasks, dict) and isinstance(tasks.get("requests"), dict) and name in tasks["requests"]:
+            tasks["requests"].pop(name)
+            told["tasks"] = Raw(encode(tasks))
+    if options.roots and "roots" not in told:
+        told["roots"] = Raw(b"{}")
+    return told
+
+
+def next_cursor(body: Fields, seen: set[bytes]) -> bytes | None:
+    """Where a list goes on. Only an absent or null cursor ends it (an empty string does not); so do one that does not
+    advance, and too many pages."""
+    cursor = bytes(body.get("nextCursor", b"null"))
+    if cursor == b"null" or cursor in seen or len(seen) >= MAX_PAGES - 1:
+        return None
+    seen.add(cursor)
+    return cursor
+
+
+def tool_error(text: str) -> bytes:
+    """A `tools/call` that failed, in the form that the model can read."""
+    return encode({"content": [{"type": "text", "text": text}], "isError": True})
+
+
+def offers(capabilities: Fields, *path: str) -> bool:
+    """Whether a capability, or the sub-capability at the end of `path`, was declared. `false` and null are not."""
+    here: Any = {key: raw for key, raw in capabilities.items() if key == path[0]}
+    here = {key: value_of(raw) for key, raw in here.items()}
+    for name in path:
+        here = here.get(name) if isinstance(here, dict) else None
+        if here is None or here is False:
+            return False
+    return True
+
+
+def elicitation_modes(capabilities: Fields) -> frozenset[str]:
+    """The modes that may be asked for; an empty object means form (2025-11-25, client/elicitation)."""
+    if not offers(capabilities, "elicitation"):
+        return frozenset()
+    modes = frozenset(mode for mode in ("form", "url") if offers(capabilities, "elicitation", mode))
+    return modes or frozenset({"form"})
+
+
+# ══ 5. Catalogue ═════════════════════════════════════════════════════════════════════════════════════════════════════
+# Many servers' lists become one: filtered, made valid, named, resolved. Pure values; knows no connection.
+
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
+_EXPRESSION: Final = re.compile(r"\{([^{}]*)\}")
+_NULLED: Final = b"null"
+
+
+class Entry(NamedTuple):
+    """One entry of one server's list, valid and copied out of its line: `left` + its name as JSON + `right`."""
+
+    name: str  # the server's own name, or its URI
+    shown: str  # as overridden in the config
+    left: bytes
+    right: bytes
+    wrapped: bool = False  # a tool whose structured results have to be put into an object
+
+
+class Route(NamedTuple):
+    """Who owns a name, and what it is called there."""
+
+    server: str
+    name: str
+    wrapped: bool = False
+
+
+class Template(NamedTuple):
+    server: str
+    template: str
+    pattern: re.Pattern[str] | None
+
+
+class Part(NamedTuple):
+    """One server's share of the catalogue."""
+
+    server: str
+    prefix: str | None
+    lists: Mapping[str, list[Entry]]  # by list method
+
+
+class Catalogue(Struct, frozen=True):
+    """The merged view. `results` are the encoded list results by method; `notes` say what had to be changed."""
+
+    results: dict[str, bytes]
+    tools: dict[str, Route]
+    prompts: dict[str, Route]
+    resources: dict[str, str]
+    templates: list[Template]
+    notes: list[str]
+
+    def owner_of(self, uri: str) -> str | None:
+        """The server that listed this URI, else the first one with a template for it."""
+        if uri in self.resources:
+            return self.resources[uri]
+        return next((t.server for t in self.templates if t.pattern and t.pattern.fullmatch(uri)), None)
+
+
+def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | None:
+    """One entry as strict hosts take it; a string says why it cannot be; None means that the config leaves it out.
+
+    Hosts refuse a whole list for one bad entry (WIRE 24), so each is made valid or left out.
+    """
+    kind = LISTS[method]
+    entry = object_of(raw)
+    name = value_of(entry.get(kind.identity))
+    if not isinstance(name, str) or not name:
+        return f"an entry of {method} without a {kind.identity}"
+    entry = {key: value for key, value in entry.items() if bytes(value) != _NULLED}
+    shown, wrapped = name, False
+    if method == "tools/list":
+        override = options.tools.get(name, ToolOverride())
+        if not override.enabled or not is_enabled(name, options):
+            return None
+        shown = override.name or name
+        for key in ("title", "description"):
+            if (text := getattr(override, key)) is not None:
+                entry[key] = Raw(encode(text))
+        if not value_of(entry.get("description")):  # some hosts refuse an empty one
+            entry["description"] = Raw(encode(name))
+        schema = object_of(entry.get("inputSchema"))
+        if "type" not in schema and ("inputSchema" not in entry or is_object(entry["inputSchema"])):
+            schema = {"type": Raw(b'"object"'), **schema}
+            entry["inputSchema"] = Raw(encode(schema))
+        if value_of(schema.get("type")) != "object":
+            return f'tool {name!r}: its inputSchema is not of type "object"'
+        if "outputSchema" in entry:
+            entry["outputSchema"], wrapped = _object_schema(entry["outputSchema"])
+    elif kind.identity != "name" and not isinstance(value_of(entry.get("name")), str):
+        entry["name"] = Raw(encode(name))
+    for key, wanted in _WANTED_TYPES.items():
+        if key in entry and not isinstance(value_of(entry[key]), wanted):
+            del entry[key]
+    if "arguments" in entry and not all(
+        isinstance(one, dict) and one.get("name") for one in value_of(entry["arguments"])
+    ):
+        return f"prompt {name!r}: an argument without a name"
+    return _render(entry, kind.identity, name, shown, wrapped)
+
+
+_WANTED_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
+    "title": str,
+    "description": str,
+    "mimeType": str,
+    "arguments": list,
+    "icons": list,
+    "annotations": dict,
+    "execution": dict,
+    "outputSchema": dict,
+    "_meta": dict,
+}
+
+
+def is_enabled(tool: str, options: ServerOptions) -> bool:
+    """By the server's own name; `disabled_tools` wins."""
+
+    def named(patterns: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(tool, pattern) for pattern in patterns)
+
+    return (options.enabled_tools is None or named(options.enabled_tools)) and not named(options.disabled_tools)
+
+
+def _object_schema(raw: Raw) -> tuple[Raw, bool]:
+    """An output schema of type object, and whether it had to be wrapped (as the TypeScript SDK does)."""
+    schema = value_of(raw)
+    if isinstance(schema, dict) and schema.get("type") == "object":
+        return raw, False
+    if not isinstance(schema, dict | bool):
+        return Raw(_NULLED), False
+    outer: dict[str, Any] = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
+    if isinstance(schema, dict):  # references are from the root
+        outer |= {key: schema.pop(key) for key in ("$schema", "$defs", "definitions") if key in schema}
+    return Raw(encode(outer)), True
+
+
+def wrap_structured(result: Raw) -> bytes:
+    """A tool's result for a wrapped output schema: `structuredContent` becomes `{"result": …}`."""
+    body = object_of(result)
+    if "structuredContent" in body:
+        body["structuredContent"] = Raw(b'{"result":%b}' % body["structuredContent"])
+    return encode(body)
+
+
+def _render(entry: Fields, identity: str, name: str, shown: str, wrapped: bool) -> Entry:
+    """Split at the name, so that a change of name copies two byte strings and decodes nothing."""
+    keys = list(entry)
+    at = keys.index(identity)
+    left = encode({key: entry[key] for key in keys[:at]})[:-1] + (b"," if at else b"") + encode(identity) + b":"
+    right = encode({key: entry[key] for key in keys[at + 1 :]})[1:]
+    return Entry(name, shown, left, (b"," if len(right) > 1 else b"") + right, wrapped)
+
+
+def fit_name(text: str, limit: int) -> str:
+    """`text` in the alphabet and length that every host accepts; the same text always gives the same name."""
+    name = _NOT_IN_NAMES.sub("_", text)
+    if len(name) <= limit:
+        return name
+    return f"{name[: limit - 7]}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _name_all(parts: list[Part], method: str, options: MuxOptions, notes: list[str]) -> list[tuple[str, Part, Entry]]:
+    """A distinct name for each entry, in config order: prefix, then on a collision the server's own, then a number."""
+
+    def joined(prefix: str, entry: Entry) -> str:
+        text = f"{prefix}{options.separator}{entry.shown}" if prefix else entry.shown
+        return fit_name(text, options.max_name_length)
+
+    entries = [(part, entry) for part in parts for entry in part.lists.get(method, ())]
+    names = [joined(part.server if part.prefix is None else part.prefix, entry) for part, entry in entries]
+    crowd = collections.Counter(names)
+    taken: set[str] = set()
+    named: list[tuple[str, Part, Entry]] = []
+    for name, (part, entry) in zip(names, entries, strict=True):
+        chosen = name if crowd[name] == 1 else joined(part.server, entry)
+        number = 2
+        while chosen in taken or (chosen != name and chosen in crowd):
+            chosen = fit_name(name, options.max_name_length - 4) + f"_{number}"
+            number += 1
+        if chosen != name or crowd[name] > 1:
+            notes.append(f"{part.server}: {entry.name!r} collides as {name!r} and is offered as {chosen!r}")
+        taken.add(chosen)
+        named.append((chosen, part, entry))
+    return named
+
+
+def merge(parts: list[Part], options: MuxOptions) -> Catalogue:
+    """All parts, in config order, as one catalogue."""
+    notes: list[str] = []
+    results: dict[str, bytes] = {}
+    routes: dict[str, dict[str, Route]] = {}
+    owners: dict[str, dict[str, str]] = {}
+    for method, kind in LISTS.items():
+        rendered: list[bytes] = []
+        if kind.identity == "name":
+            routes[method] = {}
+            for name, part, entry in _name_all(parts, method, options, notes):
+                routes[method][name] = Route(part.server, entry.name, entry.wrapped)
+                rendered.append(entry.left + encode(name) + entry.right)
+        else:  # URIs are never rewritten: results, links and MCP Apps refer to them
+            owned = owners[method] = {}
+            for part in parts:
+                for entry in part.lists.get(method, ()):
+                    first = owned.setdefault(entry.name, part.server)
+                    if first == part.server:
+                        rendered.append(entry.left + encode(entry.name) + entry.right)
+                    else:
+                        notes.append(f"{part.server}: {entry.name} is offered by {first} already and left out")
+        results[method] = b'{"%b":[%b]}' % (kind.key.encode(), b",".join(rendered))
+    templates = [
+        Template(owner, text, template_pattern(text)) for text, owner in owners["resources/templates/list"].items()
+    ]
+    return Catalogue(results, routes["tools/list"], routes["prompts/list"], owners["resources/list"], templates, notes)
+
+
+@functools.lru_cache(maxsize=4096)
+def template_pattern(template: str) -> re.Pattern[str] | None:
+    """A URI template (RFC 6570) as a pattern: `{x}` matches up to a slash, `{+x}` anything, `{?x}` a query.
+
+    None for one with so many expressions that matching it could take long.
+    """
+    pieces = _EXPRESSION.split(template)
+    if len(pieces) > 2 * 8 + 1:
+        return None
+    by_operator = {
+        "+": ".+",
+        "#": "(?:#.*)?",
+        "?": r"(?:\?.*)?",
+        "&": "(?:&.*)?",
+        "/": "(?:/[^/]*)*",
+        ".": r"(?:\.[^/]*)?",
+    }
+    pattern = "".join(
+        re.escape(piece) if number % 2 == 0 else by_operator.get(piece[:1], r"[^/]+;?" if piece[:1] == ";" else "[^/]+")
+        for number, piece in enumerate(pieces)
+    )
+    return re.compile(pattern, re.DOTALL)
+
+
+# ══ 6. Bridge ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# A server asks the host for something. Here is decided, from values alone, what becomes of such a question: it is put
+# to the host, or answered or refused on the spot. Between legacy peers a question stays a request; only what the host
+# must know (which server asks) is added. What was never declared is refused; nothing is accepted on a person's behalf.
+
+
+class Forward(NamedTuple):
+    """Put it to the host, with these params."""
+
+    params: Raw | bytes | UnsetType
+
+
+class Answer(NamedTuple):
+    """Answered here."""
+
+    result: bytes
+
+
+QUESTIONS: Final = ("sampling/createMessage", "elicitation/create", "roots/list")
+
+
+def judge_question(
+    method: str, params: Raw | UnsetType, server: str, options: ServerOptions, host: Fields, told: Fields
+) -> Forward | Answer:
+    """What becomes of a server's question, given what the host declared and what that server was told.
+
+    Raises `RpcError` for a refusal (codes: 2025-11-25, client/elicitation, client/sampling, client/roots).
+    """
+    match method:
+        case "roots/list" if "roots" in host:
+            return Forward(params)
+        case "roots/list" if options.roots:
+            return Answer(table_roots(options))
+        case "roots/list":
+            raise RpcError(METHOD_NOT_FOUND, "the host has no roots")
+        case "sampling/createMessage":
+            if "sampling" not in told:
+                raise RpcError(METHOD_NOT_FOUND, f"sampling is not offered to {server}: the host declared none")
+            asked = fields_of(params)
+            if ("tools" in asked or "toolChoice" in asked) and not offers(told, "sampling", "tools"):
+                raise RpcError(INVALID_PARAMS, "the host did not declare sampling.tools")
+            return Forward(params)
+        case "elicitation/create":
+            asked = fields_of(params)
+            mode = value_of(asked.get("mode"), "form")
+            if "elicitation" not in told:
+                return Answer(b'{"action":"decline"}')
+            if mode not in elicitation_modes(told):
+                raise RpcError(INVALID_PARAMS, f"the host did not declare elicitation mode {mode!r}")
+            asked["message"] = Raw(encode(f"[{server}] {text_in(asked, 'message')}"))
+            return Forward(encode(asked))
+        case _:
+            raise Bug(f"{method} is no question")
+
+
+def table_roots(options: ServerOptions) -> bytes:
+    """The roots of a server's table; the config has made them `file://` URIs."""
+    return encode({"roots": [{"uri": uri} for uri in options.roots]})
+
+
+# ══ 7. Lifecycle ═════════════════════════════════════════════════════════════════════════════════════════════════════
+# A server's states. Knows nothing of processes; time is an argument.
+
+
+class State(Enum):
+    IDLE = "idle"  # not running; the next use starts it
+    STARTING = "starting"  # the process is being started, or has not answered its handshake
+    READY = "ready"
+    BACKOFF = "backoff"  # it died; until the timer is due nothing starts it
+    FAILED = "failed"  # given up for a while, or for good where its table is wrong
+    STOPPING = "stopping"  # the stop ladder runs
+    STOPPED = "stopped"  # stopped by us
+
+
+class Life(Enum):
+    USE = "is used"
+    UP = "answered its handshake"
+    GONE = "is gone"
+    GAVE_UP = "is gone once too often"
+    DUE = "has rested"
+    STOP = "is told to stop"
+
+
+# A missing pair is our bug, never the server's.
+TRANSITIONS: Final[dict[tuple[State, Life], State]] = {
+    (State.IDLE, Life.USE): State.STARTING,
+    (State.STOPPED, Life.USE): State.STARTING,
+    (State.STARTING, Life.UP): State.READY,
+    (State.STARTING, Life.GONE): State.BACKOFF,
+    (State.STARTING, Life.GAVE_UP): State.FAILED,
+    (State.STARTING, Life.STOP): State.STOPPING,
+    (State.READY, Life.GONE): State.BACKOFF,
+    (State.READY, Life.GAVE_UP): State.FAILED,
+    (State.READY, Life.STOP): State.STOPPING,
+    (State.BACKOFF, Life.DUE): State.IDLE,
+    (State.FAILED, Life.DUE): State.IDLE,
+    (State.STOPPING, Life.GONE): State.STOPPED,
+}
+
+
+def next_state(state: State, event: Life) -> State:
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise Bug(f"a server that is {state.value} cannot be one that {event.value}") from None
+
+
+class Deaths:
+    """How often a server died lately, and so how long it rests."""
+
+    def __init__(self) -> None:
+        self._times: collections.deque[float] = collections.deque(maxlen=DEATHS_ALLOWED)
+
+    def count(self, now: float, chance: float) -> float | None:
+        """One more death: the seconds to rest, or None when it is given up. `chance` is in [0, 1) and spreads the
+        rest over half of itself, so that servers that died together do not come back together."""
+        while self._times and now - self._times[0] > DEATHS_WITHIN:
+            self._times.popleft()
+        self._times.append(now)
+        if len(self._times) == DEATHS_ALLOWED:
+            self._times.clear()
+            return None
+        return min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** (len(self._times) - 1)) * (1 - chance / 2)
+
+
+# ══ 8. Core ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Events in, effects out. All that is shared is owned by one `Core`; requests wait in one `InFlight` and nowhere else
+# but in `_held` (host requests that wait for the lists). Nothing here can block, fail to send, or tell the time.
+
+HOST: Final = ""  # the host among the peers; a server's name is never empty
+OURSELVES: Final = "mcpmux itself"  # a server's name has no space
+FOREVER: Final = float("inf")
+
+
+class HostLines(Struct):
+    """Whole lines from the host, as many as came at once."""
+
+    lines: list[bytes | TooLong]
+
+
+class HostGone(Struct):
+    """The host closed its end, or mcpmux was told to stop."""
+
+    reason: str
+
+
+class ServerUp(Struct):
+    """The process runs and can be written to."""
+
+    server: str
+    run: int
+
+
+class ServerLines(Struct):
+    server: str
+    run: int
+    lines: list[bytes | TooLong]
+
+
+class ServerClogged(Struct):
+    """A server's outbox went over its limit, or is empty again."""
+
+    server: str
+    run: int
+    clogged: bool
+
+
+class ServerGone(Struct):
+    """The process is over, or never came to be: what happened, and what its person can do."""
+
+    server: str
+    run: int
+    reason: str  # as in «git exited with code 1»
+    hint: str
+    stderr: list[str]
+
+
+class TimerDue(Struct):
+    key: tuple[str, str]
+
+
+Event = HostLines | HostGone | ServerUp | ServerLines | ServerClogged | ServerGone | TimerDue
+
+
+class SendHost(Struct):
+    source: str  # whose queue: a server's name, or HOST for mcpmux's own
+    line: bytes
+
+
+class SendServer(Struct):
+    server: str
+    line: bytes
+
+
+class Start(Struct):
+    server: str
+    run: int
+
+
+class Stop(Struct):
+    server: str
+    run: int
+
+
+class SetTimer(Struct):
+    key: tuple[str, str]
+    at: float | None  # None: forget it
+
+
+class Log(Struct):
+    level: str
+    text: str
+
+
+Effect = SendHost | SendServer | Start | Stop | SetTimer | Log
+
+
+class Reply(NamedTuple):
+    """How a request of ours ended: one of the two is set."""
+
+    result: Raw | None
+    error: Raw | bytes | None
+
+
+class Pending(Struct):
+    """A request that waits for its answer. `id` is ours, minted; the asker's own comes back to it as it was."""
+
+    id: int
+    peer: str  # who owes the answer
+    asker: str  # who waits for it
+    asker_id: bytes
+    method: str
+    patience: float  # seconds from one sign of life to the next
+    opened: float
+    deadline: float
+    limit: float  # progress moves the deadline no further than this
+    then: Callable[[Pending, Reply], None] | None = None  # None: the answer goes to the asker as it is
+    token: bytes | None = None  # the asker's progress token; ours is `id`
+    progress: float = -FOREVER  # the last value passed on
+    wrapped: bool = False  # the tool's structured results are put into an object
+    is_task: bool = False  # the request was augmented with a task (2025-11-25)
+
+
+class InFlight:
+    """The one table of open requests."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, Pending] = {}
+        self._by_asker: dict[tuple[str, bytes], int] = {}
+        self._minted = 0
+
+    def open(
+        self, peer: str, asker: str, asker_id: bytes, method: str, now: float, patience: float, limit: float
+    ) -> Pending:
+        self._minted += 1
+        number = self._minted
+        pending = Pending(number, peer, asker, asker_id, method, patience, now, now + patience, now + limit)
+        self._by_id[number] = pending
+        if asker != OURSELVES:
+            self._by_asker[asker, asker_id] = number
+        return pending
+
+    def settle(self, number: int) -> Pending:
+        pending = self._by_id.pop(number)
+        if pending.asker != OURSELVES:
+            del self._by_asker[pending.asker, pending.asker_id]
+        return pending
+
+    def get(self, number: int | None) -> Pending | None:
+        return None if number is None else self._by_id.get(number)
+
+    def asked(self, asker: str, asker_id: bytes) -> Pending | None:
+        return self.get(self._by_asker.get((asker, asker_id)))
+
+    def owed_by(self, peer: str) -> list[Pending]:
+        return [pending for pending in self._by_id.values() if pending.peer == peer]
+
+    def asked_by(self, asker: str) -> list[Pending]:
+        return [pending for pending in self._by_id.values() if pending.asker == asker]
+
+    def __iter__(self) -> Iterator[Pending]:
+        return iter(list(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+
+class Ask(Struct):
+    """A host's request while it is being routed."""
+
+    id: bytes
+    method: str
+    params: Raw | UnsetType
+    blamed: str | None = None  # the server whose start it waits for, if it waits for one only
+
+
+class Listing(Struct):
+    """One list of one server while its pages come in."""
+
+    entries: list[Entry] = []
+    cursors: set[bytes] = set()
+
+
+class Server:
+    """What the core knows of one server. Written by `Core` only."""
+
+    def __init__(self, name: str, options: ServerOptions) -> None:
+        self.name = name
+        self.options = options
+        self.state = State.IDLE
+        self.run = 0  # counts the processes, so that what a former one still says is not taken for the present one's
+        self.deaths = Deaths()
+        self.trouble: str | None = None  # why it does not serve, for people; None while it does or was never tried
+        self.hint = ""
+        self.wanted = False  # used while it rests or stops: started as soon as that is over
+        self.settling = False  # started, and not yet known what it offers: lists wait, the first time
+        self.tried = False  # a start has ended one way or the other: lists wait for no further one
+        self.late = False  # has not answered its handshake in startup_timeout_sec
+        self.started_at = 0.0
+        self.ready_in: float | None = None  # seconds from start to its first complete lists
+        # From here on: valid while READY, and kept afterwards, since its tools stay listed while it rests.
+        self.open = False  # calls go out; before, they wait in `waiting`
+        self.waiting: dict[int, bytes] = {}
+        self.clogged = False
+        self.told: Fields = {}
+        self.revision = ""
+        self.capabilities: Fields = {}
+        self.instructions = ""
+        self.lists: dict[str, list[Entry]] = {}
+        self.listing: dict[str, Listing] = {}
+        self.changed: set[str] = set()  # lists that it said have changed, to be read after some quiet
+        self.changed_since = 0.0
+        self.subscriptions: set[str] = set()
+
+
+class Core:
+    """The multiplexer without its pipes: `handle` takes an event and the time, and returns what is to be done.
+
+    `broken` are servers whose table is wrong, with the reason; `chance` gives numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        options: MuxOptions,
+        servers: Mapping[str, ServerOptions],
+        *,
+        broken: Mapping[str, str] | None = None,
+        notice: str = "",
+        chance: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.options = options
+        self.servers = {name: Server(name, table) for name, table in servers.items()}
+        for name, reason in (broken or {}).items():
+            server = self.servers[name] = Server(name, ServerOptions())
+            server.state, server.trouble, server.tried = State.FAILED, reason, True
+            server.hint = "correct its table, then start this host again"
+        self.in_flight = InFlight()
+        self.revision = ""  # the host's, once it has initialized
+        self._notice = notice
+        self._chance = chance
+        self._now = 0.0
+        self._effects: list[Effect] = []
+        self._timers: dict[tuple[str, str], float] = {}
+        self._host_limit = int(options.host_message_mb * MB)
+        self._tracing = options.log_level == "trace"
+        self._host_capabilities: Fields = {}
+        self._host_info: bytes = b""
+        self._host_ready = False  # it has sent `initialized`: now it may be asked
+        self._host_roots: bytes | None = None  # its last answer to roots/list
+        self._log_level: bytes | None = None
+        self._for_host: list[SendHost] = []  # waits until the host is ready
+        self._held: dict[bytes, Ask] = {}  # wait until it is known what the servers offer
+        self._seen_by_host: dict[str, bytes] = {}  # by list method: the list that the host has, or was told to fetch
+        self._catalogue: Catalogue | None = None  # None: to be merged anew when next needed
+        self._tasks: dict[str, str] = {}  # task id -> the server that made it
+        self._host_tasks: dict[str, str] = {}  # task id made by the host -> the server that asked for it
+        self._task_progress: dict[int, tuple[str, Pending]] = {}  # our token -> task id and the call that made it
+
+    # ── events ──
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        self._now = now
+        self._effects = effects = []
+        match event:
+            case ServerLines():
+                server = self._alive(event.server, event.run)
+                if server:
+                    self._lines_of_server(server, event.lines)
+            case HostLines():
+                self._lines_of_host(event.lines)
+            case TimerDue(key):
+                if self._timers.get(key, FOREVER) <= now:
+                    del self._timers[key]
+                    self._on_timer[key[0]](self, key[1])
+            case ServerUp():
+                server = self._alive(event.server, event.run)
+                if server and server.state is State.STARTING:
+                    self._greet(server)
+            case ServerClogged():
+                server = self._alive(event.server, event.run)
+                if server:
+                    server.clogged = event.clogged
+                    self._log("warning", f"{server.name}: {'does not read' if event.clogged else 'reads again'}")
+            case ServerGone():
+                server = self._alive(event.server, event.run)
+                if server:
+                    self._gone(server, event)
+            case HostGone():
+                self._end(event.reason)
+        return effects
+
+    @property
+    def catalogue(self) -> Catalogue:
+        if self._catalogue is None:
+            parts = [Part(one.name, one.options.prefix, one.lists) for one in self.servers.values() if one.lists]
+            self._catalogue = merge(parts, self.options)
+            for note in self._catalogue.notes:
+                self._log("warning", note)
+        return self._catalogue
+
+    def _alive(self, name: str, run: int) -> Server | None:
+        server = self.servers.get(name)
+        return server if server and server.run == run else None
+
+    def _log(self, level: str, text: str) -> None:
+        self._effects.append(Log(level, text))
+
+    def _trace(self, arrow: str, peer: str, what: str, size: int) -> None:
+        self._log("trace", f"{arrow} {peer or 'host'} {what} {size} bytes")
+
+    def _set_timer(self, kind: str, name: str, at: float | None) -> None:
+        key = (kind, name)
+        if at is None:
+            if self._timers.pop(key, None) is None:
+                return
+        else:
+            self._timers[key] = at
+        self._effects.append(SetTimer(key, at))
+
+    # ── lines ──
+
+    def _lines_of_host(self, lines: list[bytes | TooLong]) -> None:
+        for line in lines:
+            for message in self._read(None, line):
+                self._from_host(message, len(line))
+
+    def _lines_of_server(self, server: Server, lines: list[bytes | TooLong]) -> None:
+        for line in lines:
+            for message in self._read(server, line):
+                self._from_server(server, message, len(line))
+
+    def _read(self, server: Server | None, line: bytes | TooLong) -> list[Envelope]:
+        """The messages of one line (several only in a batch); a bad line costs itself, and a call that it names."""
+        peer = server.name if server else "host"
+        if isinstance(line, TooLong):
+            reason = f"{line.size} bytes, over max_message_mb = {self.options.max_message_mb:g}"
+            self._bad_line(server, line.head, line.tail, reason, INVALID_REQUEST)
+            return []
+        text, note = tidy(line)
+        if note:
+            self._log("warning", f"{peer}: {note}")
+        try:
+            if text.lstrip()[:1] == b"[" and (server or self).revision in BATCH_REVISIONS:
+                return decode_batch(text)
+            return [decode_line(text)]
+        except BadLine as bad:
+            code = PARSE_ERROR if str(bad).startswith("not JSON") else INVALID_REQUEST
+            self._bad_line(server, text, text, str(bad), code)
+            return []
+
+    def _bad_line(self, server: Server | None, head: bytes, tail: bytes, reason: str, code: int) -> None:
+        self._log("warning", f"{server.name if server else 'host'}: a line was not read: {reason}")
+        number = id_in_bad_line(head, tail)
+        if server:
+            pending = self.in_flight.get(number)
+            if pending and pending.peer == server.name and pending.id not in server.waiting:
+                text = f"{server.name} sent an answer that cannot be read: {reason}"
+                self._fail(self.in_flight.settle(pending.id), text)
+            return
+        known = None if number is None or code == PARSE_ERROR else b"%d" % number
+        if known is not None and (known in self._held or self.in_flight.asked(HOST, known)):
+            known = None  # that request has its own ending
+        error = RpcError(code, f"mcpmux could not read this line: {reason}")
+        self._send_host(HOST, error_line(known, error_body(error)))
+
+    # ── from the host ──
+
+    def _from_host(self, message: Envelope, size: int) -> None:
+        if message.method is not UNSET:
+            if message.id is UNSET:
+                if self._tracing:
+                    self._trace("<", HOST, message.method, size)
+                handler = self._host_notifications.get(message.method)
+                if handler and self.revision:
+                    handler(self, object_of(None if message.params is UNSET else message.params))
+                return
+            id = bytes(message.id)
+            if self._tracing:
+                self._trace("<", HOST, f"{message.method} id={id.decode(errors='replace')}", size)
+            if is_id(id):
+                self._route(Ask(id, message.method, message.params))
+            else:
+                wrong = RpcError(INVALID_REQUEST, "a request's id must be a string or a number")
+                self._send_host(HOST, error_line(None, error_body(wrong)))
+        elif message.id is not UNSET and (message.result is not UNSET or message.error is not UNSET):
+            self._answer_of_host(message, size)
+        elif message.error is not UNSET:
+            self._log("warning", "host: an error without an id")
+        else:
+            self._bad_line(None, b"", b"", "neither a request, a notification nor a response", INVALID_REQUEST)
+
+    def _route(self, ask: Ask) -> None:
+        if ask.id in self._held or self.in_flight.asked(HOST, ask.id):
+            self._refuse(ask.id, RpcError(INVALID_REQUEST, "a request with this id is still open"))
+            return
+        try:
+            if not self.revision and ask.method not in BEFORE_INITIALIZED:
+                raise RpcError(INVALID_PARAMS, "not initialized: send `initialize` first (2025-11-25 or earlier)")
+            if not self._host_ready and ask.method not in BEFORE_INITIALIZED:
+                self._host_is_ready({})  # its `initialized` never came: what it asks shows that it is
+            self._host_requests.get(ask.method, Core._pass_on)(self, ask)
+        except RpcError as error:
+            self._refuse(ask.id, error)
+
+    def _initialize(self, ask: Ask) -> None:
+        params = fields_of(ask.params)
+        self.revision = negotiate(text_in(params, "protocolVersion"))
+        self._host_capabilities = fields_of(bytes(params.get("capabilities", b"{}")))
+        info = params.get("clientInfo", b"")
+        self._host_info = bytes(info) if info and is_object(info) else encode(IMPLEMENTATION)
+        known = [server for server in self.servers.values() if server.lists]
+        answer: dict[str, Any] = {
+            "protocolVersion": self.revision,
+            "capabilities": capabilities_for_host(server.capabilities for server in known),
+            "serverInfo": IMPLEMENTATION,
+        }
+        chapters = [f"# {server.name}\n\n{server.instructions}" for server in known if server.instructions]
+        if self._notice:
+            chapters.insert(0, self._notice)
+        if chapters:
+            answer["instructions"] = "\n\n".join(chapters)
+        self._reply(ask.id, encode(answer))
+        for server in self.servers.values():
+            if not server.tried:
+                self._use(server)
+
+    def _discover(self, ask: Ask) -> None:
+        raise RpcError(METHOD_NOT_FOUND, "this server speaks 2025-11-25 and earlier: send `initialize`")
+
+    def _ping(self, ask: Ask) -> None:
+        self._reply(ask.id, b"{}")
+
+    def _list(self, ask: Ask) -> None:
+        if value_of(fields_of(ask.params).get("cursor")) is not None:
+            raise RpcError(INVALID_PARAMS, "unknown cursor: the list has one page only")
+        if not self._hold(ask):
+            result = self._seen_by_host[ask.method] = self.catalogue.results[ask.method]
+            self._reply(ask.id, result)
+
+    def _call_tool(self, ask: Ask) -> None:
+        params = fields_of(ask.params)
+        name = text_in(params, "name")
+        route = self.catalogue.tools.get(name)
+        if route is None:
+            self._unknown_name(ask, name, "tool", self.catalogue.tools)
+            return
+        params["name"] = Raw(encode(route.name))
+        self._forward(ask, route.server, params, wrapped=route.wrapped)
+
+    def _get_prompt(self, ask: Ask) -> None:
+        params = fields_of(ask.params)
+        name = text_in(params, "name")
+        route = self.catalogue.prompts.get(name)
+        if route is None:
+            self._unknown_name(ask, name, "prompt", self.catalogue.prompts)
+            return
+        params["name"] = Raw(encode(route.name))
+        self._forward(ask, route.server, params)
+
+    def _by_uri(self, ask: Ask) -> None:
+        params = fields_of(ask.params)
+        uri = text_in(params, "uri")
+        subscriber = next((one.name for one in self.servers.values() if uri in one.subscriptions), None)
+        owner = subscriber if ask.method == "resources/unsubscribe" and subscriber else self.catalogue.owner_of(uri)
+        then = {"resources/subscribe": self._subscribed, "resources/unsubscribe": self._unsubscribed}.get(ask.method)
+        if owner:
+            self._forward(ask, owner, params, then=functools.partial(then, uri) if then else None)
+        elif not self._hold(ask):
+            ready = [one.name for one in self.servers.values() if one.open and offers(one.capabilities, "resources")]
+            self._try_in_turn(ask, params, ready, functools.partial(then, uri) if then else None, None)
+
+    def _try_in_turn(
+        self,
+        ask: Ask,
+        params: Fields,
+        names: list[str],
+        then: Callable[[Pending, Reply], None] | None,
+        last: Reply | None,
+    ) -> None:
+        """A URI that nobody listed: each ready server is asked in turn, until one knows it."""
+        if not names:
+            if last is None or last.error is None:
+                uri = value_of(params.get("uri"))
+                raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
+            self._send_host(HOST, error_line(ask.id, last.error))
+            return
+
+        def tried(pending: Pending, reply: Reply) -> None:
+            if reply.error is None:
+                (then or self._deliver)(pending, reply)
+                return
+            try:
+                self._try_in_turn(ask, params, names[1:], then, Reply(None, bytes(reply.error)))
+            except RpcError as error:
+                self._refuse(ask.id, error)
+
+        ask.params = ask.params if ask.params is UNSET else ask.params.copy()
+        params = {key: value.copy() for key, value in params.items()}
+        self._forward(ask, names[0], params, then=tried, patience=URI_PROBE_TIMEOUT)
+
+    def _subscribed(self, uri: str, pending: Pending, reply: Reply) -> None:
+        if reply.error is None:
+            self.servers[pending.peer].subscriptions.add(uri)
+        self._deliver(pending, reply)
+
+    def _unsubscribed(self, uri: str, pending: Pending, reply: Reply) -> None:
+        if reply.error is None:
+            self.servers[pending.peer].subscriptions.discard(uri)
+        self._deliver(pending, reply)
+
+    def _complete(self, ask: Ask) -> None:
+        params = fields_of(ask.params)
+        ref = fields_of(params.get("ref", b"null"))
+        if value_of(ref.get("type")) == "ref/prompt":
+            name = text_in(ref, "name")
+            route = self.catalogue.prompts.get(name)
+            if route is None:
+                self._unknown_name(ask, name, "prompt", self.catalogue.prompts)
+                return
+            owner, ref["name"] = route.server, Raw(encode(route.name))
+            params["ref"] = Raw(encode(ref))
+        else:
+            uri = text_in(ref, "uri")
+            by_text = (one.server for one in self.catalogue.templates if one.template == uri)
+            found = next(by_text, None) or self.catalogue.owner_of(uri)
+            if found is None:
+                if not self._hold(ask):
+                    raise RpcError(INVALID_PARAMS, f"no server has a resource template {uri}")
+                return
+            owner = found
+        if offers(self.servers[owner].capabilities, "completions") or not self.servers[owner].capabilities:
+            self._forward(ask, owner, params)
+        else:
+            self._reply(ask.id, b'{"completion":{"values":[]}}')
+
+    def _set_level(self, ask: Ask) -> None:
+        level = text_in(fields_of(ask.params), "level")
+        if level not in LOG_LEVELS:
+            raise RpcError(INVALID_PARAMS, f"params.level must be one of {', '.join(LOG_LEVELS)}")
+        self._log_level = encode({"level": level})
+        for server in self.servers.values():
+            if server.open:
+                self._tell_level(server)
+        self._reply(ask.id, b"{}")
+
+    def _tell_level(self, server: Server) -> None:
+        if self._log_level and offers(server.capabilities, "logging"):
+            self._ask(server, "logging/setLevel", self._log_level, lambda pending, reply: None)
+
+    def _task_of_server(self, ask: Ask) -> None:
+        params = fields_of(ask.params)
+        owner = self._tasks.get(text_in(params, "taskId"))
+        if owner is None:
+            raise RpcError(INVALID_PARAMS, "no server has made a task with this taskId")
+        self._forward(ask, owner, params, then=functools.partial(self._task_answered, text_in(params, "taskId")))
+
+    def _task_answered(self, task: str, pending: Pending, reply: Reply) -> None:
+        status = value_of(object_of(reply.result).get("status"))
+        if reply.error is None and (pending.method == "tasks/result" or status in TERMINAL):
+            self._end_task_progress(task)
+        self._deliver(pending, reply)
+
+    def _list_tasks(self, ask: Ask) -> None:
+        if value_of(fields_of(ask.params).get("cursor")) is not None:
+            raise RpcError(INVALID_PARAMS, "unknown cursor: the list has one page only")
+        if not self._hold(ask):
+            names = [
+                one.name for one in self.servers.values() if one.open and offers(one.capabilities, "tasks", "list")
+            ]
+            self._list_tasks_of(ask, names, None, [], set())
+
+    def _list_tasks_of(
+        self, ask: Ask, names: list[str], cursor: bytes | None, tasks: list[bytes], cursors: set[bytes]
+    ) -> None:
+        """Page by page, server by server; one that fails contributes nothing."""
+        if not names:
+            self._reply(ask.id, b'{"tasks":[%b]}' % b",".join(tasks))
+            return
+
+        def page(pending: Pending, reply: Reply) -> None:
+            body = object_of(reply.result)
+            for raw in items_of(body.get("tasks")):
+                task = value_of(object_of(raw).get("taskId"))
+                if isinstance(task, str):
+                    self._know_task(self._tasks, task, pending.peer)
+                    tasks.append(bytes(raw))
+            following = next_cursor(body, cursors)
+            self._list_tasks_of(
+                ask, names if following else names[1:], following, tasks, cursors if following else set()
+            )
+
+        params = {} if cursor is None else {"cursor": Raw(cursor)}
+        self._forward(ask, names[0], params, then=page, patience=URI_PROBE_TIMEOUT)
+
+    def _pass_on(self, ask: Ask) -> None:
+        """A method of the future: if its params name something that has an owner, the owner is asked."""
+        params = object_of(None if ask.params is UNSET else ask.params)
+        name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
+        owner = self._tasks.get(task) if isinstance(task, str) else None
+        if owner is None and isinstance(uri, str):
+            owner = self.catalogue.owner_of(uri)
+        if owner is None and isinstance(name, str):
+            route = self.catalogue.tools.get(name) or self.catalogue.prompts.get(name)
+            if route:
+                owner, params["name"] = route.server, Raw(encode(route.name))
+        if owner is None:
+            raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method}")
+        self._forward(ask, owner, params)
+
+    def _hold(self, ask: Ask) -> bool:
+        """Keeps a request back while servers that it may concern are being started for the first time."""
+        if ask.blamed is None:
+            waits = any(server.settling and not server.tried for server in self.servers.values())
+        else:
+            waits = self.servers[ask.blamed].settling
+        if waits:
+            if ask.params is not UNSET:
+                ask.params = ask.params.copy()
+            self._held[ask.id] = ask
+        return waits
+
+    def _unknown_name(self, ask: Ask, name: str, noun: str, known: Mapping[str, Route]) -> None:
+        if self._hold(ask):
+            return
+        owner = self._server_by_prefix(name)
+        if owner and not owner.lists:
+            if ask.blamed is None and owner.state in (State.IDLE, State.STOPPED, State.BACKOFF):
+                ask.blamed = owner.name
+                owner.settling = True
+                self._use(owner)
+                self._hold(ask)
+            else:
+                self._fail_ask(ask, self._why(owner))
+            return
+        near = difflib.get_close_matches(name, known, n=1)
+        raise RpcError(INVALID_PARAMS, f"Unknown {noun}: {name}" + (f" (did you mean {near[0]}?)" if near else ""))
+
+    def _server_by_prefix(self, name: str) -> Server | None:
+        def prefix(server: Server) -> str:
+            text = server.name if server.options.prefix is None else server.options.prefix
+            return text + self.options.separator if text else "\n"
+
+        owners = [server for server in self.servers.values() if name.startswith(prefix(server))]
+        return max(owners, key=lambda server: len(prefix(server)), default=None)
+
+    def _forward(
+        self,
+        ask: Ask,
+        name: str,
+        params: Fields,
+        *,
+        then: Callable[[Pending, Reply], None] | None = None,
+        patience: float | None = None,
+        wrapped: bool = False,
+    ) -> None:
+        """A host's request on its way to its server; it waits there if the server is not ready."""
+        server = self.servers[name]
+        if server.state is State.FAILED or server.late:
+            self._fail_ask(ask, self._why(server))
+            return
+        if server.clogged:
+            self._fail_ask(ask, f"{name} does not read its input: {self.options.outbox_mb:g} MB wait for it already")
+            return
+        seconds = patience or server.options.tool_timeout_sec
+        pending = self.in_flight.open(
+            name, HOST, ask.id, ask.method, self._now, seconds, patience or seconds * PROGRESS_CAP
+        )
+        pending.then = then
+        pending.wrapped = wrapped
+        pending.is_task = "task" in params
+        self._swap_token(pending, params)
+        self._watch(pending)
+        line = request_line(pending.id, ask.method, encode(params) if ask.params is not UNSET or params else UNSET)
+        if server.open:
+            self._send_server(server, line)
+        else:
+            server.waiting[pending.id] = line
+            self._use(server)
+
+    def _swap_token(self, pending: Pending, params: Fields) -> None:
+        """The asker's progress token is put aside and ours, which is `id`, goes in its place."""
+        meta = object_of(params.get("_meta"))
+        token = meta.get("progressToken")
+        if token is not None and is_id(bytes(token)):
+            pending.token = bytes(token)
+            meta["progressToken"] = Raw(b"%d" % pending.id)
+            params["_meta"] = Raw(encode(meta))
+
+    def _host_is_ready(self, params: Fields) -> None:
+        self._host_ready = True
+        for effect in self._for_host:
+            self._send_host(effect.source, effect.line)
+        self._for_host.clear()
+
+    def _host_cancels(self, params: Fields) -> None:
+        id = bytes(params.get("requestId", b""))
+        if self._held.pop(id, None) is None and (pending := self.in_flight.asked(HOST, id)):
+            self._withdraw(pending, params)
+
+    def _withdraw(self, pending: Pending, params: Fields) -> None:
+        """The asker no longer wants the answer: its peer is told, and nobody is answered."""
+        self.in_flight.settle(pending.id)
+        params = params | {"requestId": Raw(b"%d" % pending.id)}
+        if pending.peer == HOST:
+            self._to_ready_host(pending.asker, notification_line("notifications/cancelled", encode(params)))
+        else:
+            server = self.servers[pending.peer]
+            if server.waiting.pop(pending.id, None) is None:
+                self._send_server(server, notification_line("notifications/cancelled", encode(params)))
+
+    def _host_progress(self, params: Fields) -> None:
+        self._progress(HOST, params)
+
+    def _host_roots_changed(self, params: Fields) -> None:
+        self._host_roots = None
+        line = notification_line("notifications/roots/list_changed", encode(params) if params else UNSET)
+        for server in self.servers.values():
+            if server.open and "roots" in self._host_capabilities:
+                self._send_server(server, line)
+
+    def _host_task_status(self, params: Fields) -> None:
+        owner = self._host_tasks.get(value_of(params.get("taskId"), ""))
+        if owner and self.servers[owner].open:
+            self._send_server(self.servers[owner], notification_line("notifications/tasks/status", encode(params)))
+
+    def _answer_of_host(self, message: Envelope, size: int) -> None:
+        assert message.id is not UNSET
+        pending = self.in_flight.get(number_of_id(message.id))
+        if self._tracing:
+            self._trace("<", HOST, f"answer id={bytes(message.id).decode(errors='replace')}", size)
+        if pending is None or pending.peer != HOST:
+            self._log("debug", "host: an answer to nothing that is open was dropped")
+            return
+        self.in_flight.settle(pending.id)
+        server = self.servers[pending.asker]
+        reply = self._checked(message, "the host")
+        if pending.then:
+            pending.then(pending, reply)
+            return
+        if reply.result is not None:
+            if pending.method == "roots/list":
+                self._host_roots = bytes(reply.result)
+            task = value_of(object_of(object_of(reply.result).get("task")).get("taskId")) if pending.is_task else None
+            if isinstance(task, str):
+                self._know_task(self._host_tasks, task, server.name)
+        self._answer_server(server, pending.asker_id, reply)
+        self._question_over(server)
+
+    # ── from a server ──
+
+    def _from_server(self, server: Server, message: Envelope, size: int) -> None:
+        if message.method is UNSET:
+            if message.id is UNSET or (message.result is UNSET and message.error is UNSET):
+                self._log("warning", f"{server.name}: a message that is neither request, notification nor response")
+            else:
+                self._answer_of_server(server, message, size)
+        elif message.id is UNSET:
+            if self._tracing:
+                self._trace("<", server.name, message.method, size)
+            handler = self._server_notifications.get(message.method, Core._pass_to_host)
+            handler(self, server, message)
+        else:
+            if self._tracing:
+                self._trace("<", server.name, f"{message.method} id={bytes(message.id).decode(errors='replace')}", size)
+            self._question(server, message)
+
+    def _checked(self, message: Envelope, who: str) -> Reply:
+        """A response as one of its two kinds; what is neither becomes an error that says so."""
+        if message.error is not UNSET:
+            if message.result is not UNSET and bytes(message.result) != _NULLED:
+                wrong = "an answer with both a result and an error"
+            elif error_is_valid(message.error):
+                return Reply(None, message.error)
+            else:
+                wrong = "an error without a code and a message"
+        elif message.result is not UNSET and is_object(message.result):
+            return Reply(message.result, None)
+        else:
+            wrong = "a result that is no object"
+        return Reply(None, error_body(RpcError(INTERNAL_ERROR, f"{who} sent {wrong}")))
+
+    def _answer_of_server(self, server: Server, message: Envelope, size: int) -> None:
+        assert message.id is not UNSET
+        number = number_of_id(message.id)
+        pending = self.in_flight.get(number)
+        if self._tracing:
+            self._trace("<", server.name, f"answer id={bytes(message.id).decode(errors='replace')}", size)
+        if pending is None or pending.peer != server.name or number in server.waiting:
+            level = "warning" if bytes(message.id) == _NULLED else "debug"  # an error with a null id is worth a look
+            self._log(level, f"{server.name}: an answer to nothing that is open was dropped")
+            return
+        self.in_flight.settle(pending.id)
+        reply = self._checked(message, server.name)
+        if pending.then:
+            pending.then(pending, reply)
+        else:
+            self._deliver(pending, reply)
+
+    def _deliver(self, pending: Pending, reply: Reply) -> None:
+        """A server's answer on its way to the host."""
+        if reply.result is None:
+            assert reply.error is not None
+            line = error_line(pending.asker_id, reply.error)
+        else:
+            if pending.is_task:
+                task = value_of(object_of(object_of(reply.result).get("task")).get("taskId"))
+                if isinstance(task, str):
+                    self._know_task(self._tasks, task, pending.peer)
+                    if pending.token:
+                        self._task_progress[pending.id] = (task, pending)
+            line = result_line(pending.asker_id, wrap_structured(reply.result) if pending.wrapped else reply.result)
+        if len(line) > self._host_limit:
+            self._fail(
+                pending,
+                f"{pending.peer} answered with {len(line)} bytes, more than the {self.options.host_message_mb:g} MB"
+                " that hosts take (host_message_mb)",
+            )
+        else:
+            self._send_host(pending.peer, line)
+
+    def _question(self, server: Server, message: Envelope) -> None:
+        """A request from a server. https://modelcontextprotocol.io/specification/2025-11-25/client"""
+        assert message.id is not UNSET and message.method is not UNSET
+        id, method, params = bytes(message.id), message.method, message.params
+        if not is_id(id):
+            self._log("warning", f"{server.name}: a request whose id is neither string nor number")
+            return
+        try:
+            if method == "ping":
+                self._answer_server(server, id, Reply(Raw(b"{}"), None))
+                return
+            if self.in_flight.asked(server.name, id):
+                raise RpcError(INVALID_REQUEST, "a request with this id is still open")
+            if method in HOST_TASK_METHODS:
+                self._ask_host_about_task(server, id, method, params)
+                return
+            if method not in QUESTIONS:
+                raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method}")
+            verdict = judge_question(method, params, server.name, server.options, self._host_capabilities, server.told)
+            if isinstance(verdict, Answer):
+                self._answer_server(server, id, Reply(Raw(verdict.result), None))
+                return
+            if any(
+                one.method in LISTS or one.method == "completion/complete"
+                for one in self.in_flight.owed_by(server.name)
+            ):
+                # It may be waiting for this before it answers us, and the host for us: nobody would move.
+                roots = self._host_roots or (table_roots(server.options) if server.options.roots else None)
+                if method == "roots/list" and roots:
+                    self._answer_server(server, id, Reply(Raw(roots), None))
+                    return
+                raise RpcError(INTERNAL_ERROR, f"the host cannot be asked while {server.name} is listing or completing")
+            self._ask_host(server, id, method, verdict.params)
+        except RpcError as error:
+            self._answer_server(server, id, Reply(None, error_body(error)))
+
+    def _ask_host(
+        self,
+        server: Server,
+        id: bytes,
+        method: str,
+        params: Raw | bytes | UnsetType,
+        then: Callable[[Pending, Reply], None] | None = None,
+    ) -> None:
+        seconds = self.options.input_timeout_sec
+        pending = self.in_flight.open(HOST, server.name, id, method, self._now, seconds, seconds)
+        pending.then = then
+        if params is not UNSET and (b"progressToken" in bytes(params) or b'"task"' in bytes(params)):
+            fields = object_of(params)
+            pending.is_task = "task" in fields
+            self._swap_token(pending, fields)
+            params = encode(fields)
+        self._watch(pending)
+        line = request_line(pending.id, method, params)
+        if len(line) > self._host_limit:
+            self.in_flight.settle(pending.id)
+            raise RpcError(INVALID_PARAMS, f"the request has {len(line)} bytes, more than hosts take")
+        if not server.open:  # calls wait until what it asks first is answered, but not for ever
+            self._set_timer("open", server.name, self._now + server.options.startup_timeout_sec)
+        self._to_ready_host(server.name, line)
+
+    def _ask_host_about_task(self, server: Server, id: bytes, method: str, params: Raw | UnsetType) -> None:
+        """A server follows a task that the host made for it; another server's tasks are none of its business."""
+        if not offers(server.told, "tasks"):
+            raise RpcError(METHOD_NOT_FOUND, "the host declared no tasks")
+        if method == "tasks/list":
+
+            def own_tasks(pending: Pending, reply: Reply) -> None:
+                if reply.result is not None:
+                    body = object_of(reply.result)
+                    mine = [
+                        raw
+                        for raw in items_of(body.get("tasks"))
+                        if self._host_tasks.get(value_of(object_of(raw).get("taskId"), "")) == server.name
+                    ]
+                    body["tasks"] = Raw(encode(mine))
+                    reply = Reply(Raw(encode(body)), None)
+                self._answer_server(server, id, reply)
+                self._question_over(server)
+
+            self._ask_host(server, id, method, params, own_tasks)
+        elif self._host_tasks.get(text_in(fields_of(params), "taskId")) == server.name:
+            self._ask_host(server, id, method, params)
+        else:
+            raise RpcError(INVALID_PARAMS, "the host has made no task with this taskId for this server")
+
+    def _question_over(self, server: Server) -> None:
+        """What it asked is answered: its calls' clocks start anew, and waiting ones go out after some quiet."""
+        if server.state is not State.READY:
+            return
+        for pending in self.in_flight.owed_by(server.name):
+            pending.deadline = max(pending.deadline, min(self._now + pending.patience, pending.limit))
+        if not server.open and not self.in_flight.asked_by(server.name):
+            self._set_timer("open", server.name, self._now + QUIET_AFTER_INITIALIZED)
+
+    def _server_progress(self, server: Server, message: Envelope) -> None:
+        if message.params is not UNSET:
+            self._progress(server.name, object_of(message.params))
+
+    def _progress(self, peer: str, params: Fields) -> None:
+        """Progress goes to whoever asked, under the token it gave, if its request is still open and the value rises:
+        anything else tears down some hosts' transport."""
+        number = number_of_id(params.get("progressToken", Raw(b"")))
+        pending = self.in_flight.get(number)
+        if pending is None and number in self._task_progress:
+            pending = self._task_progress[number][1]
+        value = value_of(params.get("progress"))
+        if pending is None or pending.peer != peer or pending.token is None:
+            self._log("debug", f"{peer or 'host'}: progress for nothing that is open was dropped")
+            return
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > pending.progress:
+            self._log("debug", f"{peer or 'host'}: progress that does not rise was dropped")
+            return
+        pending.progress = value
+        pending.deadline = min(self._now + pending.patience, pending.limit)
+        params["progressToken"] = Raw(pending.token)
+        line = notification_line("notifications/progress", encode(params))
+        if pending.asker == HOST:
+            self._to_ready_host(peer, line)
+        elif self.servers[pending.asker].open:
+            self._send_server(self.servers[pending.asker], line)
+
+    def _server_logs(self, server: Server, message: Envelope) -> None:
+        params = object_of(None if message.params is UNSET else message.params)
+        logger = value_of(params.get("logger"))
+        params["logger"] = Raw(encode(f"{server.name}/{logger}" if isinstance(logger, str) and logger else server.name))
+        self._to_ready_host(server.name, notification_line("notifications/message", encode(params)))
+
+    def _resource_updated(self, server: Server, message: Envelope) -> None:
+        if server.subscriptions:  # of a sub-resource the server's subscribers hear too
+            self._pass_to_host(server, message)
+
+    def _server_cancels(self, server: Server, message: Envelope) -> None:
+        params = object_of(None if message.params is UNSET else message.params)
+        pending = self.in_flight.asked(server.name, bytes(params.get("requestId", b"")))
+        if pending:
+            self._withdraw(pending, params)
+            self._question_over(server)
+
+    def _task_status(self, server: Server, message: Envelope) -> None:
+        params = object_of(None if message.params is UNSET else message.params)
+        task = value_of(params.get("taskId"))
+        if isinstance(task, str):
+            self._know_task(self._tasks, task, server.name)
+            if value_of(params.get("status")) in TERMINAL:
+                self._end_task_progress(task)
+        self._pass_to_host(server, message)
+
+    def _know_task(self, tasks: dict[str, str], task: str, server: str) -> None:
+        if tasks.setdefault(task, server) != server:
+            self._log("warning", f"{server}: its task id {task!r} is {tasks[task]}'s already")
+        while len(tasks) > KNOWN_TASKS:
+            del tasks[next(iter(tasks))]
+
+    def _end_task_progress(self, task: str) -> None:
+        for number in [number for number, (of, _) in self._task_progress.items() if of == task]:
+            del self._task_progress[number]
+
+    def _pass_to_host(self, server: Server, message: Envelope) -> None:
+        assert message.method is not UNSET
+        self._to_ready_host(server.name, notification_line(message.method, message.params))
+
+    def _list_changed(self, server: Server, message: Envelope) -> None:
+        """Read again after some quiet. Before its first list there is nothing to read again."""
+        if not server.open:
+            return
+        if not server.changed:
+            server.changed_since = self._now
+        server.changed |= {method for method, kind in LISTS.items() if kind.changed == message.method}
+        self._set_timer("relist", server.name, min(self._now + RELIST_QUIET, server.changed_since + RELIST_AT_MOST))
+
+    # ── a server's life ──
+
+    def _use(self, server: Server) -> None:
+        match server.state:
+            case State.IDLE | State.STOPPED:
+                server.wanted = False
+                server.state = next_state(server.state, Life.USE)
+                server.run += 1
+                server.settling = server.settling or not server.lists
+                server.started_at = self._now
+                self._log("debug", f"= {server.name} starting")
+                self._effects.append(Start(server.name, server.run))
+                self._set_timer("late", server.name, self._now + server.options.startup_timeout_sec)
+            case State.BACKOFF | State.STOPPING:
+                server.wanted = True
+            case State.STARTING | State.READY | State.FAILED:
+                pass
+
+    def _greet(self, server: Server) -> None:
+        server.told = capabilities_for_server(self._host_capabilities, server.options)
+        params = {
+            "protocolVersion": Raw(encode(self.revision)),
+            "capabilities": Raw(encode(server.told)),
+            "clientInfo": Raw(self._host_info),
+        }
+        self._ask(server, "initialize", encode(params), self._greeted, patience=FOREVER)
+
+    def _greeted(self, pending: Pending, reply: Reply) -> None:
+        server = self.servers[pending.peer]
+        body = object_of(reply.result)
+        revision = value_of(body.get("protocolVersion"))
+        if reply.error is not None:
+            text = value_of(object_of(reply.error).get("message"))
+            self._give_up(server, f"{server.name} refused `initialize`: {text}")
+            return
+        if revision not in LEGACY_REVISIONS:
+            self._give_up(server, f"{server.name} speaks protocol revision {revision!r}, which mcpmux does not know")
+            return
+        server.state = next_state(server.state, Life.UP)
+        server.late, server.trouble = False, None
+        server.revision = revision
+        server.capabilities = object_of(bytes(body.get("capabilities", b"{}")))
+        server.instructions = value_of(body.get("instructions")) or ""
+        self._set_timer("late", server.name, None)
+        self._send_server(server, notification_line("notifications/initialized"))
+        self._set_timer("open", server.name, self._now + QUIET_AFTER_INITIALIZED)
+        self._log("debug", f"= {server.name} ready")
+
+    def _open(self, name: str) -> None:
+        """It has asked what it asks first, or asks nothing: now it gets what waited, and is listed."""
+        server = self.servers[name]
+        if server.state is not State.READY or server.open:
+            return
+        server.open = True
+        self._tell_level(server)
+        for uri in server.subscriptions:
+            self._ask(server, "resources/subscribe", encode({"uri": uri}), lambda pending, reply: None)
+        for line in server.waiting.values():
+            self._send_server(server, line)
+        server.waiting.clear()
+        self._read_lists(server, LISTS)
+
+    def _read_lists(self, server: Server, methods: Iterable[str]) -> None:
+        for method in methods:
+            if method in server.listing:
+                server.changed.add(method)  # read again when this reading has ended
+            elif offers(server.capabilities, LISTS[method].capability):
+                server.listing[method] = Listing([], set())
+                self._read_page(server, method, None)
+        self._lists_read(server)
+
+    def _read_page(self, server: Server, method: str, cursor: bytes | None) -> None:
+        params = UNSET if cursor is None else b'{"cursor":%b}' % cursor
+        self._ask(server, method, params, self._page_read, patience=server.options.startup_timeout_sec)
+
+    def _page_read(self, pending: Pending, reply: Reply) -> None:
+        server, method = self.servers[pending.peer], pending.method
+        listing = server.listing[method]
+        body = object_of(reply.result)
+        if reply.error is None:
+            key = LISTS[method].key
+            if bytes(body.get(key, b""))[:1] != b"[":
+                self._log("warning", f"{server.name}: {method} has no list of {key}")
+            for raw in items_of(body.get(key)):
+                entry = fit_entry(method, raw, server.options)
+                if isinstance(entry, Entry):
+                    listing.entries.append(entry)
+                elif entry is not None:
+                    self._log("warning", f"{server.name}: left out: {entry}")
+            cursor = next_cursor(body, listing.cursors)
+            if cursor is not None:
+                self._read_page(server, method, cursor)
+                return
+            server.lists[method] = listing.entries
+        else:
+            error = object_of(reply.error)
+            if value_of(error.get("code")) != METHOD_NOT_FOUND:
+                self._log("warning", f"{server.name}: {method} failed: {value_of(error.get('message'))}")
+            server.lists.setdefault(method, [])
+        del server.listing[method]
+        self._lists_read(server)
+
+    def _lists_read(self, server: Server) -> None:
+        """Called after each list; when none is being read and none is stale, the catalogue takes them over."""
+        if server.listing:
+            return
+        if server.changed:
+            if ("relist", server.name) not in self._timers:
+                self._set_timer("relist", server.name, self._now + RELIST_QUIET)
+            return
+        if server.ready_in is None:
+            server.ready_in = self._now - server.started_at
+            server.lists.setdefault("tools/list", [])  # it is known now, even if it offers nothing
+        self._catalogue = None
+        self._settle(server)
+        self._tell_changes()
+
+    def _relist(self, name: str) -> None:
+        server = self.servers[name]
+        if server.open:
+            changed, server.changed = server.changed, set()
+            self._read_lists(server, changed)
+
+    def _settle(self, server: Server) -> None:
+        """It is known what this server offers, or that it is not to be waited for: who waited for that goes on."""
+        if not server.settling:
+            return
+        server.settling, server.tried = False, True
+        held, self._held = self._held, {}
+        for ask in held.values():
+            self._route(ask)
+
+    def _tell_changes(self) -> None:
+        """Tells the host of each list that is not what it has; one that it never asked for it will ask for."""
+        stale = [method for method, seen in self._seen_by_host.items() if seen != self.catalogue.results[method]]
+        for notification in dict.fromkeys(LISTS[method].changed for method in stale):
+            self._to_ready_host(HOST, notification_line(notification))
+        for method in stale:
+            self._seen_by_host[method] = self.catalogue.results[method]
+
+    def _late(self, name: str) -> None:
+        """No answer to the handshake: nobody waits for it any longer, and in the end it is stopped."""
+        server = self.servers[name]
+        if server.state is not State.STARTING:
+            return
+        seconds = server.options.startup_timeout_sec
+        server.hint = "see whether it starts at all with `mcpmux check`, or raise startup_timeout_sec in its table"
+        if server.late:
+            self._give_up(server, f"{name} did not answer `initialize` within {seconds * START_PATIENCE:g} s")
+            return
+        server.late = True
+        server.trouble = f"{name} has not answered `initialize` within {seconds:g} s"
+        self._log("warning", self._why(server))
+        self._set_timer("late", name, server.started_at + seconds * START_PATIENCE)
+        for number in list(server.waiting):
+            self._fail(self.in_flight.settle(number), self._why(server))
+        server.waiting.clear()
+        self._settle(server)
+
+    def _give_up(self, server: Server, trouble: str) -> None:
+        """Its process is of no use and is stopped; the next use tries again."""
+        server.trouble = trouble
+        self._log("error", self._why(server))
+        server.state = next_state(server.state, Life.STOP)
+        self._effects.append(Stop(server.name, server.run))
+        self._fail_all(server, self._why(server))
+        self._settle(server)
+
+    def _gone(self, server: Server, event: ServerGone) -> None:
+        if server.state is State.STOPPING:
+            server.state = next_state(server.state, Life.GONE)
+        else:
+            words = f'; its last words: "{" | ".join(event.stderr)}"' if event.stderr else ""
+            server.trouble, server.hint = f"{event.reason}{words}", event.hint
+            rest = server.deaths.count(self._now, self._chance())
+            server.state = next_state(server.state, Life.GONE if rest is not None else Life.GAVE_UP)
+            self._set_timer("rested", server.name, self._now + (FAILED_REST if rest is None else rest))
+            self._log("error", self._why(server))
+        server.run += 1  # nothing that its process still says is heard
+        for timer in ("late", "open", "relist"):
+            self._set_timer(timer, server.name, None)
+        server.open = server.clogged = server.late = False
+        server.listing.clear()
+        server.changed.clear()
+        for pending in self.in_flight.asked_by(server.name):
+            self._withdraw(pending, {"reason": Raw(encode(f"{server.name} is gone"))})
+        self._fail_all(server, self._why(server))
+        self._settle(server)
+        if server.wanted and server.state is State.STOPPED:
+            self._use(server)
+
+    def _rested(self, name: str) -> None:
+        server = self.servers[name]
+        server.state = next_state(server.state, Life.DUE)
+        if server.wanted:
+            self._use(server)
+
+    def _why(self, server: Server) -> str:
+        """Which server, what happened, what to do: one line, for the model and the person behind it."""
+        trouble = server.trouble or f"{server.name} is {server.state.value}"
+        hint = server.hint or "`mcpmux check` says more; the next call starts it again"
+        return f"mcpmux: {trouble} ({hint})".replace("\n", " ")
+
+    def _fail_all(self, server: Server, text: str) -> None:
+        """Ends all that this server owes. What we asked for ourselves has nobody waiting."""
+        server.waiting.clear()
+        for pending in self.in_flight.owed_by(server.name):
+            self._fail(self.in_flight.settle(pending.id), text)
+
+    def _fail(self, pending: Pending, text: str) -> None:
+        """The ending of a settled request that its peer will not answer."""
+        error = error_body(RpcError(INTERNAL_ERROR, text))
+        if pending.asker == OURSELVES:
+            if self.servers[pending.peer].state in (State.STARTING, State.READY) and pending.then:
+                pending.then(pending, Reply(None, error))
+        elif pending.asker != HOST:
+            server = self.servers[pending.asker]
+            self._answer_server(server, pending.asker_id, Reply(None, error))
+            self._question_over(server)
+        elif pending.then and pending.method != "tools/call":
+            pending.then(pending, Reply(None, error))
+        elif pending.method == "tools/call" and not pending.is_task:
+            self._send_host(HOST, result_line(pending.asker_id, tool_error(text)))
+        else:
+            self._send_host(HOST, error_line(pending.asker_id, error))
+
+    def _fail_ask(self, ask: Ask, text: str) -> None:
+        """As `_fail`, for a request that has not been sent on."""
+        if ask.method == "tools/call":
+            self._reply(ask.id, tool_error(text))
+        else:
+            self._refuse(ask.id, RpcError(INTERNAL_ERROR, text))
+
+    def _watch(self, pending: Pending) -> None:
+        """One timer for all requests, at the earliest deadline: a heap of cancelled timers would grow with the rate."""
+        if pending.deadline < self._timers.get(("calls", ""), FOREVER):
+            self._set_timer("calls", "", pending.deadline)
+
+    def _sweep(self, _: str) -> None:
+        for pending in self.in_flight:
+            if pending.deadline > self._now:
+                continue
+            if pending.peer != HOST and self.in_flight.asked_by(pending.peer):
+                pending.deadline = self._now + pending.patience  # a person is being asked: the clock stands still
+                continue
+            self.in_flight.settle(pending.id)
+            who = pending.peer or "the host"
+            text = f"mcpmux: {who} did not answer {pending.method} within {self._now - pending.opened:.3g} s"
+            gone = notification_line(
+                "notifications/cancelled", encode({"requestId": pending.id, "reason": "timed out"})
+            )
+            if pending.peer == HOST:
+                self._to_ready_host(pending.asker, gone)
+            elif self.servers[pending.peer].waiting.pop(pending.id, None) is None:
+                self._send_server(self.servers[pending.peer], gone)
+            self._log("warning", text)
+            self._fail(pending, text + (" (tool_timeout_sec)" if pending.asker == HOST else ""))
+        earliest = min((pending.deadline for pending in self.in_flight), default=FOREVER)
+        if earliest < FOREVER:
+            self._set_timer("calls", "", earliest)
+
+    def _end(self, reason: str) -> None:
+        """The host is gone or we are told to go: whoever waits is told, and every server is stopped."""
+        self._log("info", f"stopping: {reason}")
+        for ask in self._held.values():
+            self._refuse(ask.id, RpcError(INTERNAL_ERROR, f"mcpmux is stopping: {reason}"))
+        self._held.clear()
+        for pending in self.in_flight.asked_by(HOST):
+            pending.then = None
+            self._fail(self.in_flight.settle(pending.id), f"mcpmux is stopping: {reason}")
+        for server in self.servers.values():
+            if server.state in (State.STARTING, State.READY):
+                server.state = next_state(server.state, Life.STOP)
+                server.wanted = False
+                self._effects.append(Stop(server.name, server.run))
+
+    # ── sending ──
+
+    def _ask(
+        self,
+        server: Server,
+        method: str,
+        params: bytes | UnsetType,
+        then: Callable[[Pending, Reply], None],
+        patience: float | None = None,
+    ) -> None:
+        """A request of our own, with what is done with its answer."""
+        seconds = patience or server.options.tool_timeout_sec
+        pending = self.in_flight.open(server.name, OURSELVES, b"", method, self._now, seconds, seconds)
+        pending.then = then
+        self._watch(pending)
+        self._send_server(server, request_line(pending.id, method, params))
+
+    def _reply(self, id: bytes, result: bytes) -> None:
+        line = result_line(id, result)
+        if len(line) > self._host_limit:
+            line = error_line(
+                id, error_body(RpcError(INTERNAL_ERROR, f"the answer has {len(line)} bytes, over host_message_mb"))
+            )
+        self._send_host(HOST, line)
+
+    def _refuse(self, id: bytes, error: RpcError) -> None:
+        self._send_host(HOST, error_line(id, error_body(error)))
+
+    def _answer_server(self, server: Server, id: bytes, reply: Reply) -> None:
+        if reply.result is not None:
+            self._send_server(server, result_line(id, reply.result))
+        else:
+            assert reply.error is not None
+            self._send_server(server, error_line(id, reply.error))
+
+    def _to_ready_host(self, source: str, line: bytes) -> None:
+        """For what the host did not ask for: kept until it has initialized, and never over its limit."""
+        if len(line) > self._host_limit:
+            self._log(
+                "warning", f"{source}: a notification of {len(line)} bytes is more than hosts take, and was dropped"
+            )
+        elif self._host_ready:
+            self._send_host(source, line)
+        elif len(self._for_host) < HELD_FOR_HOST:
+            self._for_host.append(SendHost(source, line))
+
+    def _send_host(self, source: str, line: bytes) -> None:
+        if self._tracing:
+            self._trace(">", HOST, label(line), len(line))
+        self._effects.append(SendHost(source, line))
+
+    def _send_server(self, server: Server, line: bytes) -> None:
+        if self._tracing:
+            self._trace(">", server.name, label(line), len(line))
+        self._effects.append(SendServer(server.name, line))
+
+    # ── tables ──
+
+    _host_requests: Final[dict[str, Callable[[Core, Ask], None]]] = {
+        "initialize": _initialize,
+        "server/discover": _discover,
+        "ping": _ping,
+        **dict.fromkeys(LISTS, _list),
+        "tools/call": _call_tool,
+        "prompts/get": _get_prompt,
+        "resources/read": _by_uri,
+        "resources/subscribe": _by_uri,
+        "resources/unsubscribe": _by_uri,
+        "completion/complete": _complete,
+        "logging/setLevel": _set_level,
+        "tasks/list": _list_tasks,
+        "tasks/get": _task_of_server,
+        "tasks/result": _task_of_server,
+        "tasks/cancel": _task_of_server,
+    }
+    _host_notifications: Final[dict[str, Callable[[Core, Fields], None]]] = {
+        "notifications/initialized": _host_is_ready,
+        "notifications/cancelled": _host_cancels,
+        "notifications/progress": _host_progress,
+        "notifications/roots/list_changed": _host_roots_changed,
+        "notifications/tasks/status": _host_task_status,
+    }
+    _server_notifications: Final[dict[str, Callable[[Core, Server, Envelope], None]]] = {
+        "notifications/progress": _server_progress,
+        "notifications/message": _server_logs,
+        "notifications/cancelled": _server_cancels,
+        "notifications/resources/updated": _resource_updated,
+        "notifications/tasks/status": _task_status,
+        **dict.fromkeys((kind.changed for kind in LISTS.values()), _list_changed),
+    }
+    _on_timer: Final[dict[str, Callable[[Core, str], None]]] = {
+        "calls": _sweep,
+        "late": _late,
+        "open": _open,
+        "relist": _relist,
+        "rested": _rested,
+    }
+
+
+# ════════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Above this line: no I/O, no clock, no environment, no asyncio.
+# ════════════════════════════════════════════════════════════════════════════════════════════════════════════════════
+
+
+# ══ 9. Config ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# The TOML file becomes options. Every problem is found in one reading and named by file and path; what is wrong inside
+# a server's table fails that server alone.
+
+CONFIG_NAME: Final = "mcpmux.toml"
+_PLACEHOLDER: Final = re.compile(
+    r"\$(\$\{)|\$\{(?:cmd:(?P<cmd>[^{}]*)|(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?)\}|\$\{([^}]*)\}?"
+)
+_SERVER_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+# Keys of Codex's that say how Codex uses a server, not how it is run: accepted, so that its blocks paste straight in.
+CODEX_KEYS: Final = frozenset(
+    {"required", "supports_parallel_tool_calls", "default_tools_approval_mode", "environment_id", "scopes", "oauth"}
+    | {"experimental_environment", "oauth_resource", "startup_timeout_ms", "approval_mode", "parallel_tool_calls"}
+)
+REMOTE_KEYS: Final = frozenset({"url", "http_headers", "env_http_headers", "bearer_token_env_var", "transport"})
+_IN_WORDS: Final = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
+
+
+Table = TypeVar("Table", bound=Struct)
+
+
+class Config(Struct, frozen=True):
+    """What the file says. `broken` are the servers whose tables are wrong, with all that is wrong with each."""
+
+    path: Path
+    exists: bool
+    options: MuxOptions
+    servers: dict[str, ServerOptions]
+    broken: dict[str, str]
+    disabled: list[str]
+    notes: list[str]
+    environment: dict[str, str]  # for `${VAR}`: mcpmux's own, over that of `env_file`
+
+
+def config_path(given: str | None) -> Path:
+    """`--config`, else $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder."""
+    named = given or os.environ.get("MCPMUX_CONFIG")
+    if named:
+        return Path(named).expanduser().absolute()
+    import platformdirs  # noqa: PLC0415 - most hosts name the file, and a start is short
+
+    return platformdirs.user_config_path("mcpmux", appauthor=False) / CONFIG_NAME
+
+
+def state_folder() -> Path:
+    """Where servers' stderr is kept."""
+    import platformdirs  # noqa: PLC0415
+
+    return platformdirs.user_state_path("mcpmux", appauthor=False)
+
+
+def load_config(path: Path) -> Config:
+    """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        return Config(path, False, MuxOptions(), {}, {}, [], [], dict(os.environ))
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as wrong:
+        raise ConfigError(f"{path}: not TOML: {wrong}") from None
+    return read_config(document, path)
+
+
+def read_config(document: dict[str, Any], path: Path) -> Config:
+    """The parsed document as options. Raises `ConfigError` for problems outside the servers' tables, with all."""
+    notes: list[str] = []
+    fatal = [
+        _unknown("", key, ["mux", "mcp_servers"]) for key in document if key not in ("mux", "mcp_servers", "sampling")
+    ]
+    if "sampling" in document:
+        notes.append("sampling: not served by this version; servers are offered the host's sampling only")
+    options, wrong = _read_table(MuxOptions, document.get("mux", {}), "mux", notes)
+    fatal += wrong
+    tables = document.get("mcp_servers", {})
+    if not isinstance(tables, dict):
+        fatal.append("mcp_servers: expected tables, as in [mcp_servers.NAME]")
+        tables = {}
+    environment = dict(os.environ)
+    if options and options.env_file:
+        file = _absolute(options.env_file, path.parent)
+        try:
+            environment = parse_env_file(file.read_text()) | environment
+        except (OSError, UnicodeDecodeError) as error:
+            fatal.append(f"mux.env_file: {file} cannot be read: {error}")
+    servers: dict[str, ServerOptions] = {}
+    broken: dict[str, str] = {}
+    disabled: list[str] = []
+    for name, table in tables.items():
+        if isinstance(table, dict) and table.get("enabled") is False:
+            disabled.append(name)
+            continue
+        server, wrong = _read_server(name, table, path.parent, notes)
+        if wrong or server is None:
+            broken[name] = "; ".join(f"{path.name}: {problem}" for problem in wrong)
+        else:
+            servers[name] = server
+    if fatal:
+        raise ConfigError(
+            "\n".join(
+                [f"{path}: {problem}" for problem in fatal] + [f"{path.parent / text}" for text in broken.values()]
+            )
+        )
+    return Config(path, True, options or MuxOptions(), servers, broken, disabled, notes, environment)
+
+
+def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple[ServerOptions | None, list[str]]:
+    where = f"mcp_servers.{name}"
+    if not isinstance(table, dict):
+        return None, [f"{where}: expected a table, got {_IN_WORDS.get(type(table).__name__, type(table).__name__)}"]
+    table = dict(table)
+    problems = (
+        [] if _SERVER_NAME.fullmatch(name) else [f"{where}: a server's name may have A-Z a-z 0-9 _ - only (64 at most)"]
+    )
+    if "startup_timeout_ms" in table and isinstance(table["startup_timeout_ms"], int):
+        table.setdefault("startup_timeout_sec", table.pop("startup_timeout_ms") / 1000)
+    if isinstance(names := table.get("env_vars"), list):  # Codex also has { name = "…", source = "…" }
+        table["env_vars"] = [one["name"] if isinstance(one, dict) and "name" in one else one for one in names]
+    remote = sorted(REMOTE_KEYS & table.keys())
+    if remote:
+        problems.append(f"{where}.{remote[0]}: servers over HTTP are not supported by this version; give a `command`")
+    tools = table.pop("tools", {})
+    options, wrong = _read_table(ServerOptions, {k: v for k, v in table.items() if k not in REMOTE_KEYS}, where, notes)
+    problems += wrong
+    overrides: dict[str, ToolOverride] = {}
+    for tool, override in tools.items() if isinstance(tools, dict) else ():
+        overrides[tool], wrong = _read_table(ToolOverride, override, f"{where}.tools.{tool}", notes)
+        problems += wrong
+    if not isinstance(tools, dict):
+        problems.append(f"{where}.tools: expected tables, as in [{where}.tools.NAME]")
+    if "command" not in table and not remote:
+        near = difflib.get_close_matches("command", table, n=1)
+        problems.append(f"{where}: needs a command" + (f' ("{near[0]}" is unknown)' if near else ""))
+    if problems:
+        return None, problems
+    for key in ("command", "args", "env", "cwd"):
+        for text, at in _texts(getattr(options, key), f"{where}.{key}"):
+            for match in _PLACEHOLDER.finditer(text):
+                if match[5] is not None:
+                    hint = (
+                        "write $${ for a plain ${" if not match[5].startswith("env:") else f"write ${{{match[5][4:]}}}"
+                    )
+                    problems.append(f"{at}: {match[0]} is no placeholder that mcpmux knows; {hint}")
+    roots = [one if "://" in one else _absolute(one, folder).as_uri() for one in options.roots]
+    changes: dict[str, Any] = {"tools": overrides, "roots": roots}
+    if options.cwd is not None and "$" not in options.cwd:
+        changes["cwd"] = str(_absolute(options.cwd, folder))
+    return msgspec.structs.replace(options, **changes), problems
+
+
+def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every string in an option, with its path."""
+    if isinstance(value, str):
+        yield value, where
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _texts(item, f"{where}[{number}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, f"{where}.{key}")
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    """Relative to the config file: a host may start mcpmux anywhere."""
+    return (folder / Path(text).expanduser()).absolute()
+
+
+def _read_table(kind: type[Table], table: Any, where: str, notes: list[str]) -> tuple[Table, list[str]]:
+    """A table as `kind`, with what is wrong with it; what is wrong has its default."""
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    if not isinstance(table, dict):
+        return kind(), [f"{where}: expected a table"]
+    for key, value in table.items():
+        if key in known:
+            try:
+                values[key] = msgspec.convert(value, known[key])
+            except msgspec.ValidationError as wrong:
+                problems.append(_in_words(f"{where}.{key}", str(wrong)))
+        elif key in CODEX_KEYS:
+            notes.append(f"{where}.{key}: means nothing here and is ignored")
+        else:
+            problems.append(_unknown(where, key, known))
+    return kind(**values), problems
+
+
+def _unknown(where: str, key: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(sorted(names))}"
+    return f"{where}{'.' if where else ''}{key}: unknown key; {hint}"
+
+
+def _in_words(where: str, wrong: str) -> str:
+    """msgspec's message with the config's path and without its type names."""
+    text, _, at = wrong.partition(" - at `$")
+    text = re.sub(r"`(\w+)((?: \| null)?)`", lambda match: _IN_WORDS.get(match[1], match[0]), text)
+    return f"{where}{at.rstrip('`')}: {text[:1].lower()}{text[1:]}"
+
+
+def parse_env_file(text: str) -> dict[str, str]:
+    """`KEY=value` lines; `export`, comments, blank lines and one pair of quotes round a value are understood."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        key, equals, value = line.strip().removeprefix("export ").partition("=")
+        if equals and not key.startswith("#"):
+            value = value.strip()
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+            found[key.strip()] = value[1:-1] if quoted else value
+    return found
+
+
+# The official SDK's list of what is safe to pass on, and what a server needs to speak a person's language, keep time,
+# find its folders and get through a company's proxy.
+SAFE_VARIABLES: Final = (
+    *("HOME LOGNAME PATH SHELL TERM USER TMPDIR LANG LANGUAGE TZ".split()),
+    *("APPDATA HOMEDRIVE HOMEPATH LOCALAPPDATA PATHEXT PROCESSOR_ARCHITECTURE SYSTEMDRIVE SYSTEMROOT TEMP TMP".split()),
+    *("USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR".split()),
+    *("HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy".split()),
+    *("SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS".split()),
+)
+SAFE_PREFIXES: Final = ("LC_", "XDG_")
+_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
+
+
+async def expand(text: str, where: str, environment: Mapping[str, str], secrets: set[str]) -> str:
+    """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced. What came from outside is added to `secrets`.
+
+    Raises `StartError` that names the variable or the command, never a value.
+    """
+    pieces: list[str] = []
+    at = 0
+    for match in _PLACEHOLDER.finditer(text):
+        pieces.append(text[at : match.start()])
+        at = match.end()
+        if match[1]:
+            pieces.append("${")
+        elif match["cmd"] is not None:
+            pieces.append(await _secret_from(match["cmd"], where, environment))
+            secrets.add(pieces[-1])
+        else:
+            value = environment.get(match["var"], "") or match["default"]
+            if value is None and match["var"] not in environment:
+                raise StartError(
+                    f"${{{match['var']}}} is not set ({where})",
+                    f"set {match['var']} in the host's environment or in env_file",
+                )
+            pieces.append(value or "")
+            if match["var"] not in SAFE_VARIABLES:
+                secrets.add(pieces[-1])
+    return "".join([*pieces, text[at:]])
+
+
+async def _secret_from(command: str, where: str, environment: Mapping[str, str]) -> str:
+    words = shlex.split(command, posix=os.name == "posix")
+    program = shutil.which(words[0], path=extended_path(environment)) if words else None
+    hint = f"try it in a terminal: {command}"
+    if program is None:
+        raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *words[1:],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(environment),
+    )
+    try:
+        async with asyncio.timeout(SECRET_COMMAND_TIMEOUT):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise StartError(f"the command of ${{cmd:…}} took over {SECRET_COMMAND_TIMEOUT:g} s ({where})", hint) from None
+    if process.returncode:
+        raise StartError(f"the command of ${{cmd:…}} exited with code {process.returncode} ({where})", hint)
+    return out.decode(errors="replace").strip()
+
+
+def extended_path(environment: Mapping[str, str]) -> str:
+    """PATH with the usual places at its end that hosts with a window lack: only those that exist."""
+    home = Path(environment.get("USERPROFILE" if sys.platform == "win32" else "HOME") or Path.home())
+    if sys.platform == "win32":
+        usual = [
+            Path(environment.get("APPDATA", home)) / "npm",
+            Path(environment.get("PROGRAMFILES", "C:/Program Files")) / "nodejs",
+        ]
+        usual += [home / ".local/bin", home / ".cargo/bin", home / ".bun/bin", home / ".deno/bin"]
+    else:
+        usual = [Path("/opt/homebrew/bin"), Path("/usr/local/bin"), home / ".local/bin", home / ".cargo/bin"]
+        usual += [home / ".volta/bin", home / ".local/share/fnm/aliases/default/bin", home / ".asdf/shims"]
+        usual += [home / ".local/share/mise/shims", home / ".bun/bin", home / ".deno/bin"]
+        versions = (home / ".nvm/versions/node").glob("*/bin")
+        usual += sorted(versions, key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)], reverse=True)
+    present = environment.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(present + [str(path) for path in usual if str(path) not in present and path.is_dir()])
+
+
+# ══ 10. Pipes ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# The host's two pipes and the log, each with a thread that may block so that the loop never does. They know bytes and
+# lines, not messages.
+
+LOG_FILE_MOST: Final = 5 * MB  # then it is moved aside, once
+LOG_WAITING_MOST: Final = MB  # what the disk has not taken yet; more is dropped, and said so
+
+
+class Journal:
+    """mcpmux's own log (stderr) and each server's stderr (a file), written by one thread: neither a slow disk nor a
+    host that does not read stderr delays anything."""
+
+    def __init__(self, level: str, folder: Path | None) -> None:
+        self.threshold = LEVELS[level]
+        self.folder = folder
+        self._secrets: frozenset[str] = frozenset()
+        self._queue: collections.deque[tuple[str, bytes]] = collections.deque()
+        self._waiting = 0
+        self._dropped = 0
+        self._wake = threading.Event()
+        self._closing = False
+        self._files: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        self._thread = threading.Thread(target=self._write_all, name="mcpmux log", daemon=True)
+        self._thread.start()
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """These never appear in the log; short ones would hide half of every line."""
+        self._secrets |= {secret for secret in secrets if len(secret) >= 6}
+
+    def redact(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+    def log(self, level: str, text: str) -> None:
+        if LEVELS[level] >= self.threshold:
+            self._put("", f"mcpmux {level}: {self.redact(text)}\n".encode(errors="replace"))
+
+    def keep(self, server: str, data: bytes) -> None:
+        """Output of a server, for its file."""
+        self._put(server, data)
+
+    def path(self, server: str) -> Path | None:
+        return self.folder / f"{server}.log" if self.folder else None
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake.set()
+        self._thread.join(HOST_FLUSH)
+
+    def _put(self, name: str, data: bytes) -> None:
+        if name and self._waiting > LOG_WAITING_MOST:
+            self._dropped += len(data)
+            return
+        self._waiting += len(data)
+        self._queue.append((name, data))
+        self._wake.set()
+
+    def _write_all(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                name, data = self._queue.popleft()
+                self._waiting -= len(data)
+                try:
+                    os.write(2, data) if not name else self._write(name, data)
+                except OSError as wrong:  # a full or read-only disk costs the log, nothing else
+                    if name and self._files.get(name) != -1:
+                        self._files[name] = -1
+                        self._queue.append(
+                            ("", f"mcpmux warning: {self.path(name)} cannot be written: {wrong}\n".encode())
+                        )
+            if self._dropped:
+                lost, self._dropped = self._dropped, 0
+                self._queue.append(("", b"mcpmux warning: %d bytes of servers' stderr were not kept\n" % lost))
+                self._wake.set()
+            if self._closing and not self._queue:
+                return
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self.path(name)
+        file = self._files.get(name)
+        if path is None or file == -1:
+            return
+        if self._secrets:
+            data = self.redact(data.decode(errors="replace")).encode()
+        if file is not None and self._sizes[name] + len(data) > LOG_FILE_MOST:
+            os.close(file)
+            os.replace(path, path.with_suffix(".log.1"))
+            file = None
+        if file is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            file = self._files[name] = os.open(path, flags, 0o600)
+            self._sizes[name] = os.fstat(file).st_size
+        self._sizes[name] += len(data)
+        while data:
+            data = data[os.write(file, data) :]
+
+
+def take_over_stdio() -> tuple[int, int]:
+    """The host's pipes under numbers that nobody else knows. 0 then reads nothing and 1 goes to stderr, so that no
+    library, stray print or helper command can touch the wire."""
+    reading, writing = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # started without a stderr
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+    os.close(null)
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415
+
+        import win32api  # noqa: PLC0415
+
+        msvcrt.setmode(reading, os.O_BINARY)
+        msvcrt.setmode(writing, os.O_BINARY)
+        win32api.SetStdHandle(win32api.STD_INPUT_HANDLE, msvcrt.get_osfhandle(0))
+        win32api.SetStdHandle(win32api.STD_OUTPUT_HANDLE, msvcrt.get_osfhandle(1))
+    else:
+        os.set_blocking(reading, True)
+        os.set_blocking(writing, True)
+    return reading, writing
+
+
+class HostPipes:
+    """The host's end: a thread that reads and one that writes, since pipes and files alike can then be blocked on, and
+    a process may end while they are. Servers' lines wait in a queue each, served in turn."""
+
+    def __init__(self, reading: int, writing: int, limit: int) -> None:
+        self._reading, self._writing = reading, writing
+        self._splitter = LineSplitter(limit)
+        self._queues: dict[str, collections.deque[bytes]] = {}
+        self._sizes: collections.Counter[str] = collections.Counter()
+        self._full: set[str] = set()  # sources that are not read until their queue is empty
+        self._wake = threading.Condition()
+        self._gate = threading.Event()  # closed while what mcpmux itself has to say is not read
+        self._gate.set()
+        self._closing = False
+        self._broken = False
+
+    def start(self, post: Callable[[Event], None], on_room: Callable[[str, bool], None]) -> None:
+        """`on_room(source, False)` asks not to read from that server until `on_room(source, True)`."""
+        self._loop = asyncio.get_running_loop()
+        self._post, self._on_room = post, on_room
+        self._written = asyncio.Event()
+        self._writer = threading.Thread(target=self._write_all, name="mcpmux to host", daemon=True)
+        self._writer.start()
+        threading.Thread(target=self._read_all, name="mcpmux from host", daemon=True).start()
+
+    def put(self, source: str, line: bytes) -> None:
+        with self._wake:
+            self._queues.setdefault(source, collections.deque()).append(line)
+            self._sizes[source] += len(line)
+            if self._sizes[source] <= READ_AHEAD or source in self._full:
+                return
+            self._full.add(source)
+        if source == HOST:
+            self._gate.clear()
+        else:
+            self._on_room(source, False)
+
+    def flush(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    async def close(self) -> None:
+        """Writes what there is, for a short while."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        try:
+            async with asyncio.timeout(HOST_FLUSH):
+                await self._written.wait()
+        except TimeoutError:
+            pass  # it does not read
+
+    def _read_all(self) -> None:
+        reason = "the host closed its end"
+        while True:
+            self._gate.wait()
+            try:
+                chunk = os.read(self._reading, 65536)
+            except OSError as wrong:
+                chunk, reason = b"", f"the host cannot be read: {wrong}"
+            if not chunk:
+                last = self._splitter.feed(b"\n")  # a last line without its newline is a line
+                self._call(self._post, HostLines(last))
+                self._call(self._post, HostGone(reason))
+                return
+            lines = self._splitter.feed(chunk)
+            if lines:
+                self._call(self._post, HostLines(lines))
+
+    def _write_all(self) -> None:
+        while True:
+            with self._wake:
+                while not any(self._queues.values()):
+                    if self._closing:
+                        self._call(self._written.set)
+                        return
+                    self._wake.wait()
+                pieces, emptied = self._take_turns()
+            for source in emptied:
+                if source == HOST:
+                    self._gate.set()
+                else:
+                    self._call(self._on_room, source, True)
+            data = memoryview(b"".join(pieces))
+            try:
+                while data and not self._broken:
+                    data = data[os.write(self._writing, data) :]
+            except OSError as wrong:
+                self._broken = True  # what is still queued has nobody to go to
+                self._call(self._post, HostGone(f"the host cannot be written to: {wrong}"))
+
+    def _take_turns(self) -> tuple[list[bytes], list[str]]:
+        """At least a line and at most about `FAIR_BITE` of each queue; and the sources that may be read again."""
+        pieces: list[bytes] = []
+        emptied: list[str] = []
+        for source, queue in self._queues.items():
+            bite = 0
+            while queue and bite < FAIR_BITE:
+                bite += len(queue[0])
+                pieces.append(queue.popleft())
+            self._sizes[source] -= bite
+            if not queue and source in self._full:
+                self._full.discard(source)
+                emptied.append(source)
+        return pieces, emptied
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed: nobody listens
+            pass
+
+
+# ══ 11. Processes ════════════════════════════════════════════════════════════════════════════════════════════════════
+# One process a server, in a group of its own. A process is told from its pipes: its exit is noticed even while a
+# grandchild holds them open, and nothing of its group outlives it.
+
+
+class Command(Struct, frozen=True):
+    """A server's table, ready to be run."""
+
+    program: str
+    args: list[str]
+    env: dict[str, str]
+    cwd: str | None
+    secrets: frozenset[str]
+
+
+async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
+    """Placeholders, environment and the program's place. Raises `StartError`."""
+    secrets: set[str] = set()
+
+    async def full(text: str, key: str) -> str:
+        return await expand(text, f"mcp_servers.{name}.{key}", config.environment, secrets)
+
+    assert options.command is not None
+    same = str.upper if sys.platform == "win32" else str  # names of variables compare without case there
+    wanted = {same(variable) for variable in [*SAFE_VARIABLES, *options.env_vars]}
+    env = {
+        key: value
+        for key, value in config.environment.items()
+        if (same(key) in wanted or key.startswith(SAFE_PREFIXES) or "*" in options.env_vars)
+        and not value.startswith("()")  # an exported shell function
+        and not key.startswith("MCPMUX_")
+    }
+    env["PATH"] = extended_path(env)
+    for key, value in options.env.items():
+        env.pop(next((one for one in env if same(one) == same(key)), key), None)
+        env[key] = await full(value, f"env.{key}")
+        if _SECRET_NAME.search(key):
+            secrets.add(env[key])
+    command = os.path.expanduser(await full(options.command, "command"))
+    args = [await full(arg, f"args[{number}]") for number, arg in enumerate(options.args)]
+    cwd = os.path.expanduser(await full(options.cwd, "cwd")) if options.cwd else None
+    if cwd and not os.path.isdir(cwd):
+        raise StartError(f"its cwd {cwd} is no folder", f"correct mcp_servers.{name}.cwd")
+    if os.path.dirname(command) and not os.path.isabs(command):
+        command = str(config.path.parent / command)  # never against mcpmux's own folder, which the host chose
+    program = shutil.which(command, path=env["PATH"])
+    if program is None:
+        known = {
+            "npx": "install Node.js",
+            "node": "install Node.js",
+            "uvx": "install uv",
+            "uv": "install uv",
+            "docker": "install Docker",
+        }
+        todo = known.get(options.command, "install it") + ", or give its full path as `command`"
+        raise StartError(
+            f"{options.command!r} was not found on PATH"
+            if not os.path.dirname(command)
+            else f"there is no program {command}",
+            todo,
+        )
+    return Command(program, args, env, cwd, frozenset(secrets))
+
+
+class ServerProcess(asyncio.SubprocessProtocol):
+    """One running server: its lines and its end become events. Everything here happens in the loop's thread."""
+
+    def __init__(self, name: str, run: int, post: Callable[[Event], None], limit: int, journal: Journal) -> None:
+        self.name, self.run = name, run
+        self.outbox: list[bytes] = []  # lines of this batch; the transport has the rest
+        self.exited = asyncio.Event()
+        self._post = post
+        self._journal = journal
+        self._splitter = LineSplitter(limit)
+        self._words: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
+        self._word = b""  # stderr's last line, still incomplete
+        self._open_pipes = {1, 2}
+        self._gone = False
+        self._stopping = False
+        self._job: Any = None  # Windows: the job object that holds the process and all it starts
+        self._transport: asyncio.SubprocessTransport | None = None
+
+    # ── what the loop tells ──
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._transport = transport
+        self.pid = transport.get_pid()
+        if sys.platform == "win32":
+            self._job = _job_for(self.pid)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 1:
+            lines = self._splitter.feed(data)
+            if lines:
+                self._post(ServerLines(self.name, self.run, lines))
+        else:
+            self._journal.keep(self.name, data)
+            *lines, self._word = (self._word + data).split(b"\n")
+            self._word = self._word[-EDGE:]
+            self._words.extend(
+                line.decode(errors="replace").strip()[:500] for line in lines[-STDERR_LINES:] if line.strip()
+            )
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self._open_pipes.discard(fd)
+        if fd == 1 and not self._gone and not self.exited.is_set() and not self._stopping:
+            asyncio.ensure_future(self.stop())  # noqa: RUF006 - a server may end by closing its output; its exit is waited for
+        if self.exited.is_set() and not self._open_pipes:
+            self._end()
+
+    def process_exited(self) -> None:
+        self.exited.set()
+        if self._open_pipes:  # its last words may still be in the pipe; a grandchild may hold it open
+            asyncio.get_running_loop().call_later(EXIT_DRAIN, self._end)
+        else:
+            self._end()
+
+    def pause_writing(self) -> None:
+        self._post(ServerClogged(self.name, self.run, True))
+
+    def resume_writing(self) -> None:
+        self._post(ServerClogged(self.name, self.run, False))
+
+    # ── what the mux does ──
+
+    def allow(self, outbox: int) -> None:
+        """Sets how much may wait for it."""
+        self._stdin().set_write_buffer_limits(high=outbox, low=0)
+
+    def flush(self) -> None:
+        if self.outbox:
+            data = b"".join(self.outbox)
+            self.outbox.clear()
+            if not self._stdin().is_closing():
+                self._stdin().write(data)
+
+    def read(self, wanted: bool) -> None:
+        """Stops or resumes reading its stdout."""
+        assert self._transport
+        pipe = self._transport.get_pipe_transport(1)
+        if isinstance(pipe, asyncio.ReadTransport) and not pipe.is_closing():
+            pipe.resume_reading() if wanted else pipe.pause_reading()
+
+    async def stop(self) -> None:
+        """The ladder. Each step is for servers that the one before it does not end; in all at most 1.5 s."""
+        self._stopping = True
+        # 1. End of input: how the protocol says goodbye.
+        self.read(True)  # a server that blocks on its output cannot see it
+        self._stdin().close()
+        if not await self._exits(STOP_STEP):
+            # 2. SIGTERM to the group, for servers that do not watch stdin. Windows has no such signal.
+            family = descendants(self.pid)
+            if sys.platform != "win32":
+                self._signal_group(signal.SIGTERM)
+                await self._exits(STOP_STEP)
+            # 3. Nothing is asked any more.
+            self._kill(family)
+            await self._exits(STOP_LAST)
+        self._end()
+
+    async def _exits(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.exited.wait()
+            return True
+        except TimeoutError:
+            return False
+
+    def _end(self) -> None:
+        """Once: the group is killed, the pipes are closed, and the core is told."""
+        if self._gone:
+            return
+        self._gone = True
+        assert self._transport
+        code = self._transport.get_returncode()
+        self._kill([])
+        last = self._splitter.feed(b"\n")
+        if last:
+            self._post(ServerLines(self.name, self.run, last))
+        self._transport.close()
+        if self._word.strip():
+            self._words.append(self._word.decode(errors="replace").strip()[:500])
+        how = _ended_how(code)
+        log = self._journal.path(self.name)
+        hint = (f"its log is {log}; " if log else "") + "the next call starts it again"
+        words = [self._journal.redact(line) for line in list(self._words)[-5:]]
+        self._post(ServerGone(self.name, self.run, f"{self.name} {how}", hint, words))
+
+    def _stdin(self) -> asyncio.WriteTransport:
+        assert self._transport
+        pipe = self._transport.get_pipe_transport(0)
+        assert isinstance(pipe, asyncio.WriteTransport)
+        return pipe
+
+    def _signal_group(self, number: int) -> None:
+        if sys.platform != "win32":
+            try:
+                os.killpg(self.pid, number)
+            except (ProcessLookupError, PermissionError):  # nobody is left in it, or only what is not ours
+                pass
+
+    def _kill(self, family: list[int]) -> None:
+        """The group, and on Linux those descendants that left it for a session of their own."""
+        if sys.platform == "win32":
+            if self._job is not None:
+                import win32job  # noqa: PLC0415
+
+                win32job.TerminateJobObject(self._job, 1)
+                self._job.Close()
+                self._job = None
+        else:
+            self._signal_group(signal.SIGKILL)
+            for pid in family:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass
+
+
+def _ended_how(code: int | None) -> str:
+    if code is None:
+        return "does not end even when it is killed"
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+async def spawn(command: Command, process: ServerProcess, outbox: int) -> None:
+    """Starts it in a group of its own (and so out of reach of a terminal's Ctrl-C). Raises `StartError`."""
+    kept: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        kept = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+    try:
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: process, command.program, *command.args, env=command.env, cwd=command.cwd, **kept
+        )
+    except (OSError, ValueError) as wrong:
+        raise StartError(f"could not be started: {wrong}", "check command, args and cwd in its table") from None
+    process.allow(outbox)
+
+
+def become_subreaper() -> None:
+    """Linux: orphans of our servers become our children, so that they can be found and killed at the end."""
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415
+
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+
+
+def descendants(pid: int) -> list[int]:
+    """All that a process has started and that still hangs on it (Linux; elsewhere none is known)."""
+    found: list[int] = []
+    if sys.platform == "linux":
+        for task in _entries(f"/proc/{pid}/task"):
+            try:
+                children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+            except OSError:
+                continue
+            for child in children:
+                found += [int(child), *descendants(int(child))]
+    return found
+
+
+def _entries(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def reap(known: Iterable[int]) -> None:
+    """Linux: takes orphans that have ended out of the process table; the loop waits for `known` itself."""
+    if sys.platform == "linux":
+        for pid in set(descendants(os.getpid())) - set(known):
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                pass
+
+
+def _job_for(pid: int) -> Any:
+    """Windows: a job object that ends, with all in it, when its handle is closed, if only by our own death."""
+    if sys.platform == "win32":
+        import win32api  # noqa: PLC0415
+        import win32con  # noqa: PLC0415
+        import win32job  # noqa: PLC0415
+
+        job: Any = win32job.CreateJobObject(None, "")
+        limits = win32job.QueryInformationJobObject(job, win32job.JobObjectExtendedLimitInformation)
+        limits["BasicLimitInformation"]["LimitFlags"] |= win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+        win32job.SetInformationJobObject(job, win32job.JobObjectExtendedLimitInformation, limits)
+        handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
+        win32job.AssignProcessToJobObject(job, handle)
+        win32api.CloseHandle(handle)
+        return job
+    return None
+
+
+# ══ 13. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
+
+
+class Mux:
+    """A core, its host and its processes. `host` is `HostPipes`, or anything with its methods."""
+
+    def __init__(self, config: Config, host: Any, journal: Journal) -> None:
+        notice = ""
+        if not config.exists:
+            notice = f"mcpmux has no config yet: put one at {config.path}, then start this host again."
+        self.core = Core(config.options, config.servers, broken=config.broken, notice=notice, chance=_chance)
+        self._config = config
+        self._host = host
+        self._journal = journal
+        self._inbox: collections.deque[Event] = collections.deque()
+        self._wake = asyncio.Event()
+        self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._processes: dict[str, ServerProcess] = {}
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._ended = False
+
+    def post(self, event: Event) -> None:
+        """From the loop's thread. One wake-up serves all that comes before it is heard."""
+        self._inbox.append(event)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serves until the host goes or a signal comes; returns when nothing is left."""
+        self._loop = asyncio.get_running_loop()
+        become_subreaper()
+        self._watch_signals()
+        for note in self._config.notes:
+            self._journal.log("info", note)
+        for problem in self._config.broken.values():
+            self._journal.log("error", problem)
+        self._host.start(self.post, self._make_room)
+        while not self._ended:
+            await self._wake.wait()
+            self._wake.clear()
+            self._drain()
+        await self._finish()
+
+    def _drain(self) -> None:
+        core, now = self.core, self._loop.time
+        touched: dict[str, ServerProcess] = {}
+        while self._inbox:
+            event = self._inbox.popleft()
+            if isinstance(event, HostGone):
+                self._ended = True
+            for effect in self._handle(core, event, now()):
+                match effect:
+                    case SendHost(source, line):
+                        self._host.put(source, line)
+                    case SendServer(server, line):
+                        process = self._processes.get(server)
+                        if process:
+                            process.outbox.append(line)
+                            touched[server] = process
+                    case Log(level, text):
+                        self._journal.log(level, text)
+                    case SetTimer(key, at):
+                        self._set_timer(key, at)
+                    case Start(server, run):
+                        self._starting[server] = self._loop.create_task(self._start(server, run))
+                    case Stop(server, run):
+                        self._stop(server, run)
+        for process in touched.values():
+            process.flush()
+        self._host.flush()
+
+    def _handle(self, core: Core, event: Event, now: float) -> list[Effect]:
+        """The one broad `except`: a bug of ours costs the event that shows it. What is served on is every other
+        request; the one that was being handled may have no answer."""
+        try:
+            return core.handle(event, now)
+        except Exception as bug:
+            import traceback  # noqa: PLC0415
+
+            lines = "".join(traceback.format_exception(bug, limit=-6))
+            self._journal.log("error", f"a bug in mcpmux, please report it: {lines}")
+            return []
+
+    def _set_timer(self, key: tuple[str, str], at: float | None) -> None:
+        handle = self._timers.pop(key, None)
+        if handle:
+            handle.cancel()
+        if at is not None:
+            self._timers[key] = self._loop.call_at(at, self.post, TimerDue(key))
+
+    async def _start(self, name: str, run: int) -> None:
+        try:
+            command = await prepare(name, self._config.servers[name], self._config)
+            self._journal.hide(command.secrets)
+            limit = int(self._config.options.max_message_mb * MB)
+            process = ServerProcess(name, run, self.post, limit, self._journal)
+            await spawn(command, process, int(self._config.options.outbox_mb * MB))
+        except StartError as wrong:
+            what, todo = wrong.args
+            self.post(ServerGone(name, run, self._journal.redact(f"{name}: {what}"), todo, []))
+        else:
+            self._processes[name] = process
+            self.post(ServerUp(name, run))
+        finally:
+            self._starting.pop(name, None)
+
+    def _stop(self, name: str, run: int) -> None:
+        process = self._processes.get(name)
+        if process and process.run == run:
+            task = self._loop.create_task(process.stop())
+            self._stopping.add(task)
+            task.add_done_callback(self._stopping.discard)
+        elif name in self._starting:
+            self._starting[name].cancel()  # asyncio kills what it has started by then
+            self.post(ServerGone(name, run, f"{name} was stopped while it started", "", []))
+
+    def _make_room(self, source: str, room: bool) -> None:
+        """The host reads slowly: the server whose lines wait is not read meanwhile."""
+        process = self._processes.get(source)
+        if process:
+            process.read(room)
+
+    async def _finish(self) -> None:
+        """All ladders at once, what the host still takes, and then whoever left his group."""
+        self._drain()
+        closing = self._loop.create_task(self._host.close())
+        for task in self._starting.values():
+            task.cancel()
+        await asyncio.gather(*self._stopping, *self._starting.values(), closing, return_exceptions=True)
+        for handle in self._timers.values():
+            handle.cancel()
+        if sys.platform == "linux":
+            for pid in descendants(os.getpid()):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass
+            reap(())
+
+    def _watch_signals(self) -> None:
+        def asked_to_stop(number: int) -> None:
+            self.post(HostGone(signal.Signals(number).name))
+
+        if sys.platform == "win32":
+            for number in (signal.SIGINT, signal.SIGBREAK):
+                signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(asked_to_stop, number))
+        else:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._loop.add_signal_handler(number, asked_to_stop, number)
+            self._loop.add_signal_handler(signal.SIGCHLD, self._child_ended)
+
+    def _child_ended(self) -> None:
+        if not self._starting:  # a process that has just been started is not among the known ones yet
+            reap(process.pid for process in self._processes.values())
+
+
+def _chance() -> float:
+    return int.from_bytes(os.urandom(4)) / 2**32
+
+
+# ══ 14. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Messages for people. Exit codes: 0 well, 1 a server failed its check, 2 the command or the config cannot be used.
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script. While serving, stdout is the protocol's and all that people read goes to stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except ConfigError as wrong:
+        print(f"mcpmux: {wrong}".replace("\n", "\nmcpmux: "), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mcpmux",
+        description="One MCP server over stdio that stands for many. Without a command it serves: a host starts it.",
+        epilog="example: mcpmux --config ~/mcpmux.toml",
+    )
+    parser.add_argument(
+        "--config", metavar="PATH", help="the TOML file (default: $MCPMUX_CONFIG, else the user's config folder)"
+    )
+    parser.add_argument("--version", action="version", version=f"mcpmux {__version__}")
+    parser.set_defaults(run=_serve)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    check = commands.add_parser(
+        "check",
+        help="start every server and say how each does",
+        description="Starts every server, lists what it offers, stops it.",
+        epilog="example: mcpmux check --json",
+    )
+    check.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help="as above")
+    check.add_argument("--json", action="store_true", help="for machines")
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser(
+        "demo",
+        help="see it work: no config, no key, no Node",
+        description="Runs mcpmux over two small servers and plays the host.",
+        epilog="example: mcpmux demo",
+    )
+    demo.set_defaults(run=_demo)
+
+    serve_demo = commands.add_parser("_demo_server")
+    serve_demo.add_argument("name", choices=["notes", "clock"])
+    serve_demo.set_defaults(run=lambda arguments: _demo_server(arguments.name))
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    if sys.stdin is not None and sys.stdin.isatty():
+        print(
+            "mcpmux speaks MCP on stdin and stdout: a host starts it. Try `mcpmux check` or `mcpmux demo`.",
+            file=sys.stderr,
+        )
+    config = load_config(config_path(arguments.config))
+    reading, writing = take_over_stdio()
+    journal = Journal(config.options.log_level, state_folder() / "logs")
+
+    async def serve() -> None:
+        await Mux(config, HostPipes(reading, writing, int(config.options.max_message_mb * MB)), journal).run()
+
+    asyncio.run(serve())
+    journal.close()
+    return 0
+
+
+class CheckHost:
+    """A host that can do nothing, asks for the tools and goes: the lists wait for every server, so that is enough."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.mux: Mux | None = None
+
+    def start(self, post: Callable[[Event], None], on_room: Callable[[str, bool], None]) -> None:
+        self._post = post
+        hello = {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": {}, "clientInfo": IMPLEMENTATION}
+        lines = [request_line(1, "initialize", encode(hello)), notification_line("notifications/initialized")]
+        post(HostLines([*lines, request_line(2, "tools/list", UNSET)]))
+
+    def put(self, source: str, line: bytes) -> None:
+        if decode_line(line).id == Raw(b"2"):
+            assert self.mux
+            self.rows = [_report(server) for server in self.mux.core.servers.values()]
+            self._post(HostGone("checked"))
+
+    def flush(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+def _report(server: Server) -> dict[str, Any]:
+    counts = {kind.key: len(server.lists.get(method, ())) for method, kind in LISTS.items()}
+    ready = server.state is State.READY
+    return {
+        "server": server.name,
+        "state": "ready" if ready else "failed",
+        "revision": server.revision if ready else None,
+        "tools": counts["tools"],
+        "prompts": counts["prompts"],
+        "resources": counts["resources"],
+        "resourceTemplates": counts["resourceTemplates"],
+        "ms": round(server.ready_in * 1000) if server.ready_in is not None else None,
+        "reason": None if ready else server.trouble,
+        "next": None if ready else server.hint,
+    }
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = load_config(config_path(arguments.config))
+    journal = Journal("error", state_folder() / "logs")
+    journal.threshold = LEVELS["error"] + 1  # the table says it all
+    host = CheckHost()
+
+    async def run() -> None:
+        host.mux = Mux(config, host, journal)
+        await host.mux.run()
+
+    asyncio.run(run())
+    journal.close()
+    order = list(config.servers) + list(config.broken)
+    rows = sorted(host.rows, key=lambda row: order.index(row["server"]))
+    rows += [{"server": name, "state": "disabled"} for name in config.disabled]
+    failed = [row for row in rows if row["state"] == "failed"]
+    if arguments.json:
+        print(json.dumps({"config": str(config.path), "servers": rows}, indent=2))
+    elif not config.exists:
+        print(f"There is no config file at {config.path}.\nPut one there; `mcpmux demo` shows what goes into it.")
+    else:
+        print(f"{config.path}\n")
+        heads = ["SERVER", "STATE", "REVISION", "TOOLS", "PROMPTS", "RESOURCES", "MS"]
+        lines = [heads] + [
+            [row["server"], row["state"]]
+            + ["-" if row.get(key) is None else str(row[key]) for key in ("revision", "tools", "prompts")]
+            + ["-" if "resources" not in row else str(row["resources"] + row["resourceTemplates"])]
+            + ["-" if row.get("ms") is None else str(row["ms"])]
+            for row in rows
+        ]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+        for line in lines:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        for row in failed:
+            print(f"\n{row['server']}: {row['reason']}\n  next: {row['next']}")
+        if not rows:
+            print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
+    return 1 if failed or not config.exists else 0
+
+
+# ── demo ──
+
+
+def _demo_server(name: str) -> int:
+    """A small MCP server for the demo: one thread, one request at a time, the standard library only."""
+    tools = {
+        "whoami": "Says which process this is",
+        **(
+            {
+                "add_note": "Adds a note; asks the person for its text",
+                "summarize": "Asks the host's model to sum the notes up",
+            }
+            if name == "notes"
+            else {"countdown": "Counts down, with progress"}
+        ),
+    }
+    notes = ["buy milk", "call Ada"]
+    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+
+    def send(**message: Any) -> None:
+        stdout.write(encode({"jsonrpc": "2.0", **message}) + b"\n")
+        stdout.flush()
+
+    def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
+        send(id=f"ask-{method}", method=method, params=params)
+        while message := _decode_any(stdin.readline() or b"{}"):
+            if message.get("id") == f"ask-{method}":
+                return message.get("result", {})
+        sys.exit(0)
+
+    def call(tool: str, arguments: dict[str, Any], token: Any) -> str:
+        match tool:
+            case "whoami":
+                return f"{name}, process {os.getpid()}"
+            case "add_note":
+                schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+                answer = ask("elicitation/create", {"message": "What shall I note?", "requestedSchema": schema})
+                if answer.get("action") != "accept":
+                    return "Nothing was noted."
+                notes.append(answer["content"]["text"])
+                return f"Noted: {notes[-1]}"
+            case "summarize":
+                prompt = {"type": "text", "text": f"Sum up in a line: {'; '.join(notes)}"}
+                answer = ask(
+                    "sampling/createMessage", {"messages": [{"role": "user", "content": prompt}], "maxTokens": 50}
+                )
+                return f"The model says: {answer['content']['text']}"
+            case _:
+                steps = arguments.get("steps", 5)
+                for step in range(1, steps + 1):
+                    time.sleep(arguments.get("seconds", 1) / steps)
+                    if token is not None:
+                        send(
+                            method="notifications/progress",
+                            params={"progressToken": token, "progress": step, "total": steps},
+                        )
+                return "Lift-off!"
+
+    for line in iter(stdin.readline, b""):
+        message = _decode_any(line)
+        if "id" not in message:
+            continue
+        params = message.get("params") or {}
+        match message["method"]:
+            case "initialize":
+                info = {"name": name, "version": __version__}
+                result = {
+                    "protocolVersion": params["protocolVersion"],
+                    "capabilities": {"tools": {}},
+                    "serverInfo": info,
+                }
+            case "tools/list":
+                result = {
+                    "tools": [
+                        {"name": tool, "description": text, "inputSchema": {"type": "object"}}
+                        for tool, text in tools.items()
+                    ]
+                }
+            case "tools/call":
+                text = call(params["name"], params.get("arguments", {}), params.get("_meta", {}).get("progressToken"))
+                result = {"content": [{"type": "text", "text": text}]}
+            case _:
+                result = {}
+        send(id=message["id"], result=result)
+    return 0
+
+
+class DemoHost:
+    """A host for the demo: blocking, one request at a time."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self._next = 0
+
+    def send(self, **message: Any) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(encode({"jsonrpc": "2.0", **message}) + b"\n")
+        self._process.stdin.flush()
+
+    def ask(
+        self, method: str, params: dict[str, Any], on_progress: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """The result; meanwhile the servers' questions are answered, as a person and a model would."""
+        assert self._process.stdout
+        self._next += 1
+        number = self._next
+        self.send(id=number, method=method, params=params)
+        for line in iter(self._process.stdout.readline, b""):
+            message = _decode_any(line)
+            match message.get("method"):
+                case None:
+                    return message.get("result") or {"error": message["error"]}
+                case "notifications/progress" if on_progress:
+                    on_progress(message["params"])
+                case "elicitation/create":
+                    print(f"     the host shows  {message['params']['message']!r}")
+                    print("     you answer      'water the plants'")
+                    self.send(id=message["id"], result={"action": "accept", "content": {"text": "water the plants"}})
+                case "sampling/createMessage":
+                    asked = message["params"]["messages"][0]["content"]["text"]
+                    print(f"     the model gets  {asked!r}")
+                    reply = {"role": "assistant", "content": {"type": "text", "text": "Milk, Ada, plants."}}
+                    self.send(id=message["id"], result={**reply, "model": "demo", "stopReason": "endTurn"})
+                case _:
+                    pass
+        raise Bug("mcpmux ended in the middle of its demo")
+
+    def call(self, tool: str, on_progress: Callable[[dict[str, Any]], None] | None = None, **arguments: Any) -> str:
+        meta = {"_meta": {"progressToken": self._next}} if on_progress else {}
+        result = self.ask("tools/call", {"name": tool, "arguments": arguments, **meta}, on_progress)
+        return result["content"][0]["text"]
+
+    def close(self) -> int:
+        self._process.communicate()
+        return self._process.returncode
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    import tempfile  # noqa: PLC0415
+
+    me = [sys.executable, os.path.abspath(__file__)]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / CONFIG_NAME
+        tables = [
+            f"[mcp_servers.{name}]\ncommand = {json.dumps(me[0])}\nargs = {json.dumps([me[1], '_demo_server', name])}\n"
+            for name in ("notes", "clock")
+        ]
+        config.write_text("\n".join(tables))
+        host = DemoHost([*me, "--config", str(config)])
+        try:
+            _play(host)
+        finally:
+            code = host.close()
+    if code:
+        raise Bug(f"mcpmux exited with code {code}")
+    print(_next_steps())
+    return 0
+
+
+def _play(host: DemoHost) -> None:
+    tall = sys.stdout.isatty()
+
+    def bar(progress: dict[str, Any]) -> None:
+        done, total = progress["progress"], progress["total"]
+        print(
+            f"{chr(13) if tall else ''}     [{'#' * (done * 20 // total):20}] {done}/{total}",
+            end="" if tall and done < total else "\n",
+            flush=True,
+        )
+
+    capabilities = {"sampling": {}, "elicitation": {}}
+    info = {"name": "mcpmux-demo", "version": __version__}
+    answer = host.ask(
+        "initialize", {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": capabilities, "clientInfo": info}
+    )
+    host.send(method="notifications/initialized")
+    print(f"1. A host starts mcpmux {answer['serverInfo']['version']}, and two servers look like one:")
+    for tool in host.ask("tools/list", {})["tools"]:
+        print(f"     {tool['name']:18} {tool['description']}")
+    print("\n2. A call to each:")
+    who = {name: host.call(f"{name}__whoami") for name in ("notes", "clock")}
+    for name, text in who.items():
+        print(f"     {name}__whoami  ->  {text}")
+    print("\n3. Progress finds its way back:")
+    print(f"     clock__countdown  ->  {host.call('clock__countdown', bar, steps=10)}")
+    print("\n4. A server asks the person (elicitation: server -> mcpmux -> host and back):")
+    print(f"     notes__add_note  ->  {host.call('notes__add_note')}")
+    print("\n5. A server asks the host's model (sampling):")
+    print(f"     notes__summarize  ->  {host.call('notes__summarize')}")
+    print("\n6. A server is killed in the middle of a call:")
+
+    def kill_clock(progress: dict[str, Any]) -> None:
+        if progress["progress"] == 1:
+            os.kill(int(who["clock"].split()[-1]), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+
+    print(f"     clock__countdown  ->  {host.call('clock__countdown', kill_clock, steps=100, seconds=30)}")
+    print(f"     notes__whoami  ->  {host.call('notes__whoami')}   (untouched)")
+    print(f"     clock__whoami  ->  {host.call('clock__whoami')}   (started again)")
+
+
+def _next_steps() -> str:
+    """What to do after the demo, with this machine's paths."""
+    home = Path.home()
+    claude = {
+        "darwin": home / "Library/Application Support/Claude/claude_desktop_config.json",
+        "win32": Path(os.environ.get("APPDATA", home / "AppData/Roaming")) / "Claude/claude_desktop_config.json",
+    }.get(sys.platform, home / ".config/Claude/claude_desktop_config.json")
+    here = Path(__file__).absolute()
+    command: dict[str, Any] = {"command": sys.executable, "args": [str(here)]}
+    if "uv" in here.parts or ".cache" in here.parts:  # run by uvx: that place is swept now and then
+        command = {"command": shutil.which("uvx") or "uvx", "args": ["mcpmux"]}
+    entry = json.dumps({"mcpServers": {"mcpmux": command}}, indent=2).replace("\n", "\n     ")
+    return f"""
+Now with your own servers:
+
+  1. List them in {config_path(None)}:
+
+     [mcp_servers.time]
+     command = "uvx"
+     args = ["mcp-server-time"]
+
+  2. See that each starts:  mcpmux check
+
+  3. Put this one entry into {claude}:
+
+     {entry}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Fixtures for tests with real processes: a client that speaks raw lines to a real mcpmux, and configs for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MCPMUX = ROOT / "mcpmux.py"
+FAKE = Path(__file__).parent / "fake_server.py"
+PATIENCE = 30.0  # seconds; a test that waits this long has failed
+
+
+def server_table(name: str, *arguments: str, command: str = sys.executable, script: str | Path = FAKE, **keys: Any) -> str:
+    """A `[mcp_servers.NAME]` table that runs the fake server; `keys` are further TOML values as Python ones."""
+    args = [str(script), "--name", name, *arguments] if command == sys.executable else list(arguments)
+    lines = [f"[mcp_servers.{name}]", f"command = {json.dumps(command)}", f"args = {json.dumps(args)}"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items() if not isinstance(value, dict)]
+    lines += [
+        f"{key} = {{ " + ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items()) + " }"
+        for key, value in keys.items()
+        if isinstance(value, dict)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class RawHost:
+    """A host that sends and receives raw lines. A thread reads, so that every wait has an end."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+        )
+        self.lines: queue.Queue[bytes] = queue.Queue()
+        self.errors: list[bytes] = []
+        self.seen: list[dict[str, Any]] = []  # all that came, in order
+        self.questions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+        self._next = 100
+        self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(b"")
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr
+        self.errors.extend(self.process.stderr)
+
+    def send(self, raw: bytes | None = None, **message: Any) -> None:
+        assert self.process.stdin
+        line = raw if raw is not None else json.dumps({"jsonrpc": "2.0", **message}).encode()
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        """The next message; a question with an answer in `questions` is answered on the way."""
+        line = self.lines.get(timeout=PATIENCE)
+        if not line:
+            raise EOFError(b"".join(self.errors).decode(errors="replace"))
+        message = json.loads(line)
+        message["raw"] = line
+        self.seen.append(message)
+        if "method" in message and "id" in message and message["method"] in self.questions:
+            self.send(id=message["id"], **self.questions[message["method"]](message.get("params", {})))
+        return message
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first message, already received or still to come, that is `wanted`."""
+        for message in self.seen:
+            if wanted(message):
+                return message
+        while True:
+            message = self.receive()
+            if wanted(message):
+                return message
+
+    def ask(self, method: str, params: Any = None) -> int:
+        """Sends a request and does not wait for its answer."""
+        self._next += 1
+        self.send(id=self._next, method=method, **({} if params is None else {"params": params}))
+        return self._next
+
+    def answer(self, number: Any) -> dict[str, Any]:
+        return self.until(lambda message: message.get("id") == number and "method" not in message)
+
+    def request(self, method: str, params: Any = None) -> dict[str, Any]:
+        return self.answer(self.ask(method, params))
+
+    def call(self, tool: str, meta: dict[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+        params = {"name": tool, "arguments": arguments, **({"_meta": meta} if meta else {})}
+        answer = self.request("tools/call", params)
+        return answer.get("result", answer)
+
+    def text(self, tool: str, **arguments: Any) -> str:
+        return self.call(tool, **arguments)["content"][0]["text"]
+
+    def initialize(self, capabilities: dict[str, Any] | None = None, revision: str = "2025-11-25") -> dict[str, Any]:
+        info = {"name": "raw", "version": "1"}
+        answer = self.request(
+            "initialize", {"protocolVersion": revision, "capabilities": capabilities or {}, "clientInfo": info}
+        )
+        self.send(method="notifications/initialized")
+        return answer["result"]
+
+    def tools(self) -> list[str]:
+        return [tool["name"] for tool in self.request("tools/list")["result"]["tools"]]
+
+    def close(self) -> int:
+        """Closes its stdin and waits for its end."""
+        if self.process.stdin and not self.process.stdin.closed:
+            try:
+                self.process.stdin.close()
+            except BrokenPipeError:
+                pass
+        code = self.process.wait(PATIENCE)
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe:
+                pipe.close()
+        return code
+
+    def log(self) -> str:
+        return b"".join(self.errors).decode(errors="replace")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """An environment whose home is empty, so that no test reads or writes the person's own files."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MCPMUX_"))}
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return kept | {"HOME": str(folder), "USERPROFILE": str(folder), "APPDATA": str(folder), "LOCALAPPDATA": str(folder)}
+
+
+@pytest.fixture
+def start(tmp_path: Path, home: dict[str, str]) -> Iterator[Callable[..., RawHost]]:
+    """`start(table, …)` writes a config of these tables and starts mcpmux on it."""
+    hosts: list[RawHost] = []
+
+    def starter(*tables: str, env: dict[str, str] | None = None) -> RawHost:
+        config = tmp_path / "mcpmux.toml"
+        config.write_text("\n".join(tables))
+        hosts.append(RawHost([sys.executable, str(MCPMUX), "--config", str(config)], home | (env or {})))
+        return hosts[-1]
+
+    yield starter
+    for host in hosts:
+        host.close()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
