@@ -604,6 +604,9 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
     if not isinstance(name, str) or not name:
         return f"an entry of {method} without a {kind.identity}"
     entry = {key: value for key, value in entry.items() if bytes(value) != _NULLED}
+    for key, wanted in _WANTED_TYPES.items():
+        if key in entry and not isinstance(value_of(entry[key]), wanted):
+            del entry[key]
     shown, wrapped = name, False
     if method == "tools/list":
         override = options.tools.get(name, ToolOverride())
@@ -625,9 +628,6 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
             entry["outputSchema"], wrapped = _object_schema(entry["outputSchema"])
     elif kind.identity != "name" and not isinstance(value_of(entry.get("name")), str):
         entry["name"] = Raw(encode(name))
-    for key, wanted in _WANTED_TYPES.items():
-        if key in entry and not isinstance(value_of(entry[key]), wanted):
-            del entry[key]
     if "arguments" in entry and not all(
         isinstance(one, dict) and one.get("name") for one in value_of(entry["arguments"])
     ):
@@ -643,7 +643,7 @@ _WANTED_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "icons": list,
     "annotations": dict,
     "execution": dict,
-    "outputSchema": dict,
+    "outputSchema": (dict, bool),
     "_meta": dict,
 }
 
@@ -662,8 +662,6 @@ def _object_schema(raw: Raw) -> tuple[Raw, bool]:
     schema = value_of(raw)
     if isinstance(schema, dict) and schema.get("type") == "object":
         return raw, False
-    if not isinstance(schema, dict | bool):
-        return Raw(_NULLED), False
     outer: dict[str, Any] = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
     if isinstance(schema, dict):  # references are from the root
         outer |= {key: schema.pop(key) for key in ("$schema", "$defs", "definitions") if key in schema}
@@ -711,7 +709,7 @@ def _name_all(parts: list[Part], method: str, options: MuxOptions, notes: list[s
         chosen = name if crowd[name] == 1 else joined(part.server, entry)
         number = 2
         while chosen in taken or (chosen != name and chosen in crowd):
-            chosen = fit_name(name, options.max_name_length - 4) + f"_{number}"
+            chosen = f"{fit_name(joined(part.server, entry), options.max_name_length - 4)}_{number}"
             number += 1
         if chosen != name or crowd[name] > 1:
             notes.append(f"{part.server}: {entry.name!r} collides as {name!r} and is offered as {chosen!r}")
@@ -820,7 +818,7 @@ def judge_question(
             mode = value_of(asked.get("mode"), "form")
             if "elicitation" not in told:
                 return Answer(b'{"action":"decline"}')
-            if mode not in elicitation_modes(told):
+            if not isinstance(mode, str) or mode not in elicitation_modes(told):
                 raise RpcError(INVALID_PARAMS, f"the host did not declare elicitation mode {mode!r}")
             asked["message"] = Raw(encode(f"[{server}] {text_in(asked, 'message')}"))
             return Forward(encode(asked))

@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, and no deadline: a busy machine must not decide what passes. To explore:
+# `uv run pytest --hypothesis-profile=explore`.
+settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=2000)
+settings.load_profile("fixed")
 
 ROOT = Path(__file__).parent.parent
 MCPMUX = ROOT / "mcpmux.py"
@@ -44,6 +51,7 @@ class RawHost:
         self.errors: list[bytes] = []
         self.seen: list[dict[str, Any]] = []  # all that came, in order
         self.questions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+        self.cancelled: set[int] = set()
         self._next = 100
         self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
         for thread in self._threads:
@@ -69,6 +77,7 @@ class RawHost:
         """The next message; a question with an answer in `questions` is answered on the way."""
         line = self.lines.get(timeout=PATIENCE)
         if not line:
+            self.lines.put(b"")  # it stays at its end
             raise EOFError(b"".join(self.errors).decode(errors="replace"))
         message = json.loads(line)
         message["raw"] = line
@@ -95,6 +104,10 @@ class RawHost:
 
     def answer(self, number: Any) -> dict[str, Any]:
         return self.until(lambda message: message.get("id") == number and "method" not in message)
+
+    def cancel(self, number: int) -> None:
+        self.cancelled.add(number)
+        self.send(method="notifications/cancelled", params={"requestId": number})
 
     def request(self, method: str, params: Any = None) -> dict[str, Any]:
         return self.answer(self.ask(method, params))
@@ -160,6 +173,49 @@ def start(tmp_path: Path, home: dict[str, str]) -> Iterator[Callable[..., RawHos
     yield starter
     for host in hosts:
         host.close()
+
+
+@pytest.fixture
+def serve(start: Callable[..., RawHost]) -> Iterator[Callable[..., RawHost]]:
+    """As `start`; at the end of the test all that each host has received is judged by `assert_lines_are_clean`."""
+    hosts: list[RawHost] = []
+
+    def starter(*tables: str, env: dict[str, str] | None = None) -> RawHost:
+        hosts.append(start(*tables, env=env))
+        return hosts[-1]
+
+    yield starter
+    for host in hosts:
+        host.close()
+        assert_lines_are_clean(host)
+
+
+def assert_lines_are_clean(host: RawHost) -> None:
+    """Every line is one valid message with no member that strict hosts refuse, and every request has one answer, or,
+    cancelled, none."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    while line := host.lines.get(timeout=PATIENCE):
+        host.seen.append({"raw": line})
+    host.lines.put(b"")
+    answered: list[Any] = []
+    for line in (message["raw"] for message in host.seen):
+        assert line.endswith(b"\n")
+        message = json.loads(line.decode(), parse_constant=refuse)
+        json.dumps(message, ensure_ascii=False).encode()  # no half of a surrogate pair
+        assert isinstance(message, dict)
+        assert message["jsonrpc"] == "2.0"
+        kind = message.keys() - {"jsonrpc"}
+        assert kind in ({"method"}, {"method", "params"}, {"id", "method"}, {"id", "method", "params"}, {"id", "result"}) or (
+            "error" in kind and kind <= {"id", "error"}
+        )
+        if "method" not in message and "id" in message:
+            answered.append(message["id"])
+    assert len(answered) == len(set(answered)), "a request was answered twice"
+    asked = set(range(101, host._next + 1))
+    assert asked - set(answered) == host.cancelled
 
 
 def is_running(pid: int) -> bool:

@@ -31,6 +31,12 @@ parser.add_argument("--pages", type=int, default=0, help="that many pages of one
 parser.add_argument("--stuck-cursor", action="store_true", help="the same cursor for ever")
 parser.add_argument("--ask-roots", action="store_true", help="asks for roots after initialized; tools fail until they come")
 parser.add_argument("--pid-file")
+parser.add_argument("--grandchild-session", action="store_true", help="the grandchild leads a session of its own")
+parser.add_argument("--say-goodbye", action="store_true", help="says on stderr what told it to end")
+parser.add_argument("--mute", help="never answers this method")
+parser.add_argument("--hello", default="{}", help="JSON members for the result of initialize")
+parser.add_argument("--list", help="the result of tools/list, byte for byte")
+parser.add_argument("--also", default="", help="NAME,…: lists these tools too (write, where, flood, calm)")
 options = parser.parse_args()
 
 stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
@@ -40,11 +46,20 @@ if options.exit is not None:
     sys.exit(options.exit)
 if options.ignore_term:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+elif options.say_goodbye:
+
+    def leave(number: int, _: object) -> None:
+        os.write(2, b"goodbye at SIGTERM\n")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
 if options.pid_file:
     with open(options.pid_file, "a") as file:
         print(os.getpid(), file=file)
 if options.grandchild:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=options.grandchild_session
+    )
     with open(options.grandchild, "w") as file:
         file.write(str(child.pid))
 if options.flood_stderr:
@@ -58,6 +73,8 @@ if options.flood_stderr:
 TOOLS = [
     "echo", "raw", "line", "hold", "release", "crash", "env", "pid", "progress", "log", "burst", "ask", "notify", "big",
 ]
+TOOLS += [name for name in options.also.split(",") if name]
+calm = threading.Event()
 held: list[object] = []
 cancelled: list[object] = []
 answers: dict[object, object] = {}  # the host's answers to what we asked
@@ -127,6 +144,30 @@ def call(id: object, name: str, arguments: dict, params: dict, line: bytes) -> N
             send(id=id, result=text("notified"))
         case "big":
             send(id=id, result=text("x" * arguments["bytes"]))
+        case "write":  # any bytes at all; $ID is this call's id, $OLD that of the call cancelled last, $PAD much
+            raw = arguments["text"].encode("latin-1").replace(b"$ID", json.dumps(id).encode())
+            raw = raw.replace(b"$OLD", json.dumps(cancelled[-1] if cancelled else None).encode())
+            stdout.write(raw.replace(b"$PAD", b"x" * arguments.get("pad", 0)))
+            stdout.flush()
+            if "exit" in arguments:
+                os._exit(arguments["exit"])
+            for number in arguments.get("close", []):
+                os.close(number)
+            if "close" in arguments or "deaf" in arguments:  # and never reads again
+                threading.Event().wait()
+        case "where":
+            send(id=id, result=text({"cwd": os.getcwd(), "argv": sys.argv}))
+        case "flood":  # its answer comes first, then log messages without end until `calm`
+            send(id=id, result=text("flooding"))
+
+            def pour() -> None:
+                while not calm.is_set():
+                    send(method="notifications/message", params={"level": "info", "data": "flood " * 400})
+
+            threading.Thread(target=pour, daemon=True).start()
+        case "calm":
+            calm.set()
+            send(id=id, result=text("calm"))
         case _:
             send(id=id, result={**text(f"unknown tool {name}"), "isError": True})
 
@@ -136,6 +177,8 @@ def handle(line: bytes) -> None:
     message = json.loads(line)
     method, id, params = message.get("method"), message.get("id"), message.get("params") or {}
     match method:
+        case options.mute if method is not None:
+            pass
         case None:
             if id == "roots":
                 roots = message
@@ -154,6 +197,7 @@ def handle(line: bytes) -> None:
                     "capabilities": json.loads(options.capabilities),
                     "serverInfo": {"name": options.name, "version": "1"},
                     "instructions": f"how to use {options.name}",
+                    **json.loads(options.hello),
                 },
             )
         case "notifications/initialized":
@@ -166,8 +210,10 @@ def handle(line: bytes) -> None:
         case "tools/list":
             names = TOOLS + extra_tools
             tools = [{"name": name, "description": f"does {name}", "inputSchema": {"type": "object"}} for name in names]
-            page = int(params.get("cursor") or 0)
-            if options.stuck_cursor:
+            page = 0 if options.stuck_cursor else int(params.get("cursor") or 0)
+            if options.list is not None:
+                write(b'{"jsonrpc":"2.0","id":%s,"result":%s}' % (json.dumps(id).encode(), options.list.encode()))
+            elif options.stuck_cursor:
                 send(id=id, result={"tools": tools, "nextCursor": "again"})
             elif page:
                 more = {"nextCursor": str(page + 1)} if page < options.pages else {}
@@ -208,6 +254,8 @@ def handle(line: bytes) -> None:
 for received in iter(stdin.readline, b""):
     if not options.silent:
         handle(received)
+if options.say_goodbye:
+    print("goodbye at end of input", file=sys.stderr, flush=True)
 if options.ignore_eof:
     while True:
         time.sleep(60)

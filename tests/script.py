@@ -1,0 +1,204 @@
+"""The one harness round the core: a host and servers played by the test, a clock that the test moves.
+
+Servers greet and list by themselves, from what `offers` says; everything else a test sees and answers on its own.
+Each message to the host is checked as it comes: valid, and no request answered twice.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from typing import Any
+
+import mcpmux
+from mcpmux import Core, MuxOptions, ServerOptions
+
+TOOL = {"name": "log", "description": "Shows the log", "inputSchema": {"type": "object"}}
+CAPABILITIES: dict[str, Any] = {
+    "tools": {"listChanged": True},
+    "prompts": {},
+    "resources": {"subscribe": True},
+    "logging": {},
+    "completions": {},
+    "tasks": {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}},
+}
+
+
+class Message(dict[str, Any]):
+    """A parsed line with its bytes."""
+
+    raw: bytes = b""
+
+    @property
+    def is_error(self) -> bool:
+        return "error" in self or bool(self.get("result", {}).get("isError"))
+
+    @property
+    def text(self) -> str:
+        """What a person is told: an error's message, or a result's first text."""
+        return self["error"]["message"] if "error" in self else self["result"]["content"][0]["text"]
+
+
+class Script:
+    def __init__(
+        self,
+        servers: list[str] | dict[str, ServerOptions] | None = None,
+        *,
+        options: MuxOptions | None = None,
+        capabilities: dict[str, Any] | None = None,
+        revision: str = "2025-11-25",
+        broken: dict[str, str] | None = None,
+        offers: dict[str, dict[str, Any]] | None = None,
+        server_capabilities: dict[str, Any] | None = None,
+        silent: tuple[str, ...] = (),
+        begin: bool = True,
+    ) -> None:
+        tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
+        self.core = Core(options or MuxOptions(), tables, broken=broken)
+        self.now = 1000.0
+        self.timers: list[tuple[float, tuple[str, str]]] = []
+        self.due: dict[tuple[str, str], float] = {}
+        self.capabilities = capabilities or {}
+        self.server_capabilities = CAPABILITIES if server_capabilities is None else server_capabilities
+        self.revision = revision
+        self.offers: dict[str, dict[str, Any]] = {name: {"tools/list": [TOOL]} for name in tables} | (offers or {})
+        self.silent = set(silent)  # servers that never answer `initialize`
+        self.runs: dict[str, int] = {}
+        self.to_host: list[Message] = []
+        self.to_server: dict[str, list[Message]] = {name: [] for name in self.core.servers}
+        self.started: list[str] = []
+        self.stopped: list[str] = []
+        self.logged: list[str] = []
+        self.answered: list[Any] = []
+        if begin:
+            self.initialize()
+
+    # ── the host's part ──
+
+    def initialize(self, **params: Any) -> Message:
+        info = {"name": "script", "version": "1"}
+        asked = {"protocolVersion": self.revision, "capabilities": self.capabilities, "clientInfo": info}
+        self.host_asks("init", "initialize", **(asked | params))
+        self.host_sends(method="notifications/initialized")
+        self.advance(0.2)
+        return self.host_hears("init")
+
+    def host_sends(self, raw: bytes | None = None, **message: Any) -> None:
+        line = raw if raw is not None else json.dumps({"jsonrpc": "2.0", **message}).encode()
+        self.feed(mcpmux.HostLines([line]))
+
+    def host_asks(self, id: Any, method: str, /, **params: Any) -> None:
+        self.host_sends(id=id, method=method, **({"params": params} if params else {}))
+
+    def host_hears(self, id: Any) -> Message:
+        """The answer to a request of the host's; there must be exactly one."""
+        found = [m for m in self.to_host if "method" not in m and m.get("id") == id and type(m.get("id")) is type(id)]
+        assert len(found) == 1, f"{len(found)} answers to {id!r}"
+        return found[0]
+
+    def host_told(self, method: str) -> list[Message]:
+        """The requests and notifications of this method that came to the host."""
+        return [message for message in self.to_host if message.get("method") == method]
+
+    def asks(self, id: Any, method: str, /, **params: Any) -> Message:
+        """A request that is answered at once."""
+        self.host_asks(id, method, **params)
+        return self.host_hears(id)
+
+    def tools(self) -> list[str]:
+        return [tool["name"] for tool in self.asks(f"list{len(self.answered)}", "tools/list")["result"]["tools"]]
+
+    # ── the servers' part ──
+
+    def server_sends(self, server: str, raw: bytes | None = None, **message: Any) -> None:
+        line = raw if raw is not None else json.dumps({"jsonrpc": "2.0", **message}).encode()
+        self.feed(mcpmux.ServerLines(server, self.runs[server], [line]))
+
+    def server_hears(self, server: str, method: str) -> Message:
+        """The last request or notification of this method that came to a server."""
+        return [message for message in self.to_server[server] if message.get("method") == method][-1]
+
+    def server_heard(self, server: str, method: str) -> list[Message]:
+        return [message for message in self.to_server[server] if message.get("method") == method]
+
+    def server_answers(self, server: str, method: str, result: Any = None, error: Any = None) -> None:
+        """Answers the last request of this method."""
+        number = self.server_hears(server, method)["id"]
+        self.server_sends(server, id=number, **({"error": error} if error else {"result": result or {}}))
+
+    def answer_to_server(self, server: str, id: Any) -> Message:
+        """The one answer to a question that a server asked."""
+        found = [m for m in self.to_server[server] if "method" not in m and m.get("id") == id]
+        assert len(found) == 1, f"{len(found)} answers to {id!r}"
+        return found[0]
+
+    def server_dies(self, server: str, code: int = 1, stderr: list[str] | None = None) -> None:
+        gone = mcpmux.ServerGone(server, self.runs[server], f"{server} exited with code {code}", "look", stderr or [])
+        self.feed(gone)
+
+    # ── time ──
+
+    def advance(self, seconds: float) -> None:
+        """Moves the clock; timers fire in order."""
+        end = self.now + seconds
+        while self.timers and self.timers[0][0] <= end:
+            at, key = heapq.heappop(self.timers)
+            if self.due.get(key) == at:
+                del self.due[key]
+                self.now = at
+                self.feed(mcpmux.TimerDue(key))
+        self.now = end
+
+    # ── the machine ──
+
+    def feed(self, event: mcpmux.Event) -> None:
+        for effect in self.core.handle(event, self.now):
+            match effect:
+                case mcpmux.SendHost(line=line):
+                    message = self._parse(line)
+                    if "method" not in message and "id" in message:
+                        self.answered.append(message["id"])
+                    self.to_host.append(message)
+                case mcpmux.SendServer(server, line):
+                    self._server_gets(server, self._parse(line))
+                case mcpmux.Start(server, run):
+                    self.runs[server] = run
+                    self.started.append(server)
+                    self.feed(mcpmux.ServerUp(server, run))
+                case mcpmux.Stop(server, run):
+                    self.stopped.append(server)
+                case mcpmux.SetTimer(key, at):
+                    self.due.pop(key, None)
+                    if at is not None:
+                        self.due[key] = at
+                        heapq.heappush(self.timers, (at, key))
+                case mcpmux.Log(_, text):
+                    self.logged.append(text)
+
+    def _parse(self, line: bytes) -> Message:
+        assert line.endswith(b"\n") and line.count(b"\n") == 1
+        message = Message(json.loads(line))
+        message.raw = line[:-1]
+        assert message.keys() <= {"jsonrpc", "id", "method", "params", "result", "error"}
+        assert ("result" in message) + ("error" in message) + ("method" in message) == 1
+        return message
+
+    def _server_gets(self, server: str, message: Message) -> None:
+        self.to_server[server].append(message)
+        method, offered = message.get("method"), self.offers[server]
+        if method == "initialize" and server not in self.silent:
+            asked = message["params"]["protocolVersion"]
+            result = {
+                "protocolVersion": asked,
+                "capabilities": self.server_capabilities,
+                "serverInfo": {"name": server},
+            }
+            self.server_sends(server, id=message["id"], result=result | {"instructions": f"use {server} well"})
+        elif method in mcpmux.LISTS and offered.get(method) is not Ellipsis:
+            entries = offered.get(method, [])
+            if isinstance(entries, dict):  # an error
+                self.server_sends(server, id=message["id"], error=entries)
+            else:
+                self.server_sends(server, id=message["id"], result={mcpmux.LISTS[method].key: entries})
+        elif method in ("logging/setLevel", "resources/subscribe", "resources/unsubscribe"):
+            self.server_sends(server, id=message["id"], result={})

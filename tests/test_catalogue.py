@@ -1,0 +1,318 @@
+"""Many lists become one. https://modelcontextprotocol.io/specification/2025-11-25/server/tools"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mcpmux
+from mcpmux import Entry, MuxOptions, Part, ServerOptions, ToolOverride
+
+SCHEMA = {"type": "object"}
+
+
+def fit(entry: Any, method: str = "tools/list", **table: Any) -> Any:
+    """An entry as it is offered, or the reason why not."""
+    raw = entry if isinstance(entry, bytes) else msgspec.json.encode(entry)
+    fitted = mcpmux.fit_entry(method, mcpmux.Raw(raw), ServerOptions(command="x", **table))
+    return shown(fitted) if isinstance(fitted, Entry) else fitted
+
+
+def shown(entry: Entry) -> dict[str, Any]:
+    return json.loads(entry.left + msgspec.json.encode(entry.shown) + entry.right)
+
+
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "description": name, "inputSchema": SCHEMA, **more}
+
+
+def part(server: str, *names: str, prefix: str | None = None, method: str = "tools/list", **table: Any) -> Part:
+    key = mcpmux.LISTS[method].identity
+    entries = [
+        mcpmux.fit_entry(method, mcpmux.Raw(msgspec.json.encode({**tool(name), key: name})), ServerOptions(**table))
+        for name in names
+    ]
+    return Part(server, prefix, {method: [entry for entry in entries if isinstance(entry, Entry)]})
+
+
+def names(*parts: Part, **options: Any) -> list[str]:
+    merged = mcpmux.merge(list(parts), MuxOptions(**options))
+    listed = [entry["name"] for entry in json.loads(merged.results["tools/list"])["tools"]]
+    assert listed == list(merged.tools)
+    return listed
+
+
+# ── entries ──
+
+
+def test_an_entry_that_is_valid_is_kept_byte_for_byte():
+    raw = b'{"x-vendor":[1.0, 1e2],"name":"a","description":"d","inputSchema":{"type" : "object"},"_meta":{"k":null}}'
+    fitted = mcpmux.fit_entry("tools/list", mcpmux.Raw(raw), ServerOptions())
+    assert isinstance(fitted, Entry)
+    assert fitted.left + b'"a"' + fitted.right == raw
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_the_name_may_stand_anywhere(at: int):
+    fields = [("description", "d"), ("inputSchema", SCHEMA)]
+    fields.insert(at, ("name", "a"))
+    assert list(fit(dict(fields))) == [key for key, _ in fields]
+
+
+@pytest.mark.parametrize(
+    ("entry", "becomes"),
+    [
+        (tool("a", description=None), tool("a")),
+        (tool("a", description=""), tool("a")),
+        (tool("a", description=7), tool("a")),
+        ({"name": "a", "inputSchema": SCHEMA}, tool("a")),
+        (tool("a", title=None, annotations=None, icons=None, _meta=None), tool("a")),
+        (tool("a", title=7, annotations=[], icons={}, _meta=1), tool("a")),
+        ({"name": "a", "description": "a"}, tool("a")),
+        (tool("a", inputSchema=None), tool("a")),
+        (tool("a", inputSchema={}), tool("a")),
+        (tool("a", inputSchema={"properties": {}}), tool("a", inputSchema={"type": "object", "properties": {}})),
+        (tool("a", outputSchema="no"), tool("a")),
+        (tool("a", outputSchema=None), tool("a")),
+        (tool("a", outputSchema=SCHEMA), tool("a", outputSchema=SCHEMA)),
+    ],
+)
+def test_an_entry_is_made_valid_where_it_can_be(entry: dict[str, Any], becomes: dict[str, Any]):
+    """Our choice: TypeScript hosts refuse the whole list for one such entry."""
+    assert fit(entry) == becomes
+
+
+@pytest.mark.parametrize(
+    ("method", "entry", "reason"),
+    [
+        ("tools/list", b"7", "an entry of tools/list without a name"),
+        ("tools/list", {}, "an entry of tools/list without a name"),
+        ("tools/list", {"name": 7}, "an entry of tools/list without a name"),
+        ("tools/list", tool("a", inputSchema={"type": "array"}), "tool 'a': its inputSchema is not of type \"object\""),
+        ("tools/list", tool("a", inputSchema=7), "tool 'a': its inputSchema is not of type \"object\""),
+        ("resources/list", {"name": "x"}, "an entry of resources/list without a uri"),
+        ("resources/templates/list", {"name": "x"}, "an entry of resources/templates/list without a uriTemplate"),
+        ("prompts/list", {"name": "p", "arguments": [{}]}, "prompt 'p': an argument without a name"),
+    ],
+)
+def test_an_entry_that_cannot_be_made_valid_is_left_out_with_its_reason(method: str, entry: Any, reason: str):
+    assert fit(entry, method) == reason
+
+
+@pytest.mark.parametrize(
+    ("schema", "outer"),
+    [
+        ({"type": "array"}, {"type": "object", "properties": {"result": {"type": "array"}}, "required": ["result"]}),
+        (True, {"type": "object", "properties": {"result": True}, "required": ["result"]}),
+        (
+            {"$ref": "#/$defs/x", "$defs": {"x": {"type": "string"}}},
+            {
+                "type": "object",
+                "properties": {"result": {"$ref": "#/$defs/x"}},
+                "required": ["result"],
+                "$defs": {"x": {"type": "string"}},
+            },
+        ),
+    ],
+)
+def test_an_output_schema_that_is_no_object_is_wrapped_with_its_results(schema: Any, outer: dict[str, Any]):
+    """Our choice, as the TypeScript SDK does it."""
+    assert fit(tool("a", outputSchema=schema))["outputSchema"] == outer
+    assert mcpmux.wrap_structured(mcpmux.Raw(b'{"content":[],"structuredContent":[1.0]}')) == (
+        b'{"content":[],"structuredContent":{"result":[1.0]}}'
+    )
+
+
+def test_resources_without_a_name_are_named_by_their_uri():
+    assert fit({"uri": "mem://1"}, "resources/list") == {"uri": "mem://1", "name": "mem://1"}
+
+
+@pytest.mark.parametrize(
+    ("table", "enabled"),
+    [
+        ({}, ["get_a", "get_b", "put_a"]),
+        ({"enabled_tools": ["get_*"]}, ["get_a", "get_b"]),
+        ({"disabled_tools": ["get_a", "put_?"]}, ["get_b"]),
+        ({"enabled_tools": ["get_*"], "disabled_tools": ["*_a"]}, ["get_b"]),
+        ({"enabled_tools": []}, []),
+        ({"enabled_tools": ["GET_A"]}, []),
+        ({"tools": {"get_a": ToolOverride(enabled=False)}}, ["get_b", "put_a"]),
+    ],
+)
+def test_tools_are_enabled_by_the_servers_own_names_and_globs(table: dict[str, Any], enabled: list[str]):
+    assert [name for name in ("get_a", "get_b", "put_a") if fit(tool(name), **table) is not None] == enabled
+
+
+def test_overrides_replace_what_the_host_is_shown_and_not_what_the_server_is_called():
+    override = {"get": ToolOverride(name="fetch", title="Fetch", description="Fetches.")}
+    entry = mcpmux.fit_entry("tools/list", mcpmux.Raw(msgspec.json.encode(tool("get"))), ServerOptions(tools=override))
+    assert isinstance(entry, Entry)
+    assert shown(entry) == tool("fetch", title="Fetch", description="Fetches.")
+    merged = mcpmux.merge([Part("s", None, {"tools/list": [entry]})], MuxOptions())
+    assert merged.tools == {"s__fetch": mcpmux.Route("s", "get")}
+
+
+# ── names ──
+
+
+def test_names_have_the_servers_prefix_and_config_order():
+    assert names(part("b", "z", "a"), part("a", "x")) == ["b__z", "b__a", "a__x"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"), [(None, ["git__log"]), ("g", ["g__log"]), ("", ["log"]), ("my-git", ["my-git__log"])]
+)
+def test_a_prefix_may_be_chosen_or_dropped(prefix: str | None, expected: list[str]):
+    assert names(part("git", "log", prefix=prefix)) == expected
+
+
+def test_the_separator_may_be_chosen():
+    assert names(part("git", "log"), separator="-") == ["git-log"]
+
+
+def test_names_are_brought_to_the_alphabet_that_all_hosts_accept():
+    """Claude Desktop refuses a whole request for one name with a dot."""
+    assert names(part("s", "a.b/c d", "ärger")) == ["s__a_b_c_d", "s___rger"]
+
+
+def test_a_long_name_is_cut_and_keeps_a_hash_of_the_whole():
+    (name,) = names(part("server", "x" * 100))
+    assert len(name) == 46
+    assert re.fullmatch(r"server__x+_[0-9a-f]{6}", name)
+    assert names(part("server", "x" * 100)) == [name]
+    assert names(part("server", "x" * 101)) != [name]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([part("a", "x", prefix=""), part("b", "x", prefix="")], ["a__x", "b__x"]),
+        ([part("a", "x", prefix=""), part("b", "x", "y", prefix="")], ["a__x", "b__x", "y"]),
+        ([part("a", "x", prefix="p"), part("b", "x", prefix="p")], ["a__x", "b__x"]),
+        ([part("a", "x.y", "x_y")], ["a__x_y", "a__x_y_2"]),
+        ([part("a", "x", "x", "x")], ["a__x", "a__x_2", "a__x_3"]),
+        ([part("a", "a__x", "x", prefix=""), part("b", "x", prefix="")], ["a__x", "a__x_2", "b__x"]),
+    ],
+)
+def test_colliding_names_get_the_servers_prefix_then_a_number(parts: list[Part], expected: list[str]):
+    """Our choice, and always logged."""
+    merged = mcpmux.merge(parts, MuxOptions())
+    listed = [entry["name"] for entry in json.loads(merged.results["tools/list"])["tools"]]
+    if len(set(listed)) != len(listed) or sorted(listed) != sorted(expected):
+        raise AssertionError(listed)
+    assert merged.notes
+
+
+_NAME = st.text(st.sampled_from("ab._-é"), min_size=1, max_size=60)
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from([None, "", "a", "b"]), st.lists(_NAME, max_size=6)),
+        max_size=4,
+    )
+)
+def test_names_are_always_distinct_valid_short_and_the_same_from_run_to_run(tables: list[Any]):
+    parts = [part(f"{server}{n}", *tools, prefix=prefix) for n, (server, prefix, tools) in enumerate(tables)]
+    merged = mcpmux.merge(parts, MuxOptions(max_name_length=24))
+    listed = [entry["name"] for entry in json.loads(merged.results["tools/list"])["tools"]]
+    assert len(listed) == len(set(listed)) == sum(len(one.lists["tools/list"]) for one in parts)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,24}", name) for name in listed)
+    assert merged.results == mcpmux.merge(parts, MuxOptions(max_name_length=24)).results
+    assert [(route.server, route.name) for route in merged.tools.values()] == [
+        (one.server, entry.name) for one in parts for entry in one.lists["tools/list"]
+    ]
+
+
+# ── URIs ──
+
+
+def test_uris_are_not_rewritten_and_the_first_server_keeps_a_shared_one():
+    kind = "resources/list"
+    merged = mcpmux.merge(
+        [part("a", "mem://1", method=kind), part("b", "mem://1", "mem://2", method=kind)], MuxOptions()
+    )
+    assert merged.resources == {"mem://1": "a", "mem://2": "b"}
+    assert [one["uri"] for one in json.loads(merged.results[kind])["resources"]] == ["mem://1", "mem://2"]
+    assert merged.notes == ["b: mem://1 is offered by a already and left out"]
+
+
+@pytest.mark.parametrize(
+    ("template", "uri", "matches"),
+    [
+        ("mem://{id}", "mem://7", True),
+        ("mem://{id}", "mem://7/8", False),
+        ("mem://{+path}", "mem://7/8", True),
+        ("mem://{id}/x", "mem://7/x", True),
+        ("mem://{id}", "mem://", False),
+        ("mem://a.b", "mem://aXb", False),
+        ("mem://x{?q,r}", "mem://x?q=1", True),
+        ("mem://x{?q,r}", "mem://x", True),
+        ("mem://{a}/{b}", "mem://1/2", True),
+        ("file:///{+path}", "file:///a/b c\n", True),
+    ],
+)
+def test_a_template_owns_the_uris_that_it_describes(template: str, uri: str, matches: bool):
+    """RFC 6570, as far as a URI can be told to come from a template."""
+    pattern = mcpmux.template_pattern(template)
+    assert pattern
+    assert bool(pattern.fullmatch(uri)) is matches
+
+
+def test_a_template_with_very_many_expressions_matches_nothing():
+    """Our choice: matching it could take for ever."""
+    assert mcpmux.template_pattern("{a}" * 9) is None
+
+
+def test_a_listed_uri_counts_before_a_template():
+    parts = [
+        part("a", "mem://{x}", method="resources/templates/list"),
+        part("b", "mem://1", method="resources/list"),
+    ]
+    merged = mcpmux.merge(parts, MuxOptions())
+    assert (merged.owner_of("mem://1"), merged.owner_of("mem://2"), merged.owner_of("x")) == ("b", "a", None)
+
+
+# ── anything ──
+
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["name", "type", "uri", "x"]), inner),
+    max_leaves=5,
+)
+_KEYS = [
+    "name",
+    "uri",
+    "uriTemplate",
+    "description",
+    "title",
+    "inputSchema",
+    "outputSchema",
+    "arguments",
+    "_meta",
+    "icons",
+]
+
+
+@given(st.dictionaries(st.sampled_from(_KEYS), _ANY), st.sampled_from(list(mcpmux.LISTS)))
+def test_any_entry_is_valid_for_a_strict_host_or_left_out(entry: dict[str, Any], method: str):
+    fitted = fit(entry, method)
+    if isinstance(fitted, str):
+        return
+    assert isinstance(fitted[mcpmux.LISTS[method].identity], str)
+    assert isinstance(fitted["name"], str)
+    assert all(value is not None for value in fitted.values())
+    assert isinstance(fitted.get("description", ""), str)
+    assert isinstance(fitted.get("_meta", {}), dict)
+    if method == "tools/list":
+        assert fitted["inputSchema"]["type"] == "object"
+        assert fitted.get("outputSchema", SCHEMA)["type"] == "object"
+        assert fitted["description"]
+    assert all(isinstance(one["name"], str) for one in fitted.get("arguments", []))

@@ -1,0 +1,1279 @@
+"""The core between a host and servers that the test plays; no process, no clock.
+
+https://modelcontextprotocol.io/specification/2025-11-25/basic
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from script import TOOL, Script
+
+import mcpmux
+from mcpmux import MuxOptions, ServerOptions, State, ToolOverride
+
+
+def tools(*names: str) -> dict[str, Any]:
+    return {"tools/list": [{**TOOL, "name": name} for name in names]}
+
+
+def server(**table: Any) -> ServerOptions:
+    return ServerOptions(command="x", **table)
+
+
+# ── the handshake with the host ──
+
+
+def test_initialize_is_answered_before_any_server_is():
+    """Our choice: hosts give it 1 to 60 s, and a cold server may take 40."""
+    s = Script(["git"], silent=("git",), begin=False)
+    s.host_asks(
+        0, "initialize", protocolVersion="2025-06-18", capabilities={}, clientInfo={"name": "h", "version": "1"}
+    )
+    answer = s.host_hears(0)["result"]
+    assert answer["protocolVersion"] == "2025-06-18"
+    assert answer["serverInfo"] == {"name": "mcpmux", "title": "mcpmux", "version": mcpmux.__version__}
+    assert s.started == ["git"]
+
+
+def test_an_unknown_revision_is_answered_with_the_latest_legacy_one():
+    """2025-11-25, basic/lifecycle#version-negotiation."""
+    s = Script(begin=False)
+    assert s.initialize(protocolVersion="2031-01-01")["result"]["protocolVersion"] == "2025-11-25"
+
+
+@pytest.mark.parametrize("method", ["tools/list", "tools/call", "vendor/x", "logging/setLevel"])
+def test_nothing_is_served_before_initialize(method: str):
+    """Our choice of words; 2025-11-25, basic/lifecycle: initialization MUST be the first interaction."""
+    s = Script(begin=False)
+    answer = s.asks(1, method)
+    assert answer["error"]["code"] == -32602
+    assert "initialize" in answer.text
+
+
+def test_a_ping_is_answered_even_before_initialize():
+    """2025-11-25, basic/utilities/ping; the result is exactly {}."""
+    s = Script(begin=False)
+    assert s.asks(1, "ping").raw == b'{"jsonrpc":"2.0","id":1,"result":{}}'
+
+
+def test_a_probe_for_the_modern_era_is_refused_at_once_and_initialize_still_works():
+    """VS Code and Claude Code ask server/discover first, then initialize on the same pipe. A probe starts nothing."""
+    s = Script(["git"], begin=False)
+    assert s.asks(0, "server/discover")["error"]["code"] == -32601
+    assert s.started == []
+    s.initialize()
+    assert s.tools() == ["git__log"]
+
+
+def test_a_second_initialize_is_answered_and_starts_nothing_twice():
+    s = Script(["git"])
+    info = {"name": "h", "version": "1"}
+    answer = s.asks(9, "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=info)
+    assert answer["result"]["instructions"] == "# git\n\nuse git well"
+    assert s.started == ["git"]
+
+
+def test_initialize_without_its_params_is_refused():
+    s = Script(begin=False)
+    assert s.asks(1, "initialize")["error"]["code"] == -32602
+
+
+# ── the handshake with a server ──
+
+
+def test_a_server_is_greeted_in_the_hosts_name_revision_and_capabilities():
+    s = Script(["git"], capabilities={"roots": {"listChanged": True}, "x": 1.0}, revision="2025-03-26")
+    greeting = s.server_hears("git", "initialize")
+    assert b'{"protocolVersion":"2025-03-26","capabilities":{"roots":{"listChanged": true},"x":1.0}' in greeting.raw
+    assert greeting["params"]["clientInfo"] == {"name": "script", "version": "1"}
+    methods = [message["method"] for message in s.to_server["git"]]
+    assert methods[:3] == ["initialize", "notifications/initialized", "tools/list"]
+
+
+def test_lists_and_calls_wait_for_what_a_server_asks_after_initialized():
+    """server-filesystem refuses every path until its roots/list is answered; server-everything registers tools then."""
+    s = Script(["fs"], capabilities={"roots": {}}, begin=False)
+    s.host_asks("init", "initialize", protocolVersion="2025-11-25", capabilities={"roots": {}})
+    s.host_sends(method="notifications/initialized")
+    s.host_asks(1, "tools/call", name="fs__log")
+    s.server_sends("fs", id="r", method="roots/list")
+    question = s.host_told("roots/list")[0]
+    s.advance(5)
+    assert s.server_heard("fs", "tools/list") == []
+    s.host_sends(id=question["id"], result={"roots": []})
+    s.advance(0.05)
+    assert s.server_heard("fs", "tools/list") == []
+    s.advance(0.06)
+    assert s.server_heard("fs", "tools/list")
+    assert s.answer_to_server("fs", "r")["result"] == {"roots": []}
+    assert s.server_hears("fs", "tools/call")["params"] == {"name": "log"}
+
+
+def test_a_server_that_asks_nothing_is_used_after_a_tenth_of_a_second():
+    s = Script(["git"], begin=False)
+    s.host_asks("init", "initialize", protocolVersion="2025-11-25", capabilities={})
+    s.advance(0.09)
+    assert s.server_heard("git", "tools/list") == []
+    s.advance(0.02)
+    assert s.server_heard("git", "tools/list")
+
+
+def test_a_host_that_never_answers_what_a_server_asks_first_does_not_keep_its_tools_away_for_ever():
+    s = Script(["fs"], capabilities={"roots": {}}, begin=False)
+    s.host_asks("init", "initialize", protocolVersion="2025-11-25", capabilities={"roots": {}})
+    s.host_sends(method="notifications/initialized")
+    s.server_sends("fs", id="r", method="roots/list")
+    s.advance(31)
+    assert s.tools() == ["fs__log"]
+
+
+def test_a_servers_question_while_it_is_being_listed_is_answered_from_what_we_have():
+    """It may wait for that before it answers us, and the host for us: nobody would move."""
+    offers = {"fs": {"tools/list": ...}, "git": tools("log")}
+    s = Script({"fs": server(), "git": server()}, capabilities={"roots": {}, "sampling": {}}, offers=offers)
+    assert s.server_heard("fs", "tools/list")
+    s.server_sends("fs", id="early", method="roots/list")
+    assert s.answer_to_server("fs", "early").is_error
+    s.server_sends("git", id="r", method="roots/list")
+    s.host_sends(id=s.host_told("roots/list")[0]["id"], result={"roots": [{"uri": "file:///x"}]})
+    s.server_sends("fs", id="later", method="roots/list")
+    assert s.answer_to_server("fs", "later")["result"] == {"roots": [{"uri": "file:///x"}]}
+    s.server_sends("fs", id="model", method="sampling/createMessage", params={"messages": [], "maxTokens": 1})
+    assert s.answer_to_server("fs", "model").is_error
+    assert len(s.host_told("roots/list")) == 1
+
+
+def test_while_a_completion_is_open_the_table_answers_for_roots():
+    s = Script(
+        {"git": server(roots=["file:///t"])},
+        capabilities={"roots": {}},
+        offers={"git": {"prompts/list": [{"name": "p"}], "tools/list": []}},
+    )
+    s.host_asks(
+        1, "completion/complete", ref={"type": "ref/prompt", "name": "git__p"}, argument={"name": "a", "value": ""}
+    )
+    s.server_sends("git", id="r", method="roots/list")
+    assert s.answer_to_server("git", "r")["result"] == {"roots": [{"uri": "file:///t"}]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"error": {"code": -32603, "message": "no"}}, "refused `initialize`: no"),
+        ({"result": {"protocolVersion": "2031-01-01"}}, "'2031-01-01'"),
+        ({"result": {}}, "None"),
+        ({"result": []}, "a result that is no object"),
+    ],
+)
+def test_a_server_whose_handshake_fails_is_stopped_and_says_why(answer: dict[str, Any], words: str):
+    s = Script(["git", "bad"], silent=("bad",))
+    s.host_asks(1, "tools/call", name="bad__x")
+    s.server_sends("bad", id=s.server_hears("bad", "initialize")["id"], **answer)
+    assert s.stopped == ["bad"]
+    assert words in s.host_hears(1).text
+    assert s.host_hears(1).is_error
+    assert s.tools() == ["git__log"]
+
+
+# ── lists ──
+
+
+def test_lists_wait_for_all_servers_and_are_one_page():
+    """Claude Desktop and Codex read the first page only."""
+    s = Script(["a", "b"], silent=("b",))
+    s.host_asks(1, "tools/list")
+    assert 1 not in s.answered
+    s.silent.clear()
+    number = s.server_hears("b", "initialize")["id"]
+    s.server_sends("b", id=number, result={"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}})
+    s.advance(0.2)
+    result = s.host_hears(1)["result"]
+    assert [tool["name"] for tool in result["tools"]] == ["a__log", "b__log"]
+    assert result.keys() == {"tools"}
+
+
+@pytest.mark.parametrize("method", list(mcpmux.LISTS))
+def test_each_list_is_merged(method: str):
+    kind = mcpmux.LISTS[method]
+    entry = {**TOOL, "uri": "mem://1", "uriTemplate": "mem://{x}"}
+    other = {**entry, "uri": "mem://2", "uriTemplate": "mem2://{x}"}
+    s = Script(["a", "b"], offers={"a": {method: [entry]}, "b": {method: [other]}})
+    listed = s.asks(1, method)["result"][kind.key]
+    assert len(listed) == 2
+    assert [one["name"] for one in listed] == (["a__log", "b__log"] if kind.identity == "name" else ["log", "log"])
+
+
+def test_a_list_of_several_pages_is_read_to_its_end():
+    s = Script(["git"], offers={"git": {"tools/list": ...}})
+    for cursor, name in (("", "one"), ("x", "two"), (None, "three")):
+        s.server_answers("git", "tools/list", {"tools": [{**TOOL, "name": name}], "nextCursor": cursor})
+    assert s.tools() == ["git__one", "git__two", "git__three"]
+    assert [m.get("params") for m in s.server_heard("git", "tools/list")] == [None, {"cursor": ""}, {"cursor": "x"}]
+
+
+def test_a_cursor_that_does_not_advance_ends_the_list():
+    s = Script(["git"], offers={"git": {"tools/list": ...}})
+    for _ in range(2):
+        s.server_answers("git", "tools/list", {"tools": [TOOL], "nextCursor": "again"})
+    assert len(s.server_heard("git", "tools/list")) == 2
+    assert s.tools() == ["git__log", "git__log_2"]
+
+
+def test_a_cursor_that_we_never_gave_is_refused():
+    """2025-11-25, server/utilities/pagination: invalid cursors SHOULD result in -32602."""
+    s = Script(["git"])
+    assert s.asks(1, "tools/list", cursor="x")["error"]["code"] == -32602
+    assert s.asks(2, "tools/list", cursor=None)["result"]["tools"]
+
+
+@pytest.mark.parametrize("wrong", [{"tools": 7}, {}, {"tools": None}, {"tools": {"a": 1}}])
+def test_a_list_of_the_wrong_type_is_an_empty_one_and_logged(wrong: dict[str, Any]):
+    s = Script(["git", "ok"], offers={"git": {"tools/list": ...}})
+    s.server_answers("git", "tools/list", wrong)
+    assert s.tools() == ["ok__log"]
+    assert any("no list of tools" in line for line in s.logged)
+
+
+def test_one_bad_entry_costs_only_itself():
+    s = Script(
+        ["git"], offers={"git": {"tools/list": [TOOL, {"name": 7}, 7, {**TOOL, "name": "b", "description": None}]}}
+    )
+    assert s.tools() == ["git__log", "git__b"]
+    assert sum("left out" in line for line in s.logged) == 2
+
+
+def test_a_list_that_a_server_fails_to_give_is_empty_and_the_others_are_kept():
+    s = Script(["git"], offers={"git": {"tools/list": [TOOL], "prompts/list": {"code": -32603, "message": "boom"}}})
+    assert s.tools() == ["git__log"]
+    assert s.asks(1, "prompts/list")["result"] == {"prompts": []}
+    assert any("prompts/list failed: boom" in line for line in s.logged)
+
+
+def test_only_lists_that_a_server_declared_are_read():
+    s = Script(["git"], server_capabilities={"tools": {}})
+    assert s.server_heard("git", "prompts/list") == []
+    assert s.tools() == ["git__log"]
+
+
+def test_a_list_that_never_comes_ends_with_the_startup_timeout():
+    s = Script(
+        {"git": server(startup_timeout_sec=5), "ok": server()}, offers={"git": {"tools/list": ...}, "ok": tools("x")}
+    )
+    s.host_asks(1, "tools/list")
+    s.advance(6)
+    assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["ok__x"]
+
+
+def test_a_burst_of_changes_reaches_the_host_once_and_only_if_the_list_changed():
+    """Our choice: read again after 50 ms of quiet."""
+    s = Script(["git"])
+    assert s.tools() == ["git__log"]
+    for _ in range(4):
+        s.server_sends("git", method="notifications/tools/list_changed")
+        s.advance(0.01)
+    s.advance(1)
+    assert len(s.server_heard("git", "tools/list")) == 2
+    assert s.host_told("notifications/tools/list_changed") == []
+    s.offers["git"] = tools("log", "new")
+    for _ in range(4):
+        s.server_sends("git", method="notifications/tools/list_changed")
+    s.advance(1)
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+    assert s.tools() == ["git__log", "git__new"]
+
+
+def test_a_server_that_never_stops_announcing_changes_is_still_read():
+    s = Script(["git"])
+    for _ in range(110):
+        s.server_sends("git", method="notifications/tools/list_changed")
+        s.advance(0.01)
+    assert len(s.server_heard("git", "tools/list")) == 2
+
+
+def test_a_change_announced_during_the_first_listing_is_read_before_the_host_is_answered():
+    s = Script(["git"], offers={"git": {"tools/list": ...}})
+    s.host_asks(1, "tools/list")
+    s.server_sends("git", method="notifications/tools/list_changed")
+    s.server_answers("git", "tools/list", {"tools": []})
+    assert 1 not in s.answered
+    s.advance(0.1)
+    s.server_answers("git", "tools/list", {"tools": [TOOL]})
+    assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
+    assert s.host_told("notifications/tools/list_changed") == []
+
+
+def test_a_change_of_a_list_that_the_host_never_read_is_not_announced():
+    s = Script(["git"])
+    s.offers["git"] = tools("new")
+    s.server_sends("git", method="notifications/tools/list_changed")
+    s.advance(1)
+    assert s.host_told("notifications/tools/list_changed") == []
+    assert s.tools() == ["git__new"]
+
+
+def test_a_change_of_resources_is_read_with_its_templates_and_told_once():
+    s = Script(["git"], offers={"git": {"resources/list": [{"uri": "a:1", "name": "x"}]}})
+    s.asks(1, "resources/list")
+    s.asks(2, "resources/templates/list")
+    template = {"uriTemplate": "b:{x}", "name": "x"}
+    s.offers["git"] = {"resources/list": [], "resources/templates/list": [template]}
+    s.server_sends("git", method="notifications/resources/list_changed")
+    s.advance(1)
+    assert len(s.host_told("notifications/resources/list_changed")) == 1
+    assert s.asks(3, "resources/templates/list")["result"]["resourceTemplates"] == [template]
+
+
+# ── calls ──
+
+
+def test_a_call_goes_to_the_tools_owner_under_the_name_it_knows_and_its_answer_comes_back():
+    s = Script(["git", "hub"])
+    s.host_asks(7, "tools/call", name="hub__log", arguments={"n": 1})
+    assert s.server_hears("hub", "tools/call")["params"] == {"name": "log", "arguments": {"n": 1}}
+    assert s.server_heard("git", "tools/call") == []
+    s.server_answers("hub", "tools/call", {"content": []})
+    assert s.host_hears(7)["result"] == {"content": []}
+    assert len(s.core.in_flight) == 0
+
+
+PAYLOAD = b'{"z":1.0,"a":1e2,"u":"\\u00e9\\/","_x":[ 1 , 2 ],"n":null,"big":123456789012345678901234567890}'
+
+
+def test_params_and_results_pass_byte_for_byte():
+    """Our promise: unknown fields, _meta, key order and number spelling."""
+    s = Script(["git"])
+    meta = b'{"vendor/x":1.0,"progressToken":"p","y":{ "z":1e2}}'
+    s.host_sends(
+        b'{"id":1,"jsonrpc":"2.0","method":"tools/call","params":{"x":%b,"name":"git__log","_meta":%b,"arguments":%b}}'
+        % (PAYLOAD, meta, PAYLOAD)
+    )
+    heard = s.server_hears("git", "tools/call")
+    number = b"%d" % heard["id"]
+    assert heard.raw == (
+        b'{"jsonrpc":"2.0","id":%b,"method":"tools/call","params":{"x":%b,"name":"log","_meta":%b,"arguments":%b}}'
+        % (number, PAYLOAD, meta.replace(b'"p"', number), PAYLOAD)
+    )
+    s.server_sends("git", b'{"result":%b,"jsonrpc":"2.0","id":%b}' % (PAYLOAD, number))
+    assert s.host_hears(1).raw == b'{"jsonrpc":"2.0","id":1,"result":%b}' % PAYLOAD
+    s.host_asks(2, "tools/call", name="git__log")
+    error = b'{"message":"m","code":-32099,"data":%b}' % PAYLOAD
+    s.server_sends("git", b'{"error":%b,"id":%d}' % (error, s.server_hears("git", "tools/call")["id"]))
+    assert s.host_hears(2).raw == b'{"jsonrpc":"2.0","id":2,"error":%b}' % error
+
+
+@pytest.mark.parametrize("id", [0, 1, -1, "", "x", "7", 'a"b', 2**60, 1.5])
+def test_the_hosts_id_comes_back_as_it_was(id: Any):
+    """2025-11-25, basic/index#requests: 0 and strings are ids like any other."""
+    s = Script(["git"])
+    s.host_asks(id, "tools/call", name="git__log")
+    s.server_answers("git", "tools/call")
+    assert s.host_hears(id)["result"] == {}
+
+
+@pytest.mark.parametrize("spelling", ["%d", '"%d"', "%d.0"])
+def test_a_servers_spelling_of_our_id_does_not_matter(spelling: str):
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    number = s.server_hears("git", "tools/call")["id"]
+    s.server_sends("git", b'{"jsonrpc":"2.0","id":%b,"result":{}}' % (spelling % number).encode())
+    assert s.host_hears(1)["result"] == {}
+
+
+@pytest.mark.parametrize("id", [b"null", b"true", b"{}", b"[1]"])
+def test_a_request_with_an_id_of_another_type_is_refused_without_one(id: bytes):
+    """2025-11-25, basic/index#requests: the id MUST NOT be null."""
+    s = Script()
+    s.host_sends(b'{"jsonrpc":"2.0","id":%b,"method":"ping"}' % id)
+    assert s.to_host[-1]["error"]["code"] == -32600
+    assert "id" not in s.to_host[-1]
+
+
+def test_an_id_that_is_still_open_is_refused():
+    """2025-11-25, basic/index#requests: an id MUST NOT have been used before."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    s.host_asks(1, "ping")
+    assert s.host_hears(1)["error"]["code"] == -32600
+    s.server_answers("git", "tools/call")
+    assert s.answered.count(1) == 2
+
+
+def test_unknown_top_level_fields_are_not_passed_on():
+    """TypeScript 1.x refuses a message that has any."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    s.server_sends("git", id=s.server_hears("git", "tools/call")["id"], result={}, extra=1)
+    assert s.host_hears(1).raw == b'{"jsonrpc":"2.0","id":1,"result":{}}'
+
+
+def test_a_second_name_does_not_get_past_the_filters():
+    s = Script({"git": server(disabled_tools=["drop"])}, offers={"git": tools("log", "drop")})
+    s.host_sends(b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"git__log","na\\u006de":"drop"}}')
+    assert s.host_hears(1)["error"]["code"] == -32602
+    assert s.server_heard("git", "tools/call") == []
+    s.host_sends(b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"drop","name":"git__log"}}')
+    assert s.server_hears("git", "tools/call").raw.endswith(b'"params":{"name":"log"}}')
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"name": "git__lgo"}, "Unknown tool: git__lgo (did you mean git__log?)"),
+        ({"name": "zzz"}, "Unknown tool: zzz"),
+        ({"name": "log"}, "Unknown tool: log"),
+        ({"name": 7}, "params.name must be a string"),
+        ({"x": 1}, "params.name must be a string"),
+    ],
+)
+def test_a_call_to_nothing_is_refused_with_the_nearest_name(params: dict[str, Any], words: str):
+    """2025-11-25, server/tools#error-handling: unknown tools are -32602."""
+    s = Script(["git"])
+    answer = s.asks(1, "tools/call", **params)
+    assert answer["error"]["code"] == -32602
+    assert answer.text.startswith(words)
+
+
+@pytest.mark.parametrize("params", [b"7", b"[]", b'"x"', b"null"])
+def test_params_that_are_no_object_are_refused(params: bytes):
+    s = Script(["git"])
+    s.host_sends(b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":%b}' % params)
+    assert s.host_hears(1)["error"]["code"] == -32602
+
+
+def test_a_call_made_before_the_lists_are_known_waits_for_them():
+    s = Script(["git"], silent=("git",))
+    s.host_asks(1, "tools/call", name="git__log")
+    assert 1 not in s.answered
+    number = s.server_hears("git", "initialize")["id"]
+    s.server_sends("git", id=number, result={"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}})
+    s.advance(0.2)
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"] == {"content": []}
+
+
+def test_an_overridden_tool_is_called_by_its_own_name():
+    s = Script({"git": server(tools={"log": ToolOverride(name="history")})})
+    assert s.tools() == ["git__history"]
+    s.host_asks(1, "tools/call", name="git__history")
+    assert s.server_hears("git", "tools/call")["params"]["name"] == "log"
+
+
+def test_structured_results_of_a_wrapped_tool_are_wrapped():
+    """Our choice: strict legacy hosts take objects only, as the TypeScript SDK does it."""
+    s = Script(["git"], offers={"git": {"tools/list": [{**TOOL, "outputSchema": {"type": "array"}}]}})
+    s.host_asks(1, "tools/call", name="git__log")
+    s.server_answers("git", "tools/call", {"content": [], "structuredContent": [1]})
+    assert s.host_hears(1)["result"] == {"content": [], "structuredContent": {"result": [1]}}
+
+
+def test_a_prompt_goes_to_its_owner():
+    s = Script(["a", "b"], offers={"b": {"prompts/list": [{"name": "greet"}]}})
+    s.host_asks(1, "prompts/get", name="b__greet", arguments={"who": "x"})
+    assert s.server_hears("b", "prompts/get")["params"] == {"name": "greet", "arguments": {"who": "x"}}
+    assert s.asks(2, "prompts/get", name="b__gret").text == "Unknown prompt: b__gret (did you mean b__greet?)"
+
+
+@pytest.mark.parametrize(
+    ("ref", "owner", "sent"),
+    [
+        ({"type": "ref/prompt", "name": "b__greet"}, "b", {"type": "ref/prompt", "name": "greet"}),
+        ({"type": "ref/resource", "uri": "mem://{x}"}, "a", {"type": "ref/resource", "uri": "mem://{x}"}),
+        ({"type": "ref/resource", "uri": "mem://1"}, "a", {"type": "ref/resource", "uri": "mem://1"}),
+    ],
+)
+def test_a_completion_goes_to_the_owner_of_its_prompt_or_template(ref: Any, owner: str, sent: Any):
+    template = {"uriTemplate": "mem://{x}", "name": "t"}
+    s = Script(
+        ["a", "b"],
+        offers={"a": {"resources/templates/list": [template]}, "b": {"prompts/list": [{"name": "greet"}]}},
+    )
+    s.host_asks(1, "completion/complete", ref=ref, argument={"name": "x", "value": "1"})
+    assert s.server_hears(owner, "completion/complete")["params"] == {
+        "ref": sent,
+        "argument": {"name": "x", "value": "1"},
+    }
+
+
+def test_a_completion_at_a_server_without_completions_is_empty():
+    s = Script(["a"], server_capabilities={"prompts": {}}, offers={"a": {"prompts/list": [{"name": "p"}]}})
+    answer = s.asks(1, "completion/complete", ref={"type": "ref/prompt", "name": "a__p"}, argument={})
+    assert answer["result"] == {"completion": {"values": []}}
+
+
+@pytest.mark.parametrize(
+    "ref", [None, 7, {}, {"type": "ref/resource", "uri": "no://x"}, {"type": "ref/prompt", "name": "z"}]
+)
+def test_a_completion_for_nothing_is_refused(ref: Any):
+    s = Script(["a"])
+    assert s.asks(1, "completion/complete", ref=ref)["error"]["code"] == -32602
+
+
+# ── resources ──
+
+RESOURCES = {
+    "a": {"resources/list": [{"uri": "mem://a", "name": "a"}]},
+    "b": {"resources/list": [], "resources/templates/list": [{"uriTemplate": "mem://t/{x}", "name": "t"}]},
+}
+
+
+@pytest.mark.parametrize(("uri", "owner"), [("mem://a", "a"), ("mem://t/1", "b")])
+def test_a_resource_is_read_at_the_owner_of_its_uri_or_template(uri: str, owner: str):
+    s = Script(["a", "b"], offers=RESOURCES)
+    s.host_asks(1, "resources/read", uri=uri)
+    assert s.server_hears(owner, "resources/read")["params"] == {"uri": uri}
+    s.server_answers(owner, "resources/read", {"contents": []})
+    assert s.host_hears(1)["result"] == {"contents": []}
+
+
+def test_a_uri_that_nobody_listed_is_asked_of_each_server_in_turn():
+    """Our choice: resource links in results need not be listed. Five seconds each."""
+    s = Script(["a", "b", "c"], offers=RESOURCES)
+    s.host_asks(1, "resources/read", uri="other://1")
+    s.server_answers("a", "resources/read", error={"code": -32002, "message": "not mine"})
+    s.advance(6)
+    assert s.server_hears("b", "notifications/cancelled")
+    s.server_answers("c", "resources/read", {"contents": [1]})
+    assert s.host_hears(1)["result"] == {"contents": [1]}
+
+
+def test_a_uri_that_no_server_knows_gets_the_last_ones_error():
+    s = Script(["a", "b"], offers=RESOURCES)
+    s.host_asks(1, "resources/read", uri="other://1")
+    for name in "ab":
+        s.server_answers(name, "resources/read", error={"code": -32002, "message": f"not {name}'s"})
+    assert s.host_hears(1)["error"] == {"code": -32002, "message": "not b's"}
+    assert len(s.core.in_flight) == 0
+
+
+def test_a_uri_with_no_server_to_ask_is_not_found():
+    """2025-11-25, server/resources#error-handling: -32002."""
+    s = Script()
+    assert s.asks(1, "resources/read", uri="x://1")["error"] == {
+        "code": -32002,
+        "message": "Resource not found: no server offers x://1",
+        "data": {"uri": "x://1"},
+    }
+
+
+def test_cancelling_a_search_for_a_uri_ends_it():
+    s = Script(["a", "b"], offers=RESOURCES)
+    s.host_asks(1, "resources/read", uri="other://1")
+    s.host_sends(method="notifications/cancelled", params={"requestId": 1})
+    s.server_answers("a", "resources/read", error={"code": -32002, "message": "no"})
+    assert s.server_heard("b", "resources/read") == []
+    assert 1 not in s.answered
+
+
+def test_updates_reach_the_host_only_from_servers_that_it_subscribed_at():
+    """2025-11-25, server/resources#subscriptions; of a sub-resource the subscribers of its server hear too."""
+    s = Script(["a", "b"], offers=RESOURCES)
+    updated = {"method": "notifications/resources/updated", "params": {"uri": "mem://a"}}
+    s.server_sends("a", **updated)
+    assert s.host_told("notifications/resources/updated") == []
+    assert s.asks(1, "resources/subscribe", uri="mem://a")["result"] == {}
+    s.server_sends("a", **updated)
+    s.server_sends("a", method=updated["method"], params={"uri": "mem://a/part"})
+    s.server_sends("b", **updated)
+    assert len(s.host_told("notifications/resources/updated")) == 2
+    s.asks(2, "resources/unsubscribe", uri="mem://a")
+    s.server_sends("a", **updated)
+    assert len(s.host_told("notifications/resources/updated")) == 2
+
+
+def test_subscriptions_are_made_again_after_a_restart():
+    s = Script(["a"], offers=RESOURCES)
+    s.asks(1, "resources/subscribe", uri="mem://a")
+    s.server_dies("a")
+    s.host_asks(2, "resources/read", uri="mem://a")
+    s.advance(1)
+    assert len(s.server_heard("a", "resources/subscribe")) == 2
+
+
+# ── progress and cancellation ──
+
+
+def test_progress_comes_back_under_the_hosts_token():
+    """2025-11-25, basic/utilities/progress."""
+    s = Script(["git"])
+    for id, token in ((1, "t"), (2, 0)):
+        s.host_asks(id, "tools/call", name="git__log", _meta={"progressToken": token})
+        call = s.server_hears("git", "tools/call")
+        assert call["params"]["_meta"] == {"progressToken": call["id"]}
+        params = {"progress": 1, "total": 2, "message": "m", "progressToken": call["id"]}
+        s.server_sends("git", method="notifications/progress", params=params)
+        assert s.host_told("notifications/progress")[-1]["params"] == params | {"progressToken": token}
+
+
+@pytest.mark.parametrize("token", [999, "x", None, 1.5, [], {}])
+def test_progress_for_nothing_that_is_open_is_dropped(token: Any):
+    """It tears down Claude Code's transport."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": "t"})
+    s.server_sends("git", method="notifications/progress", params={"progressToken": token, "progress": 1})
+    s.server_sends("git", method="notifications/progress", params={"progress": 1})
+    s.server_sends("git", method="notifications/progress")
+    assert s.host_told("notifications/progress") == []
+
+
+def test_progress_after_the_answer_or_without_a_token_or_for_another_server_is_dropped():
+    s = Script(["git", "hub"])
+    s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": "t"})
+    s.host_asks(2, "tools/call", name="hub__log")
+    first, second = s.server_hears("git", "tools/call")["id"], s.server_hears("hub", "tools/call")["id"]
+    s.server_sends("hub", method="notifications/progress", params={"progressToken": first, "progress": 1})
+    s.server_sends("hub", method="notifications/progress", params={"progressToken": second, "progress": 1})
+    s.server_answers("git", "tools/call")
+    s.server_sends("git", method="notifications/progress", params={"progressToken": first, "progress": 1})
+    assert s.host_told("notifications/progress") == []
+
+
+def test_progress_that_does_not_rise_is_dropped():
+    """2025-11-25, basic/utilities/progress: the value MUST increase."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": "t"})
+    number = s.server_hears("git", "tools/call")["id"]
+    for value in (1, 1, 0.5, 2, "3", None, True, 2.5):
+        s.server_sends("git", method="notifications/progress", params={"progressToken": number, "progress": value})
+    assert [m["params"]["progress"] for m in s.host_told("notifications/progress")] == [1, 2, 2.5]
+
+
+def test_a_cancelled_call_is_cancelled_at_its_server_and_never_answered():
+    """2025-11-25, basic/utilities/cancellation."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    number = s.server_hears("git", "tools/call")["id"]
+    s.host_sends(method="notifications/cancelled", params={"requestId": 1, "reason": "no more", "x": 1})
+    assert s.server_hears("git", "notifications/cancelled")["params"] == {
+        "requestId": number,
+        "reason": "no more",
+        "x": 1,
+    }
+    s.server_sends("git", id=number, result={})
+    assert 1 not in s.answered
+    assert len(s.core.in_flight) == 0
+
+
+@pytest.mark.parametrize("params", [{"requestId": 9}, {"requestId": "1"}, {}, {"requestId": None}, {"requestId": []}])
+def test_cancelling_what_is_not_open_does_nothing(params: dict[str, Any]):
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    s.host_sends(method="notifications/cancelled", params=params)
+    assert s.server_heard("git", "notifications/cancelled") == []
+    s.server_answers("git", "tools/call")
+    assert s.host_hears(1)
+
+
+def test_a_call_cancelled_while_it_waits_is_never_sent():
+    s = Script(["git"])
+    s.server_dies("git")
+    s.host_asks(1, "tools/call", name="git__log")
+    s.host_sends(method="notifications/cancelled", params={"requestId": 1})
+    s.advance(2)
+    assert s.server_heard("git", "tools/call") == []
+    assert 1 not in s.answered
+    assert len(s.core.in_flight) == 0
+
+
+def test_a_list_cancelled_while_it_waits_is_never_answered():
+    s = Script(["git"], silent=("git",))
+    s.host_asks(1, "tools/list")
+    s.host_sends(method="notifications/cancelled", params={"requestId": 1})
+    s.advance(40)
+    assert 1 not in s.answered
+
+
+def test_concurrent_calls_come_back_in_any_order():
+    s = Script(["git", "hub"])
+    for id in range(4):
+        s.host_asks(id, "tools/call", name=f"{'git' if id % 2 else 'hub'}__log", arguments={"id": id})
+    open_calls = [(name, call) for name in ("git", "hub") for call in s.server_heard(name, "tools/call")]
+    for name, call in reversed(open_calls):
+        s.server_sends(name, id=call["id"], result={"echo": call["params"]["arguments"]["id"]})
+    assert [s.host_hears(id)["result"]["echo"] for id in range(4)] == [0, 1, 2, 3]
+
+
+# ── timeouts ──
+
+
+def test_a_call_that_takes_too_long_is_cancelled_and_the_host_told():
+    s = Script({"git": server(tool_timeout_sec=10)})
+    s.host_asks(1, "tools/call", name="git__log")
+    number = s.server_hears("git", "tools/call")["id"]
+    s.advance(9.9)
+    assert 1 not in s.answered
+    s.advance(0.2)
+    assert s.host_hears(1).is_error
+    assert s.host_hears(1).text == "mcpmux: git did not answer tools/call within 10 s (tool_timeout_sec)"
+    assert s.server_hears("git", "notifications/cancelled")["params"]["requestId"] == number
+    s.server_sends("git", id=number, result={})
+    assert s.answered.count(1) == 1
+
+
+def test_progress_keeps_a_call_alive_up_to_ten_times_its_timeout():
+    s = Script({"git": server(tool_timeout_sec=10)})
+    s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": 1})
+    number = s.server_hears("git", "tools/call")["id"]
+    for second in range(1, 120):
+        s.server_sends("git", method="notifications/progress", params={"progressToken": number, "progress": second})
+        s.advance(1)
+        assert (1 in s.answered) == (second >= 100)
+    assert "within 100 s" in s.host_hears(1).text
+
+
+def test_a_calls_clock_stands_still_while_a_person_is_asked():
+    s = Script({"git": server(tool_timeout_sec=10)}, capabilities={"elicitation": {}})
+    s.host_asks(1, "tools/call", name="git__log")
+    s.server_sends("git", id="q", method="elicitation/create", params={"message": "?", "requestedSchema": {}})
+    s.advance(300)
+    s.host_sends(id=s.host_told("elicitation/create")[0]["id"], result={"action": "accept"})
+    s.advance(9)
+    assert 1 not in s.answered
+    s.advance(2)
+    assert s.host_hears(1).is_error
+
+
+def test_a_host_that_never_answers_a_question_ends_it_with_an_error():
+    s = Script(["git"], capabilities={"sampling": {}}, options=MuxOptions(input_timeout_sec=60))
+    s.server_sends("git", id="q", method="sampling/createMessage", params={"messages": [], "maxTokens": 1})
+    number = s.host_told("sampling/createMessage")[0]["id"]
+    s.advance(61)
+    assert s.answer_to_server("git", "q").is_error
+    assert s.host_told("notifications/cancelled")[0]["params"]["requestId"] == number
+    s.host_sends(id=number, result={})
+    assert s.answer_to_server("git", "q").is_error
+    assert len(s.core.in_flight) == 0
+
+
+# ── questions of servers ──
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("sampling/createMessage", {"messages": [], "maxTokens": 1, "x": 1.0}),
+        ("elicitation/create", {"message": "?", "requestedSchema": {}}),
+        ("roots/list", {}),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", [{"result": {"a": 1.0}}, {"error": {"code": -1, "message": "User said no", "data": 1.0}}]
+)
+def test_a_question_goes_to_the_host_and_its_answer_or_error_comes_back(method: str, params: Any, answer: Any):
+    """2025-11-25, client/*. A swallowed error would leave the server waiting for ever."""
+    s = Script(["git"], capabilities={"sampling": {}, "elicitation": {}, "roots": {}})
+    s.server_sends("git", id="q", method=method, params=params)
+    (question,) = s.host_told(method)
+    s.host_sends(id=question["id"], **answer)
+    assert {k: v for k, v in s.answer_to_server("git", "q").items() if k in ("result", "error")} == answer
+    assert len(s.core.in_flight) == 0
+
+
+def test_questions_of_several_servers_with_one_id_are_kept_apart():
+    s = Script(["a", "b"], capabilities={"elicitation": {}})
+    for name in "ab":
+        s.server_sends(name, id=1, method="elicitation/create", params={"message": name, "requestedSchema": {}})
+    for question in s.host_told("elicitation/create"):
+        s.host_sends(id=question["id"], result={"content": question["params"]["message"]})
+    assert s.answer_to_server("a", 1)["result"] == {"content": "[a] a"}
+    assert s.answer_to_server("b", 1)["result"] == {"content": "[b] b"}
+
+
+def test_a_question_before_the_host_has_initialized_waits_for_it():
+    """2025-11-25, basic/lifecycle: no requests but pings before `initialized`."""
+    s = Script(["git"], begin=False)
+    s.host_asks(0, "initialize", protocolVersion="2025-11-25", capabilities={"roots": {}})
+    s.server_sends("git", id="q", method="roots/list")
+    assert s.host_told("roots/list") == []
+    s.host_sends(method="notifications/initialized")
+    assert len(s.host_told("roots/list")) == 1
+
+
+def test_a_host_that_forgets_initialized_is_ready_when_it_asks():
+    s = Script(["git"], begin=False)
+    s.host_asks(0, "initialize", protocolVersion="2025-11-25", capabilities={"roots": {}})
+    s.server_sends("git", id="q", method="roots/list")
+    s.host_asks(1, "tools/list")
+    assert len(s.host_told("roots/list")) == 1
+
+
+def test_a_servers_ping_is_answered_here():
+    s = Script(["git"])
+    s.server_sends("git", id=0, method="ping")
+    assert s.answer_to_server("git", 0).raw == b'{"jsonrpc":"2.0","id":0,"result":{}}'
+
+
+def test_a_servers_unknown_request_is_refused():
+    s = Script(["git"])
+    s.server_sends("git", id="q", method="vendor/ask")
+    assert s.answer_to_server("git", "q")["error"]["code"] == -32601
+
+
+def test_a_question_that_its_server_withdraws_is_withdrawn_from_the_host():
+    s = Script(["git"], capabilities={"elicitation": {}})
+    s.server_sends("git", id="q", method="elicitation/create", params={"message": "?", "requestedSchema": {}})
+    number = s.host_told("elicitation/create")[0]["id"]
+    s.server_sends("git", method="notifications/cancelled", params={"requestId": "q", "reason": "r"})
+    assert s.host_told("notifications/cancelled")[0]["params"] == {"requestId": number, "reason": "r"}
+    s.host_sends(id=number, result={"action": "accept"})
+    assert [m for m in s.to_server["git"] if m.get("id") == "q"] == []
+
+
+def test_questions_of_a_server_that_dies_are_withdrawn():
+    s = Script(["git"], capabilities={"elicitation": {}})
+    s.server_sends("git", id="q", method="elicitation/create", params={"message": "?", "requestedSchema": {}})
+    number = s.host_told("elicitation/create")[0]["id"]
+    s.server_dies("git")
+    assert s.host_told("notifications/cancelled")[0]["params"]["requestId"] == number
+    s.host_sends(id=number, result={})
+    assert len(s.core.in_flight) == 0
+
+
+def test_progress_of_the_host_on_a_question_comes_back_under_the_servers_token():
+    s = Script(["git"], capabilities={"sampling": {}})
+    params = {"messages": [], "maxTokens": 1, "_meta": {"progressToken": "mine"}}
+    s.server_sends("git", id="q", method="sampling/createMessage", params=params)
+    question = s.host_told("sampling/createMessage")[0]
+    assert question["params"]["_meta"]["progressToken"] == question["id"]
+    s.host_sends(method="notifications/progress", params={"progressToken": question["id"], "progress": 1})
+    assert s.server_hears("git", "notifications/progress")["params"] == {"progressToken": "mine", "progress": 1}
+
+
+def test_a_change_of_the_hosts_roots_is_told_to_every_server():
+    s = Script(["a", "b"], capabilities={"roots": {"listChanged": True}})
+    s.host_sends(method="notifications/roots/list_changed")
+    assert len(s.server_heard("a", "notifications/roots/list_changed")) == 1
+    assert len(s.server_heard("b", "notifications/roots/list_changed")) == 1
+
+
+# ── notifications of servers ──
+
+
+@pytest.mark.parametrize(("logger", "becomes"), [(None, "git"), ("", "git"), ("db", "git/db"), (7, "git")])
+def test_log_messages_say_which_server_logs(logger: Any, becomes: str):
+    s = Script(["git"])
+    s.server_sends("git", method="notifications/message", params={"level": "info", "logger": logger, "data": {"x": 1}})
+    assert s.host_told("notifications/message")[0]["params"] == {"level": "info", "logger": becomes, "data": {"x": 1}}
+
+
+@pytest.mark.parametrize("method", ["notifications/elicitation/complete", "notifications/vendor/x"])
+def test_other_notifications_pass_to_the_host_as_they_are(method: str):
+    s = Script(["git"])
+    s.server_sends("git", b'{"jsonrpc":"2.0","method":"%b","params":{"a":1.0}}' % method.encode())
+    assert s.host_told(method)[0].raw == b'{"jsonrpc":"2.0","method":"%b","params":{"a":1.0}}' % method.encode()
+
+
+def test_notifications_are_never_answered():
+    """2025-11-25, basic/index#notifications."""
+    s = Script(["git"])
+    before = len(s.to_host), len(s.to_server["git"])
+    s.host_sends(method="notifications/unknown", params={"x": 1})
+    s.host_sends(method="tools/call", params={"name": "git__log"})
+    s.server_sends("git", method="sampling/createMessage", params={})
+    assert (len(s.to_host), len(s.to_server["git"])) == (before[0] + 1, before[1])  # the server's is passed on
+
+
+def test_the_log_level_is_told_to_every_server_with_logging_also_to_later_ones():
+    """2025-11-25, server/utilities/logging."""
+    s = Script(["git"])
+    assert s.asks(1, "logging/setLevel", level="warning").raw.endswith(b'"result":{}}')
+    assert s.server_hears("git", "logging/setLevel")["params"] == {"level": "warning"}
+    s.server_dies("git")
+    s.host_asks(2, "tools/call", name="git__log")
+    s.advance(1)
+    assert len(s.server_heard("git", "logging/setLevel")) == 2
+    assert s.asks(3, "logging/setLevel", level="loud")["error"]["code"] == -32602
+
+
+# ── tasks (2025-11-25, basic/utilities/tasks) ──
+
+
+def start_task(s: Script, id: Any = 1, task: str = "t1", server: str = "git", **params: Any) -> int:
+    s.host_asks(id, "tools/call", name=f"{server}__log", task={"ttl": 1000}, **params)
+    number = s.server_hears(server, "tools/call")["id"]
+    s.server_sends(server, id=number, result={"task": {"taskId": task, "status": "working"}})
+    return number
+
+
+@pytest.mark.parametrize("method", ["tasks/get", "tasks/result", "tasks/cancel"])
+def test_a_task_is_followed_at_the_server_that_made_it(method: str):
+    s = Script(["git", "hub"])
+    start_task(s, server="hub")
+    s.host_asks(2, method, taskId="t1")
+    s.server_answers("hub", method, {"taskId": "t1", "status": "working"})
+    assert s.host_hears(2)["result"]["taskId"] == "t1"
+    assert s.asks(3, method, taskId="t2")["error"]["code"] == -32602
+
+
+def test_tasks_of_all_servers_are_listed_together():
+    s = Script(["a", "b", "c"])
+    s.host_asks(1, "tasks/list")
+    s.server_answers("a", "tasks/list", {"tasks": [{"taskId": "1"}], "nextCursor": "n"})
+    s.server_answers("a", "tasks/list", {"tasks": [{"taskId": "2"}]})
+    s.server_answers("b", "tasks/list", error={"code": -32603, "message": "no"})
+    s.server_answers("c", "tasks/list", {"tasks": [{"taskId": "3", "x": 1.0}, 7]})
+    assert s.host_hears(1).raw.endswith(
+        b'"result":{"tasks":[{"taskId": "1"},{"taskId": "2"},{"taskId": "3", "x": 1.0}]}}'
+    )
+    s.host_asks(2, "tasks/get", taskId="3")
+    assert s.server_hears("c", "tasks/get")
+
+
+def test_a_tasks_progress_goes_on_after_the_call_is_answered_until_the_task_ends():
+    """The token remains valid until the task reaches a terminal status."""
+    s = Script(["git"])
+    number = start_task(s, _meta={"progressToken": "p"})
+
+    def progress(value: int) -> int:
+        s.server_sends("git", method="notifications/progress", params={"progressToken": number, "progress": value})
+        return len(s.host_told("notifications/progress"))
+
+    assert progress(1) == 1
+    s.server_sends("git", method="notifications/tasks/status", params={"taskId": "t1", "status": "working"})
+    assert progress(2) == 2
+    s.server_sends("git", method="notifications/tasks/status", params={"taskId": "t1", "status": "completed"})
+    assert progress(3) == 2
+    assert len(s.host_told("notifications/tasks/status")) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "result"),
+    [("tasks/get", {"status": "failed"}), ("tasks/result", {"content": []}), ("tasks/cancel", {"status": "cancelled"})],
+)
+def test_a_task_that_is_seen_to_end_ends_its_progress(method: str, result: dict[str, Any]):
+    s = Script(["git"])
+    number = start_task(s, _meta={"progressToken": "p"})
+    s.host_asks(2, method, taskId="t1")
+    s.server_answers("git", method, result)
+    s.server_sends("git", method="notifications/progress", params={"progressToken": number, "progress": 1})
+    assert s.host_told("notifications/progress") == []
+
+
+HOST_TASKS = {"sampling": {}, "tasks": {"list": {}, "requests": {"sampling": {"createMessage": {}}}}}
+
+
+def test_a_server_follows_the_task_that_the_host_made_for_it_and_no_other():
+    s = Script(["git", "spy"], capabilities=HOST_TASKS)
+    params = {"messages": [], "maxTokens": 1, "task": {}}
+    s.server_sends("git", id="q", method="sampling/createMessage", params=params)
+    s.host_sends(id=s.host_told("sampling/createMessage")[0]["id"], result={"task": {"taskId": "h1"}})
+    s.server_sends("spy", id="g", method="tasks/result", params={"taskId": "h1"})
+    assert s.answer_to_server("spy", "g")["error"]["code"] == -32602
+    s.server_sends("git", id="g", method="tasks/get", params={"taskId": "h1"})
+    s.host_sends(id=s.host_told("tasks/get")[0]["id"], result={"status": "working"})
+    assert s.answer_to_server("git", "g")["result"] == {"status": "working"}
+    s.host_sends(method="notifications/tasks/status", params={"taskId": "h1", "status": "completed"})
+    assert s.server_hears("git", "notifications/tasks/status")
+    assert s.server_heard("spy", "notifications/tasks/status") == []
+    s.server_sends("spy", id="l", method="tasks/list")
+    s.host_sends(id=s.host_told("tasks/list")[0]["id"], result={"tasks": [{"taskId": "h1"}], "x": 1})
+    assert s.answer_to_server("spy", "l")["result"] == {"tasks": [], "x": 1}
+
+
+def test_a_server_may_not_follow_tasks_of_a_host_that_has_none():
+    s = Script(["git"])
+    s.server_sends("git", id="g", method="tasks/get", params={"taskId": "h1"})
+    assert s.answer_to_server("git", "g")["error"]["code"] == -32601
+
+
+# ── methods of the future ──
+
+
+@pytest.mark.parametrize(
+    ("params", "owner", "sent"),
+    [
+        ({"name": "git__log", "x": 1}, "git", {"name": "log", "x": 1}),
+        ({"uri": "mem://a"}, "a", {"uri": "mem://a"}),
+        ({"taskId": "t1"}, "git", {"taskId": "t1"}),
+    ],
+)
+def test_an_unknown_method_goes_to_the_owner_of_what_its_params_name(params: Any, owner: str, sent: Any):
+    """Our promise: new protocol features pass through an old mcpmux."""
+    s = Script(["a", "git"], offers={"a": RESOURCES["a"]})
+    start_task(s)
+    s.host_asks(5, "vendor/new", **params)
+    assert s.server_hears(owner, "vendor/new")["params"] == sent
+    s.server_answers(owner, "vendor/new", {"x": 1})
+    assert s.host_hears(5)["result"] == {"x": 1}
+
+
+@pytest.mark.parametrize("params", [{}, {"name": "nobody"}, {"uri": []}, {"taskId": {}}, {"name": 7}])
+def test_an_unknown_method_that_names_nothing_is_refused(params: Any):
+    s = Script(["git"])
+    assert s.asks(5, "vendor/new", **params)["error"] == {"code": -32601, "message": "Method not found: vendor/new"}
+
+
+# ── bad messages ──
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [(b"nonsense", -32700), (b'{"id":7', -32700), (b"\xff\xfe", -32700), (b"[1]", -32600), (b"7", -32600)]
+    + [(b"{}", -32600), (b'{"jsonrpc":"2.0"}', -32600), (b'{"id":7,"method":7}', -32600), (b'{"id":7}', -32600)]
+    + [(b'{"id":1,"result":' + b"[" * 100_000, -32700)],
+)
+def test_a_bad_line_of_the_host_is_answered_and_costs_only_itself(line: bytes, code: int):
+    """2025-11-25, basic/index#error-responses: a parse error has no id."""
+    s = Script(["git"])
+    s.host_sends(line)
+    assert s.to_host[-1]["error"]["code"] == code
+    assert code != -32700 or "id" not in s.to_host[-1]
+    assert s.asks(1, "ping")["result"] == {}
+
+
+def test_an_over_long_line_of_the_host_is_refused():
+    s = Script(["git"])
+    s.feed(mcpmux.HostLines([mcpmux.TooLong(10**9, b'{"jsonrpc":"2.0","id":7,"method":"x', b"")]))
+    assert s.host_hears(7)["error"]["code"] == -32600
+    assert "max_message_mb" in s.host_hears(7).text
+
+
+def test_a_batch_is_unpacked_where_its_revision_was_negotiated():
+    """2025-03-26, basic/index#batching; each member is answered singly."""
+    s = Script(["git"], revision="2025-03-26")
+    s.host_sends(b'[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":2,"method":"ping"}]')
+    assert s.host_hears(1)["result"] == s.host_hears(2)["result"] == {}
+    s.host_asks(3, "tools/call", name="git__log")
+    number = s.server_hears("git", "tools/call")["id"]
+    s.server_sends("git", b'[{"jsonrpc":"2.0","id":%d,"result":{"x":1.0}}]' % number)
+    assert s.host_hears(3).raw.endswith(b'{"x":1.0}}')
+
+
+@pytest.mark.parametrize("revision", ["2024-11-05", "2025-06-18", "2025-11-25"])
+def test_a_batch_is_a_bad_line_in_every_other_revision(revision: str):
+    s = Script(["git"], revision=revision)
+    s.host_sends(b'[{"jsonrpc":"2.0","id":1,"method":"ping"}]')
+    assert s.to_host[-1]["error"]["code"] == -32600
+    assert 1 not in s.answered
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (b'{"jsonrpc":"2.0","id":%d,"result":{"a":oops}}', "cannot be read"),
+        (b'{"jsonrpc":"2.0","id":%d,"result":{"a":1},"error":{"code":1,"message":"m"}}', "both a result and an error"),
+        (b'{"jsonrpc":"2.0","id":%d,"result":7}', "a result that is no object"),
+        (b'{"jsonrpc":"2.0","id":%d,"result":null}', "a result that is no object"),
+        (b'{"jsonrpc":"2.0","id":%d,"error":"boom"}', "an error without a code and a message"),
+        (b'{"jsonrpc":"2.0","id":%d,"error":{"code":"x","message":"m"}}', "an error without a code and a message"),
+    ],
+)
+def test_an_answer_that_is_none_ends_its_call_with_the_reason(template: bytes, words: str):
+    """Our choice: a call must not wait for a timeout that is sure to come."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    s.server_sends("git", template % s.server_hears("git", "tools/call")["id"])
+    assert s.host_hears(1).is_error
+    assert words in s.host_hears(1).text
+    assert "git" in s.host_hears(1).text
+
+
+def test_an_over_long_answer_ends_its_call_with_the_reason():
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    number = s.server_hears("git", "tools/call")["id"]
+    tail = b'"}],"x":1},"jsonrpc":"2.0","id":%d}' % number
+    s.feed(mcpmux.ServerLines("git", s.runs["git"], [mcpmux.TooLong(10**9, b'{"result":{"content":[{', tail)]))
+    assert "1000000000 bytes, over max_message_mb = 64" in s.host_hears(1).text
+
+
+def test_an_answer_that_hosts_do_not_take_becomes_an_error_that_names_server_and_size():
+    """TypeScript hosts close the connection above 10 MiB a message."""
+    s = Script(["git"], options=MuxOptions(host_message_mb=0.001), offers={"git": {**tools("log"), **RESOURCES["a"]}})
+    s.host_asks(1, "tools/call", name="git__log")
+    s.server_answers("git", "tools/call", {"x": "y" * 2000})
+    assert s.host_hears(1)["result"]["isError"]
+    assert "git answered with 20" in s.host_hears(1).text
+    s.host_asks(2, "resources/read", uri="mem://a")
+    s.server_answers("git", "resources/read", {"x": "y" * 2000})
+    assert s.host_hears(2)["error"]["code"] == -32603
+
+
+def test_an_answer_to_nothing_twice_or_with_a_null_id_is_dropped():
+    s = Script(["git", "hub"])
+    s.host_asks(1, "tools/call", name="git__log")
+    number = s.server_hears("git", "tools/call")["id"]
+    s.server_sends("hub", id=number, result={"stolen": True})
+    s.server_sends("git", id=number, result={"mine": True})
+    s.server_sends("git", id=number, result={"again": True})
+    s.server_sends("git", id=None, error={"code": 1, "message": "m"})
+    s.server_sends("git", id="zz", result={})
+    assert s.host_hears(1)["result"] == {"mine": True}
+    s.host_sends(id=77, result={})
+    s.host_sends(id=None, error={"code": 1, "message": "m"})
+    assert s.answered.count(1) == 1
+
+
+# ── dying and starting ──
+
+
+def test_a_dead_server_answers_every_call_that_waits_on_it():
+    s = Script(["git", "hub"], offers={"git": {**tools("log"), "prompts/list": [{"name": "p"}]}})
+    s.host_asks(7, "tools/call", name="git__log")
+    s.host_asks(8, "prompts/get", name="git__p")
+    s.host_asks(9, "tools/call", name="hub__log")
+    s.server_dies("git", code=3, stderr=["Traceback", "boom"])
+    expected = 'mcpmux: git exited with code 3; its last words: "Traceback | boom" (look)'
+    assert s.host_hears(7)["result"]["isError"] is True
+    assert s.host_hears(7).text == s.host_hears(8)["error"]["message"] == expected
+    s.server_answers("hub", "tools/call")
+    assert s.host_hears(9)["result"] == {}
+
+
+def test_a_call_as_a_task_fails_with_a_json_rpc_error():
+    """A CreateTaskResult has no isError."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log", task={})
+    s.server_dies("git")
+    assert s.host_hears(1)["error"]["code"] == -32603
+
+
+def test_a_dead_server_stays_listed_and_is_started_again_at_the_next_call():
+    s = Script(["git"])
+    s.server_dies("git")
+    assert s.tools() == ["git__log"]
+    s.advance(10)
+    assert s.started == ["git"]
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(0.2)
+    s.server_answers("git", "tools/call", {"ok": 1})
+    assert s.host_hears(1)["result"] == {"ok": 1}
+    assert s.started == ["git", "git"]
+
+
+def test_a_call_to_a_resting_server_waits_until_it_has_rested():
+    s = Script(["git"])
+    s.server_dies("git")
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(0.4)
+    assert s.started == ["git"]
+    s.advance(0.3)
+    assert s.started == ["git", "git"]
+    s.server_answers("git", "tools/call")
+    assert s.host_hears(1)
+
+
+def test_what_a_former_process_still_says_is_not_heard():
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    old, number = s.runs["git"], s.server_hears("git", "tools/call")["id"]
+    s.server_dies("git")
+    line = b'{"jsonrpc":"2.0","id":%d,"result":{}}' % number
+    s.feed(mcpmux.ServerLines("git", old, [line]))
+    s.feed(mcpmux.ServerGone("git", old, "again", "", []))
+    s.feed(mcpmux.ServerUp("git", old))
+    s.feed(mcpmux.ServerClogged("git", old, True))
+    assert s.answered.count(1) == 1
+    assert s.core.servers["git"].state is State.BACKOFF
+
+
+def test_a_server_that_changed_while_it_was_away_is_announced():
+    s = Script(["git"])
+    s.tools()
+    s.server_dies("git")
+    s.offers["git"] = tools("log", "new")
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(1)
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+
+
+def test_a_server_that_keeps_dying_is_given_up_and_comes_back_after_five_minutes():
+    s = Script(["git"])
+    for number in range(5):
+        s.server_dies("git")
+        if number < 4:
+            s.host_asks(number, "tools/call", name="git__log")
+            s.advance(5)
+    assert s.core.servers["git"].state is State.FAILED
+    assert "git exited with code 1" in s.asks(10, "tools/call", name="git__log").text
+    s.advance(301)
+    s.host_asks(11, "tools/call", name="git__log")
+    s.advance(1)
+    s.server_answers("git", "tools/call")
+    assert s.host_hears(11)
+
+
+def test_a_server_that_cannot_start_harms_only_itself_and_its_calls_say_why():
+    s = Script(["git", "bad"], silent=("bad",))
+    s.host_asks(1, "tools/list")
+    s.feed(mcpmux.ServerGone("bad", s.runs["bad"], "bad: 'npx' was not found on PATH", "install Node.js", []))
+    assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
+    s.host_asks(2, "tools/call", name="bad__anything")
+    s.advance(0.6)
+    s.feed(mcpmux.ServerGone("bad", s.runs["bad"], "bad: 'npx' was not found on PATH", "install Node.js", []))
+    assert s.host_hears(2).text == "mcpmux: bad: 'npx' was not found on PATH (install Node.js)"
+    assert s.started.count("bad") == 2
+
+
+def test_a_server_with_a_wrong_table_says_so_and_is_never_started():
+    s = Script(["git"], broken={"bad": "mcpmux.toml: mcp_servers.bad.comand: unknown key"})
+    assert s.tools() == ["git__log"]
+    assert "mcp_servers.bad.comand: unknown key" in s.asks(2, "tools/call", name="bad__x").text
+    assert s.started == ["git"]
+
+
+def test_a_server_that_never_answers_its_handshake_delays_the_lists_only_so_long():
+    s = Script({"git": server(), "mute": server(startup_timeout_sec=5)}, silent=("mute",))
+    s.host_asks(1, "tools/list")
+    s.host_asks(2, "tools/call", name="mute__x")
+    s.advance(4.7)
+    assert 1 not in s.answered
+    s.advance(0.2)
+    assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
+    assert "mute has not answered `initialize` within 5 s" in s.host_hears(2).text
+    assert s.stopped == []
+    s.advance(16)
+    assert s.stopped == ["mute"]
+
+
+def test_a_late_server_is_announced_when_it_answers_after_all():
+    """A cold npx server takes 40 s and more."""
+    s = Script({"git": server(), "npx": server(startup_timeout_sec=5)}, silent=("npx",))
+    s.host_asks(1, "tools/list")
+    s.advance(10)
+    assert len(s.host_hears(1)["result"]["tools"]) == 1
+    number = s.server_hears("npx", "initialize")["id"]
+    s.server_sends("npx", id=number, result={"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}})
+    s.advance(1)
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+    assert s.tools() == ["git__log", "npx__log"]
+
+
+def test_a_server_that_does_not_read_is_refused_new_calls_until_it_does():
+    s = Script(["git", "hub"])
+    s.feed(mcpmux.ServerClogged("git", s.runs["git"], True))
+    assert "git does not read its input" in s.asks(1, "tools/call", name="git__log").text
+    s.host_asks(2, "tools/call", name="hub__log")
+    assert s.server_heard("hub", "tools/call")
+    s.feed(mcpmux.ServerClogged("git", s.runs["git"], False))
+    s.host_asks(3, "tools/call", name="git__log")
+    assert s.server_heard("git", "tools/call")
+
+
+def test_at_the_end_every_open_request_is_answered_and_every_server_stopped():
+    s = Script(["git", "mute"], silent=("mute",))
+    s.host_asks(1, "tools/list")
+    s.host_asks(2, "tools/call", name="git__log")
+    s.feed(mcpmux.HostGone("SIGTERM"))
+    assert "stopping" in s.host_hears(1).text
+    assert "stopping" in s.host_hears(2).text
+    assert sorted(s.stopped) == ["git", "mute"]
+    s.feed(mcpmux.HostGone("SIGTERM"))
+    assert sorted(s.stopped) == ["git", "mute"]
+
+
+# ── the trace ──
+
+
+def test_the_trace_tells_the_way_of_each_message_and_nothing_of_its_payload():
+    s = Script(["git"], options=MuxOptions(log_level="trace"))
+    s.host_asks(1, "tools/call", name="git__log", arguments={"key": "s3cret"})
+    s.server_answers("git", "tools/call", {"x": "s3cret"})
+    lines = [line for line in s.logged if line[:2] in ("< ", "> ")]
+    assert any(line.startswith("< host tools/call id=1") for line in lines)
+    assert any(line.startswith('> git "id":') for line in lines)
+    assert any(line.startswith("< git answer id=") for line in lines)
+    assert any(line.startswith('> host "id":1 ') for line in lines)
+    assert "s3cret" not in json.dumps(s.logged)

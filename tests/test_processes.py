@@ -1,0 +1,594 @@
+"""Real processes: how servers are started, what they inherit, and that nothing of them is left when mcpmux ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FAKE, MCPMUX, PATIENCE, RawHost, is_running, server_table
+
+Serve = Callable[..., RawHost]
+Watch = Callable[[int], int]
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, groups, sessions and shells are POSIX's")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and waits on pidfds: Linux only")
+
+SHUTDOWN_GUARD = 15.0  # seconds; the ladder takes 1.5 at most: this only tells a slow machine from one that hangs
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """`watch(pid)` is a handle on a process that is none of ours, for `has_ended`; a survivor ends with the test."""
+    handles: list[int] = []
+
+    def watcher(pid: int) -> int:
+        handles.append(os.pidfd_open(pid))
+        return handles[-1]
+
+    yield watcher
+    for handle in handles:
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.close(handle)
+
+
+def has_ended(handle: int) -> bool:
+    """Waits for a process's end."""
+    return bool(select.select([handle], [], [], SHUTDOWN_GUARD)[0])
+
+
+class Notice:
+    """A fifo that a server writes its pid to as soon as it runs: waiting for that needs no answer of it."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = path
+        self._end = os.open(path, os.O_RDWR)  # both ends, so that no writer's leaving is an end of file
+
+    def read(self) -> int:
+        assert select.select([self._end], [], [], PATIENCE)[0], "no server has started"
+        return int(os.read(self._end, 100))
+
+    def close(self) -> None:
+        os.close(self._end)
+
+
+@pytest.fixture
+def notice(tmp_path: Path) -> Iterator[Notice]:
+    notice = Notice(tmp_path / "notice")
+    yield notice
+    notice.close()
+
+
+def tell_to_end(host: RawHost, how: str) -> None:
+    assert host.process.stdin
+    if how == "end of input":
+        host.process.stdin.close()
+    else:
+        host.process.send_signal(getattr(signal, how))
+
+
+def answers_to(host: RawHost, numbers: list[int]) -> list[str]:
+    """The texts of failed tool calls, in this order."""
+    texts: list[str] = []
+    for number in numbers:
+        result = host.answer(number)["result"]
+        assert result["isError"] is True
+        texts.append(result["content"][0]["text"])
+    return texts
+
+
+def hold(host: RawHost, tool: str) -> int:
+    """A call that its server holds, for certain."""
+    server = tool.partition("__")[0]
+
+    def holds() -> int:
+        return sum(
+            one.get("method") == "notifications/message"
+            and one["params"] == {"level": "info", "data": "held", "logger": server}
+            for one in host.seen
+        )
+
+    before = holds()
+    number = host.ask("tools/call", {"name": tool})
+    while holds() == before:
+        host.receive()
+    return number
+
+
+# ── the end ──
+
+
+@linux
+@pytest.mark.parametrize("how", ["end of input", "SIGTERM", "SIGINT", "SIGHUP"])
+def test_nothing_is_left_running_whatever_the_servers_are_like(
+    serve: Serve, watch: Watch, tmp_path: Path, how: str
+) -> None:
+    """Our choice, since 2025-11-25 basic/lifecycle asks it of clients: end of input, SIGTERM, SIGKILL."""
+    kinds: dict[str, list[str]] = {
+        "polite": [],
+        "stays_at_eof": ["--ignore-eof"],
+        "stubborn": ["--ignore-eof", "--ignore-term"],
+        "parent": ["--grandchild", str(tmp_path / "parent.child")],
+        "parent_of_a_session": ["--grandchild", str(tmp_path / "session.child"), "--grandchild-session"],
+        "stubborn_parent_of_a_session": ["--ignore-eof", "--ignore-term"]
+        + ["--grandchild", str(tmp_path / "stubborn.child"), "--grandchild-session"],
+    }
+    host = serve(*(server_table(name, *vices) for name, vices in kinds.items()))
+    host.initialize()
+    pids = {name: int(host.text(f"{name}__pid")) for name in kinds}
+    children = {path.stem: int(path.read_text()) for path in tmp_path.glob("*.child")}
+    handles = {name: watch(pid) for name, pid in children.items()}
+    for pid in pids.values():
+        watch(pid)
+    assert all(is_running(pid) for pid in [*pids.values(), *children.values()])
+    assert len(children) == 3
+
+    tell_to_end(host, how)
+    assert host.process.wait(SHUTDOWN_GUARD) == 0
+    assert [name for name, pid in pids.items() if is_running(pid)] == []  # waited for, hence no later than mcpmux
+    assert [name for name, handle in handles.items() if not has_ended(handle)] == []
+
+
+@linux
+@pytest.mark.parametrize("how", ["end of input", "SIGTERM"])
+def test_a_server_that_has_not_answered_its_handshake_is_ended_too(
+    serve: Serve, watch: Watch, notice: Notice, how: str
+) -> None:
+    """Our choice: the list that waits for it is answered first."""
+    host = serve(server_table("silent", "--silent", "--ignore-eof", "--ignore-term", "--pid-file", str(notice.path)))
+    host.initialize()
+    listing = host.ask("tools/list")
+    pid = notice.read()
+    watch(pid)
+    assert is_running(pid)
+    tell_to_end(host, how)
+    assert "mcpmux is stopping" in host.answer(listing)["error"]["message"]
+    assert host.process.wait(SHUTDOWN_GUARD) == 0
+    assert not is_running(pid)
+
+
+@linux
+def test_a_detached_child_of_a_server_that_crashed_ends_with_mcpmux(serve: Serve, watch: Watch, tmp_path: Path) -> None:
+    """Our choice: mcpmux is the reaper of whatever its servers leave behind."""
+    file = tmp_path / "child"
+    host = serve(server_table("one", "--grandchild", str(file), "--grandchild-session"))
+    host.initialize()
+    host.tools()
+    child = watch(int(file.read_text()))
+    assert "exited with code 3" in host.text("one__crash")
+    assert host.close() == 0
+    assert has_ended(child)
+
+
+@posix
+def test_more_signals_do_not_disturb_the_end(serve: Serve) -> None:
+    """Our choice: the ladder is gone down once."""
+    host = serve(server_table("stubborn", "--ignore-eof", "--ignore-term"))
+    host.initialize()
+    pid = int(host.text("stubborn__pid"))
+    held = hold(host, "stubborn__hold")
+    host.process.send_signal(signal.SIGTERM)
+    host.answer(held)  # so it is on its way down, and this server takes it to the last step
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        host.process.send_signal(number)
+    assert host.process.wait(SHUTDOWN_GUARD) == 0
+    assert not is_running(pid)
+    assert "Traceback" not in host.log()
+
+
+@posix
+@pytest.mark.parametrize(
+    ("vices", "words"),
+    [
+        (["--say-goodbye"], ["goodbye at end of input"]),
+        (["--say-goodbye", "--ignore-eof"], ["goodbye at end of input", "goodbye at SIGTERM"]),
+    ],
+)
+def test_a_server_may_end_by_itself_before_it_is_told_and_told_before_it_is_killed(
+    serve: Serve, home: dict[str, str], tmp_path: Path, vices: list[str], words: list[str]
+) -> None:
+    """2025-11-25 basic/lifecycle: close its input, then SIGTERM, then SIGKILL, with time after each."""
+    host = serve(server_table("one", *vices), env={"XDG_STATE_HOME": str(tmp_path / "state")})
+    host.initialize()
+    host.tools()
+    assert host.close() == 0
+    assert logs_of(host, home, tmp_path / "state", "one").splitlines() == words
+
+
+@pytest.mark.parametrize("how", ["end of input", pytest.param("SIGTERM", marks=posix)])
+def test_whoever_waits_when_mcpmux_ends_is_answered_before_its_output_closes(
+    serve: Serve, tmp_path: Path, how: str
+) -> None:
+    """Our choice: a host that has closed its end may still read."""
+    host = serve(server_table("one"), server_table("two"))
+    host.initialize()
+    held = [hold(host, tool) for tool in ("one__hold", "two__hold", "one__hold")]
+    read = host.ask("completion/complete", {"ref": {"type": "ref/prompt", "name": "one__greet"}, "argument": {}})
+    assert "result" in host.answer(read)  # the two are open, the others closed
+    tell_to_end(host, how)
+    reason = "the host closed its end" if how == "end of input" else how
+    assert answers_to(host, held) == [f"mcpmux is stopping: {reason}"] * 3
+    with pytest.raises(EOFError):
+        host.until(lambda message: False)
+    assert host.process.wait(SHUTDOWN_GUARD) == 0
+
+
+@linux
+def test_a_host_that_no_longer_reads_is_a_host_that_is_gone(serve: Serve, home: dict[str, str], tmp_path: Path) -> None:
+    """Our choice: what is written to nobody ends mcpmux as the end of input does."""
+    config = tmp_path / "mcpmux.toml"
+    config.write_text(server_table("stubborn", "--ignore-eof", "--pid-file", str(tmp_path / "pid")))
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, str(MCPMUX), "--config", str(config)],
+        stdin=subprocess.PIPE,
+        stdout=writing,
+        stderr=subprocess.DEVNULL,
+        env=home,
+    )
+    os.close(writing)
+    assert process.stdin
+    try:
+        with open(reading, "rb") as answers:
+            hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+            process.stdin.write(request(1, "initialize", hello) + request(2, "tools/list"))
+            process.stdin.flush()
+            assert [json.loads(answers.readline())["id"] for _ in range(2)] == [1, 2]
+        process.stdin.write(request(3, "ping"))
+        process.stdin.flush()
+        assert process.wait(SHUTDOWN_GUARD) == 0
+        assert not is_running(int((tmp_path / "pid").read_text()))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+
+
+# ── the host's pipes ──
+
+
+def request(number: int, method: str, params: Any = None) -> bytes:
+    message = {"jsonrpc": "2.0", "id": number, "method": method} | ({} if params is None else {"params": params})
+    return json.dumps(message).encode() + b"\n"
+
+
+def test_a_last_line_without_its_newline_is_served(serve: Serve) -> None:
+    """Our choice: the end of input ends a line too."""
+    host = serve()
+    host.initialize()
+    assert host.process.stdin
+    host.process.stdin.write(request(7, "ping").rstrip())
+    host.process.stdin.close()
+    assert host.answer(7)["result"] == {}
+    assert host.close() == 0
+
+
+def test_half_a_last_line_is_refused_like_any_bad_line(serve: Serve) -> None:
+    """JSON-RPC 2.0, 5.1: -32700. The id of what cannot be parsed is not known: 2025-11-25 has the member absent then."""
+    host = serve()
+    host.initialize()
+    assert host.process.stdin
+    host.process.stdin.write(request(7, "ping")[:-9])
+    host.process.stdin.close()
+    refusal = host.until(lambda message: "error" in message)
+    assert refusal["error"]["code"] == -32700
+    assert "id" not in refusal
+    assert host.close() == 0
+
+
+def test_files_serve_as_well_as_pipes(home: dict[str, str], tmp_path: Path) -> None:
+    """Our choice: `mcpmux <requests >answers` is how one tries a server by hand."""
+    config = tmp_path / "mcpmux.toml"
+    config.write_text(server_table("one"))
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    script = request(1, "initialize", hello) + b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
+    script += request(2, "ping") + request(3, "tools/call", {"name": "one__echo"})
+    (tmp_path / "requests").write_bytes(script)
+    with (tmp_path / "requests").open("rb") as requests, (tmp_path / "answers").open("wb") as answers:
+        command = [sys.executable, str(MCPMUX), "--config", str(config)]
+        done = subprocess.run(
+            command, stdin=requests, stdout=answers, stderr=subprocess.PIPE, env=home, timeout=PATIENCE
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    found = [json.loads(line) for line in (tmp_path / "answers").read_bytes().splitlines()]
+    assert [one["id"] for one in found] == [1, 2, 3]
+    assert found[0]["result"]["serverInfo"]["name"] == "mcpmux"
+    assert found[1]["result"] == {}
+    assert "result" in found[2]  # of the tool, or that mcpmux is stopping: the file has ended
+
+
+@linux
+def test_no_server_inherits_a_pipe_of_the_host(serve: Serve, tmp_path: Path) -> None:
+    """Our choice: whoever held one could write to the host, read its requests, or keep it from seeing our end."""
+    file = tmp_path / "fds of a helper"
+    helper = f"sh -c {shlex.quote(f'ls -l /proc/$$/fd > {shlex.quote(str(file))}; echo value')}"
+    host = serve(server_table("one", env={"GIVEN": f"${{cmd:{helper}}}"}))
+    pipes = {f"pipe:[{os.fstat(end.fileno()).st_ino}]" for end in pipes_of(host)}
+    assert len(pipes) == 3
+    host.initialize()
+    assert json.loads(host.text("one__env"))["GIVEN"] == "value"
+    pid = int(host.text("one__pid"))
+    assert open_files(host.process.pid).values() >= pipes  # the names are right
+    assert not pipes & set(open_files(pid).values())
+    assert not [pipe for pipe in pipes if pipe in file.read_text()]
+
+
+@linux
+def test_the_standard_descriptors_of_mcpmux_itself_lead_away_from_the_protocol(serve: Serve) -> None:
+    """Our choice: then no library's stray print can break a line, and no helper can eat one."""
+    host = serve()
+    host.initialize()
+    stdin, stdout, stderr = (f"pipe:[{os.fstat(end.fileno()).st_ino}]" for end in pipes_of(host))
+    found = open_files(host.process.pid)
+    assert (found["0"], found["1"], found["2"]) == ("/dev/null", stderr, stderr)
+    assert {stdin, stdout} <= set(found.values())
+
+
+@posix
+def test_a_helper_command_can_neither_read_from_the_host_nor_write_to_it(serve: Serve) -> None:
+    """Our choice: `cat` would wait for the host for ever, and an echo would be a bad line."""
+    host = serve(server_table("one", env={"GIVEN": "${cmd:sh -c 'cat; echo noise >&2; echo value'}"}))
+    host.initialize()
+    assert json.loads(host.text("one__env"))["GIVEN"] == "value"
+
+
+def pipes_of(host: RawHost) -> list[Any]:
+    return [host.process.stdin, host.process.stdout, host.process.stderr]
+
+
+def open_files(pid: int) -> dict[str, str]:
+    folder = f"/proc/{pid}/fd"
+    found: dict[str, str] = {}
+    for number in os.listdir(folder):
+        try:
+            found[number] = os.readlink(f"{folder}/{number}")
+        except FileNotFoundError:
+            pass  # closed meanwhile
+    return found
+
+
+# ── what a server is given ──
+
+
+@posix
+def test_each_server_leads_a_session_and_group_of_its_own(serve: Serve) -> None:
+    """Our choice: a terminal's Ctrl-C is for mcpmux to hand on, and a group can be killed as one."""
+    host = serve(server_table("one"), server_table("two"))
+    host.initialize()
+    for pid in (int(host.text("one__pid")), int(host.text("two__pid"))):
+        assert (os.getpgid(pid), os.getsid(pid)) == (pid, pid)
+
+
+PASSED = {
+    "LANG": "de_DE.UTF-8",
+    "LC_TIME": "C",
+    "TZ": "Europe/Berlin",
+    "TMPDIR": "/tmp",
+    "XDG_CACHE_HOME": "/tmp/cache",
+    "HTTPS_PROXY": "http://proxy:1",
+    "no_proxy": "localhost",
+    "SSL_CERT_FILE": "/tmp/ca.pem",
+    "NODE_EXTRA_CA_CERTS": "/tmp/ca.pem",
+}
+KEPT_BACK = {
+    "AWS_SECRET_ACCESS_KEY": "s3cret-value",
+    "PYTHONSTARTUP": "/tmp/x.py",
+    "LD_AUDIT_OFF": "1",
+    "NAMED": "by env_vars",
+}
+OURS = {"MCPMUX_KEY": "ours", "MCPMUX_XDG": "ours"}
+USUAL = {"HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "TMPDIR", "LANG", "LANGUAGE", "TZ"}
+USUAL |= {f"{name}_proxy" for name in ("http", "https", "no", "all")} | {
+    f"{name}_PROXY" for name in ("HTTP", "HTTPS", "NO", "ALL")
+}
+USUAL |= {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"}
+
+
+@posix
+def test_a_server_gets_the_safe_environment_and_what_its_table_names(serve: Serve) -> None:
+    """Our choice: the official SDK's list, and what language, time, folders and a company's proxy need."""
+    tables = [
+        server_table("plain"),
+        server_table("given", env={"GIVEN": "a ${NAMED} b", "LANG": "C"}, env_vars=["NAMED", "MCPMUX_KEY"]),
+        server_table("trusted", env_vars=["*"]),
+    ]
+    host = serve(*tables, env=PASSED | KEPT_BACK | OURS)
+    host.initialize()
+    plain, given, trusted = (json.loads(host.text(f"{name}__env")) for name in ("plain", "given", "trusted"))
+    assert {key: plain.get(key) for key in PASSED} == PASSED
+    assert [key for key in plain if key not in USUAL and not key.startswith(("LC_", "XDG_"))] == []
+    assert given.keys() - plain.keys() == {"GIVEN", "NAMED"}
+    assert (given["GIVEN"], given["NAMED"], given["LANG"]) == ("a by env_vars b", "by env_vars", "C")
+    assert {key: trusted.get(key) for key in KEPT_BACK} == KEPT_BACK
+    assert not [key for key in trusted if key.startswith("MCPMUX_")]
+
+
+def test_cwd_and_command_are_relative_to_the_config_file(serve: Serve, tmp_path: Path) -> None:
+    """Our choice: a host may start mcpmux in any folder."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "bin").mkdir()
+    if sys.platform == "win32":
+        program = tmp_path / "bin" / "server.cmd"
+        program.write_text(f'@"{sys.executable}" "{FAKE}" %*\n')
+    else:
+        program = tmp_path / "bin" / "server"
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(FAKE))} "$@"\n')
+        program.chmod(0o755)
+    by_path = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}${{PATH}}"}
+    host = serve(
+        server_table("one", "--also", "where", cwd="work"),
+        server_table("two", "--also", "where", command=f"bin/{program.name}"),
+        server_table("three", "--also", "where", command=program.name, env=by_path),
+    )
+    host.initialize()
+    where = {name: json.loads(host.text(f"{name}__where"))["cwd"] for name in ("one", "two", "three")}
+    here = str(Path.cwd())
+    assert where == {"one": str((tmp_path / "work").resolve()), "two": here, "three": here}
+
+
+# ── stderr ──
+
+
+def logs_of(host: RawHost, home: dict[str, str], state: Path, name: str) -> str:
+    """A server's log, once mcpmux has ended and so written all of it."""
+    host.close()
+    return (state / "mcpmux" / "logs" / f"{name}.log").read_text()
+
+
+@linux
+@pytest.mark.parametrize("named", [True, False], ids=["XDG_STATE_HOME", "HOME"])
+def test_stderr_goes_to_a_file_that_only_its_person_can_read(
+    serve: Serve, home: dict[str, str], tmp_path: Path, named: bool
+) -> None:
+    """Our choice of place: the user state folder. 2025-11-25 basic/transports: stderr is a log, not an error."""
+    state = tmp_path / "state" if named else Path(home["HOME"]) / ".local" / "state"
+    host = serve(
+        server_table("one", "--stderr", "listening on nothing"),
+        server_table("two", "--stderr", "zwei: grün"),
+        env={"XDG_STATE_HOME": str(state)} if named else {},
+    )
+    host.initialize()
+    assert host.text("one__echo", x=1) == '{"x": 1}'
+    host.text("two__echo")
+    assert logs_of(host, home, state, "one") == "listening on nothing\n"
+    assert logs_of(host, home, state, "two") == "zwei: grün\n"
+    assert stat.S_IMODE((state / "mcpmux" / "logs" / "one.log").stat().st_mode) == 0o600
+    assert "listening" not in host.log()
+
+
+def test_a_log_goes_on_where_the_last_run_ended(serve: Serve, home: dict[str, str], tmp_path: Path) -> None:
+    """Our choice: what led to yesterday's crash is still there."""
+    state = tmp_path / "state"
+    for words in ("first", "second"):
+        host = serve(server_table("one", "--stderr", words), env={"XDG_STATE_HOME": str(state)})
+        host.initialize()
+        host.tools()
+        host.close()
+    if sys.platform == "linux":
+        assert logs_of(host, home, state, "one") == "first\nsecond\n"
+
+
+# ── crash and restart ──
+
+
+def test_a_crash_is_told_with_its_code_last_words_and_log(serve: Serve, home: dict[str, str]) -> None:
+    """Our choice: the error names server, exit code, last words of stderr and what to do."""
+    host = serve(server_table("one", "--stderr", "opening the database"))
+    host.initialize()
+    result = host.call("one__crash", code=7)
+    assert result["isError"] is True
+    text = result["content"][0]["text"]
+    assert 'one exited with code 7; its last words: "opening the database | about to crash"' in text
+    assert "one.log" in text
+    assert "the next call starts it again" in text
+
+
+def test_a_server_that_crashed_stays_listed_and_is_started_by_the_next_call(serve: Serve) -> None:
+    """Our choice: many hosts never list again, so the tools of a server that rests stay."""
+    host = serve(server_table("one"), server_table("two"))
+    host.initialize()
+    listed = host.tools()
+    first = host.text("one__pid")
+    assert "exited with code 3" in host.text("one__crash")
+    assert host.tools() == listed
+    waiting = [host.ask("tools/call", {"name": "one__pid"}) for _ in range(5)]  # it rests, is started, answers
+    assert host.text("two__echo", x=1) == '{"x": 1}'
+    assert not any(message.get("id") in waiting for message in host.seen)
+    texts = {host.answer(number)["result"]["content"][0]["text"] for number in waiting}
+    assert len(texts) == 1
+    assert texts != {first}
+    assert host.tools() == listed
+    assert not [message for message in host.seen if "list_changed" in message.get("method", "")]
+
+
+def test_calls_that_wait_for_a_restart_are_answered_when_it_fails(serve: Serve, tmp_path: Path) -> None:
+    """Our choice: with why it does not start."""
+    script = tmp_path / "server.py"
+    script.write_text(FAKE.read_text())
+    host = serve(server_table("one", script=script), server_table("two"))
+    host.initialize()
+    host.tools()
+    script.write_text("import sys; sys.exit('its module is gone')")
+    host.text("one__crash")
+    waiting = [host.ask("tools/call", {"name": "one__echo"}) for _ in range(3)]
+    for text in answers_to(host, waiting):
+        assert 'one exited with code 1; its last words: "its module is gone"' in text
+    assert host.text("two__echo") == "{}"
+
+
+@linux
+def test_a_server_behind_a_shell_that_is_killed_goes_with_it_and_comes_back(
+    serve: Serve, watch: Watch, tmp_path: Path
+) -> None:
+    """Our choice: a process's end is its end, even while a child of it holds the pipes open."""
+    line = f"{shlex.quote(sys.executable)} {shlex.quote(str(FAKE))} --name shell --ignore-eof; true"
+    host = serve(server_table("shell", "-c", line, command="/bin/sh"), server_table("two"))
+    host.initialize()
+    pid = int(host.text("shell__pid"))
+    behind = watch(pid)
+    shell = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert shell != host.process.pid
+    held = hold(host, "shell__hold")
+    os.kill(shell, signal.SIGKILL)
+    [text] = answers_to(host, [held])
+    assert "shell was killed by SIGKILL" in text
+    assert has_ended(behind)
+    assert int(host.text("shell__pid")) != pid
+    assert host.text("two__echo") == "{}"
+
+
+@linux
+def test_a_server_that_closes_its_output_is_ended_and_started_anew(serve: Serve, watch: Watch) -> None:
+    """Our choice: it can answer nothing any more, so nobody waits for its timeout."""
+    host = serve(server_table("mute", "--also", "write"))
+    host.initialize()
+    pid = int(host.text("mute__pid"))
+    behind = watch(pid)
+    held = hold(host, "mute__hold")
+    closing = host.ask("tools/call", {"name": "mute__write", "arguments": {"text": "", "close": [1]}})
+    assert all("mute " in text for text in answers_to(host, [held, closing]))
+    assert has_ended(behind)
+    assert int(host.text("mute__pid")) != pid
+
+
+@linux
+def test_a_server_that_closes_its_input_is_ended_and_started_anew(serve: Serve, watch: Watch) -> None:
+    """Our choice: it can be asked nothing any more, so nobody waits for its timeout."""
+    host = serve(server_table("deaf", "--also", "write"))
+    host.initialize()
+    pid = int(host.text("deaf__pid"))
+    behind = watch(pid)
+    held = hold(host, "deaf__hold")
+    closing = host.ask("tools/call", {"name": "deaf__write", "arguments": {"text": "", "close": [0]}})
+    assert all("deaf " in text for text in answers_to(host, [held, closing]))
+    assert has_ended(behind)
+    assert int(host.text("deaf__pid")) != pid
+
+
+@linux
+def test_orphans_that_end_do_not_stay_in_the_process_table(serve: Serve, watch: Watch, tmp_path: Path) -> None:
+    """Our choice: who adopts orphans buries them, or the table fills up while a host runs for weeks."""
+    file = tmp_path / "child"
+    host = serve(server_table("one", "--grandchild", str(file), "--grandchild-session"), server_table("two"))
+    host.initialize()
+    host.tools()
+    pid = int(file.read_text())
+    child = watch(pid)
+    assert "exited with code 3" in host.text("one__crash")
+    signal.pidfd_send_signal(child, signal.SIGKILL)
+    assert has_ended(child)
+    while Path(f"/proc/{pid}").exists():  # each round trip lets mcpmux's loop turn
+        host.request("ping")
