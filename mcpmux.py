@@ -66,6 +66,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import tomllib
@@ -3353,6 +3354,7 @@ class CheckHost:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.tools: list[str] = []
         self.mux: Mux | None = None
 
     def start(self, post: Callable[[Event], None], on_room: Callable[[str, bool], None]) -> None:
@@ -3365,6 +3367,7 @@ class CheckHost:
         if decode_line(line).id == Raw(b"2"):
             assert self.mux
             self.rows = [_report(server) for server in self.mux.core.servers.values()]
+            self.tools = list(self.mux.core.catalogue.tools)
             self._post(HostGone("checked"))
 
     def flush(self) -> None:
@@ -3408,7 +3411,7 @@ def _check(arguments: argparse.Namespace) -> int:
     rows += [{"server": name, "state": "disabled"} for name in config.disabled]
     failed = [row for row in rows if row["state"] == "failed"]
     if arguments.json:
-        print(json.dumps({"config": str(config.path), "servers": rows}, indent=2))
+        print(json.dumps({"config": str(config.path), "servers": rows, "tools": host.tools}, indent=2))
     elif not config.exists:
         print(f"There is no config file at {config.path}.\nPut one there; `mcpmux demo` shows what goes into it.")
     else:
@@ -3424,6 +3427,8 @@ def _check(arguments: argparse.Namespace) -> int:
         widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
         for line in lines:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        if host.tools:
+            print(f"\n{len(host.tools)} tools: " + textwrap.fill(", ".join(host.tools), 100, break_on_hyphens=False))
         for row in failed:
             print(f"\n{row['server']}: {row['reason']}\n  next: {row['next']}")
         if not rows:

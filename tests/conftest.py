@@ -27,7 +27,9 @@ FAKE = Path(__file__).parent / "fake_server.py"
 PATIENCE = 30.0  # seconds; a test that waits this long has failed
 
 
-def server_table(name: str, *arguments: str, command: str = sys.executable, script: str | Path = FAKE, **keys: Any) -> str:
+def server_table(
+    name: str, *arguments: str, command: str = sys.executable, script: str | Path = FAKE, **keys: Any
+) -> str:
     """A `[mcp_servers.NAME]` table that runs the fake server; `keys` are further TOML values as Python ones."""
     args = [str(script), "--name", name, *arguments] if command == sys.executable else list(arguments)
     lines = [f"[mcp_servers.{name}]", f"command = {json.dumps(command)}", f"args = {json.dumps(args)}"]
@@ -108,6 +110,15 @@ class RawHost:
     def cancel(self, number: int) -> None:
         self.cancelled.add(number)
         self.send(method="notifications/cancelled", params={"requestId": number})
+
+    def hold(self, server: str) -> int:
+        """A call that this server holds open, for certain."""
+        said = {"level": "info", "data": "held", "logger": server}
+        before = sum(message.get("params") == said for message in self.seen)
+        number = self.ask("tools/call", {"name": f"{server}__hold"})
+        while sum(message.get("params") == said for message in self.seen) == before:
+            self.receive()
+        return number
 
     def request(self, method: str, params: Any = None) -> dict[str, Any]:
         return self.answer(self.ask(method, params))
@@ -197,6 +208,7 @@ def assert_lines_are_clean(host: RawHost) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
+    assert "a bug in mcpmux" not in host.log()
     while line := host.lines.get(timeout=PATIENCE):
         host.seen.append({"raw": line})
     host.lines.put(b"")
@@ -208,9 +220,13 @@ def assert_lines_are_clean(host: RawHost) -> None:
         assert isinstance(message, dict)
         assert message["jsonrpc"] == "2.0"
         kind = message.keys() - {"jsonrpc"}
-        assert kind in ({"method"}, {"method", "params"}, {"id", "method"}, {"id", "method", "params"}, {"id", "result"}) or (
-            "error" in kind and kind <= {"id", "error"}
-        )
+        assert kind in (
+            {"method"},
+            {"method", "params"},
+            {"id", "method"},
+            {"id", "method", "params"},
+            {"id", "result"},
+        ) or ("error" in kind and kind <= {"id", "error"})
         if "method" not in message and "id" in message:
             answered.append(message["id"])
     assert len(answered) == len(set(answered)), "a request was answered twice"

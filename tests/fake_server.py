@@ -17,7 +17,10 @@ import time
 parser = argparse.ArgumentParser()
 parser.add_argument("--name", default="fake")
 parser.add_argument("--revision", help="answered to initialize; default: the one that was asked for")
-parser.add_argument("--capabilities", default='{"tools":{"listChanged":true},"logging":{},"prompts":{},"resources":{"subscribe":true},"completions":{}}')
+parser.add_argument(
+    "--capabilities",
+    default='{"tools":{"listChanged":true},"logging":{},"prompts":{},"resources":{"subscribe":true},"completions":{}}',
+)
 parser.add_argument("--exit", type=int, help="exit at once with this code")
 parser.add_argument("--stderr", help="say this on stderr first")
 parser.add_argument("--flood-stderr", action="store_true", help="a thread that never stops writing to stderr")
@@ -29,7 +32,9 @@ parser.add_argument("--ignore-term", action="store_true")
 parser.add_argument("--grandchild", help="starts a process that holds the pipes, and writes its pid to this file")
 parser.add_argument("--pages", type=int, default=0, help="that many pages of one more tool each")
 parser.add_argument("--stuck-cursor", action="store_true", help="the same cursor for ever")
-parser.add_argument("--ask-roots", action="store_true", help="asks for roots after initialized; tools fail until they come")
+parser.add_argument(
+    "--ask-roots", action="store_true", help="asks for roots after initialized; tools fail until they come"
+)
 parser.add_argument("--pid-file")
 parser.add_argument("--grandchild-session", action="store_true", help="the grandchild leads a session of its own")
 parser.add_argument("--say-goodbye", action="store_true", help="says on stderr what told it to end")
@@ -71,7 +76,20 @@ if options.flood_stderr:
     threading.Thread(target=flood, daemon=True).start()
 
 TOOLS = [
-    "echo", "raw", "line", "hold", "release", "crash", "env", "pid", "progress", "log", "burst", "ask", "notify", "big",
+    "echo",
+    "raw",
+    "line",
+    "hold",
+    "release",
+    "crash",
+    "env",
+    "pid",
+    "progress",
+    "log",
+    "burst",
+    "ask",
+    "notify",
+    "big",
 ]
 TOOLS += [name for name in options.also.split(",") if name]
 calm = threading.Event()
@@ -85,7 +103,7 @@ roots: object = None
 
 def write(raw: bytes) -> None:
     if options.garbage:
-        stdout.write(b"warning: this is not JSON\n{\"half\": \n\xff\xfe\n[1,2,3]\n")
+        stdout.write(b'warning: this is not JSON\n{"half": \n\xff\xfe\n[1,2,3]\n')
     stdout.write(raw + b"\n")
     stdout.flush()
 
@@ -128,7 +146,10 @@ def call(id: object, name: str, arguments: dict, params: dict, line: bytes) -> N
             send(id=id, result=text("done"))
             send(method="notifications/progress", params={"progressToken": token, "progress": 99})
         case "log":
-            send(method="notifications/message", params={"level": "info", "logger": arguments.get("logger"), "data": "hello"})
+            send(
+                method="notifications/message",
+                params={"level": "info", "logger": arguments.get("logger"), "data": "hello"},
+            )
             send(id=id, result=text("logged"))
         case "burst":
             extra_tools.append(f"extra{len(extra_tools)}")
@@ -237,7 +258,10 @@ def handle(line: bytes) -> None:
         case "resources/list":
             send(id=id, result={"resources": [{"uri": f"mem://{options.name}/1", "name": "one"}]})
         case "resources/templates/list":
-            send(id=id, result={"resourceTemplates": [{"uriTemplate": f"mem://{options.name}/by/{{id}}", "name": "by id"}]})
+            send(
+                id=id,
+                result={"resourceTemplates": [{"uriTemplate": f"mem://{options.name}/by/{{id}}", "name": "by id"}]},
+            )
         case "resources/read":
             if params["uri"].startswith("mem://") and options.name not in params["uri"]:
                 send(id=id, error={"code": -32002, "message": "not mine", "data": {"uri": params["uri"]}})

@@ -1,0 +1,40 @@
+"""Fixtures for tests with real servers. What they hold is explained in `harness`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .harness import Launcher, Party, Site, all_parties, npm_modules
+
+
+@pytest.fixture(scope="session")
+def modules() -> Path:
+    return npm_modules()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(tmp_path_factory.mktemp("site").resolve())
+
+
+@pytest.fixture(scope="session")
+def parties(modules: Path, site: Site) -> dict[str, Party]:
+    return all_parties(modules, site)
+
+
+@pytest.fixture
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="module")
+def module_launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """For processes that a whole module shares."""
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
