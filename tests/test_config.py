@@ -462,7 +462,7 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 @given(DOCUMENTS)
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=400, report_multiple_bugs=False)
 def test_whatever_the_file_says_it_is_a_config_or_a_config_error(document: dict[str, Any]):
     try:
         config = mcpmux.read_config(document, FILE)

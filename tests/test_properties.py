@@ -218,4 +218,4 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=150, stateful_step_count=50)
+TestTraffic.settings = settings(stateful_step_count=60)

@@ -333,7 +333,9 @@ def test_a_call_ends_as_it_does_alone(both: Both, site: Site, case: Case):
             if method == "elicitation/create":
                 assert params["message"].startswith("[everything] ")
                 params["message"] = params["message"].removeprefix("[everything] ")
-    assert ("error" in alone[0]["answer"] or "isError" in alone[0]["answer"]["result"]) == (case.tool in REFUSED)
+    assert ("error" in alone[0]["answer"] or alone[0]["answer"]["result"].get("isError", False)) == (
+        case.tool in REFUSED
+    )
     normal, _ = VARIES.get(case.tool, (lambda answer: answer, ""))
     for one, other in zip(alone, through, strict=True):
         assert normal(one.pop("answer")) == normal(other.pop("answer"))
@@ -344,7 +346,6 @@ def test_calls_at_once_to_all_servers_each_get_their_own_answer(both: Both, site
     """Spec: 2025-11-25, basic#responses: a response bears its request's id."""
     host = both.mcpmux
     asked: dict[int, tuple[str, str]] = {}
-    zones = ("Asia/Tokyo", "Europe/Berlin")
     for number in range(20):
         for tool, arguments, expected in (
             ("everything__echo", {"message": f"m{number}"}, f"Echo: m{number}"),
@@ -353,7 +354,7 @@ def test_calls_at_once_to_all_servers_each_get_their_own_answer(both: Both, site
             (
                 "time__convert_time",
                 {"source_timezone": "UTC", "time": f"{number:02}:00", "target_timezone": "UTC"},
-                "+0.0h",
+                f"T{number:02}:00:00",
             ),
         ):
             asked[host.ask("tools/call", {"name": tool, "arguments": arguments})] = (tool, expected)
