@@ -1928,7 +1928,7 @@ class Core:
         server.instructions = value_of(body.get("instructions")) or ""
         self._set_timer("late", server.name, None)
         self._send_server(server, notification_line("notifications/initialized"))
-        self._set_timer("open", server.name, self._now + QUIET_AFTER_INITIALIZED)
+        self._question_over(server)
         self._log("debug", f"= {server.name} ready")
 
     def _open(self, name: str) -> None:
@@ -1943,6 +1943,8 @@ class Core:
         for line in server.waiting.values():
             self._send_server(server, line)
         server.waiting.clear()
+        offered = {method for method, kind in LISTS.items() if offers(server.capabilities, kind.capability)}
+        server.lists = {method: entries for method, entries in server.lists.items() if method in offered}
         self._read_lists(server, LISTS)
 
     def _read_lists(self, server: Server, methods: Iterable[str]) -> None:
@@ -2069,9 +2071,14 @@ class Core:
         server.changed.clear()
         for pending in self.in_flight.asked_by(server.name):
             self._withdraw(pending, {"reason": Raw(encode(f"{server.name} is gone"))})
-        self._fail_all(server, self._why(server))
+        kept = server.waiting if server.wanted and server.state is State.STOPPED else {}
+        for number in [pending.id for pending in self.in_flight.owed_by(server.name) if pending.id not in kept]:
+            self._fail(self.in_flight.settle(number), self._why(server))
+        server.waiting = kept
+        for number in [number for number, (_, call) in self._task_progress.items() if call.peer == server.name]:
+            del self._task_progress[number]
         self._settle(server)
-        if server.wanted and server.state is State.STOPPED:
+        if kept:
             self._use(server)
 
     def _rested(self, name: str) -> None:

@@ -194,7 +194,7 @@ def call(id: object, name: str, arguments: dict, params: dict, line: bytes) -> N
 
 
 def handle(line: bytes) -> None:
-    global roots
+    global roots  # noqa: PLW0603
     message = json.loads(line)
     method, id, params = message.get("method"), message.get("id"), message.get("params") or {}
     match method:
@@ -209,7 +209,7 @@ def handle(line: bytes) -> None:
             if options.refuse:
                 send(id=id, error={"code": -32603, "message": "not today"})
                 return
-            global told
+            global told  # noqa: PLW0603
             told = params
             send(
                 id=id,

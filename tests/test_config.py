@@ -379,7 +379,8 @@ def test_every_placeholder_that_is_unknown_is_told():
 
 def test_if_the_file_cannot_be_used_the_servers_problems_are_told_too():
     check(
-        "colour = 1\n[mux]\nseperator = '_'\nlog_level = 5\n[mcp_servers.x]\ncomand = 'a'\ncommand = 'a'\n[mcp_servers.y]",
+        "colour = 1\n[mux]\nseperator = '_'\nlog_level = 5\n"
+        "[mcp_servers.x]\ncomand = 'a'\ncommand = 'a'\n[mcp_servers.y]",
         fatal=(
             "colour: unknown key; known keys: mcp_servers, mux",
             'mux.seperator: unknown key; did you mean "separator"?',
@@ -418,9 +419,6 @@ def test_an_env_file_that_cannot_be_read_is_fatal(name: str, tmp_path: Path):
 
 
 # Most of these are no TOML file that anybody writes, but whatever stands there gets an answer and no traceback.
-NAMES = st.sampled_from([*MuxOptions.__struct_fields__, *mcpmux.ServerOptions.__struct_fields__]) | st.sampled_from(
-    [*mcpmux.ToolOverride.__struct_fields__, *sorted(mcpmux.CODEX_KEYS), *sorted(mcpmux.REMOTE_KEYS), "comand", "", "é"]
-)
 TEXTS = st.text(max_size=8) | st.sampled_from(
     [
         "a",
@@ -439,30 +437,46 @@ TEXTS = st.text(max_size=8) | st.sampled_from(
         "x\n",
     ]
 )
-LEAVES = (
-    TEXTS
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([10**400, -(10**400)])
-    | st.floats()
-    | st.dates()
-    | st.datetimes()
-    | st.times()
-)
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**400), math.inf, math.nan, 0, -1, 1500])
+LEAVES = TEXTS | NUMBERS | st.booleans() | st.dates() | st.datetimes() | st.times()
 VALUES = st.recursive(
-    LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | TEXTS, inner, max_size=3),
-    max_leaves=8,
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
 )
-TABLES = st.dictionaries(NAMES | TEXTS, VALUES, max_size=5)
-SERVERS = st.dictionaries(TEXTS, VALUES | TABLES | TABLES.map(lambda table: {"command": "a"} | table), max_size=3)
+
+
+def tables(likely: dict[str, st.SearchStrategy[Any]], *others: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Tables with known keys, of their type or not, and sometimes with keys that nobody knows."""
+    known = st.fixed_dictionaries({}, optional={key: value | VALUES for key, value in likely.items()})
+    unknown = st.dictionaries(st.sampled_from(["comand", *others]) | TEXTS, VALUES, max_size=2)
+    return known | st.builds(lambda *two: two[0] | two[1], known, unknown)
+
+
+MUX_TABLES = tables(
+    dict.fromkeys(MuxOptions.__struct_fields__, NUMBERS) | dict.fromkeys(("separator", "log_level", "env_file"), TEXTS),
+    "required",
+)
+SERVER_TABLES = tables(
+    dict.fromkeys(("command", "cwd", "prefix", "sampling"), TEXTS)
+    | {key: st.lists(TEXTS, max_size=2) for key in ("args", "enabled_tools", "disabled_tools", "roots")}
+    | dict.fromkeys(("startup_timeout_sec", "tool_timeout_sec", "startup_timeout_ms"), NUMBERS)
+    | {key: st.booleans() for key in ("enabled", "elicitation", "required")}
+    | {"env": st.dictionaries(TEXTS, TEXTS, max_size=2)}
+    | {"env_vars": st.lists(TEXTS | st.fixed_dictionaries({}, optional={"name": VALUES}), max_size=2)}
+    | {
+        "tools": st.dictionaries(TEXTS, VALUES | tables(dict.fromkeys(("name", "title", "enabled"), TEXTS)), max_size=2)
+    },
+    *sorted(mcpmux.CODEX_KEYS | mcpmux.REMOTE_KEYS),
+)
+SERVERS = st.dictionaries(
+    TEXTS | st.sampled_from(["a", "b"]), VALUES | SERVER_TABLES.map(lambda table: {"command": "a"} | table), max_size=3
+)
 DOCUMENTS = st.fixed_dictionaries(
-    {}, optional={"mux": VALUES | TABLES, "mcp_servers": VALUES | SERVERS, "sampling": VALUES, "é": VALUES}
+    {}, optional={"mux": MUX_TABLES | VALUES, "mcp_servers": SERVERS | VALUES, "sampling": VALUES, "é": VALUES}
 )
 
 
 @given(DOCUMENTS)
-@settings(deadline=None, max_examples=400, report_multiple_bugs=False)
+@settings(deadline=None, max_examples=400)
 def test_whatever_the_file_says_it_is_a_config_or_a_config_error(document: dict[str, Any]):
     try:
         config = mcpmux.read_config(document, FILE)
@@ -491,9 +505,8 @@ def test_a_missing_file_is_an_empty_config(tmp_path: Path):
         (b"a = 1\na = 2", "not TOML: Cannot overwrite a value (at "),
         (b"\xff\xfe[\0m\0", "cannot be read: 'utf-8' codec can't decode byte 0xff"),
         (b"a = " + b"1" * 5000, "not TOML: "),
-        (b"a = " + b"[" * 50_000, "not TOML: "),
     ],
-    ids=["syntax", "twice", "UTF-16", "an endless number", "endless nesting"],
+    ids=["syntax", "twice", "UTF-16", "an endless number"],
 )
 def test_a_file_that_is_no_toml_is_one_problem_with_the_files_name(content: bytes, problem: str, tmp_path: Path):
     file = tmp_path / "mcpmux.toml"
@@ -699,16 +712,40 @@ def test_a_server_gets_of_the_env_file_only_what_its_table_names(tmp_path: Path)
 # ── what a server is started with ──
 
 SAFE = {
-    "HOME": "/home/ada", "LOGNAME": "ada", "SHELL": "/bin/sh", "TERM": "dumb", "USER": "ada", "TMPDIR": "/tmp",
-    "LANG": "de_DE.UTF-8", "LANGUAGE": "de", "LC_ALL": "C", "LC_TIME": "C", "TZ": "UTC",
-    "XDG_RUNTIME_DIR": "/run/1", "XDG_CONFIG_HOME": "/home/ada/.config",
-    "HTTP_PROXY": "p:1", "HTTPS_PROXY": "p:1", "NO_PROXY": "*", "ALL_PROXY": "p:1",
-    "http_proxy": "p:1", "https_proxy": "p:1", "no_proxy": "*", "all_proxy": "p:1",
-    "SSL_CERT_FILE": "/c", "SSL_CERT_DIR": "/c", "REQUESTS_CA_BUNDLE": "/c", "NODE_EXTRA_CA_CERTS": "/c",
+    "HOME": "/home/ada",
+    "LOGNAME": "ada",
+    "SHELL": "/bin/sh",
+    "TERM": "dumb",
+    "USER": "ada",
+    "TMPDIR": "/tmp",
+    "LANG": "de_DE.UTF-8",
+    "LANGUAGE": "de",
+    "LC_ALL": "C",
+    "LC_TIME": "C",
+    "TZ": "UTC",
+    "XDG_RUNTIME_DIR": "/run/1",
+    "XDG_CONFIG_HOME": "/home/ada/.config",
+    "HTTP_PROXY": "p:1",
+    "HTTPS_PROXY": "p:1",
+    "NO_PROXY": "*",
+    "ALL_PROXY": "p:1",
+    "http_proxy": "p:1",
+    "https_proxy": "p:1",
+    "no_proxy": "*",
+    "all_proxy": "p:1",
+    "SSL_CERT_FILE": "/c",
+    "SSL_CERT_DIR": "/c",
+    "REQUESTS_CA_BUNDLE": "/c",
+    "NODE_EXTRA_CA_CERTS": "/c",
 }
 PRIVATE = {
-    "GITHUB_TOKEN": "t0ken", "OPENAI_API_KEY": "k3y", "LD_PRELOAD": "/evil.so", "PYTHONPATH": "/p", "NODE_ENV": "x",
-    "LCD": "x", "XDGX": "x",
+    "GITHUB_TOKEN": "t0ken",
+    "OPENAI_API_KEY": "k3y",
+    "LD_PRELOAD": "/evil.so",
+    "PYTHONPATH": "/p",
+    "NODE_ENV": "x",
+    "LCD": "x",
+    "XDGX": "x",
 }
 OURS = {"MCPMUX_CONFIG": "/c.toml", "MCPMUX_LOG": "trace"}
 FUNCTIONS = {"BASH_FUNC_x%%": "() { evil; }", "LC_EVIL": "() { evil; }"}

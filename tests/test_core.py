@@ -1277,3 +1277,30 @@ def test_the_trace_tells_the_way_of_each_message_and_nothing_of_its_payload():
     assert any(line.startswith("< git answer id=") for line in lines)
     assert any(line.startswith('> host "id":1 ') for line in lines)
     assert "s3cret" not in json.dumps(s.logged)
+
+
+def test_a_call_made_while_a_useless_process_is_being_stopped_goes_to_the_next_one():
+    s = Script(["git"])
+    s.server_dies("git")
+    s.silent = {"git"}
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(1)
+    s.server_sends("git", id=s.server_hears("git", "initialize")["id"], error={"code": 1, "message": "not now"})
+    assert "not now" in s.host_hears(1).text
+    s.host_asks(2, "tools/call", name="git__log")
+    s.silent.clear()
+    s.server_dies("git")
+    s.advance(0.2)
+    s.server_answers("git", "tools/call")
+    assert s.host_hears(2)["result"] == {}
+
+
+def test_lists_that_a_server_no_longer_declares_are_gone_after_its_restart():
+    s = Script(["git"], offers={"git": {"tools/list": [TOOL], "prompts/list": [{"name": "p"}]}})
+    assert s.asks(1, "prompts/list")["result"]["prompts"]
+    s.server_dies("git")
+    s.server_capabilities = {"tools": {}}
+    s.host_asks(2, "tools/call", name="git__log")
+    s.advance(1)
+    assert len(s.host_told("notifications/prompts/list_changed")) == 1
+    assert s.asks(3, "prompts/list")["result"]["prompts"] == []

@@ -89,10 +89,10 @@ def _cache() -> Path:
 GIT_ENV = {  # the same commits have the same hashes, whoever makes them and when
     "GIT_AUTHOR_NAME": "Ada",
     "GIT_AUTHOR_EMAIL": "ada@example.org",
-    "GIT_AUTHOR_DATE": "2026-01-02T03:04:05+00:00",
+    "GIT_AUTHOR_DATE": "1767323045 +0000",
     "GIT_COMMITTER_NAME": "Ada",
     "GIT_COMMITTER_EMAIL": "ada@example.org",
-    "GIT_COMMITTER_DATE": "2026-01-02T03:04:05+00:00",
+    "GIT_COMMITTER_DATE": "1767323045 +0000",
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,
 }
@@ -249,7 +249,7 @@ def answers_questions(host: RawHost, *roots: Path) -> None:
         "model": "m-1",
         "stopReason": "endTurn",
     }
-    given = {"name": "Ada", "check": True, "integer": 7}
+    given = {"name": "Ada", "check": True, "integer": 7, "interpretation": "technical"}
 
     def elicited(params: dict[str, Any]) -> dict[str, Any]:
         if params.get("mode") == "url":
