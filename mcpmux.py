@@ -86,6 +86,8 @@ __version__ = "0.1.0"
 START_PATIENCE: Final = 4.0  # × startup_timeout_sec: lists stop waiting after 1×; a late server is given up after this
 QUIET_AFTER_INITIALIZED: Final = 0.1  # some servers refuse calls until what they ask after `initialized` is answered
 RELIST_QUIET: Final = 0.05  # one change often comes as a burst of list_changed
+RELIST_QUIET_MOST: Final = 30.0
+RELIST_CALM: Final = 10.0  # and one that announces changes that are none is read less and less often, until this calm
 RELIST_AT_MOST: Final = 1.0  # a server that never stops announcing changes is still listed
 URI_PROBE_TIMEOUT: Final = 5.0  # a server asked for a URI that it may not know must not hold up the next
 PROGRESS_CAP: Final = 10  # × tool_timeout_sec: progress keeps a call alive no longer than this
@@ -100,10 +102,12 @@ SECRET_COMMAND_TIMEOUT: Final = 10.0  # `${cmd:…}` may ask for a fingerprint t
 MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
 EDGE: Final = 4096  # of a bad or over-long line, as much as is searched for an id at each end
 STDERR_LINES: Final = 20  # kept for error messages
-HELD_FOR_HOST: Final = 1000  # what servers may send before the host has initialized
+HELD_FOR_HOST: Final = 200  # notifications that a server may send before the host has initialized
 KNOWN_TASKS: Final = 10_000  # task ids remembered; the oldest is forgotten first
 FAIR_BITE: Final = 16 * 1024  # bytes of one server's lines written to the host before the next has its turn
 READ_AHEAD: Final = 256 * 1024  # bytes waiting for the host above which their server is not read
+URI_MOST: Final = 8192  # characters; a longer URI or template is matched as a whole only
+TEXT_MOST: Final = 500  # characters of a peer's own words in a message of ours
 MB: Final = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -201,6 +205,9 @@ class RpcError(McpmuxError):
 Fields = dict[str, Raw]
 
 
+Decoded = TypeVar("Decoded")
+
+
 class Envelope(Struct):
     """One JSON-RPC message. Unknown top-level fields are not kept: some SDKs refuse a message that has any."""
 
@@ -266,6 +273,7 @@ class LineSplitter:
 
 def tidy(line: bytes) -> tuple[bytes, str | None]:
     """The line as valid UTF-8 in one piece, and what had to be replaced for that, if anything."""
+    line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, from some shells
     if b"\r" in line:  # white space to JSON (a string cannot hold one raw), a line's end to some readers
         line = line.replace(b"\r", b" ")
     if line.isascii():
@@ -280,23 +288,30 @@ def tidy(line: bytes) -> tuple[bytes, str | None]:
 def decode_line(line: bytes) -> Envelope:
     """Raises `BadLine` for whatever is not one JSON object with an envelope's types."""
     try:
-        return _decode_envelope(line)
+        return _read_twice(_decode_envelope, line)
     except msgspec.ValidationError as wrong:
         raise BadLine(f"not a JSON-RPC message ({wrong})") from None
-    except (msgspec.DecodeError, RecursionError, ValueError) as wrong:
-        # A lone surrogate escape is the one mistake that is worth a second reading: JavaScript makes it of cut emoji.
-        mended = _LONE_SURROGATE.sub(lambda m: m[1] + (m[2] or rb"\ufffd"), line) if b"\\u" in line else line
-        if mended != line:
-            return decode_line(mended)
-        raise BadLine(f"not JSON ({wrong})") from None
 
 
-def decode_batch(line: bytes) -> list[Envelope]:
-    """A JSON array of messages (2025-03-26 only). Raises `BadLine`."""
+def decode_batch(line: bytes) -> list[bytes]:
+    """The messages of a JSON array (2025-03-26 only), each still to be decoded. Raises `BadLine`."""
+    items = [bytes(item) for item in _read_twice(_decode_items, line)]
+    if not items:
+        raise BadLine("an empty batch")
+    return items
+
+
+def _read_twice(decode: Callable[[bytes], Decoded], line: bytes) -> Decoded:
+    """A lone surrogate escape is the one mistake worth a second reading: JavaScript makes it of cut emoji."""
     try:
-        return [decode_line(bytes(item)) for item in _decode_items(line)]
-    except (msgspec.MsgspecError, RecursionError, ValueError) as wrong:
-        raise BadLine(f"not a batch of messages ({wrong})") from None
+        return decode(line)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, RecursionError, ValueError) as wrong:
+        mended = _LONE_SURROGATE.sub(lambda m: m[1] + (m[2] or rb"\ufffd"), line) if b"\\u" in line else line
+        if mended == line:
+            raise BadLine(f"not JSON ({wrong})") from None
+        return _read_twice(decode, mended)
 
 
 def id_in_bad_line(head: bytes, tail: bytes) -> int | None:
@@ -334,32 +349,24 @@ def fields_of(raw: Raw | bytes | UnsetType) -> Fields:
 
 def value_of(raw: Raw | bytes | None, default: Any = None) -> Any:
     """A raw value decoded, or `default` where there is none or it cannot be decoded."""
-    if raw is None:
-        return default
-    try:
-        return _decode_any(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return default
+    return _decoded(_decode_any, raw, default)
 
 
-def object_of(raw: Raw | bytes | None) -> Fields:
+def object_of(raw: Raw | bytes | UnsetType | None) -> Fields:
     """As `fields_of`, but empty where there is no object: for what only *may* be there."""
-    if raw is None:
-        return {}
-    try:
-        return _decode_fields(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return {}
+    return _decoded(_decode_fields, raw, None) or {}
 
 
 def items_of(raw: Raw | bytes | None) -> list[Raw]:
     """The items of a raw JSON array; none where there is no array."""
-    if raw is None:
-        return []
+    return _decoded(_decode_items, raw, None) or []
+
+
+def _decoded(decode: Callable[[Any], Decoded], raw: Raw | bytes | UnsetType | None, default: Any) -> Decoded | Any:
     try:
-        return _decode_items(raw)
+        return default if raw is None or raw is UNSET else decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return []
+        return default
 
 
 def text_in(fields: Fields, key: str) -> str:
@@ -407,6 +414,13 @@ def label(line: bytes) -> str:
 def error_body(error: RpcError) -> bytes:
     body = {"code": error.code, "message": str(error)}
     return encode(body if error.data is None else body | {"data": error.data})
+
+
+def failure_line(id: bytes, method: str, text: str) -> bytes:
+    """A request that could not be fulfilled, in the form that its method gives to the model."""
+    if method == "tools/call":
+        return result_line(id, encode({"content": [{"type": "text", "text": text}], "isError": True}))
+    return error_line(id, error_body(RpcError(INTERNAL_ERROR, text)))
 
 
 def error_is_valid(raw: Raw) -> bool:
@@ -498,7 +512,7 @@ def capabilities_for_server(host: Fields, options: ServerOptions) -> Fields:
         if isinstance(tasks, dict) and isinstance(tasks.get("requests"), dict) and name in tasks["requests"]:
             tasks["requests"].pop(name)
             told["tasks"] = Raw(encode(tasks))
-    if options.roots and "roots" not in told:
+    if options.roots and not offers(told, "roots"):
         told["roots"] = Raw(b"{}")
     return told
 
@@ -513,15 +527,9 @@ def next_cursor(body: Fields, seen: set[bytes]) -> bytes | None:
     return cursor
 
 
-def tool_error(text: str) -> bytes:
-    """A `tools/call` that failed, in the form that the model can read."""
-    return encode({"content": [{"type": "text", "text": text}], "isError": True})
-
-
 def offers(capabilities: Fields, *path: str) -> bool:
     """Whether a capability, or the sub-capability at the end of `path`, was declared. `false` and null are not."""
-    here: Any = {key: raw for key, raw in capabilities.items() if key == path[0]}
-    here = {key: value_of(raw) for key, raw in here.items()}
+    here: Any = {path[0]: value_of(capabilities.get(path[0]))}
     for name in path:
         here = here.get(name) if isinstance(here, dict) else None
         if here is None or here is False:
@@ -563,12 +571,6 @@ class Route(NamedTuple):
     wrapped: bool = False
 
 
-class Template(NamedTuple):
-    server: str
-    template: str
-    pattern: re.Pattern[str] | None
-
-
 class Part(NamedTuple):
     """One server's share of the catalogue."""
 
@@ -584,30 +586,32 @@ class Catalogue(Struct, frozen=True):
     tools: dict[str, Route]
     prompts: dict[str, Route]
     resources: dict[str, str]
-    templates: list[Template]
+    templates: dict[str, str]  # URI template -> server, in config order
     notes: list[str]
 
     def owner_of(self, uri: str) -> str | None:
         """The server that listed this URI, else the first one with a template for it."""
         if uri in self.resources:
             return self.resources[uri]
-        return next((t.server for t in self.templates if t.pattern and t.pattern.fullmatch(uri)), None)
+        return next((owner for template, owner in self.templates.items() if matches(template, uri)), None)
 
 
 def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | None:
     """One entry as strict hosts take it; a string says why it cannot be; None means that the config leaves it out.
 
-    Hosts refuse a whole list for one bad entry (WIRE 24), so each is made valid or left out.
+    Hosts refuse a whole list for one bad entry, so each is made valid or left out.
     """
     kind = LISTS[method]
     entry = object_of(raw)
     name = value_of(entry.get(kind.identity))
     if not isinstance(name, str) or not name:
         return f"an entry of {method} without a {kind.identity}"
-    entry = {key: value for key, value in entry.items() if bytes(value) != _NULLED}
-    for key, wanted in _WANTED_TYPES.items():
-        if key in entry and not isinstance(value_of(entry[key]), wanted):
-            del entry[key]
+    entry = _fitting(entry, _ENTRY_TYPES)
+    for key in ("annotations", "execution"):
+        if key in entry:
+            entry[key] = _edited(entry[key], _fitting(fields_of(entry[key]), {}))
+    if "icons" in entry and not all(isinstance(object_of(icon).get("src"), Raw) for icon in items_of(entry["icons"])):
+        del entry["icons"]
     shown, wrapped = name, False
     if method == "tools/list":
         override = options.tools.get(name, ToolOverride())
@@ -619,24 +623,23 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
                 entry[key] = Raw(encode(text))
         if not value_of(entry.get("description")):  # some hosts refuse an empty one
             entry["description"] = Raw(encode(name))
-        schema = object_of(entry.get("inputSchema"))
-        if "type" not in schema and ("inputSchema" not in entry or is_object(entry["inputSchema"])):
-            schema = {"type": Raw(b'"object"'), **schema}
-            entry["inputSchema"] = Raw(encode(schema))
-        if value_of(schema.get("type")) != "object":
+        schema = entry.setdefault("inputSchema", Raw(b'{"type":"object"}'))
+        if value_of(object_of(schema).get("type"), "object") != "object" or not is_object(schema):
             return f'tool {name!r}: its inputSchema is not of type "object"'
+        entry["inputSchema"] = _object_schema(schema)
         if "outputSchema" in entry:
-            entry["outputSchema"], wrapped = _object_schema(entry["outputSchema"])
+            entry["outputSchema"], wrapped = _output_schema(entry["outputSchema"])
     elif kind.identity != "name" and not isinstance(value_of(entry.get("name")), str):
         entry["name"] = Raw(encode(name))
-    if "arguments" in entry and not all(
-        isinstance(one, dict) and one.get("name") for one in value_of(entry["arguments"])
-    ):
-        return f"prompt {name!r}: an argument without a name"
+    if "arguments" in entry:
+        arguments = [_edited(one, _fitting(object_of(one), _ARGUMENT_TYPES)) for one in items_of(entry["arguments"])]
+        if not all(object_of(one).get("name") for one in arguments):
+            return f"prompt {name!r}: an argument without a name"
+        entry["arguments"] = _edited(entry["arguments"], arguments)
     return _render(entry, kind.identity, name, shown, wrapped)
 
 
-_WANTED_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
+_ENTRY_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "title": str,
     "description": str,
     "mimeType": str,
@@ -647,6 +650,27 @@ _WANTED_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "outputSchema": (dict, bool),
     "_meta": dict,
 }
+_ARGUMENT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
+    "name": str,
+    "title": str,
+    "description": str,
+    "required": bool,
+}
+
+
+def _fitting(fields: Fields, types: Mapping[str, type | tuple[type, ...]]) -> Fields:
+    """Without nulls, and without members of a type that is not theirs: hosts take absent ones."""
+    return {
+        key: raw
+        for key, raw in fields.items()
+        if bytes(raw) != _NULLED and (key not in types or isinstance(value_of(raw), types[key]))
+    }
+
+
+def _edited(raw: Raw, value: Any) -> Raw:
+    """`value` as JSON, or `raw` itself where that says the same: its bytes need not change."""
+    text = encode(value)
+    return raw if _decode_any(text) == value_of(raw) else Raw(text)
 
 
 def is_enabled(tool: str, options: ServerOptions) -> bool:
@@ -658,14 +682,34 @@ def is_enabled(tool: str, options: ServerOptions) -> bool:
     return (options.enabled_tools is None or named(options.enabled_tools)) and not named(options.disabled_tools)
 
 
-def _object_schema(raw: Raw) -> tuple[Raw, bool]:
+def _object_schema(raw: Raw) -> Raw:
+    """A schema of type object in the form that strict hosts take: each property's schema is an object."""
+    schema = fields_of(raw)
+    if "type" not in schema:
+        schema = {"type": Raw(b'"object"'), **schema}
+    if "properties" in schema and not is_object(schema["properties"]):
+        del schema["properties"]
+    if "properties" in schema:
+        properties = fields_of(schema["properties"])
+        for name, one in properties.items():
+            if not is_object(one):
+                properties[name] = Raw(b'{"not":{}}' if bytes(one) == b"false" else b"{}")
+        schema["properties"] = _edited(schema["properties"], properties)
+    required = value_of(schema.get("required"))
+    if "required" in schema and not (isinstance(required, list) and all(isinstance(one, str) for one in required)):
+        del schema["required"]
+    return _edited(raw, schema)
+
+
+def _output_schema(raw: Raw) -> tuple[Raw, bool]:
     """An output schema of type object, and whether it had to be wrapped (as the TypeScript SDK does)."""
     schema = value_of(raw)
     if isinstance(schema, dict) and schema.get("type") == "object":
-        return raw, False
-    outer: dict[str, Any] = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
-    if isinstance(schema, dict):  # references are from the root
-        outer |= {key: schema.pop(key) for key in ("$schema", "$defs", "definitions") if key in schema}
+        return _object_schema(raw), False
+    inner = schema if isinstance(schema, dict) else {} if schema else {"not": {}}
+    outer: dict[str, Any] = {"type": "object", "properties": {"result": inner}, "required": ["result"]}
+    # References are from the root.
+    outer |= {key: inner.pop(key) for key in ("$schema", "$defs", "definitions") if key in inner}
     return Raw(encode(outer)), True
 
 
@@ -704,15 +748,15 @@ def _name_all(parts: list[Part], method: str, options: MuxOptions, notes: list[s
     entries = [(part, entry) for part in parts for entry in part.lists.get(method, ())]
     names = [joined(part.server if part.prefix is None else part.prefix, entry) for part, entry in entries]
     crowd = collections.Counter(names)
+    numbers: dict[str, int] = {}
     taken: set[str] = set()
     named: list[tuple[str, Part, Entry]] = []
     for name, (part, entry) in zip(names, entries, strict=True):
-        chosen = name if crowd[name] == 1 else joined(part.server, entry)
-        number = 2
+        chosen = base = name if crowd[name] == 1 else joined(part.server, entry)
         while chosen in taken or (chosen != name and chosen in crowd):
-            chosen = f"{fit_name(joined(part.server, entry), options.max_name_length - 4)}_{number}"
-            number += 1
-        if chosen != name or crowd[name] > 1:
+            numbers[base] = numbers.get(base, 1) + 1
+            chosen = f"{fit_name(base, options.max_name_length - 8)}_{numbers[base]}"
+        if crowd[name] > 1:
             notes.append(f"{part.server}: {entry.name!r} collides as {name!r} and is offered as {chosen!r}")
         taken.add(chosen)
         named.append((chosen, part, entry))
@@ -720,56 +764,73 @@ def _name_all(parts: list[Part], method: str, options: MuxOptions, notes: list[s
 
 
 def merge(parts: list[Part], options: MuxOptions) -> Catalogue:
-    """All parts, in config order, as one catalogue."""
+    """All parts, in config order, as one catalogue; what would make a list longer than hosts take is left out."""
     notes: list[str] = []
     results: dict[str, bytes] = {}
     routes: dict[str, dict[str, Route]] = {}
     owners: dict[str, dict[str, str]] = {}
     for method, kind in LISTS.items():
         rendered: list[bytes] = []
-        if kind.identity == "name":
-            routes[method] = {}
-            for name, part, entry in _name_all(parts, method, options, notes):
+        room = int(options.host_message_mb * MB) - EDGE
+        named = (
+            _name_all(parts, method, options, notes)
+            if kind.identity == "name"  # URIs are never rewritten: results, links and MCP Apps refer to them
+            else [(entry.name, part, entry) for part in parts for entry in part.lists.get(method, ())]
+        )
+        routes[method], owners[method] = {}, {}
+        for name, part, entry in named:
+            shown = entry.left + encode(name) + entry.right
+            if name in owners[method]:
+                notes.append(f"{part.server}: {name} is offered by {owners[method][name]} already and left out")
+            elif len(shown) >= room:
+                notes.append(f"{part.server}: {name} is left out: {method} would be longer than host_message_mb")
+            else:
+                room -= len(shown) + 1
+                rendered.append(shown)
+                owners[method][name] = part.server
                 routes[method][name] = Route(part.server, entry.name, entry.wrapped)
-                rendered.append(entry.left + encode(name) + entry.right)
-        else:  # URIs are never rewritten: results, links and MCP Apps refer to them
-            owned = owners[method] = {}
-            for part in parts:
-                for entry in part.lists.get(method, ()):
-                    first = owned.setdefault(entry.name, part.server)
-                    if first == part.server:
-                        rendered.append(entry.left + encode(entry.name) + entry.right)
-                    else:
-                        notes.append(f"{part.server}: {entry.name} is offered by {first} already and left out")
         results[method] = b'{"%b":[%b]}' % (kind.key.encode(), b",".join(rendered))
-    templates = [
-        Template(owner, text, template_pattern(text)) for text, owner in owners["resources/templates/list"].items()
-    ]
-    return Catalogue(results, routes["tools/list"], routes["prompts/list"], owners["resources/list"], templates, notes)
-
-
-@functools.lru_cache(maxsize=4096)
-def template_pattern(template: str) -> re.Pattern[str] | None:
-    """A URI template (RFC 6570) as a pattern: `{x}` matches up to a slash, `{+x}` anything, `{?x}` a query.
-
-    None for one with so many expressions that matching it could take long.
-    """
-    pieces = _EXPRESSION.split(template)
-    if len(pieces) > 2 * 8 + 1:
-        return None
-    by_operator = {
-        "+": ".+",
-        "#": "(?:#.*)?",
-        "?": r"(?:\?.*)?",
-        "&": "(?:&.*)?",
-        "/": "(?:/[^/]*)*",
-        ".": r"(?:\.[^/]*)?",
-    }
-    pattern = "".join(
-        re.escape(piece) if number % 2 == 0 else by_operator.get(piece[:1], r"[^/]+;?" if piece[:1] == ";" else "[^/]+")
-        for number, piece in enumerate(pieces)
+    return Catalogue(
+        results,
+        routes["tools/list"],
+        routes["prompts/list"],
+        owners["resources/list"],
+        owners["resources/templates/list"],
+        notes,
     )
-    return re.compile(pattern, re.DOTALL)
+
+
+def matches(template: str, uri: str) -> bool:
+    """Whether a URI can come from a URI template (RFC 6570): `{x}` stands for anything up to a slash, `{+x}` for
+    anything. All ends that the pieces so far can have are carried along, so that no template takes long."""
+    if len(template) > URI_MOST or len(uri) > URI_MOST:
+        return False
+    ends = {0}
+    for number, piece in enumerate(_EXPRESSION.split(template)):
+        if number % 2 == 0:
+            ends = {at + len(piece) for at in ends if uri.startswith(piece, at)}
+            continue
+        lead, stop = _OPERATORS.get(piece[:1], ("", "/"))
+        starts = {at + len(lead) for at in ends if uri.startswith(lead, at)}
+        ends = ends | starts if lead else set()  # an expression with an operator of its own may be empty
+        spread = 0
+        for start in sorted(starts):
+            if start >= spread:
+                found = uri.find(stop, start) if stop else -1
+                spread = found if found >= 0 else len(uri)
+                ends.update(range(start + 1, spread + 1))
+    return len(uri) in ends
+
+
+_OPERATORS: Final = {
+    "+": ("", ""),
+    "#": ("#", ""),
+    "?": ("?", ""),
+    "&": ("&", ""),
+    "/": ("/", ""),
+    ".": (".", "/"),
+    ";": (";", "/"),
+}
 
 
 # ══ 6. Bridge ════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -801,14 +862,14 @@ def judge_question(
     Raises `RpcError` for a refusal (codes: 2025-11-25, client/elicitation, client/sampling, client/roots).
     """
     match method:
-        case "roots/list" if "roots" in host:
+        case "roots/list" if offers(host, "roots"):
             return Forward(params)
         case "roots/list" if options.roots:
             return Answer(table_roots(options))
         case "roots/list":
             raise RpcError(METHOD_NOT_FOUND, "the host has no roots")
         case "sampling/createMessage":
-            if "sampling" not in told:
+            if not offers(told, "sampling"):
                 raise RpcError(METHOD_NOT_FOUND, f"sampling is not offered to {server}: the host declared none")
             asked = fields_of(params)
             if ("tools" in asked or "toolChoice" in asked) and not offers(told, "sampling", "tools"):
@@ -817,7 +878,7 @@ def judge_question(
         case "elicitation/create":
             asked = fields_of(params)
             mode = value_of(asked.get("mode"), "form")
-            if "elicitation" not in told:
+            if not offers(told, "elicitation"):
                 return Answer(b'{"action":"decline"}')
             if not isinstance(mode, str) or mode not in elicitation_modes(told):
                 raise RpcError(INVALID_PARAMS, f"the host did not declare elicitation mode {mode!r}")
@@ -849,6 +910,7 @@ class State(Enum):
 class Life(Enum):
     USE = "is used"
     UP = "answered its handshake"
+    ENDED = "has ended as it was told"
     GONE = "is gone"
     GAVE_UP = "is gone once too often"
     DUE = "has rested"
@@ -868,7 +930,9 @@ TRANSITIONS: Final[dict[tuple[State, Life], State]] = {
     (State.READY, Life.STOP): State.STOPPING,
     (State.BACKOFF, Life.DUE): State.IDLE,
     (State.FAILED, Life.DUE): State.IDLE,
-    (State.STOPPING, Life.GONE): State.STOPPED,
+    (State.STOPPING, Life.ENDED): State.STOPPED,
+    (State.STOPPING, Life.GONE): State.BACKOFF,  # it was stopped because it was of no use
+    (State.STOPPING, Life.GAVE_UP): State.FAILED,
 }
 
 
@@ -884,17 +948,18 @@ class Deaths:
 
     def __init__(self) -> None:
         self._times: collections.deque[float] = collections.deque(maxlen=DEATHS_ALLOWED)
+        self._streak = 0
 
     def count(self, now: float, chance: float) -> float | None:
         """One more death: the seconds to rest, or None when it is given up. `chance` is in [0, 1) and spreads the
         rest over half of itself, so that servers that died together do not come back together."""
-        while self._times and now - self._times[0] > DEATHS_WITHIN:
-            self._times.popleft()
+        lately = bool(self._times) and now - self._times[-1] <= DEATHS_WITHIN
+        self._streak = self._streak + 1 if lately else 1
         self._times.append(now)
-        if len(self._times) == DEATHS_ALLOWED:
+        if len(self._times) == DEATHS_ALLOWED and now - self._times[0] <= DEATHS_WITHIN:
             self._times.clear()
             return None
-        return min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** (len(self._times) - 1)) * (1 - chance / 2)
+        return min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(self._streak - 1, 10)) * (1 - chance / 2)
 
 
 # ══ 8. Core ══════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -1071,8 +1136,14 @@ class Ask(Struct):
 class Listing(Struct):
     """One list of one server while its pages come in."""
 
-    entries: list[Entry] = []
-    cursors: set[bytes] = set()
+    entries: list[Entry]
+    cursors: set[bytes]
+    room: int  # bytes that it may still have
+
+
+class TaskOwner(NamedTuple):
+    server: str
+    wrapped: bool  # its tool's structured results are put into an object
 
 
 class Server:
@@ -1104,7 +1175,11 @@ class Server:
         self.listing: dict[str, Listing] = {}
         self.changed: set[str] = set()  # lists that it said have changed, to be read after some quiet
         self.changed_since = 0.0
-        self.subscriptions: set[str] = set()
+        self.listed_at: float | None = None  # when its lists had been read once
+        self.quiet = RELIST_QUIET  # grows while it announces changes that are none
+        self.up_at = 0.0
+        self.useless = False  # it is being stopped because its handshake failed
+        self.subscriptions: dict[str, None] = {}  # URIs, in order
 
 
 class Core:
@@ -1146,8 +1221,8 @@ class Core:
         self._held: dict[bytes, Ask] = {}  # wait until it is known what the servers offer
         self._seen_by_host: dict[str, bytes] = {}  # by list method: the list that the host has, or was told to fetch
         self._catalogue: Catalogue | None = None  # None: to be merged anew when next needed
-        self._tasks: dict[str, str] = {}  # task id -> the server that made it
-        self._host_tasks: dict[str, str] = {}  # task id made by the host -> the server that asked for it
+        self._tasks: dict[str, TaskOwner] = {}  # by task id, what servers made
+        self._host_tasks: dict[str, TaskOwner] = {}  # by task id, what the host made for a server
         self._task_progress: dict[int, tuple[str, Pending]] = {}  # our token -> task id and the call that made it
 
     # ── events ──
@@ -1158,30 +1233,56 @@ class Core:
         match event:
             case ServerLines():
                 server = self._alive(event.server, event.run)
-                if server:
-                    self._lines_of_server(server, event.lines)
+                for line in event.lines if server else ():
+                    self._survive(self._line_of_server, server, line)
             case HostLines():
-                self._lines_of_host(event.lines)
+                for line in event.lines:
+                    self._survive(self._line_of_host, line)
+            case _:
+                self._survive(self._handle, event)
+        return effects
+
+    def _survive(self, step: Callable[..., None], *arguments: Any) -> bool:
+        """The one broad `except`: a bug of ours costs the line or the event that shows it. What was done before it
+        stands, and everything else is served on."""
+        try:
+            step(*arguments)
+            return True
+        except Exception as bug:
+            frames: list[str] = []
+            at = bug.__traceback__
+            while at:
+                frames.append(f"{at.tb_frame.f_code.co_name}:{at.tb_lineno}")
+                at = at.tb_next
+            self._log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {' > '.join(frames)}")
+            return False
+
+    def _handle(self, event: Event) -> None:
+        match event:
             case TimerDue(key):
-                if self._timers.get(key, FOREVER) <= now:
+                at = self._timers.get(key)
+                if at is not None and at <= self._now:
                     del self._timers[key]
                     self._on_timer[key[0]](self, key[1])
-            case ServerUp():
-                server = self._alive(event.server, event.run)
+                elif at is not None:  # some clocks wake early
+                    self._effects.append(SetTimer(key, at))
+            case ServerUp(name, run):
+                server = self._alive(name, run)
                 if server and server.state is State.STARTING:
                     self._greet(server)
-            case ServerClogged():
-                server = self._alive(event.server, event.run)
+            case ServerClogged(name, run, clogged):
+                server = self._alive(name, run)
                 if server:
-                    server.clogged = event.clogged
-                    self._log("warning", f"{server.name}: {'does not read' if event.clogged else 'reads again'}")
-            case ServerGone():
-                server = self._alive(event.server, event.run)
+                    server.clogged = clogged
+                    self._log("warning", f"{name}: {'does not read' if clogged else 'reads again'}")
+            case ServerGone(name, run):
+                server = self._alive(name, run)
                 if server:
                     self._gone(server, event)
-            case HostGone():
-                self._end(event.reason)
-        return effects
+            case HostGone(reason):
+                self._end(reason)
+            case HostLines() | ServerLines():
+                raise Bug("lines are handled one by one")
 
     @property
     def catalogue(self) -> Catalogue:
@@ -1213,66 +1314,76 @@ class Core:
 
     # ── lines ──
 
-    def _lines_of_host(self, lines: list[bytes | TooLong]) -> None:
-        for line in lines:
-            for message in self._read(None, line):
-                self._from_host(message, len(line))
+    def _line_of_host(self, line: bytes | TooLong) -> None:
+        for message in self._read(None, line):
+            self._from_host(message, len(line))
 
-    def _lines_of_server(self, server: Server, lines: list[bytes | TooLong]) -> None:
-        for line in lines:
-            for message in self._read(server, line):
-                self._from_server(server, message, len(line))
+    def _line_of_server(self, server: Server, line: bytes | TooLong) -> None:
+        for message in self._read(server, line):
+            self._from_server(server, message, len(line))
 
-    def _read(self, server: Server | None, line: bytes | TooLong) -> list[Envelope]:
-        """The messages of one line (several only in a batch); a bad line costs itself, and a call that it names."""
-        peer = server.name if server else "host"
+    def _read(self, server: Server | None, line: bytes | TooLong) -> Iterator[Envelope]:
+        """The messages of one line (several only in a batch); a bad one costs itself, and a call that it names."""
         if isinstance(line, TooLong):
             reason = f"{line.size} bytes, over max_message_mb = {self.options.max_message_mb:g}"
             self._bad_line(server, line.head, line.tail, reason, INVALID_REQUEST)
-            return []
+            return
         text, note = tidy(line)
         if note:
-            self._log("warning", f"{peer}: {note}")
+            self._log("warning", f"{server.name if server else 'host'}: {note}")
+        items = [text]
         try:
             if text.lstrip()[:1] == b"[" and (server or self).revision in BATCH_REVISIONS:
-                return decode_batch(text)
-            return [decode_line(text)]
-        except BadLine as bad:
-            code = PARSE_ERROR if str(bad).startswith("not JSON") else INVALID_REQUEST
-            self._bad_line(server, text, text, str(bad), code)
-            return []
+                items = decode_batch(text)
+        except (BadLine, msgspec.ValidationError) as bad:
+            self._bad_line(server, text, text, str(bad), INVALID_REQUEST)
+            return
+        for item in items:
+            try:
+                message = decode_line(item)
+            except BadLine as bad:
+                code = PARSE_ERROR if str(bad).startswith("not JSON (") else INVALID_REQUEST
+                self._bad_line(server, item, item, str(bad), code)
+            else:
+                yield message
 
     def _bad_line(self, server: Server | None, head: bytes, tail: bytes, reason: str, code: int) -> None:
-        self._log("warning", f"{server.name if server else 'host'}: a line was not read: {reason}")
+        peer = server.name if server else HOST
+        self._log("warning", f"{peer or 'host'}: a line was not read: {reason}")
         number = id_in_bad_line(head, tail)
-        if server:
-            pending = self.in_flight.get(number)
-            if pending and pending.peer == server.name and pending.id not in server.waiting:
-                text = f"{server.name} sent an answer that cannot be read: {reason}"
-                self._fail(self.in_flight.settle(pending.id), text)
-            return
-        known = None if number is None or code == PARSE_ERROR else b"%d" % number
-        if known is not None and (known in self._held or self.in_flight.asked(HOST, known)):
-            known = None  # that request has its own ending
-        error = RpcError(code, f"mcpmux could not read this line: {reason}")
-        self._send_host(HOST, error_line(known, error_body(error)))
+        pending = self.in_flight.get(number)
+        is_answer = b'"method"' not in head[:EDGE] and b'"method"' not in tail[-EDGE:]
+        if pending and pending.peer == peer and is_answer and not self._is_waiting(pending):
+            text = f"{peer or 'the host'} sent an answer that cannot be read: {reason}"
+            self._fail(self.in_flight.settle(pending.id), text)
+        elif server is None:
+            known = None if number is None or code == PARSE_ERROR else b"%d" % number
+            if known is not None and (known in self._held or self.in_flight.asked(HOST, known)):
+                known = None  # that request has its own ending
+            error = RpcError(code, f"mcpmux could not read this line: {reason}")
+            self._send_host(HOST, error_line(known, error_body(error)))
+
+    def _is_waiting(self, pending: Pending) -> bool:
+        """Not sent yet: its server is not ready."""
+        return pending.peer != HOST and pending.id in self.servers[pending.peer].waiting
 
     # ── from the host ──
 
     def _from_host(self, message: Envelope, size: int) -> None:
+        params = UNSET if message.params is UNSET or bytes(message.params) == _NULLED else message.params
         if message.method is not UNSET:
             if message.id is UNSET:
                 if self._tracing:
                     self._trace("<", HOST, message.method, size)
                 handler = self._host_notifications.get(message.method)
                 if handler and self.revision:
-                    handler(self, object_of(None if message.params is UNSET else message.params))
+                    handler(self, object_of(params))
                 return
             id = bytes(message.id)
             if self._tracing:
                 self._trace("<", HOST, f"{message.method} id={id.decode(errors='replace')}", size)
             if is_id(id):
-                self._route(Ask(id, message.method, message.params))
+                self._receive(Ask(id, message.method, params))
             else:
                 wrong = RpcError(INVALID_REQUEST, "a request's id must be a string or a number")
                 self._send_host(HOST, error_line(None, error_body(wrong)))
@@ -1281,12 +1392,25 @@ class Core:
         elif message.error is not UNSET:
             self._log("warning", "host: an error without an id")
         else:
-            self._bad_line(None, b"", b"", "neither a request, a notification nor a response", INVALID_REQUEST)
+            id = b"" if message.id is UNSET else bytes(message.id)
+            line = b'{"id":%b}' % id
+            self._bad_line(None, line, line, "neither a request, a notification nor a response", INVALID_REQUEST)
 
-    def _route(self, ask: Ask) -> None:
+    def _receive(self, ask: Ask) -> None:
+        """A new request of the host's. Even one that shows a bug of ours has an ending."""
         if ask.id in self._held or self.in_flight.asked(HOST, ask.id):
             self._refuse(ask.id, RpcError(INVALID_REQUEST, "a request with this id is still open"))
             return
+        before = len(self._effects)
+        if not self._survive(self._route, ask) and ask.id not in self._held and not self.in_flight.asked(HOST, ask.id):
+            start = result_line(ask.id, b"")[: -len(b',"result":}\n')] + b","
+            new = self._effects[before:]
+            if not any(isinstance(one, SendHost) and one.line.startswith(start) for one in new):
+                self._refuse(
+                    ask.id, RpcError(INTERNAL_ERROR, f"a bug in mcpmux: its log says more ({ask.method[:100]})")
+                )
+
+    def _route(self, ask: Ask) -> None:
         try:
             if not self.revision and ask.method not in BEFORE_INITIALIZED:
                 raise RpcError(INVALID_PARAMS, "not initialized: send `initialize` first (2025-11-25 or earlier)")
@@ -1298,8 +1422,9 @@ class Core:
 
     def _initialize(self, ask: Ask) -> None:
         params = fields_of(ask.params)
-        self.revision = negotiate(text_in(params, "protocolVersion"))
+        revision = negotiate(text_in(params, "protocolVersion"))
         self._host_capabilities = fields_of(bytes(params.get("capabilities", b"{}")))
+        self.revision = revision
         info = params.get("clientInfo", b"")
         self._host_info = bytes(info) if info and is_object(info) else encode(IMPLEMENTATION)
         known = [server for server in self.servers.values() if server.lists]
@@ -1352,55 +1477,49 @@ class Core:
         self._forward(ask, route.server, params)
 
     def _by_uri(self, ask: Ask) -> None:
-        params = fields_of(ask.params)
-        uri = text_in(params, "uri")
-        subscriber = next((one.name for one in self.servers.values() if uri in one.subscriptions), None)
-        owner = subscriber if ask.method == "resources/unsubscribe" and subscriber else self.catalogue.owner_of(uri)
-        then = {"resources/subscribe": self._subscribed, "resources/unsubscribe": self._unsubscribed}.get(ask.method)
+        uri = text_in(fields_of(ask.params), "uri")
+        owner = self.catalogue.owner_of(uri)
+        if ask.method == "resources/unsubscribe":
+            owner = next((one.name for one in self.servers.values() if uri in one.subscriptions), owner)
         if owner:
-            self._forward(ask, owner, params, then=functools.partial(then, uri) if then else None)
+            self._forward(ask, owner, fields_of(ask.params), then=functools.partial(self._uri_answered, uri))
         elif not self._hold(ask):
+            if ask.params is not UNSET:
+                ask.params = ask.params.copy()
             ready = [one.name for one in self.servers.values() if one.open and offers(one.capabilities, "resources")]
-            self._try_in_turn(ask, params, ready, functools.partial(then, uri) if then else None, None)
+            self._try_in_turn(ask, uri, ready, None)
 
-    def _try_in_turn(
-        self,
-        ask: Ask,
-        params: Fields,
-        names: list[str],
-        then: Callable[[Pending, Reply], None] | None,
-        last: Reply | None,
-    ) -> None:
+    def _try_in_turn(self, ask: Ask, uri: str, names: list[str], last: tuple[Pending, bytes] | None) -> None:
         """A URI that nobody listed: each ready server is asked in turn, until one knows it."""
+        names = [name for name in names if self._is_usable(name)]
         if not names:
-            if last is None or last.error is None:
-                uri = value_of(params.get("uri"))
+            if last is None:
                 raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
-            self._send_host(HOST, error_line(ask.id, last.error))
+            self._answer_host(last[0].peer, ask.id, error_line(ask.id, last[1]))
             return
 
         def tried(pending: Pending, reply: Reply) -> None:
             if reply.error is None:
-                (then or self._deliver)(pending, reply)
-                return
-            try:
-                self._try_in_turn(ask, params, names[1:], then, Reply(None, bytes(reply.error)))
-            except RpcError as error:
-                self._refuse(ask.id, error)
+                self._uri_answered(uri, pending, reply)
+            else:
+                self._try_in_turn(ask, uri, names[1:], (pending, bytes(reply.error)))
 
-        ask.params = ask.params if ask.params is UNSET else ask.params.copy()
-        params = {key: value.copy() for key, value in params.items()}
-        self._forward(ask, names[0], params, then=tried, patience=URI_PROBE_TIMEOUT)
+        pending = self._forward(ask, names[0], fields_of(ask.params), then=tried, patience=URI_PROBE_TIMEOUT)
+        if pending and last:
+            pending.progress = last[0].progress  # it must rise within one token
 
-    def _subscribed(self, uri: str, pending: Pending, reply: Reply) -> None:
-        if reply.error is None:
-            self.servers[pending.peer].subscriptions.add(uri)
+    def _uri_answered(self, uri: str, pending: Pending, reply: Reply) -> None:
+        subscriptions = self.servers[pending.peer].subscriptions
+        if reply.error is None and pending.method != "resources/read":
+            reply = Reply(Raw(b"{}"), None)  # exactly: TypeScript's EmptyResult refuses more
+            if pending.method == "resources/subscribe":
+                subscriptions[uri] = None
+            else:
+                subscriptions.pop(uri, None)
         self._deliver(pending, reply)
 
-    def _unsubscribed(self, uri: str, pending: Pending, reply: Reply) -> None:
-        if reply.error is None:
-            self.servers[pending.peer].subscriptions.discard(uri)
-        self._deliver(pending, reply)
+    def _is_usable(self, name: str) -> bool:
+        return self.servers[name].open and not self.servers[name].clogged
 
     def _complete(self, ask: Ask) -> None:
         params = fields_of(ask.params)
@@ -1415,14 +1534,14 @@ class Core:
             params["ref"] = Raw(encode(ref))
         else:
             uri = text_in(ref, "uri")
-            by_text = (one.server for one in self.catalogue.templates if one.template == uri)
-            found = next(by_text, None) or self.catalogue.owner_of(uri)
+            found = self.catalogue.templates.get(uri) or self.catalogue.owner_of(uri)
             if found is None:
                 if not self._hold(ask):
                     raise RpcError(INVALID_PARAMS, f"no server has a resource template {uri}")
                 return
             owner = found
-        if offers(self.servers[owner].capabilities, "completions") or not self.servers[owner].capabilities:
+        server = self.servers[owner]  # 2024-11-05 had completion and no capability for it
+        if offers(server.capabilities, "completions") or server.revision in ("", LEGACY_REVISIONS[-1]):
             self._forward(ask, owner, params)
         else:
             self._reply(ask.id, b'{"completion":{"values":[]}}')
@@ -1443,10 +1562,14 @@ class Core:
 
     def _task_of_server(self, ask: Ask) -> None:
         params = fields_of(ask.params)
-        owner = self._tasks.get(text_in(params, "taskId"))
+        task = text_in(params, "taskId")
+        owner = self._tasks.get(task)
         if owner is None:
             raise RpcError(INVALID_PARAMS, "no server has made a task with this taskId")
-        self._forward(ask, owner, params, then=functools.partial(self._task_answered, text_in(params, "taskId")))
+        is_result = ask.method == "tasks/result"  # it blocks until the task has ended
+        then = functools.partial(self._task_answered, task)
+        patience = FOREVER if is_result else None
+        self._forward(ask, owner.server, params, then=then, patience=patience, wrapped=is_result and owner.wrapped)
 
     def _task_answered(self, task: str, pending: Pending, reply: Reply) -> None:
         status = value_of(object_of(reply.result).get("status"))
@@ -1458,15 +1581,14 @@ class Core:
         if value_of(fields_of(ask.params).get("cursor")) is not None:
             raise RpcError(INVALID_PARAMS, "unknown cursor: the list has one page only")
         if not self._hold(ask):
-            names = [
-                one.name for one in self.servers.values() if one.open and offers(one.capabilities, "tasks", "list")
-            ]
+            names = [one.name for one in self.servers.values() if offers(one.capabilities, "tasks", "list")]
             self._list_tasks_of(ask, names, None, [], set())
 
     def _list_tasks_of(
         self, ask: Ask, names: list[str], cursor: bytes | None, tasks: list[bytes], cursors: set[bytes]
     ) -> None:
         """Page by page, server by server; one that fails contributes nothing."""
+        names = [name for name in names if self._is_usable(name)]
         if not names:
             self._reply(ask.id, b'{"tasks":[%b]}' % b",".join(tasks))
             return
@@ -1476,21 +1598,21 @@ class Core:
             for raw in items_of(body.get("tasks")):
                 task = value_of(object_of(raw).get("taskId"))
                 if isinstance(task, str):
-                    self._know_task(self._tasks, task, pending.peer)
+                    if task not in self._tasks:
+                        self._know_task(self._tasks, task, TaskOwner(pending.peer, False))
                     tasks.append(bytes(raw))
             following = next_cursor(body, cursors)
-            self._list_tasks_of(
-                ask, names if following else names[1:], following, tasks, cursors if following else set()
-            )
+            rest = names if following else names[1:]
+            self._list_tasks_of(ask, rest, following, tasks, cursors if following else set())
 
         params = {} if cursor is None else {"cursor": Raw(cursor)}
         self._forward(ask, names[0], params, then=page, patience=URI_PROBE_TIMEOUT)
 
     def _pass_on(self, ask: Ask) -> None:
         """A method of the future: if its params name something that has an owner, the owner is asked."""
-        params = object_of(None if ask.params is UNSET else ask.params)
+        params = object_of(ask.params)
         name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
-        owner = self._tasks.get(task) if isinstance(task, str) else None
+        owner = self._tasks[task].server if isinstance(task, str) and task in self._tasks else None
         if owner is None and isinstance(uri, str):
             owner = self.catalogue.owner_of(uri)
         if owner is None and isinstance(name, str):
@@ -1498,7 +1620,7 @@ class Core:
             if route:
                 owner, params["name"] = route.server, Raw(encode(route.name))
         if owner is None:
-            raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method}")
+            raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method[:TEXT_MOST]}")
         self._forward(ask, owner, params)
 
     def _hold(self, ask: Ask) -> bool:
@@ -1517,7 +1639,7 @@ class Core:
         if self._hold(ask):
             return
         owner = self._server_by_prefix(name)
-        if owner and not owner.lists:
+        if owner and owner.ready_in is None:
             if ask.blamed is None and owner.state in (State.IDLE, State.STOPPED, State.BACKOFF):
                 ask.blamed = owner.name
                 owner.settling = True
@@ -1527,7 +1649,9 @@ class Core:
                 self._fail_ask(ask, self._why(owner))
             return
         near = difflib.get_close_matches(name, known, n=1)
-        raise RpcError(INVALID_PARAMS, f"Unknown {noun}: {name}" + (f" (did you mean {near[0]}?)" if near else ""))
+        raise RpcError(
+            INVALID_PARAMS, f"Unknown {noun}: {name[:TEXT_MOST]}" + (f" (did you mean {near[0]}?)" if near else "")
+        )
 
     def _server_by_prefix(self, name: str) -> Server | None:
         def prefix(server: Server) -> str:
@@ -1546,15 +1670,15 @@ class Core:
         then: Callable[[Pending, Reply], None] | None = None,
         patience: float | None = None,
         wrapped: bool = False,
-    ) -> None:
-        """A host's request on its way to its server; it waits there if the server is not ready."""
+    ) -> Pending | None:
+        """A host's request on its way to its server, where it waits if that is not ready; None if it was refused."""
         server = self.servers[name]
         if server.state is State.FAILED or server.late:
             self._fail_ask(ask, self._why(server))
-            return
+            return None
         if server.clogged:
             self._fail_ask(ask, f"{name} does not read its input: {self.options.outbox_mb:g} MB wait for it already")
-            return
+            return None
         seconds = patience or server.options.tool_timeout_sec
         pending = self.in_flight.open(
             name, HOST, ask.id, ask.method, self._now, seconds, patience or seconds * PROGRESS_CAP
@@ -1570,6 +1694,7 @@ class Core:
         else:
             server.waiting[pending.id] = line
             self._use(server)
+        return pending
 
     def _swap_token(self, pending: Pending, params: Fields) -> None:
         """The asker's progress token is put aside and ours, which is `id`, goes in its place."""
@@ -1609,13 +1734,18 @@ class Core:
         self._host_roots = None
         line = notification_line("notifications/roots/list_changed", encode(params) if params else UNSET)
         for server in self.servers.values():
-            if server.open and "roots" in self._host_capabilities:
+            if server.state is State.READY and offers(self._host_capabilities, "roots"):
                 self._send_server(server, line)
 
     def _host_task_status(self, params: Fields) -> None:
-        owner = self._host_tasks.get(value_of(params.get("taskId"), ""))
-        if owner and self.servers[owner].open:
-            self._send_server(self.servers[owner], notification_line("notifications/tasks/status", encode(params)))
+        task = value_of(params.get("taskId"))
+        owner = self._host_tasks.get(task) if isinstance(task, str) else None
+        if owner:
+            if value_of(params.get("status")) in TERMINAL:
+                self._end_task_progress(task)
+            if self.servers[owner.server].state is State.READY:
+                line = notification_line("notifications/tasks/status", encode(params))
+                self._send_server(self.servers[owner.server], line)
 
     def _answer_of_host(self, message: Envelope, size: int) -> None:
         assert message.id is not UNSET
@@ -1634,9 +1764,7 @@ class Core:
         if reply.result is not None:
             if pending.method == "roots/list":
                 self._host_roots = bytes(reply.result)
-            task = value_of(object_of(object_of(reply.result).get("task")).get("taskId")) if pending.is_task else None
-            if isinstance(task, str):
-                self._know_task(self._host_tasks, task, server.name)
+            self._task_made(self._host_tasks, pending, TaskOwner(server.name, False), reply.result)
         self._answer_server(server, pending.asker_id, reply)
         self._question_over(server)
 
@@ -1644,7 +1772,7 @@ class Core:
 
     def _from_server(self, server: Server, message: Envelope, size: int) -> None:
         if message.method is UNSET:
-            if message.id is UNSET or (message.result is UNSET and message.error is UNSET):
+            if message.id is UNSET:
                 self._log("warning", f"{server.name}: a message that is neither request, notification nor response")
             else:
                 self._answer_of_server(server, message, size)
@@ -1696,21 +1824,21 @@ class Core:
             assert reply.error is not None
             line = error_line(pending.asker_id, reply.error)
         else:
-            if pending.is_task:
-                task = value_of(object_of(object_of(reply.result).get("task")).get("taskId"))
-                if isinstance(task, str):
-                    self._know_task(self._tasks, task, pending.peer)
-                    if pending.token:
-                        self._task_progress[pending.id] = (task, pending)
+            owner = TaskOwner(pending.peer, pending.wrapped)
+            self._task_made(self._tasks, pending, owner, reply.result)
             line = result_line(pending.asker_id, wrap_structured(reply.result) if pending.wrapped else reply.result)
-        if len(line) > self._host_limit:
-            self._fail(
-                pending,
-                f"{pending.peer} answered with {len(line)} bytes, more than the {self.options.host_message_mb:g} MB"
-                " that hosts take (host_message_mb)",
-            )
-        else:
-            self._send_host(pending.peer, line)
+        method = "" if pending.is_task else pending.method
+        self._answer_host(pending.peer, pending.asker_id, line, method)
+
+    def _task_made(self, tasks: dict[str, TaskOwner], pending: Pending, owner: TaskOwner, result: Raw) -> None:
+        """The answer to a request with a task names it; progress goes on under the request's token until it ends."""
+        task = value_of(object_of(object_of(result).get("task")).get("taskId")) if pending.is_task else None
+        if isinstance(task, str):
+            self._know_task(tasks, task, owner)
+            if pending.token:
+                self._task_progress[pending.id] = (task, pending)
+                if len(self._task_progress) > KNOWN_TASKS:
+                    del self._task_progress[next(iter(self._task_progress))]
 
     def _question(self, server: Server, message: Envelope) -> None:
         """A request from a server. https://modelcontextprotocol.io/specification/2025-11-25/client"""
@@ -1729,13 +1857,13 @@ class Core:
                 self._ask_host_about_task(server, id, method, params)
                 return
             if method not in QUESTIONS:
-                raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method}")
+                raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method[:TEXT_MOST]}")
             verdict = judge_question(method, params, server.name, server.options, self._host_capabilities, server.told)
             if isinstance(verdict, Answer):
                 self._answer_server(server, id, Reply(Raw(verdict.result), None))
                 return
             if any(
-                one.method in LISTS or one.method == "completion/complete"
+                one.method in (*LISTS, "completion/complete") and not self._is_waiting(one)
                 for one in self.in_flight.owed_by(server.name)
             ):
                 # It may be waiting for this before it answers us, and the host for us: nobody would move.
@@ -1759,33 +1887,36 @@ class Core:
         seconds = self.options.input_timeout_sec
         pending = self.in_flight.open(HOST, server.name, id, method, self._now, seconds, seconds)
         pending.then = then
-        if params is not UNSET and (b"progressToken" in bytes(params) or b'"task"' in bytes(params)):
-            fields = object_of(params)
-            pending.is_task = "task" in fields
-            self._swap_token(pending, fields)
+        fields = object_of(params)
+        pending.is_task = "task" in fields
+        self._swap_token(pending, fields)
+        if pending.token:
             params = encode(fields)
         self._watch(pending)
         line = request_line(pending.id, method, params)
         if len(line) > self._host_limit:
             self.in_flight.settle(pending.id)
             raise RpcError(INVALID_PARAMS, f"the request has {len(line)} bytes, more than hosts take")
-        if not server.open:  # calls wait until what it asks first is answered, but not for ever
-            self._set_timer("open", server.name, self._now + server.options.startup_timeout_sec)
-        self._to_ready_host(server.name, line)
+        if server.state is State.READY and not server.open:
+            # Calls wait until what it asks first is answered, but not for ever.
+            self._set_timer("open", server.name, server.up_at + server.options.startup_timeout_sec)
+        self._to_ready_host(server.name, line, is_request=True)
 
     def _ask_host_about_task(self, server: Server, id: bytes, method: str, params: Raw | UnsetType) -> None:
         """A server follows a task that the host made for it; another server's tasks are none of its business."""
         if not offers(server.told, "tasks"):
             raise RpcError(METHOD_NOT_FOUND, "the host declared no tasks")
+
+        def is_own(task: Any) -> bool:
+            return isinstance(task, str) and task in self._host_tasks and self._host_tasks[task].server == server.name
+
         if method == "tasks/list":
 
             def own_tasks(pending: Pending, reply: Reply) -> None:
                 if reply.result is not None:
                     body = object_of(reply.result)
                     mine = [
-                        raw
-                        for raw in items_of(body.get("tasks"))
-                        if self._host_tasks.get(value_of(object_of(raw).get("taskId"), "")) == server.name
+                        raw for raw in items_of(body.get("tasks")) if is_own(value_of(object_of(raw).get("taskId")))
                     ]
                     body["tasks"] = Raw(encode(mine))
                     reply = Reply(Raw(encode(body)), None)
@@ -1793,7 +1924,7 @@ class Core:
                 self._question_over(server)
 
             self._ask_host(server, id, method, params, own_tasks)
-        elif self._host_tasks.get(text_in(fields_of(params), "taskId")) == server.name:
+        elif is_own(text_in(fields_of(params), "taskId")):
             self._ask_host(server, id, method, params)
         else:
             raise RpcError(INVALID_PARAMS, "the host has made no task with this taskId for this server")
@@ -1831,11 +1962,11 @@ class Core:
         line = notification_line("notifications/progress", encode(params))
         if pending.asker == HOST:
             self._to_ready_host(peer, line)
-        elif self.servers[pending.asker].open:
+        elif self.servers[pending.asker].state is State.READY:
             self._send_server(self.servers[pending.asker], line)
 
     def _server_logs(self, server: Server, message: Envelope) -> None:
-        params = object_of(None if message.params is UNSET else message.params)
+        params = object_of(message.params)
         logger = value_of(params.get("logger"))
         params["logger"] = Raw(encode(f"{server.name}/{logger}" if isinstance(logger, str) and logger else server.name))
         self._to_ready_host(server.name, notification_line("notifications/message", encode(params)))
@@ -1845,25 +1976,25 @@ class Core:
             self._pass_to_host(server, message)
 
     def _server_cancels(self, server: Server, message: Envelope) -> None:
-        params = object_of(None if message.params is UNSET else message.params)
+        params = object_of(message.params)
         pending = self.in_flight.asked(server.name, bytes(params.get("requestId", b"")))
         if pending:
             self._withdraw(pending, params)
             self._question_over(server)
 
     def _task_status(self, server: Server, message: Envelope) -> None:
-        params = object_of(None if message.params is UNSET else message.params)
+        params = object_of(message.params)
         task = value_of(params.get("taskId"))
-        if isinstance(task, str):
-            self._know_task(self._tasks, task, server.name)
-            if value_of(params.get("status")) in TERMINAL:
-                self._end_task_progress(task)
+        owner = self._tasks.get(task) if isinstance(task, str) else None
+        if owner and owner.server == server.name and value_of(params.get("status")) in TERMINAL:
+            self._end_task_progress(task)
         self._pass_to_host(server, message)
 
-    def _know_task(self, tasks: dict[str, str], task: str, server: str) -> None:
-        if tasks.setdefault(task, server) != server:
-            self._log("warning", f"{server}: its task id {task!r} is {tasks[task]}'s already")
-        while len(tasks) > KNOWN_TASKS:
+    def _know_task(self, tasks: dict[str, TaskOwner], task: str, owner: TaskOwner) -> None:
+        if tasks.get(task, owner).server != owner.server:
+            self._log("warning", f"{owner.server}: its task {task!r} has the id of one of {tasks[task].server}")
+        tasks[task] = owner
+        if len(tasks) > KNOWN_TASKS:
             del tasks[next(iter(tasks))]
 
     def _end_task_progress(self, task: str) -> None:
@@ -1880,8 +2011,14 @@ class Core:
             return
         if not server.changed:
             server.changed_since = self._now
+        if server.listed_at is not None and self._now - server.listed_at > RELIST_CALM:
+            server.quiet = RELIST_QUIET
         server.changed |= {method for method, kind in LISTS.items() if kind.changed == message.method}
-        self._set_timer("relist", server.name, min(self._now + RELIST_QUIET, server.changed_since + RELIST_AT_MOST))
+        self._relist_soon(server)
+
+    def _relist_soon(self, server: Server) -> None:
+        at_most = server.changed_since + max(RELIST_AT_MOST, server.quiet)
+        self._set_timer("relist", server.name, min(self._now + server.quiet, at_most))
 
     # ── a server's life ──
 
@@ -1916,17 +2053,21 @@ class Core:
         revision = value_of(body.get("protocolVersion"))
         if reply.error is not None:
             text = value_of(object_of(reply.error).get("message"))
-            self._give_up(server, f"{server.name} refused `initialize`: {text}")
+            self._give_up(server, f"{server.name} refused `initialize`: {str(text)[:TEXT_MOST]}")
             return
         if revision not in LEGACY_REVISIONS:
-            self._give_up(server, f"{server.name} speaks protocol revision {revision!r}, which mcpmux does not know")
+            self._give_up(
+                server,
+                f"{server.name} speaks protocol revision {str(revision)[:TEXT_MOST]!r}, which mcpmux does not know",
+            )
             return
         server.state = next_state(server.state, Life.UP)
-        server.late, server.trouble = False, None
+        server.late, server.trouble, server.hint = False, None, ""
+        server.up_at = self._now
         server.revision = revision
         server.capabilities = object_of(bytes(body.get("capabilities", b"{}")))
-        server.instructions = value_of(body.get("instructions")) or ""
-        self._set_timer("late", server.name, None)
+        instructions = value_of(body.get("instructions"))
+        server.instructions = instructions if isinstance(instructions, str) else ""
         self._send_server(server, notification_line("notifications/initialized"))
         self._question_over(server)
         self._log("debug", f"= {server.name} ready")
@@ -1952,13 +2093,13 @@ class Core:
             if method in server.listing:
                 server.changed.add(method)  # read again when this reading has ended
             elif offers(server.capabilities, LISTS[method].capability):
-                server.listing[method] = Listing([], set())
+                server.listing[method] = Listing([], set(), int(self.options.max_message_mb * MB))
                 self._read_page(server, method, None)
         self._lists_read(server)
 
     def _read_page(self, server: Server, method: str, cursor: bytes | None) -> None:
         params = UNSET if cursor is None else b'{"cursor":%b}' % cursor
-        self._ask(server, method, params, self._page_read, patience=server.options.startup_timeout_sec)
+        self._ask(server, method, params, self._page_read, patience=server.options.startup_timeout_sec * START_PATIENCE)
 
     def _page_read(self, pending: Pending, reply: Reply) -> None:
         server, method = self.servers[pending.peer], pending.method
@@ -1972,33 +2113,44 @@ class Core:
                 entry = fit_entry(method, raw, server.options)
                 if isinstance(entry, Entry):
                     listing.entries.append(entry)
+                    listing.room -= len(entry.left) + len(entry.right)
                 elif entry is not None:
                     self._log("warning", f"{server.name}: left out: {entry}")
             cursor = next_cursor(body, listing.cursors)
-            if cursor is not None:
+            if cursor is not None and listing.room > 0:
                 self._read_page(server, method, cursor)
                 return
+            if listing.room <= 0:
+                self._log("warning", f"{server.name}: {method} is longer than max_message_mb and was read no further")
             server.lists[method] = listing.entries
         else:
             error = object_of(reply.error)
             if value_of(error.get("code")) != METHOD_NOT_FOUND:
                 self._log("warning", f"{server.name}: {method} failed: {value_of(error.get('message'))}")
-            server.lists.setdefault(method, [])
+            server.lists[method] = listing.entries or server.lists.get(method, [])
         del server.listing[method]
         self._lists_read(server)
 
     def _lists_read(self, server: Server) -> None:
-        """Called after each list; when none is being read and none is stale, the catalogue takes them over."""
+        """Called after each list; when none is being read any more, the catalogue takes them over."""
         if server.listing:
             return
+        first = server.listed_at is None
+        server.listed_at = self._now
         if server.changed:
-            if ("relist", server.name) not in self._timers:
-                self._set_timer("relist", server.name, self._now + RELIST_QUIET)
-            return
+            self._relist_soon(server)
+            if server.settling and self._now - server.up_at < RELIST_AT_MOST:
+                server.listed_at = None
+                return  # it is still making up its mind: those who wait should have it all
+        before = None if first or self._catalogue is None else self._catalogue.results
+        self._catalogue = None
+        if before is not None:
+            server.quiet = (
+                min(RELIST_QUIET_MOST, server.quiet * 2) if self.catalogue.results == before else RELIST_QUIET
+            )
         if server.ready_in is None:
             server.ready_in = self._now - server.started_at
-            server.lists.setdefault("tools/list", [])  # it is known now, even if it offers nothing
-        self._catalogue = None
+        self._set_timer("late", server.name, None)
         self._settle(server)
         self._tell_changes()
 
@@ -2006,7 +2158,7 @@ class Core:
         server = self.servers[name]
         if server.open:
             changed, server.changed = server.changed, set()
-            self._read_lists(server, changed)
+            self._read_lists(server, [method for method in LISTS if method in changed])
 
     def _settle(self, server: Server) -> None:
         """It is known what this server offers, or that it is not to be waited for: who waited for that goes on."""
@@ -2015,7 +2167,7 @@ class Core:
         server.settling, server.tried = False, True
         held, self._held = self._held, {}
         for ask in held.values():
-            self._route(ask)
+            self._receive(ask)
 
     def _tell_changes(self) -> None:
         """Tells the host of each list that is not what it has; one that it never asked for it will ask for."""
@@ -2028,9 +2180,12 @@ class Core:
     def _late(self, name: str) -> None:
         """No answer to the handshake: nobody waits for it any longer, and in the end it is stopped."""
         server = self.servers[name]
+        seconds = server.options.startup_timeout_sec
+        if server.state is State.READY and server.settling:
+            self._log("warning", f"{name}: its lists were not complete within {seconds:g} s; they are announced later")
+            self._settle(server)
         if server.state is not State.STARTING:
             return
-        seconds = server.options.startup_timeout_sec
         server.hint = "see whether it starts at all with `mcpmux check`, or raise startup_timeout_sec in its table"
         if server.late:
             self._give_up(server, f"{name} did not answer `initialize` within {seconds * START_PATIENCE:g} s")
@@ -2045,8 +2200,8 @@ class Core:
         self._settle(server)
 
     def _give_up(self, server: Server, trouble: str) -> None:
-        """Its process is of no use and is stopped; the next use tries again."""
-        server.trouble = trouble
+        """Its process is of no use and is stopped; after a rest the next use tries again."""
+        server.trouble, server.useless = trouble, True
         self._log("error", self._why(server))
         server.state = next_state(server.state, Life.STOP)
         self._effects.append(Stop(server.name, server.run))
@@ -2054,29 +2209,38 @@ class Core:
         self._settle(server)
 
     def _gone(self, server: Server, event: ServerGone) -> None:
-        if server.state is State.STOPPING:
-            server.state = next_state(server.state, Life.GONE)
+        was_stopping = server.state is State.STOPPING
+        if was_stopping and not server.useless:
+            server.state = next_state(server.state, Life.ENDED)
         else:
-            words = f'; its last words: "{" | ".join(event.stderr)}"' if event.stderr else ""
-            server.trouble, server.hint = f"{event.reason}{words}", event.hint
+            if not server.useless:
+                words = f'; its last words: "{" | ".join(event.stderr)}"' if event.stderr else ""
+                server.trouble, server.hint = f"{event.reason}{words}", event.hint
+                self._log("error", self._why(server))
             rest = server.deaths.count(self._now, self._chance())
-            server.state = next_state(server.state, Life.GONE if rest is not None else Life.GAVE_UP)
+            server.state = next_state(server.state, Life.GAVE_UP if rest is None else Life.GONE)
             self._set_timer("rested", server.name, self._now + (FAILED_REST if rest is None else rest))
-            self._log("error", self._why(server))
         server.run += 1  # nothing that its process still says is heard
         for timer in ("late", "open", "relist"):
             self._set_timer(timer, server.name, None)
-        server.open = server.clogged = server.late = False
+        server.open = server.clogged = server.late = server.useless = False
         server.listing.clear()
         server.changed.clear()
+        server.listed_at = None
+        if server.ready_in is None:
+            server.lists.clear()  # it died while it was listed: what it offers is not known
         for pending in self.in_flight.asked_by(server.name):
             self._withdraw(pending, {"reason": Raw(encode(f"{server.name} is gone"))})
-        kept = server.waiting if server.wanted and server.state is State.STOPPED else {}
-        for number in [pending.id for pending in self.in_flight.owed_by(server.name) if pending.id not in kept]:
-            self._fail(self.in_flight.settle(number), self._why(server))
-        server.waiting = kept
-        for number in [number for number, (_, call) in self._task_progress.items() if call.peer == server.name]:
+        for number in [
+            number for number, (_, call) in self._task_progress.items() if server.name in (call.peer, call.asker)
+        ]:
             del self._task_progress[number]
+        # What came while a process was being stopped is for the next one.
+        kept = server.waiting if was_stopping and server.state is not State.FAILED else {}
+        server.waiting = kept
+        for pending in self.in_flight.owed_by(server.name):
+            if pending.id not in kept:
+                self._fail(self.in_flight.settle(pending.id), self._why(server))
         self._settle(server)
         if kept:
             self._use(server)
@@ -2091,7 +2255,8 @@ class Core:
         """Which server, what happened, what to do: one line, for the model and the person behind it."""
         trouble = server.trouble or f"{server.name} is {server.state.value}"
         hint = server.hint or "`mcpmux check` says more; the next call starts it again"
-        return f"mcpmux: {trouble} ({hint})".replace("\n", " ")
+        text = f"mcpmux: {trouble} ({hint})".replace("\n", " ")
+        return text.encode(errors="replace").decode()  # a path that is not UTF-8 is no JSON
 
     def _fail_all(self, server: Server, text: str) -> None:
         """Ends all that this server owes. What we asked for ourselves has nobody waiting."""
@@ -2109,19 +2274,15 @@ class Core:
             server = self.servers[pending.asker]
             self._answer_server(server, pending.asker_id, Reply(None, error))
             self._question_over(server)
-        elif pending.then and pending.method != "tools/call":
+        elif pending.then:
             pending.then(pending, Reply(None, error))
-        elif pending.method == "tools/call" and not pending.is_task:
-            self._send_host(HOST, result_line(pending.asker_id, tool_error(text)))
         else:
-            self._send_host(HOST, error_line(pending.asker_id, error))
+            method = "" if pending.is_task else pending.method
+            self._answer_host(pending.peer, pending.asker_id, failure_line(pending.asker_id, method, text))
 
     def _fail_ask(self, ask: Ask, text: str) -> None:
         """As `_fail`, for a request that has not been sent on."""
-        if ask.method == "tools/call":
-            self._reply(ask.id, tool_error(text))
-        else:
-            self._refuse(ask.id, RpcError(INTERNAL_ERROR, text))
+        self._answer_host(HOST, ask.id, failure_line(ask.id, ask.method, text))
 
     def _watch(self, pending: Pending) -> None:
         """One timer for all requests, at the earliest deadline: a heap of cancelled timers would grow with the rate."""
@@ -2136,8 +2297,9 @@ class Core:
                 pending.deadline = self._now + pending.patience  # a person is being asked: the clock stands still
                 continue
             self.in_flight.settle(pending.id)
-            who = pending.peer or "the host"
-            text = f"mcpmux: {who} did not answer {pending.method} within {self._now - pending.opened:.3g} s"
+            seconds = self._now - pending.opened
+            who, took = pending.peer or "the host", f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+            text = f"mcpmux: {who} did not answer {pending.method} within {took} s"
             gone = notification_line(
                 "notifications/cancelled", encode({"requestId": pending.id, "reason": "timed out"})
             )
@@ -2184,15 +2346,18 @@ class Core:
         self._send_server(server, request_line(pending.id, method, params))
 
     def _reply(self, id: bytes, result: bytes) -> None:
-        line = result_line(id, result)
-        if len(line) > self._host_limit:
-            line = error_line(
-                id, error_body(RpcError(INTERNAL_ERROR, f"the answer has {len(line)} bytes, over host_message_mb"))
-            )
-        self._send_host(HOST, line)
+        self._answer_host(HOST, id, result_line(id, result))
 
     def _refuse(self, id: bytes, error: RpcError) -> None:
-        self._send_host(HOST, error_line(id, error_body(error)))
+        self._answer_host(HOST, id, error_line(id, error_body(error)))
+
+    def _answer_host(self, source: str, id: bytes, line: bytes, method: str = "") -> None:
+        """The ending of a host's request, through its server's queue so that it cannot overtake what came before;
+        never more than hosts take."""
+        if len(line) > self._host_limit:
+            most = f"more than the {self.options.host_message_mb:g} MB that hosts take (host_message_mb)"
+            line = failure_line(id, method, f"{source or 'mcpmux'} answered with {len(line)} bytes, {most}")
+        self._send_host(source, line)
 
     def _answer_server(self, server: Server, id: bytes, reply: Reply) -> None:
         if reply.result is not None:
@@ -2201,7 +2366,7 @@ class Core:
             assert reply.error is not None
             self._send_server(server, error_line(id, reply.error))
 
-    def _to_ready_host(self, source: str, line: bytes) -> None:
+    def _to_ready_host(self, source: str, line: bytes, *, is_request: bool = False) -> None:
         """For what the host did not ask for: kept until it has initialized, and never over its limit."""
         if len(line) > self._host_limit:
             self._log(
@@ -2209,7 +2374,7 @@ class Core:
             )
         elif self._host_ready:
             self._send_host(source, line)
-        elif len(self._for_host) < HELD_FOR_HOST:
+        elif is_request or sum(one.source == source for one in self._for_host) < HELD_FOR_HOST:
             self._for_host.append(SendHost(source, line))
 
     def _send_host(self, source: str, line: bytes) -> None:
@@ -2218,6 +2383,9 @@ class Core:
         self._effects.append(SendHost(source, line))
 
     def _send_server(self, server: Server, line: bytes) -> None:
+        if server.clogged:  # it asks and does not read: what it would be told must not pile up
+            self._log("debug", f"{server.name}: does not read; {label(line)} was dropped")
+            return
         if self._tracing:
             self._trace(">", server.name, label(line), len(line))
         self._effects.append(SendServer(server.name, line))
@@ -2496,12 +2664,14 @@ def parse_env_file(text: str) -> dict[str, str]:
 
 # The official SDK's list of what is safe to pass on, and what a server needs to speak a person's language, keep time,
 # find its folders and get through a company's proxy.
-SAFE_VARIABLES: Final = (
-    *("HOME LOGNAME PATH SHELL TERM USER TMPDIR LANG LANGUAGE TZ".split()),
-    *("APPDATA HOMEDRIVE HOMEPATH LOCALAPPDATA PATHEXT PROCESSOR_ARCHITECTURE SYSTEMDRIVE SYSTEMROOT TEMP TMP".split()),
-    *("USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR".split()),
-    *("HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy".split()),
-    *("SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS".split()),
+SAFE_VARIABLES: Final = frozenset(
+    """
+    HOME LOGNAME PATH SHELL TERM USER TMPDIR LANG LANGUAGE TZ
+    APPDATA HOMEDRIVE HOMEPATH LOCALAPPDATA PATHEXT PROCESSOR_ARCHITECTURE SYSTEMDRIVE SYSTEMROOT TEMP TMP
+    USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR
+    HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy
+    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
+    """.split()  # noqa: SIM905 - a list of forty strings says no more
 )
 SAFE_PREFIXES: Final = ("LC_", "XDG_")
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
@@ -2536,19 +2706,22 @@ async def expand(text: str, where: str, environment: Mapping[str, str], secrets:
 
 
 async def _secret_from(command: str, where: str, environment: Mapping[str, str]) -> str:
-    words = shlex.split(command, posix=os.name == "posix")
-    program = shutil.which(words[0], path=extended_path(environment)) if words else None
     hint = f"try it in a terminal: {command}"
-    if program is None:
-        raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *words[1:],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=dict(environment),
-    )
+    try:
+        words = shlex.split(command, posix=os.name == "posix")
+        program = shutil.which(words[0], path=extended_path(environment)) if words else None
+        if program is None:
+            raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *words[1:],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(environment),
+        )
+    except (OSError, ValueError) as wrong:
+        raise StartError(f"the command of ${{cmd:…}} cannot be run: {wrong} ({where})", hint) from None
     try:
         async with asyncio.timeout(SECRET_COMMAND_TIMEOUT):
             out, _ = await process.communicate()
@@ -2585,6 +2758,7 @@ def extended_path(environment: Mapping[str, str]) -> str:
 # lines, not messages.
 
 LOG_FILE_MOST: Final = 5 * MB  # then it is moved aside, once
+CLOSED: Final = -1  # in place of a log file's descriptor: it could not be written
 LOG_WAITING_MOST: Final = MB  # what the disk has not taken yet; more is dropped, and said so
 
 
@@ -2597,7 +2771,8 @@ class Journal:
         self.folder = folder
         self._secrets: frozenset[str] = frozenset()
         self._queue: collections.deque[tuple[str, bytes]] = collections.deque()
-        self._waiting = 0
+        self._lock = threading.Lock()
+        self._waiting = 0  # bytes
         self._dropped = 0
         self._wake = threading.Event()
         self._closing = False
@@ -2632,11 +2807,12 @@ class Journal:
         self._thread.join(HOST_FLUSH)
 
     def _put(self, name: str, data: bytes) -> None:
-        if name and self._waiting > LOG_WAITING_MOST:
-            self._dropped += len(data)
-            return
-        self._waiting += len(data)
-        self._queue.append((name, data))
+        with self._lock:
+            if self._waiting > LOG_WAITING_MOST:
+                self._dropped += len(data)
+                return
+            self._waiting += len(data)
+            self._queue.append((name, data))
         self._wake.set()
 
     def _write_all(self) -> None:
@@ -2644,27 +2820,34 @@ class Journal:
             self._wake.wait()
             self._wake.clear()
             while self._queue:
-                name, data = self._queue.popleft()
-                self._waiting -= len(data)
-                try:
-                    os.write(2, data) if not name else self._write(name, data)
-                except OSError as wrong:  # a full or read-only disk costs the log, nothing else
-                    if name and self._files.get(name) != -1:
-                        self._files[name] = -1
-                        self._queue.append(
-                            ("", f"mcpmux warning: {self.path(name)} cannot be written: {wrong}\n".encode())
-                        )
-            if self._dropped:
-                lost, self._dropped = self._dropped, 0
-                self._queue.append(("", b"mcpmux warning: %d bytes of servers' stderr were not kept\n" % lost))
-                self._wake.set()
-            if self._closing and not self._queue:
+                with self._lock:
+                    name, data = self._queue.popleft()
+                    self._waiting -= len(data)
+                    lost, self._dropped = self._dropped, 0
+                self._write(name, data)
+                if lost:
+                    self._write(
+                        "", b"mcpmux warning: %d bytes of the log and of servers' stderr were not kept\n" % lost
+                    )
+            if self._closing:
                 return
 
     def _write(self, name: str, data: bytes) -> None:
+        """A full or read-only disk, or a stderr that is closed, costs the log and nothing else."""
+        try:
+            if name:
+                self._write_file(name, data)
+            else:
+                os.write(2, data)
+        except OSError as wrong:
+            if name and self._files.get(name) != CLOSED:
+                self._files[name] = CLOSED
+                self._write("", f"mcpmux warning: {self.path(name)} cannot be written: {wrong}\n".encode())
+
+    def _write_file(self, name: str, data: bytes) -> None:
         path = self.path(name)
         file = self._files.get(name)
-        if path is None or file == -1:
+        if path is None or file == CLOSED:
             return
         if self._secrets:
             data = self.redact(data.decode(errors="replace")).encode()
@@ -2741,10 +2924,17 @@ class HostPipes:
             if self._sizes[source] <= READ_AHEAD or source in self._full:
                 return
             self._full.add(source)
-        if source == HOST:
-            self._gate.clear()
-        else:
-            self._on_room(source, False)
+            if source == HOST:
+                self._gate.clear()
+        self._on_room(source, False)
+
+    def is_full(self, source: str) -> bool:
+        return source in self._full
+
+    def _room_again(self, source: str) -> None:
+        """In the loop's thread; by now it may be full once more."""
+        if source not in self._full:
+            self._on_room(source, True)
 
     def flush(self) -> None:
         with self._wake:
@@ -2788,10 +2978,7 @@ class HostPipes:
                     self._wake.wait()
                 pieces, emptied = self._take_turns()
             for source in emptied:
-                if source == HOST:
-                    self._gate.set()
-                else:
-                    self._call(self._on_room, source, True)
+                self._call(self._room_again, source)
             data = memoryview(b"".join(pieces))
             try:
                 while data and not self._broken:
@@ -2813,6 +3000,8 @@ class HostPipes:
             if not queue and source in self._full:
                 self._full.discard(source)
                 emptied.append(source)
+                if source == HOST:
+                    self._gate.set()
         return pieces, emptied
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -2935,6 +3124,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         self.exited.set()
+        self.read(True)  # what it still said is heard, also by a host that is slow
         if self._open_pipes:  # its last words may still be in the pipe; a grandchild may hold it open
             asyncio.get_running_loop().call_later(EXIT_DRAIN, self._end)
         else:
@@ -3175,7 +3365,11 @@ class Mux:
             event = self._inbox.popleft()
             if isinstance(event, HostGone):
                 self._ended = True
-            for effect in self._handle(core, event, now()):
+            elif isinstance(event, ServerGone):
+                process = self._processes.get(event.server)
+                if process and process.run == event.run:
+                    del self._processes[event.server]
+            for effect in core.handle(event, now()):
                 match effect:
                     case SendHost(source, line):
                         self._host.put(source, line)
@@ -3196,18 +3390,6 @@ class Mux:
             process.flush()
         self._host.flush()
 
-    def _handle(self, core: Core, event: Event, now: float) -> list[Effect]:
-        """The one broad `except`: a bug of ours costs the event that shows it. What is served on is every other
-        request; the one that was being handled may have no answer."""
-        try:
-            return core.handle(event, now)
-        except Exception as bug:
-            import traceback  # noqa: PLC0415
-
-            lines = "".join(traceback.format_exception(bug, limit=-6))
-            self._journal.log("error", f"a bug in mcpmux, please report it: {lines}")
-            return []
-
     def _set_timer(self, key: tuple[str, str], at: float | None) -> None:
         handle = self._timers.pop(key, None)
         if handle:
@@ -3227,9 +3409,11 @@ class Mux:
             self.post(ServerGone(name, run, self._journal.redact(f"{name}: {what}"), todo, []))
         else:
             self._processes[name] = process
+            process.read(not self._host.is_full(name))
             self.post(ServerUp(name, run))
         finally:
-            self._starting.pop(name, None)
+            if self._starting.get(name) is asyncio.current_task():
+                del self._starting[name]
 
     def _stop(self, name: str, run: int) -> None:
         process = self._processes.get(name)
@@ -3237,8 +3421,9 @@ class Mux:
             task = self._loop.create_task(process.stop())
             self._stopping.add(task)
             task.add_done_callback(self._stopping.discard)
-        elif name in self._starting:
-            self._starting[name].cancel()  # asyncio kills what it has started by then
+        else:
+            if name in self._starting:
+                self._starting[name].cancel()  # asyncio kills what it has started by then
             self.post(ServerGone(name, run, f"{name} was stopped while it started", "", []))
 
     def _make_room(self, source: str, room: bool) -> None:
@@ -3376,6 +3561,9 @@ class CheckHost:
             self.rows = [_report(server) for server in self.mux.core.servers.values()]
             self.tools = list(self.mux.core.catalogue.tools)
             self._post(HostGone("checked"))
+
+    def is_full(self, source: str) -> bool:
+        return False
 
     def flush(self) -> None:
         pass

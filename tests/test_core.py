@@ -436,7 +436,13 @@ def test_a_call_to_nothing_is_refused_with_the_nearest_name(params: dict[str, An
     assert answer.text.startswith(words)
 
 
-@pytest.mark.parametrize("params", [b"7", b"[]", b'"x"', b"null"])
+def test_params_of_null_are_none():
+    s = Script(["git"])
+    s.host_sends(b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":null}')
+    assert s.host_hears(1)["result"]
+
+
+@pytest.mark.parametrize("params", [b"7", b"[]", b'"x"'])
 def test_params_that_are_no_object_are_refused(params: bytes):
     s = Script(["git"])
     s.host_sends(b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":%b}' % params)
@@ -1081,13 +1087,13 @@ def test_an_over_long_answer_ends_its_call_with_the_reason():
 
 def test_an_answer_that_hosts_do_not_take_becomes_an_error_that_names_server_and_size():
     """TypeScript hosts close the connection above 10 MiB a message."""
-    s = Script(["git"], options=MuxOptions(host_message_mb=0.001), offers={"git": {**tools("log"), **RESOURCES["a"]}})
+    s = Script(["git"], options=MuxOptions(host_message_mb=0.01), offers={"git": {**tools("log"), **RESOURCES["a"]}})
     s.host_asks(1, "tools/call", name="git__log")
-    s.server_answers("git", "tools/call", {"x": "y" * 2000})
+    s.server_answers("git", "tools/call", {"x": "y" * 20_000})
     assert s.host_hears(1)["result"]["isError"]
-    assert "git answered with 20" in s.host_hears(1).text
+    assert "git answered with 200" in s.host_hears(1).text
     s.host_asks(2, "resources/read", uri="mem://a")
-    s.server_answers("git", "resources/read", {"x": "y" * 2000})
+    s.server_answers("git", "resources/read", {"x": "y" * 20_000})
     assert s.host_hears(2)["error"]["code"] == -32603
 
 
@@ -1290,7 +1296,7 @@ def test_a_call_made_while_a_useless_process_is_being_stopped_goes_to_the_next_o
     s.host_asks(2, "tools/call", name="git__log")
     s.silent.clear()
     s.server_dies("git")
-    s.advance(0.2)
+    s.advance(2)
     s.server_answers("git", "tools/call")
     assert s.host_hears(2)["result"] == {}
 
@@ -1304,3 +1310,259 @@ def test_lists_that_a_server_no_longer_declares_are_gone_after_its_restart():
     s.advance(1)
     assert len(s.host_told("notifications/prompts/list_changed")) == 1
     assert s.asks(3, "prompts/list")["result"]["prompts"] == []
+
+
+# ── found by a second look ──
+
+
+def test_a_server_that_announces_a_change_each_time_it_is_listed_does_not_hold_the_lists():
+    s = Script(["git"], offers={"git": {"tools/list": ...}})
+    s.host_asks(1, "tools/list")
+    for _ in range(200):
+        if s.server_heard("git", "tools/list"):
+            s.server_sends("git", method="notifications/tools/list_changed")
+            s.server_answers("git", "tools/list", {"tools": [TOOL]})
+        s.advance(0.06)
+    assert s.host_hears(1)["result"]["tools"]
+    assert len(s.server_heard("git", "tools/list")) < 40
+    assert s.host_told("notifications/tools/list_changed") == []
+
+
+def test_a_server_that_is_slow_to_list_is_announced_when_its_list_comes():
+    s = Script({"git": server(startup_timeout_sec=5)}, offers={"git": {"tools/list": ...}})
+    s.host_asks(1, "tools/list")
+    s.advance(6)
+    assert s.host_hears(1)["result"]["tools"] == []
+    s.server_answers("git", "tools/list", {"tools": [TOOL]})
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+    assert s.tools() == ["git__log"]
+
+
+def test_a_server_that_always_asks_something_is_listed_all_the_same():
+    s = Script({"git": server(startup_timeout_sec=5)}, capabilities={"roots": {}}, begin=False)
+    s.host_asks("init", "initialize", protocolVersion="2025-11-25", capabilities={"roots": {}})
+    for number in range(7):
+        s.server_sends("git", id=number, method="roots/list")
+        s.advance(1)
+    assert s.tools() == ["git__log"]
+
+
+def test_a_server_that_dies_while_it_is_listed_is_started_again_by_a_call():
+    s = Script(["git"], offers={"git": {"tools/list": ..., "prompts/list": []}})
+    s.server_dies("git")
+    s.offers["git"] = tools("log")
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(1)
+    s.server_answers("git", "tools/call")
+    assert s.host_hears(1)["result"] == {}
+
+
+def test_a_clock_that_wakes_early_loses_no_timer():
+    s = Script({"git": server(tool_timeout_sec=10)})
+    s.host_asks(1, "tools/call", name="git__log")
+    s.feed(mcpmux.TimerDue(("calls", "")))
+    s.advance(11)
+    assert s.host_hears(1).is_error
+
+
+def test_an_ending_does_not_overtake_its_own_progress():
+    """Queues towards the host are one a server: what belongs together goes through one."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": "t"})
+    number = s.server_hears("git", "tools/call")["id"]
+    params = {"progressToken": number, "progress": 1}
+    lines = [
+        mcpmux.notification_line("notifications/progress", mcpmux.encode(params)),
+        b'{"jsonrpc":"2.0","id":%d,"result":oops}' % number,
+    ]
+    effects = s.core.handle(mcpmux.ServerLines("git", s.runs["git"], lines), s.now)
+    assert [effect.source for effect in effects if isinstance(effect, mcpmux.SendHost)] == ["git", "git"]
+
+
+def test_a_search_for_a_uri_keeps_the_hosts_token_and_passes_over_who_cannot_answer():
+    s = Script(["a", "b", "c"], offers=RESOURCES)
+    s.host_asks(1, "resources/read", uri="other://1", _meta={"progressToken": "T"})
+    for name in ("a", "c"):
+        if name == "a":
+            s.feed(mcpmux.ServerClogged("b", s.runs["b"], True))
+        number = s.server_hears(name, "resources/read")["id"]
+        for value in (1, 2 if name == "a" else 3):
+            params = {"progressToken": number, "progress": value}
+            s.server_sends(name, method="notifications/progress", params=params)
+        s.server_answers(name, "resources/read", error={"code": -32002, "message": "no"})
+    told = [message["params"] for message in s.host_told("notifications/progress")]
+    assert told == [{"progressToken": "T", "progress": value} for value in (1, 2, 3)]
+    assert s.host_hears(1)["error"]["message"] == "no"
+
+
+def test_a_response_with_neither_result_nor_error_ends_its_call():
+    """JavaScript writes `result: undefined` so."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    s.server_sends("git", id=s.server_hears("git", "tools/call")["id"])
+    assert "a result that is no object" in s.host_hears(1).text
+
+
+def test_one_bad_member_of_a_batch_costs_only_itself():
+    s = Script(["git"], revision="2025-03-26")
+    s.host_sends(
+        b'[{"jsonrpc":"2.0","id":1,"method":"ping"},5,{"jsonrpc":"2.0","id":2,"method":"ping","params":{"a":"\\ud83d"}}]'
+    )
+    assert s.host_hears(1)["result"] == s.host_hears(2)["result"] == {}
+    s.host_sends(b"[]")
+    assert [message["error"]["code"] for message in s.to_host if "error" in message] == [-32600, -32600]
+
+
+def test_a_bug_of_ours_costs_only_the_request_that_shows_it(monkeypatch: pytest.MonkeyPatch):
+    s = Script(["git"])
+
+    def broken(core: mcpmux.Core, ask: mcpmux.Ask) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(mcpmux.Core._host_requests, "vendor/broken", broken)
+    lines = [
+        b'{"jsonrpc":"2.0","id":%d,"method":"%b"}' % (n, m) for n, m in enumerate((b"ping", b"vendor/broken", b"ping"))
+    ]
+    s.feed(mcpmux.HostLines(lines))
+    assert s.host_hears(0)["result"] == s.host_hears(2)["result"] == {}
+    assert s.host_hears(1)["error"]["code"] == -32603
+    assert any("a bug in mcpmux" in line and "broken:" in line for line in s.logged)
+
+
+@pytest.mark.parametrize("task", [[], {}, 7, None])
+def test_odd_task_ids_are_nobodys(task: Any):
+    s = Script(["git"], capabilities=HOST_TASKS)
+    s.host_sends(method="notifications/tasks/status", params={"taskId": task, "status": "completed"})
+    s.server_sends("git", method="notifications/tasks/status", params={"taskId": task, "status": "completed"})
+    s.server_sends("git", id="l", method="tasks/list")
+    s.host_sends(id=s.host_told("tasks/list")[0]["id"], result={"tasks": [{"taskId": task}]})
+    assert s.answer_to_server("git", "l")["result"] == {"tasks": []}
+    assert not any("bug" in line for line in s.logged)
+
+
+def test_a_path_that_is_not_unicode_can_be_told():
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    s.feed(mcpmux.ServerGone("git", s.runs["git"], "git: no \udcff", "", []))
+    assert s.host_hears(1).text.startswith("mcpmux: git: no ?")
+
+
+def test_no_ending_is_longer_than_hosts_take():
+    s = Script(["git", "bad"], silent=("bad",), options=MuxOptions(host_message_mb=0.02))
+    s.host_asks(1, "tools/call", name="bad__x")
+    error = {"code": 1, "message": "m" * 100_000}
+    s.server_sends("bad", id=s.server_hears("bad", "initialize")["id"], error=error)
+    s.host_asks(2, "resources/read", uri="x://1")
+    s.server_answers("git", "resources/read", error=error)
+    s.host_asks(3, "tools/call", name="z" * 100_000)
+    s.host_asks(4, "m" * 100_000)
+    for id in (1, 2, 3, 4):
+        assert s.host_hears(id).is_error
+        assert len(s.host_hears(id).raw) < 2000
+
+
+def test_no_server_can_claim_the_task_of_another_by_its_status():
+    s = Script(["git", "spy"])
+    s.server_sends("spy", method="notifications/tasks/status", params={"taskId": "t1", "status": "working"})
+    number = start_task(s, _meta={"progressToken": "p"})
+    s.server_sends("spy", method="notifications/tasks/status", params={"taskId": "t1", "status": "completed"})
+    s.host_asks(2, "tasks/result", taskId="t1")
+    assert s.server_hears("git", "tasks/result")
+    s.advance(4000)
+    s.server_sends("git", method="notifications/progress", params={"progressToken": number, "progress": 1})
+    assert len(s.host_told("notifications/progress")) == 1
+    s.server_answers("git", "tasks/result", {"content": []})
+    assert s.host_hears(2)["result"] == {"content": []}
+
+
+def test_structured_results_of_a_wrapped_tool_are_wrapped_when_they_come_from_a_task():
+    s = Script(["git"], offers={"git": {"tools/list": [{**TOOL, "outputSchema": {"type": "array"}}]}})
+    start_task(s)
+    s.host_asks(2, "tasks/result", taskId="t1")
+    s.server_answers("git", "tasks/result", {"content": [], "structuredContent": [1]})
+    assert s.host_hears(2)["result"]["structuredContent"] == {"result": [1]}
+
+
+def test_progress_on_a_task_of_the_host_goes_on_until_it_ends():
+    s = Script(["git"], capabilities=HOST_TASKS)
+    params = {"messages": [], "maxTokens": 1, "task": {}, "_meta": {"progressToken": "mine"}}
+    s.server_sends("git", id="q", method="sampling/createMessage", params=params)
+    number = s.host_told("sampling/createMessage")[0]["id"]
+    s.host_sends(id=number, result={"task": {"taskId": "h1"}})
+    for value, status in ((1, "working"), (2, "completed"), (3, "completed")):
+        s.host_sends(method="notifications/progress", params={"progressToken": number, "progress": value})
+        s.host_sends(method="notifications/tasks/status", params={"taskId": "h1", "status": status})
+    assert len(s.server_heard("git", "notifications/progress")) == 2
+
+
+def test_a_refused_initialize_leaves_the_host_uninitialized():
+    s = Script(["git"], begin=False)
+    assert s.asks(1, "initialize", protocolVersion="2025-11-25", capabilities=5)["error"]["code"] == -32602
+    assert s.asks(2, "tools/list")["error"]["code"] == -32602
+    s.initialize()
+    assert s.tools() == ["git__log"]
+
+
+def test_a_waiting_completion_does_not_keep_a_server_from_its_roots():
+    s = Script(["git"], capabilities={"roots": {}}, offers={"git": {"prompts/list": [{"name": "p"}]}})
+    s.server_dies("git")
+    s.host_asks(1, "completion/complete", ref={"type": "ref/prompt", "name": "git__p"}, argument={})
+    s.advance(0.55)
+    s.server_sends("git", id="r", method="roots/list")
+    s.host_sends(id=s.host_told("roots/list")[0]["id"], result={"roots": []})
+    assert s.answer_to_server("git", "r")["result"] == {"roots": []}
+
+
+def test_a_chatty_server_does_not_displace_anothers_question_before_the_host_is_ready():
+    s = Script(["a", "b"], begin=False)
+    s.host_asks(0, "initialize", protocolVersion="2025-11-25", capabilities={"roots": {}})
+    for _ in range(3000):
+        s.server_sends("a", method="notifications/message", params={"level": "info", "data": 1})
+    s.server_sends("b", id="r", method="roots/list")
+    s.server_sends("b", method="notifications/message", params={"level": "info", "data": 1})
+    s.host_sends(method="notifications/initialized")
+    assert len(s.host_told("roots/list")) == 1
+    loggers = [message["params"]["logger"] for message in s.host_told("notifications/message")]
+    assert 0 < loggers.count("a") < 1000
+    assert loggers.count("b") == 1
+
+
+def test_completion_at_a_server_of_the_first_revision_needs_no_capability():
+    """2024-11-05, server/utilities/completion names none."""
+    s = Script(
+        ["git"],
+        revision="2024-11-05",
+        server_capabilities={"prompts": {}},
+        offers={"git": {"prompts/list": [{"name": "p"}]}},
+    )
+    s.host_asks(1, "completion/complete", ref={"type": "ref/prompt", "name": "git__p"}, argument={})
+    assert s.server_heard("git", "completion/complete")
+
+
+def test_an_answer_of_the_host_that_cannot_be_read_ends_the_servers_question():
+    s = Script(["git"], capabilities={"sampling": {}})
+    s.server_sends("git", id="q", method="sampling/createMessage", params={"messages": [], "maxTokens": 1})
+    number = s.host_told("sampling/createMessage")[0]["id"]
+    before = len(s.to_host)
+    s.host_sends(b'{"jsonrpc":"2.0","id":%d,"result":{"a":oops}}' % number)
+    assert "cannot be read" in s.answer_to_server("git", "q").text
+    assert len(s.to_host) == before
+
+
+def test_a_server_that_refuses_its_handshake_is_not_started_at_every_call():
+    s = Script(["bad"], silent=("bad",))
+    for id in range(20):
+        s.host_asks(id, "tools/call", name="bad__x")
+        if s.core.servers["bad"].state is State.STARTING:
+            s.server_sends("bad", id=s.server_hears("bad", "initialize")["id"], error={"code": 1, "message": "no"})
+            s.server_dies("bad")
+    assert len(s.started) == 1
+
+
+def test_a_server_that_does_not_read_is_told_nothing_more():
+    s = Script(["git"])
+    s.feed(mcpmux.ServerClogged("git", s.runs["git"], True))
+    before = len(s.to_server["git"])
+    for number in range(10):
+        s.server_sends("git", id=number, method="ping")
+    assert len(s.to_server["git"]) == before

@@ -18,8 +18,10 @@ from mcpmux import Bug, Deaths, Life, State, next_state
         ([Life.USE, Life.UP, Life.GONE, Life.DUE, Life.USE, Life.UP], State.READY),
         ([Life.USE, Life.GONE, Life.DUE], State.IDLE),
         ([Life.USE, Life.GAVE_UP, Life.DUE, Life.USE], State.STARTING),
-        ([Life.USE, Life.STOP, Life.GONE, Life.USE], State.STARTING),
-        ([Life.USE, Life.UP, Life.STOP, Life.GONE], State.STOPPED),
+        ([Life.USE, Life.STOP, Life.ENDED, Life.USE], State.STARTING),
+        ([Life.USE, Life.UP, Life.STOP, Life.ENDED], State.STOPPED),
+        ([Life.USE, Life.STOP, Life.GONE, Life.DUE], State.IDLE),
+        ([Life.USE, Life.STOP, Life.GAVE_UP], State.FAILED),
     ],
 )
 def test_lives(events: list[Life], ends: State):
@@ -49,10 +51,18 @@ def test_deaths_that_are_far_apart_count_as_first_ones():
     assert [deaths.count(now, 0.0) for now in (0, 61, 122, 183, 244, 305)] == [0.5] * 6
 
 
-def test_after_it_was_given_up_the_count_begins_anew():
+def test_after_it_was_given_up_a_server_gets_five_more_tries():
     deaths = Deaths()
     rests = [deaths.count(0, 0.0) for _ in range(6)]
-    assert rests[-2:] == [None, 0.5]
+    assert rests == [0.5, 1.0, 2.0, 4.0, None, 0.5]
+
+
+def test_a_server_that_dies_again_and_again_but_not_too_fast_rests_up_to_half_a_minute():
+    deaths, now, rests = Deaths(), 0.0, []
+    for _ in range(10):
+        rests.append(deaths.count(now, 0.0))
+        now += 20 + (rests[-1] or 0)
+    assert rests == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
 
 
 @given(st.lists(st.floats(0, 100), max_size=20), st.floats(0, 1, exclude_max=True))
