@@ -203,8 +203,6 @@ class RpcError(McpmuxError):
 # https://modelcontextprotocol.io/specification/2025-11-25/basic/index and .../basic/transports#stdio
 
 Fields = dict[str, Raw]
-
-
 Decoded = TypeVar("Decoded")
 
 
@@ -406,9 +404,8 @@ def error_line(id: bytes | None, error: Raw | bytes) -> bytes:
 
 def label(line: bytes) -> str:
     """A line of ours without its payload, for the trace."""
-    return re.split(rb',"(?:params|result|error)":', line[17:300].rstrip(b"}\n"), maxsplit=1)[0].decode(
-        errors="replace"
-    )
+    head, *_ = re.split(rb',"(?:params|result|error)":', line[17:300].rstrip(b"}\n"), maxsplit=1)
+    return head.decode(errors="replace")
 
 
 def error_body(error: RpcError) -> bytes:
@@ -467,8 +464,6 @@ OWN_CAPABILITIES: Final[dict[str, Any]] = {
 UNITED_CAPABILITIES: Final = ("tasks", "extensions", "experimental")
 BEFORE_INITIALIZED: Final = ("initialize", "ping", "server/discover")
 LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
-
-
 TERMINAL: Final = ("completed", "failed", "cancelled")  # a task's last statuses
 HOST_TASK_METHODS: Final = ("tasks/get", "tasks/result", "tasks/cancel", "tasks/list")
 IMPLEMENTATION: Final = {"name": "mcpmux", "title": "mcpmux", "version": __version__}
@@ -3090,6 +3085,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._open_pipes = {1, 2}
         self._gone = False
         self._stopping = False
+        self._closing: asyncio.Future[None] | None = None
         self._job: Any = None  # Windows: the job object that holds the process and all it starts
         self._transport: asyncio.SubprocessTransport | None = None
 
@@ -3118,7 +3114,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self._open_pipes.discard(fd)
         if fd == 1 and not self._gone and not self.exited.is_set() and not self._stopping:
-            asyncio.ensure_future(self.stop())  # noqa: RUF006 - a server may end by closing its output; its exit is waited for
+            self._closing = asyncio.ensure_future(self.stop())  # a server may say goodbye by closing its output
         if self.exited.is_set() and not self._open_pipes:
             self._end()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class Inspector:
         assert done.returncode == 0, done.stderr.decode(errors="replace")
         return json.loads(done.stdout)["result"]
 
+    def lists(self, method: str, key: str, *servers: str) -> list[list[dict[str, Any]]]:
+        """The same list of several servers, asked for at once."""
+        with ThreadPoolExecutor() as pool:
+            return [result[key] for result in pool.map(lambda server: self.run(server, method), servers)]
+
 
 @pytest.fixture(scope="module")
 def inspector(module_launcher: Launcher, modules: Path, parties: dict[str, Party]) -> Inspector:
@@ -49,13 +55,12 @@ def inspector(module_launcher: Launcher, modules: Path, parties: dict[str, Party
 
 def test_the_inspector_lists_the_tools_of_all_servers_as_it_does_alone(inspector: Inspector):
     """Spec: 2025-11-25, server/tools#listing-tools; the prefix is our choice."""
-    expected = [
-        tool | {"name": f"{server}__{tool['name']}"}
-        for server in ("everything", "time")
-        for tool in inspector.run(server, "tools/list")["tools"]
+    servers = ("everything", "time")
+    tools, *alone = inspector.lists("tools/list", "tools", "mcpmux", *servers)
+    assert tools == [
+        tool | {"name": f"{server}__{tool['name']}"} for server, own in zip(servers, alone, strict=True) for tool in own
     ]
-    assert len(expected) >= 12 + 2
-    assert inspector.run("mcpmux", "tools/list")["tools"] == expected
+    assert len(tools) >= 12 + 2
 
 
 @pytest.mark.parametrize("era", ["legacy", "auto"])
@@ -69,14 +74,13 @@ def test_the_inspector_calls_tools(inspector: Inspector, era: str):
 
 def test_the_inspector_lists_resources_as_it_does_alone(inspector: Inspector):
     """Spec: 2025-11-25, server/resources#listing-resources."""
-    resources = inspector.run("mcpmux", "resources/list")["resources"]
-    assert resources == inspector.run("everything", "resources/list")["resources"]
+    resources, alone = inspector.lists("resources/list", "resources", "mcpmux", "everything")
+    assert resources == alone
     assert len(resources) == 7
 
 
 def test_the_inspector_lists_prompts_as_it_does_alone(inspector: Inspector):
     """Spec: 2025-11-25, server/prompts#listing-prompts; the prefix is our choice."""
-    prompts = inspector.run("everything", "prompts/list")["prompts"]
-    expected = [prompt | {"name": f"everything__{prompt['name']}"} for prompt in prompts]
-    assert len(expected) == 4
-    assert inspector.run("mcpmux", "prompts/list")["prompts"] == expected
+    prompts, alone = inspector.lists("prompts/list", "prompts", "mcpmux", "everything")
+    assert prompts == [prompt | {"name": f"everything__{prompt['name']}"} for prompt in alone]
+    assert len(prompts) == 4
