@@ -73,7 +73,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -110,8 +110,8 @@ URI_MOST: Final = 8192  # characters; a longer URI or template is matched as a w
 TEXT_MOST: Final = 500  # characters of a peer's own words in a message of ours
 MB: Final = 1024 * 1024
 
-Seconds = Annotated[float, Meta(gt=0)]
-Megabytes = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=1e6)]
+Megabytes = Annotated[float, Meta(gt=0, le=4096)]
 LogLevel = Literal["error", "warning", "info", "debug", "trace"]
 LEVELS: Final[dict[str, int]] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": 5}
 
@@ -119,7 +119,7 @@ LEVELS: Final[dict[str, int]] = {"error": 40, "warning": 30, "info": 20, "debug"
 class MuxOptions(Struct, frozen=True, kw_only=True):
     """The `[mux]` table. Every key is optional."""
 
-    separator: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,8}$")] = "__"
+    separator: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,8}\Z")] = "__"
     max_name_length: Annotated[int, Meta(ge=16, le=128)] = 46  # VS Code adds 18 to it and allows 64
     log_level: LogLevel = "info"
     max_message_mb: Megabytes = 64.0  # from a server or the host; a longer line is refused
@@ -151,7 +151,7 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     tool_timeout_sec: Seconds = 300.0
     enabled_tools: list[str] | None = None  # names or globs of the server's own names; None means all
     disabled_tools: list[str] = []
-    prefix: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$")] | None = None  # None: the server's name; "": bare names
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*\Z")] | None = None  # None: the server's name; "": bare names
     roots: list[str] = []  # told to the server when the host has none
     sampling: Literal["auto", "host", "local", "off"] = "auto"
     elicitation: bool = True
@@ -2181,7 +2181,9 @@ class Core:
             self._settle(server)
         if server.state is not State.STARTING:
             return
-        server.hint = "see whether it starts at all with `mcpmux check`, or raise startup_timeout_sec in its table"
+        server.hint = (
+            "run its command in a terminal to see what it waits for, or raise startup_timeout_sec in its table"
+        )
         if server.late:
             self._give_up(server, f"{name} did not answer `initialize` within {seconds * START_PATIENCE:g} s")
             return
@@ -2438,7 +2440,7 @@ class Core:
 # a server's table fails that server alone.
 
 CONFIG_NAME: Final = "mcpmux.toml"
-_PLACEHOLDER: Final = re.compile(
+PLACEHOLDER: Final = re.compile(
     r"\$(\$\{)|\$\{(?:cmd:(?P<cmd>[^{}]*)|(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?)\}|\$\{([^}]*)\}?"
 )
 _SERVER_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -2480,7 +2482,7 @@ def config_path(given: str | None) -> Path:
     """`--config`, else $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder."""
     named = given or os.environ.get("MCPMUX_CONFIG")
     if named:
-        return Path(named).expanduser().absolute()
+        return Path(os.path.expanduser(named)).absolute()
     import platformdirs  # noqa: PLC0415 - most hosts name the file, and a start is short
 
     return platformdirs.user_config_path("mcpmux", appauthor=False) / CONFIG_NAME
@@ -2496,14 +2498,14 @@ def state_folder() -> Path:
 def load_config(path: Path) -> Config:
     """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         return Config(path, False, MuxOptions(), {}, {}, [], [], dict(os.environ))
     except (OSError, UnicodeDecodeError) as wrong:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as wrong:
+    except (ValueError, RecursionError) as wrong:  # TOMLDecodeError is a ValueError; so is an endless number
         raise ConfigError(f"{path}: not TOML: {wrong}") from None
     return read_config(document, path)
 
@@ -2516,18 +2518,18 @@ def read_config(document: dict[str, Any], path: Path) -> Config:
     ]
     if "sampling" in document:
         notes.append("sampling: not served by this version; servers are offered the host's sampling only")
-    options, wrong = _read_table(MuxOptions, document.get("mux", {}), "mux", notes)
+    options, wrong = _read_table(MuxOptions, document.get("mux", {}), "mux")
     fatal += wrong
     tables = document.get("mcp_servers", {})
     if not isinstance(tables, dict):
         fatal.append("mcp_servers: expected tables, as in [mcp_servers.NAME]")
         tables = {}
     environment = dict(os.environ)
-    if options and options.env_file:
+    if options.env_file:
         file = _absolute(options.env_file, path.parent)
         try:
-            environment = parse_env_file(file.read_text()) | environment
-        except (OSError, UnicodeDecodeError) as error:
+            environment = parse_env_file(file.read_text(encoding="utf-8")) | environment
+        except (OSError, ValueError) as error:
             fatal.append(f"mux.env_file: {file} cannot be read: {error}")
     servers: dict[str, ServerOptions] = {}
     broken: dict[str, str] = {}
@@ -2537,7 +2539,7 @@ def read_config(document: dict[str, Any], path: Path) -> Config:
             disabled.append(name)
             continue
         server, wrong = _read_server(name, table, path.parent, notes)
-        if wrong or server is None:
+        if server is None:
             broken[name] = "; ".join(f"{path.name}: {problem}" for problem in wrong)
         else:
             servers[name] = server
@@ -2547,19 +2549,23 @@ def read_config(document: dict[str, Any], path: Path) -> Config:
                 [f"{path}: {problem}" for problem in fatal] + [f"{path.parent / text}" for text in broken.values()]
             )
         )
-    return Config(path, True, options or MuxOptions(), servers, broken, disabled, notes, environment)
+    return Config(path, True, options, servers, broken, disabled, notes, environment)
 
 
 def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple[ServerOptions | None, list[str]]:
     where = f"mcp_servers.{name}"
     if not isinstance(table, dict):
-        return None, [f"{where}: expected a table, got {_IN_WORDS.get(type(table).__name__, type(table).__name__)}"]
+        return None, [f"{where}: expected a table, as in [{where}]"]
     table = dict(table)
     problems = (
         [] if _SERVER_NAME.fullmatch(name) else [f"{where}: a server's name may have A-Z a-z 0-9 _ - only (64 at most)"]
     )
-    if "startup_timeout_ms" in table and isinstance(table["startup_timeout_ms"], int):
-        table.setdefault("startup_timeout_sec", table.pop("startup_timeout_ms") / 1000)
+    if "startup_timeout_ms" in table:
+        milliseconds = table.pop("startup_timeout_ms")
+        try:
+            table.setdefault("startup_timeout_sec", msgspec.convert(milliseconds, Seconds) / 1000)
+        except msgspec.ValidationError as wrong:
+            problems.append(_in_words(f"{where}.startup_timeout_ms", str(wrong)))
     if isinstance(names := table.get("env_vars"), list):  # Codex also has { name = "…", source = "…" }
         table["env_vars"] = [one["name"] if isinstance(one, dict) and "name" in one else one for one in names]
     remote = sorted(REMOTE_KEYS & table.keys())
@@ -2581,17 +2587,16 @@ def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple
         return None, problems
     for key in ("command", "args", "env", "cwd"):
         for text, at in _texts(getattr(options, key), f"{where}.{key}"):
-            for match in _PLACEHOLDER.finditer(text):
+            for match in PLACEHOLDER.finditer(text):
                 if match[5] is not None:
                     hint = (
                         "write $${ for a plain ${" if not match[5].startswith("env:") else f"write ${{{match[5][4:]}}}"
                     )
                     problems.append(f"{at}: {match[0]} is no placeholder that mcpmux knows; {hint}")
+    if problems:
+        return None, problems
     roots = [one if "://" in one else _absolute(one, folder).as_uri() for one in options.roots]
-    changes: dict[str, Any] = {"tools": overrides, "roots": roots}
-    if options.cwd is not None and "$" not in options.cwd:
-        changes["cwd"] = str(_absolute(options.cwd, folder))
-    return msgspec.structs.replace(options, **changes), problems
+    return msgspec.structs.replace(options, tools=overrides, roots=roots), []
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -2608,27 +2613,41 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
 
 def _absolute(text: str, folder: Path) -> Path:
     """Relative to the config file: a host may start mcpmux anywhere."""
-    return (folder / Path(text).expanduser()).absolute()
+    return (folder / os.path.expanduser(text)).absolute()
 
 
-def _read_table(kind: type[Table], table: Any, where: str, notes: list[str]) -> tuple[Table, list[str]]:
-    """A table as `kind`, with what is wrong with it; what is wrong has its default."""
+def _read_table(kind: type[Table], table: Any, where: str, notes: list[str] | None = None) -> tuple[Table, list[str]]:
+    """A table as `kind`, with what is wrong with it; what is wrong has its default. `notes` is told of keys that mean
+    nothing here; without it there are none."""
     problems: list[str] = []
     values: dict[str, Any] = {}
     known = {field.name: field.type for field in msgspec.structs.fields(kind)}
     if not isinstance(table, dict):
-        return kind(), [f"{where}: expected a table"]
+        return kind(), [f"{where}: expected a table, as in [{where}]"]
     for key, value in table.items():
+        here = f"{where}.{key}"
         if key in known:
-            try:
+            parts = {here: (value, known[key])}
+            if isinstance(value, dict) and known[key] == dict[str, str]:  # msgspec does not say which member is wrong
+                parts = {f"{here}.{name}": (one, str) for name, one in value.items()}
+            wrong = [problem for at, part in parts.items() if (problem := _problem(at, *part))]
+            problems += wrong
+            if not wrong:
                 values[key] = msgspec.convert(value, known[key])
-            except msgspec.ValidationError as wrong:
-                problems.append(_in_words(f"{where}.{key}", str(wrong)))
-        elif key in CODEX_KEYS:
-            notes.append(f"{where}.{key}: means nothing here and is ignored")
+        elif notes is not None and key in CODEX_KEYS:
+            notes.append(f"{here}: means nothing here and is ignored")
         else:
             problems.append(_unknown(where, key, known))
     return kind(**values), problems
+
+
+def _problem(where: str, value: Any, kind: Any) -> str | None:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as wrong:
+        choices = ", ".join(f'"{one}"' for one in get_args(kind) if isinstance(one, str))
+        return _in_words(where, str(wrong)) + (f"; one of {choices} is expected" if "enum" in str(wrong) else "")
+    return None
 
 
 def _unknown(where: str, key: str, known: Iterable[str]) -> str:
@@ -2642,7 +2661,8 @@ def _in_words(where: str, wrong: str) -> str:
     """msgspec's message with the config's path and without its type names."""
     text, _, at = wrong.partition(" - at `$")
     text = re.sub(r"`(\w+)((?: \| null)?)`", lambda match: _IN_WORDS.get(match[1], match[0]), text)
-    return f"{where}{at.rstrip('`')}: {text[:1].lower()}{text[1:]}"
+    text = re.sub("Expected a string matching regex .*", "May have A-Z a-z 0-9 _ - only", text)
+    return f"{where}{at.replace('`', '')}: {text[:1].lower()}{text[1:]}"
 
 
 def parse_env_file(text: str) -> dict[str, str]:
@@ -2659,74 +2679,19 @@ def parse_env_file(text: str) -> dict[str, str]:
 
 # The official SDK's list of what is safe to pass on, and what a server needs to speak a person's language, keep time,
 # find its folders and get through a company's proxy.
-SAFE_VARIABLES: Final = frozenset(
-    """
-    HOME LOGNAME PATH SHELL TERM USER TMPDIR LANG LANGUAGE TZ
-    APPDATA HOMEDRIVE HOMEPATH LOCALAPPDATA PATHEXT PROCESSOR_ARCHITECTURE SYSTEMDRIVE SYSTEMROOT TEMP TMP
+_WINDOWS_VARIABLES: Final = """
+    APPDATA HOMEDRIVE HOMEPATH LOCALAPPDATA PATH PATHEXT PROCESSOR_ARCHITECTURE SYSTEMDRIVE SYSTEMROOT TEMP TMP
     USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR
-    HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy
+"""
+_POSIX_VARIABLES: Final = "HOME LOGNAME PATH SHELL TERM USER TMPDIR"
+_COMMON_VARIABLES: Final = """
+    LANG LANGUAGE TZ HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy
     SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
-    """.split()  # noqa: SIM905 - a list of forty strings says no more
-)
+"""
+_PLATFORM_VARIABLES: Final = _WINDOWS_VARIABLES if sys.platform == "win32" else _POSIX_VARIABLES
+SAFE_VARIABLES: Final = frozenset(f"{_PLATFORM_VARIABLES} {_COMMON_VARIABLES}".split())
 SAFE_PREFIXES: Final = ("LC_", "XDG_")
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
-
-
-async def expand(text: str, where: str, environment: Mapping[str, str], secrets: set[str]) -> str:
-    """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced. What came from outside is added to `secrets`.
-
-    Raises `StartError` that names the variable or the command, never a value.
-    """
-    pieces: list[str] = []
-    at = 0
-    for match in _PLACEHOLDER.finditer(text):
-        pieces.append(text[at : match.start()])
-        at = match.end()
-        if match[1]:
-            pieces.append("${")
-        elif match["cmd"] is not None:
-            pieces.append(await _secret_from(match["cmd"], where, environment))
-            secrets.add(pieces[-1])
-        else:
-            value = environment.get(match["var"], "") or match["default"]
-            if value is None and match["var"] not in environment:
-                raise StartError(
-                    f"${{{match['var']}}} is not set ({where})",
-                    f"set {match['var']} in the host's environment or in env_file",
-                )
-            pieces.append(value or "")
-            if match["var"] not in SAFE_VARIABLES:
-                secrets.add(pieces[-1])
-    return "".join([*pieces, text[at:]])
-
-
-async def _secret_from(command: str, where: str, environment: Mapping[str, str]) -> str:
-    hint = f"try it in a terminal: {command}"
-    try:
-        words = shlex.split(command, posix=os.name == "posix")
-        program = shutil.which(words[0], path=extended_path(environment)) if words else None
-        if program is None:
-            raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *words[1:],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=dict(environment),
-        )
-    except (OSError, ValueError) as wrong:
-        raise StartError(f"the command of ${{cmd:…}} cannot be run: {wrong} ({where})", hint) from None
-    try:
-        async with asyncio.timeout(SECRET_COMMAND_TIMEOUT):
-            out, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise StartError(f"the command of ${{cmd:…}} took over {SECRET_COMMAND_TIMEOUT:g} s ({where})", hint) from None
-    if process.returncode:
-        raise StartError(f"the command of ${{cmd:…}} exited with code {process.returncode} ({where})", hint)
-    return out.decode(errors="replace").strip()
 
 
 def extended_path(environment: Mapping[str, str]) -> str:
@@ -2764,7 +2729,8 @@ class Journal:
     def __init__(self, level: str, folder: Path | None) -> None:
         self.threshold = LEVELS[level]
         self.folder = folder
-        self._secrets: frozenset[str] = frozenset()
+        self._secrets: tuple[str, ...] = ()
+        self._heard: set[str] = set()
         self._queue: collections.deque[tuple[str, bytes]] = collections.deque()
         self._lock = threading.Lock()
         self._waiting = 0  # bytes
@@ -2778,7 +2744,8 @@ class Journal:
 
     def hide(self, secrets: Iterable[str]) -> None:
         """These never appear in the log; short ones would hide half of every line."""
-        self._secrets |= {secret for secret in secrets if len(secret) >= 6}
+        known = {*self._secrets, *(secret for secret in secrets if len(secret) >= 6)}
+        self._secrets = tuple(sorted(known, key=len, reverse=True))  # a short one may be part of a longer one
 
     def redact(self, text: str) -> str:
         for secret in self._secrets:
@@ -2791,10 +2758,12 @@ class Journal:
 
     def keep(self, server: str, data: bytes) -> None:
         """Output of a server, for its file."""
+        self._heard.add(server)
         self._put(server, data)
 
     def path(self, server: str) -> Path | None:
-        return self.folder / f"{server}.log" if self.folder else None
+        """Its log file, if it has said anything."""
+        return self.folder / f"{server}.log" if self.folder and server in self._heard else None
 
     def close(self) -> None:
         self._closing = True
@@ -3011,6 +2980,133 @@ class HostPipes:
 # grandchild holds them open, and nothing of its group outlives it.
 
 
+# How to start a process so that it and all that it starts can be ended as one; out of reach of a terminal's Ctrl-C.
+OWN_GROUP: Final[dict[str, Any]] = (
+    {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+    if sys.platform == "win32"
+    else {"start_new_session": True}
+)
+
+
+class Family:
+    """A process that was started with `OWN_GROUP`, and all that it has started: its group, or on Windows a job object,
+    which also ends when mcpmux itself does."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._job: Any = _job_for(pid)
+
+    def terminate(self) -> None:
+        """Asks it to go. Windows has no such signal."""
+        if sys.platform != "win32":
+            self._signal(signal.SIGTERM)
+
+    def kill(self, strangers: Iterable[int] = ()) -> None:
+        """The group, and on Linux those `descendants` that left it for a session of their own."""
+        if sys.platform != "win32":
+            self._signal(signal.SIGKILL)
+            kill_all(strangers)
+        elif self._job is not None:
+            import win32job  # noqa: PLC0415
+
+            win32job.TerminateJobObject(self._job, 1)
+            self._job.Close()
+            self._job = None
+
+    def _signal(self, number: int) -> None:
+        if sys.platform != "win32":
+            try:
+                os.killpg(self.pid, number)
+            except (ProcessLookupError, PermissionError):  # nobody is left in it, or only what is not ours
+                pass
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """Those of them that are still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def _job_for(pid: int) -> Any:
+    """Windows: a job object that ends, with all in it, when its handle is closed, if only by our own death."""
+    if sys.platform == "win32":
+        import win32api  # noqa: PLC0415
+        import win32con  # noqa: PLC0415
+        import win32job  # noqa: PLC0415
+
+        job: Any = win32job.CreateJobObject(None, "")
+        limits = win32job.QueryInformationJobObject(job, win32job.JobObjectExtendedLimitInformation)
+        limits["BasicLimitInformation"]["LimitFlags"] |= win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+        win32job.SetInformationJobObject(job, win32job.JobObjectExtendedLimitInformation, limits)
+        handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
+        win32job.AssignProcessToJobObject(job, handle)
+        win32api.CloseHandle(handle)
+        return job
+    return None
+
+
+async def expand(text: str, where: str, environment: Mapping[str, str], secrets: set[str]) -> str:
+    """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced. What came from outside is added to `secrets`.
+
+    Raises `StartError` that names the variable or the command, never a value.
+    """
+    pieces: list[str] = []
+    at = 0
+    for match in PLACEHOLDER.finditer(text):
+        pieces.append(text[at : match.start()])
+        at = match.end()
+        if match[1]:
+            pieces.append("${")
+        elif match["cmd"] is not None:
+            pieces.append(await _secret_from(match["cmd"], where, environment))
+            secrets.add(pieces[-1])
+        elif value := environment.get(match["var"]):
+            pieces.append(value)
+            if match["var"] not in SAFE_VARIABLES:
+                secrets.add(value)
+        elif match["default"] is not None:
+            pieces.append(match["default"])
+        elif match["var"] not in environment:
+            what = f"${{{match['var']}}} is not set ({where})"
+            raise StartError(what, f"set {match['var']} in the host's environment or in env_file")
+    return "".join([*pieces, text[at:]])
+
+
+async def _secret_from(command: str, where: str, environment: Mapping[str, str]) -> str:
+    hint = f"try it in a terminal: {command}"
+    try:
+        words = shlex.split(command, posix=sys.platform != "win32")
+        words = [word[1:-1] if word[:1] == word[-1:] == '"' else word for word in words]  # Windows' way leaves them
+        program = shutil.which(words[0], path=extended_path(environment)) if words else None
+        if program is None:
+            raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *words[1:],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(environment),
+            **OWN_GROUP,
+        )
+    except (OSError, ValueError) as wrong:
+        raise StartError(f"the command of ${{cmd:…}} cannot be run: {wrong} ({where})", hint) from None
+    family = Family(process.pid)
+    try:
+        async with asyncio.timeout(SECRET_COMMAND_TIMEOUT):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        raise StartError(f"the command of ${{cmd:…}} took over {SECRET_COMMAND_TIMEOUT:g} s ({where})", hint) from None
+    finally:
+        family.kill()  # also what it left behind, or all of it when the start is given up
+    if process.returncode:
+        raise StartError(f"the command of ${{cmd:…}} exited with code {process.returncode} ({where})", hint)
+    return out.decode(errors="replace").strip()
+
+
 class Command(Struct, frozen=True):
     """A server's table, ready to be run."""
 
@@ -3044,29 +3140,28 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
         env[key] = await full(value, f"env.{key}")
         if _SECRET_NAME.search(key):
             secrets.add(env[key])
+
+    def shown(written: str, real: str) -> str:
+        return written if "${" in written else real  # what came from outside may be a secret
+
     command = os.path.expanduser(await full(options.command, "command"))
     args = [await full(arg, f"args[{number}]") for number, arg in enumerate(options.args)]
-    cwd = os.path.expanduser(await full(options.cwd, "cwd")) if options.cwd else None
+    cwd = str(_absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
-        raise StartError(f"its cwd {cwd} is no folder", f"correct mcp_servers.{name}.cwd")
-    if os.path.dirname(command) and not os.path.isabs(command):
-        command = str(config.path.parent / command)  # never against mcpmux's own folder, which the host chose
+        raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
+    if os.path.dirname(command):
+        command = str(_absolute(command, config.path.parent))  # never against the folder that the host chose
     program = shutil.which(command, path=env["PATH"])
-    if program is None:
-        known = {
-            "npx": "install Node.js",
-            "node": "install Node.js",
-            "uvx": "install uv",
-            "uv": "install uv",
-            "docker": "install Docker",
-        }
-        todo = known.get(options.command, "install it") + ", or give its full path as `command`"
+    if program is None and os.path.exists(command):
+        raise StartError(f"{shown(options.command, command)} may not be executed", "make it executable: chmod +x")
+    if program is None and os.path.dirname(command):
         raise StartError(
-            f"{options.command!r} was not found on PATH"
-            if not os.path.dirname(command)
-            else f"there is no program {command}",
-            todo,
+            f"there is no program {shown(options.command, command)}", f"correct mcp_servers.{name}.command"
         )
+    if program is None:
+        comes_with = {"npx": "Node.js", "node": "Node.js", "npm": "Node.js", "uvx": "uv", "docker": "Docker"}
+        todo = f"install {comes_with.get(options.command, 'it')}, or give its full path as `command`"
+        raise StartError(f"{options.command!r} was not found on PATH", todo)
     return Command(program, args, env, cwd, frozenset(secrets))
 
 
@@ -3086,7 +3181,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._gone = False
         self._stopping = False
         self._closing: asyncio.Future[None] | None = None
-        self._job: Any = None  # Windows: the job object that holds the process and all it starts
         self._transport: asyncio.SubprocessTransport | None = None
 
     # ── what the loop tells ──
@@ -3095,8 +3189,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         assert isinstance(transport, asyncio.SubprocessTransport)
         self._transport = transport
         self.pid = transport.get_pid()
-        if sys.platform == "win32":
-            self._job = _job_for(self.pid)
+        self._family = Family(self.pid)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
@@ -3159,13 +3252,13 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self.read(True)  # a server that blocks on its output cannot see it
         self._stdin().close()
         if not await self._exits(STOP_STEP):
-            # 2. SIGTERM to the group, for servers that do not watch stdin. Windows has no such signal.
-            family = descendants(self.pid)
+            # 2. SIGTERM to the group, for servers that do not watch stdin.
+            strangers = descendants(self.pid)
+            self._family.terminate()
             if sys.platform != "win32":
-                self._signal_group(signal.SIGTERM)
                 await self._exits(STOP_STEP)
             # 3. Nothing is asked any more.
-            self._kill(family)
+            self._family.kill(strangers)
             await self._exits(STOP_LAST)
         self._end()
 
@@ -3184,7 +3277,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._gone = True
         assert self._transport
         code = self._transport.get_returncode()
-        self._kill([])
+        self._family.kill()
         last = self._splitter.feed(b"\n")
         if last:
             self._post(ServerLines(self.name, self.run, last))
@@ -3203,30 +3296,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
         assert isinstance(pipe, asyncio.WriteTransport)
         return pipe
 
-    def _signal_group(self, number: int) -> None:
-        if sys.platform != "win32":
-            try:
-                os.killpg(self.pid, number)
-            except (ProcessLookupError, PermissionError):  # nobody is left in it, or only what is not ours
-                pass
-
-    def _kill(self, family: list[int]) -> None:
-        """The group, and on Linux those descendants that left it for a session of their own."""
-        if sys.platform == "win32":
-            if self._job is not None:
-                import win32job  # noqa: PLC0415
-
-                win32job.TerminateJobObject(self._job, 1)
-                self._job.Close()
-                self._job = None
-        else:
-            self._signal_group(signal.SIGKILL)
-            for pid in family:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    pass
-
 
 def _ended_how(code: int | None) -> str:
     if code is None:
@@ -3240,13 +3309,10 @@ def _ended_how(code: int | None) -> str:
 
 
 async def spawn(command: Command, process: ServerProcess, outbox: int) -> None:
-    """Starts it in a group of its own (and so out of reach of a terminal's Ctrl-C). Raises `StartError`."""
-    kept: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        kept = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+    """Starts it in a group of its own. Raises `StartError`."""
     try:
         await asyncio.get_running_loop().subprocess_exec(
-            lambda: process, command.program, *command.args, env=command.env, cwd=command.cwd, **kept
+            lambda: process, command.program, *command.args, env=command.env, cwd=command.cwd, **OWN_GROUP
         )
     except (OSError, ValueError) as wrong:
         raise StartError(f"could not be started: {wrong}", "check command, args and cwd in its table") from None
@@ -3290,24 +3356,6 @@ def reap(known: Iterable[int]) -> None:
                 os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
                 pass
-
-
-def _job_for(pid: int) -> Any:
-    """Windows: a job object that ends, with all in it, when its handle is closed, if only by our own death."""
-    if sys.platform == "win32":
-        import win32api  # noqa: PLC0415
-        import win32con  # noqa: PLC0415
-        import win32job  # noqa: PLC0415
-
-        job: Any = win32job.CreateJobObject(None, "")
-        limits = win32job.QueryInformationJobObject(job, win32job.JobObjectExtendedLimitInformation)
-        limits["BasicLimitInformation"]["LimitFlags"] |= win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
-        win32job.SetInformationJobObject(job, win32job.JobObjectExtendedLimitInformation, limits)
-        handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
-        win32job.AssignProcessToJobObject(job, handle)
-        win32api.CloseHandle(handle)
-        return job
-    return None
 
 
 # ══ 13. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3437,13 +3485,8 @@ class Mux:
         await asyncio.gather(*self._stopping, *self._starting.values(), closing, return_exceptions=True)
         for handle in self._timers.values():
             handle.cancel()
-        if sys.platform == "linux":
-            for pid in descendants(os.getpid()):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    pass
-            reap(())
+        kill_all(descendants(os.getpid()))
+        reap(())
 
     def _watch_signals(self) -> None:
         def asked_to_stop(number: int) -> None:
@@ -3472,7 +3515,10 @@ def _chance() -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """The console script. While serving, stdout is the protocol's and all that people read goes to stderr."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["_demo_server"]:  # of the demo, by the demo
+        return _demo_server(words[1])
+    arguments = _parser().parse_args(words)
     try:
         return arguments.run(arguments)
     except ConfigError as wrong:
@@ -3488,9 +3534,8 @@ def _parser() -> argparse.ArgumentParser:
         description="One MCP server over stdio that stands for many. Without a command it serves: a host starts it.",
         epilog="example: mcpmux --config ~/mcpmux.toml",
     )
-    parser.add_argument(
-        "--config", metavar="PATH", help="the TOML file (default: $MCPMUX_CONFIG, else the user's config folder)"
-    )
+    where = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
+    parser.add_argument("--config", metavar="PATH", help=where)
     parser.add_argument("--version", action="version", version=f"mcpmux {__version__}")
     parser.set_defaults(run=_serve)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -3501,7 +3546,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Starts every server, lists what it offers, stops it.",
         epilog="example: mcpmux check --json",
     )
-    check.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help="as above")
+    check.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=where)
     check.add_argument("--json", action="store_true", help="for machines")
     check.set_defaults(run=_check)
 
@@ -3513,9 +3558,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
-    serve_demo = commands.add_parser("_demo_server")
-    serve_demo.add_argument("name", choices=["notes", "clock"])
-    serve_demo.set_defaults(run=lambda arguments: _demo_server(arguments.name))
     return parser
 
 
@@ -3620,8 +3662,10 @@ def _check(arguments: argparse.Namespace) -> int:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         if host.tools:
             print(f"\n{len(host.tools)} tools: " + textwrap.fill(", ".join(host.tools), 100, break_on_hyphens=False))
+        for note in config.notes:
+            print(f"\nnote: {note}")
         for row in failed:
-            print(f"\n{row['server']}: {row['reason']}\n  next: {row['next']}")
+            print(f"\n{row['server']}: {row['reason'].removeprefix(row['server'] + ': ')}\n  next: {row['next']}")
         if not rows:
             print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
     return 1 if failed or not config.exists else 0
@@ -3769,14 +3813,13 @@ class DemoHost:
 def _demo(arguments: argparse.Namespace) -> int:
     import tempfile  # noqa: PLC0415
 
+    import tomli_w  # noqa: PLC0415
+
     me = [sys.executable, os.path.abspath(__file__)]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / CONFIG_NAME
-        tables = [
-            f"[mcp_servers.{name}]\ncommand = {json.dumps(me[0])}\nargs = {json.dumps([me[1], '_demo_server', name])}\n"
-            for name in ("notes", "clock")
-        ]
-        config.write_text("\n".join(tables))
+        servers = {name: {"command": me[0], "args": [me[1], "_demo_server", name]} for name in ("notes", "clock")}
+        config.write_bytes(tomli_w.dumps({"mcp_servers": servers}).encode())
         host = DemoHost([*me, "--config", str(config)])
         try:
             _play(host)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import mcpmux
@@ -170,15 +170,13 @@ def test_a_sampling_table_is_announced_as_not_served():
 
 
 def test_relative_paths_start_at_the_config_file_and_not_where_the_host_happened_to_be():
-    x = server('cwd = "sub/dir"', 'roots = ["src", "/abs/olute", "file:///as/it/is", "https://example.org/"]')
-    assert x.cwd == str(FOLDER / "sub" / "dir")
+    x = server('roots = ["src", "/abs/olute", "file:///as/it/is", "https://example.org/"]')
     assert x.roots == [
         (FOLDER / "src").as_uri(),
         Path("/abs/olute").absolute().as_uri(),
         "file:///as/it/is",
         "https://example.org/",
     ]
-    assert server('cwd = ".."').cwd == str(FOLDER / "..")
 
 
 def test_a_root_with_a_space_becomes_a_uri():
@@ -188,8 +186,9 @@ def test_a_root_with_a_space_becomes_a_uri():
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    x = server('cwd = "~/a"', 'roots = ["~/b"]')
-    assert x.cwd == str(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    assert prepared(f'{ME}\ncwd = "~/a"', {}).cwd == str(tmp_path / "a")
+    x = server('roots = ["~/b"]')
     assert x.roots == [(tmp_path / "b").as_uri()]
 
 
@@ -228,7 +227,7 @@ KNOWN = (
         ("enabled_tools = 'all'", ".enabled_tools: expected a list, got a string"),
         ("roots = [false]", ".roots[0]: expected a string, got true or false"),
         ("tools = 5", ".tools: expected tables, as in [mcp_servers.x.tools.NAME]"),
-        ("tools.t = 5", ".tools.t: expected a table"),
+        ("tools.t = 5", ".tools.t: expected a table, as in [mcp_servers.x.tools.t]"),
         ("tools.t.name = 5", ".tools.t.name: expected a string, got an integer"),
         # Values.
         ("startup_timeout_sec = -1", ".startup_timeout_sec: expected a number > 0.0"),
@@ -236,7 +235,7 @@ KNOWN = (
         ("tool_timeout_sec = nan", ".tool_timeout_sec: expected a number > 0.0"),
         ("tool_timeout_sec = " + "9" * 400, ".tool_timeout_sec: number out of range"),
         ("tools.t.name = ''", ".tools.t.name: expected a string of length >= 1"),
-        ("prefix = 'a.b'", ".prefix: expected a string matching regex '^[A-Za-z0-9_-]*$'"),
+        ("prefix = 'a.b'", ".prefix: may have A-Z a-z 0-9 _ - only"),
         # Servers over HTTP.
         (
             "url = 'https://example.org/mcp'",
@@ -272,13 +271,13 @@ def test_what_is_wrong_in_a_servers_table_fails_that_server_alone(lines: str, pr
         ("[muxx]", 'muxx: unknown key; did you mean "mux"?'),
         ("[servers.x]", 'servers: unknown key; did you mean "mcp_servers"?'),
         ("colour = 1", "colour: unknown key; known keys: mcp_servers, mux"),
-        ("mux = 5", "mux: expected a table"),
+        ("mux = 5", "mux: expected a table, as in [mux]"),
         ("mcp_servers = 5", "mcp_servers: expected tables, as in [mcp_servers.NAME]"),
         ("[[mcp_servers]]", "mcp_servers: expected tables, as in [mcp_servers.NAME]"),
         ("[mux]\nseperator = '_'", 'mux.seperator: unknown key; did you mean "separator"?'),
         ("[mux]\nseparator = 5", "mux.separator: expected a string, got an integer"),
-        ("[mux]\nseparator = '. '", "mux.separator: expected a string matching regex '^[A-Za-z0-9_-]{1,8}$'"),
-        ("[mux]\nseparator = ''", "mux.separator: expected a string matching regex '^[A-Za-z0-9_-]{1,8}$'"),
+        ("[mux]\nseparator = '. '", "mux.separator: may have A-Z a-z 0-9 _ - only"),
+        ("[mux]\nseparator = ''", "mux.separator: may have A-Z a-z 0-9 _ - only"),
         ("[mux]\nmax_message_mb = -1", "mux.max_message_mb: expected a number > 0.0"),
         ("[mux]\ninput_timeout_sec = 0", "mux.input_timeout_sec: expected a number > 0.0"),
         ("[mux]\nmax_name_length = 5", "mux.max_name_length: expected an integer >= 16"),
@@ -321,9 +320,7 @@ def test_a_wrong_choice_is_answered_with_the_right_ones(document: dict[str, Any]
 @pytest.mark.parametrize("kind", [[], [{"command": "a"}], 5, "a", True, 1.5, None, date(2026, 1, 2)])
 def test_a_server_that_is_no_table_is_broken_in_words(kind: Any):
     config = mcpmux.read_config({"mcp_servers": {"x": kind, "good": {"command": "g"}}}, FILE)
-    words = {list: "a list", int: "an integer", str: "a string", bool: "true or false", float: "a number"}
-    expected = "mcpmux.toml: mcp_servers.x: expected a table, got "
-    assert config.broken["x"].startswith(expected + words.get(type(kind), ""))
+    assert config.broken == {"x": "mcpmux.toml: mcp_servers.x: expected a table, as in [mcp_servers.x]"}
     assert list(config.servers) == ["good"]
 
 
@@ -365,7 +362,7 @@ def test_a_servers_problems_are_told_all_at_once():
         x=(
             "mcp_servers.x.command: expected a string, got an integer",
             "mcp_servers.x.args[0]: expected a string, got an integer",
-            "mcp_servers.x.prefix: expected a string matching regex '^[A-Za-z0-9_-]*$'",
+            "mcp_servers.x.prefix: may have A-Z a-z 0-9 _ - only",
             f"mcp_servers.x.bogus: unknown key; known keys: {KNOWN}",
             "mcp_servers.x.tools.t.enabled: expected true or false, got a string",
         ),
@@ -404,19 +401,6 @@ def test_a_limit_of_infinity_is_refused_and_not_fallen_over_later(key: str):
 
 
 @pytest.mark.parametrize(
-    ("table", "path"),
-    [
-        ({"command": "a", "cwd": "~nobody-of-that-name/x"}, "mcp_servers.x.cwd"),
-        ({"command": "a", "roots": ["~nobody-of-that-name/x"]}, "mcp_servers.x.roots[0]"),
-    ],
-)
-def test_the_home_of_nobody_is_a_problem_of_that_server(table: dict[str, Any], path: str):
-    config = mcpmux.read_config({"mcp_servers": {"x": table, "good": {"command": "g"}}}, FILE)
-    assert config.broken["x"].startswith(f"mcpmux.toml: {path}: ")
-    assert list(config.servers) == ["good"]
-
-
-@pytest.mark.parametrize(
     "name", ["nowhere.env", "~nobody-of-that-name/x.env", "a\0b", "."], ids=["missing", "nobody's", "NUL", "folder"]
 )
 def test_an_env_file_that_cannot_be_read_is_fatal(name: str, tmp_path: Path):
@@ -451,30 +435,35 @@ VALUES = st.recursive(
 
 
 def tables(likely: dict[str, st.SearchStrategy[Any]], *others: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Tables with known keys, of their type or not, and sometimes with keys that nobody knows."""
-    known = st.fixed_dictionaries({}, optional={key: value | VALUES for key, value in likely.items()})
+    """Tables with known keys, mostly right or of any type, and sometimes with keys that nobody knows."""
+    right = st.fixed_dictionaries({}, optional=likely)
+    wrong = st.fixed_dictionaries({}, optional={key: value | VALUES for key, value in likely.items()})
     unknown = st.dictionaries(st.sampled_from(["comand", *others]) | TEXTS, VALUES, max_size=2)
-    return known | st.builds(lambda *two: two[0] | two[1], known, unknown)
+    return right | wrong | st.builds(lambda *two: two[0] | two[1], wrong, unknown)
 
 
+SIZES = st.sampled_from([1, 64.0, 1000, math.inf, 10**400])
 MUX_TABLES = tables(
-    dict.fromkeys(MuxOptions.__struct_fields__, NUMBERS) | dict.fromkeys(("separator", "log_level", "env_file"), TEXTS),
+    dict.fromkeys(["max_message_mb", "host_message_mb", "outbox_mb", "input_timeout_sec"], SIZES)
+    | {"max_name_length": st.integers(16, 128), "env_file": TEXTS}
+    | {"separator": st.sampled_from(["_", ".", "x\n"]), "log_level": st.sampled_from(["info", "loud"])},
     "required",
 )
+TOOL_TABLES = tables(dict.fromkeys(["name", "title", "description"], TEXTS) | {"enabled": st.booleans()})
 SERVER_TABLES = tables(
-    dict.fromkeys(("command", "cwd", "prefix", "sampling"), TEXTS)
-    | {key: st.lists(TEXTS, max_size=2) for key in ("args", "enabled_tools", "disabled_tools", "roots")}
-    | dict.fromkeys(("startup_timeout_sec", "tool_timeout_sec", "startup_timeout_ms"), NUMBERS)
-    | {key: st.booleans() for key in ("enabled", "elicitation", "required")}
-    | {"env": st.dictionaries(TEXTS, TEXTS, max_size=2)}
-    | {"env_vars": st.lists(TEXTS | st.fixed_dictionaries({}, optional={"name": VALUES}), max_size=2)}
-    | {
-        "tools": st.dictionaries(TEXTS, VALUES | tables(dict.fromkeys(("name", "title", "enabled"), TEXTS)), max_size=2)
-    },
+    dict.fromkeys(["args", "enabled_tools", "disabled_tools", "roots"], st.lists(TEXTS, max_size=2))
+    | dict.fromkeys(["startup_timeout_sec", "tool_timeout_sec", "startup_timeout_ms"], SIZES)
+    | dict.fromkeys(["elicitation", "required", "enabled"], st.booleans())
+    | {"command": st.just("a") | TEXTS, "cwd": TEXTS, "env": st.dictionaries(TEXTS, TEXTS, max_size=2)}
+    | {"prefix": st.sampled_from(["", "a", "x\n"]), "sampling": st.sampled_from(["auto", "off", "x"])}
+    | {"env_vars": st.lists(TEXTS | st.fixed_dictionaries({}, optional={"name": TEXTS}), max_size=2)}
+    | {"tools": st.dictionaries(TEXTS, TOOL_TABLES, max_size=2)},
     *sorted(mcpmux.CODEX_KEYS | mcpmux.REMOTE_KEYS),
 )
 SERVERS = st.dictionaries(
-    TEXTS | st.sampled_from(["a", "b"]), VALUES | SERVER_TABLES.map(lambda table: {"command": "a"} | table), max_size=3
+    st.sampled_from([*"abcdefgh", "", "a b", "é"]),
+    SERVER_TABLES.map(lambda table: {"command": "a"} | table) | VALUES,
+    max_size=3,
 )
 DOCUMENTS = st.fixed_dictionaries(
     {}, optional={"mux": MUX_TABLES | VALUES, "mcp_servers": SERVERS | VALUES, "sampling": VALUES, "é": VALUES}
@@ -482,6 +471,8 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 @given(DOCUMENTS)
+@example({"mcp_servers": {"a": {"command": "a", "cwd": "~nobody-of-that-name"}}})
+@example({"mcp_servers": {"a": {"command": "a", "roots": ["~nobody-of-that-name"]}}})
 @settings(max_examples=400)
 def test_whatever_the_file_says_it_is_a_config_or_a_config_error(document: dict[str, Any]):
     try:

@@ -1016,9 +1016,18 @@ def test_an_unknown_method_that_names_nothing_is_refused(params: Any):
 
 @pytest.mark.parametrize(
     ("line", "code"),
-    [(b"nonsense", -32700), (b'{"id":7', -32700), (b"\xff\xfe", -32700), (b"[1]", -32600), (b"7", -32600)]
-    + [(b"{}", -32600), (b'{"jsonrpc":"2.0"}', -32600), (b'{"id":7,"method":7}', -32600), (b'{"id":7}', -32600)]
-    + [(b'{"id":1,"result":' + b"[" * 100_000, -32700)],
+    [
+        (b"nonsense", -32700),
+        (b'{"id":7', -32700),
+        (b"\xff\xfe", -32700),
+        (b"[1]", -32600),
+        (b"7", -32600),
+        (b"{}", -32600),
+        (b'{"jsonrpc":"2.0"}', -32600),
+        (b'{"id":7,"method":7}', -32600),
+        (b'{"id":7}', -32600),
+        (b'{"id":1,"result":' + b"[" * 100000, -32700),
+    ],
 )
 def test_a_bad_line_of_the_host_is_answered_and_costs_only_itself(line: bytes, code: int):
     """2025-11-25, basic/index#error-responses: a parse error has no id."""

@@ -59,8 +59,23 @@ def test_empty_lines_and_carriage_returns_are_no_messages():
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"nonsense", b"[1]", b"1", b'"x"', b"null", b"{", b"\x00", b'{"id":1', b'{"method":7,"id":1}', b"[" * 100_000]
-    + [b'{"id":1,"params":{"a":\x01}}', b'{"id":1,"result":{"a":NaN}}', b"\xef\xbb\xbf{}", b'{"method":null,"id":1}'],
+    [
+        b"",
+        b"nonsense",
+        b"[1]",
+        b"1",
+        b'"x"',
+        b"null",
+        b"{",
+        b"\x00",
+        b'{"id":1',
+        b'{"method":7,"id":1}',
+        b"[" * 100000,
+        b'{"id":1,"params":{"a":\x01}}',
+        b'{"id":1,"result":{"a":NaN}}',
+        b"\xef\xbb\xbf{}",
+        b'{"method":null,"id":1}',
+    ],
 )
 def test_what_is_no_envelope_is_a_bad_line_and_nothing_worse(line: bytes):
     """2025-11-25, basic/index: JSON-RPC 2.0 messages only."""

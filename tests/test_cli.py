@@ -1,0 +1,571 @@
+"""The command line: what a person types and reads. Nearly all of it is our choice."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FAKE, MCPMUX, PATIENCE, ROOT, RawHost, is_running, server_table
+
+import mcpmux
+
+Done = subprocess.CompletedProcess[str]
+
+
+def run(env: dict[str, str], *arguments: str, **keys: Any) -> Done:
+    """mcpmux as a person would start it, with a wide terminal and its stdin closed."""
+    env = env | {"COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, str(MCPMUX), *arguments]
+    done = subprocess.run(command, input="", capture_output=True, encoding="utf-8", env=env, timeout=PATIENCE, **keys)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def written(path: Path, *tables: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(tables), encoding="utf-8")
+    return path
+
+
+def empty_home(folder: Path) -> dict[str, str]:
+    """As the fixture `home`, for what is run once for several tests."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MCPMUX_"))}
+    return kept | dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), str(folder))
+
+
+# What the fake server offers. It reads its command line when imported, so its list is read from its source.
+FAKE_TOOLS: list[str] = next(
+    ast.literal_eval(node.value)
+    for node in ast.parse(FAKE.read_text(encoding="utf-8")).body
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TOOLS"
+)
+
+
+# ── --version and --help ──
+
+
+def test_the_version_is_told(home: dict[str, str]):
+    done = run(home, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"mcpmux {mcpmux.__version__}\n", "")
+
+
+def commands_in_help(env: dict[str, str]) -> list[str]:
+    """Each command that `mcpmux --help` lists."""
+    listed = run(env, "--help").stdout.partition("\ncommands:\n")[2].partition("\n\n")[0]
+    return re.findall(r"^    (\w\S*)  ", listed, re.MULTILINE)
+
+
+def examples_in(text: str) -> list[str]:
+    return re.findall(r"^example: (mcpmux.*)$", text, re.MULTILINE)
+
+
+def test_help_lists_the_commands_with_a_word_on_each(home: dict[str, str]):
+    done = run(home, "--help")
+    assert done.returncode == 0
+    assert {"check", "demo"} <= set(commands_in_help(home))
+    assert "_demo_server" not in done.stdout  # the demo's own business
+    assert "MCPMUX_CONFIG" in done.stdout
+
+
+def test_each_help_has_an_example_and_the_example_runs(home: dict[str, str]):
+    """An example that does not run is worse than none. This one place runs them all, the demo too."""
+    written(Path(home["HOME"]) / "mcpmux.toml", server_table("fake"))
+    env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml")}
+    for command in [[], *([one] for one in commands_in_help(home))]:
+        text = run(home, *command, "--help").stdout
+        examples = examples_in(text)
+        assert examples, f"mcpmux {' '.join(command)} --help has no example"
+        for example in examples:
+            words = [os.path.expanduser(word.replace("~", home["HOME"])) for word in shlex.split(example)[1:]]
+            assert words[: len(command)] == command
+            done = run(env, *words)
+            assert done.returncode == 0, example
+            assert "error" not in done.stderr, example
+
+
+def test_the_help_of_check_stands_alone(home: dict[str, str]):
+    """Nothing stands above it that `as above` could mean."""
+    text = run(home, "check", "--help").stdout
+    assert "as above" not in text
+    assert "--config PATH" in text
+    assert "--json" in text
+
+
+def test_an_unknown_command_or_option_is_refused_with_the_known_ones(home: dict[str, str]):
+    done = run(home, "chekc")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "check" in done.stderr
+    assert "demo" in done.stderr
+    assert run(home, "check", "--jsn").returncode == 2
+
+
+# ── check ──
+
+SECRET = "s3cret-of-ada"
+TROUBLED = [
+    server_table("good"),
+    server_table("exits", "--exit", "3", "--stderr", "boom: ${TEST_SECRET} is refused", env={"K": "${TEST_SECRET}"}),
+    server_table("silent", "--silent", startup_timeout_sec=1),
+    server_table("garbage", "--garbage"),
+    server_table("missing", command="no-such-program-here"),
+    server_table("unset", env={"A_KEY": "${MCPTEST_UNSET}"}),
+    server_table("misspelt", comand="x"),
+    server_table("off", enabled=False),
+]
+
+
+class Checked:
+    """What `mcpmux check` says of a config, in both forms."""
+
+    def __init__(self, folder: Path, *tables: str) -> None:
+        self.folder = folder
+        self.config = written(folder / "mcpmux.toml", *tables)
+        env = empty_home(folder) | {"TEST_SECRET": SECRET}
+        self.plain = run(env, "check", "--config", str(self.config))
+        self.json = run(env, "--config", str(self.config), "check", "--json")
+        head, *lines = self.plain.stdout.split("\n\n")[1].splitlines()
+        columns = [found.start() for found in re.finditer(r"\S+", head)]
+        cut = [
+            [line[a:b].strip() for a, b in zip(columns, [*columns[1:], None], strict=True)] for line in [head, *lines]
+        ]
+        self.heads, self.rows = cut[0], {row[0]: row[1:] for row in cut[1:]}
+
+    def trouble(self, server: str) -> tuple[str, str]:
+        """The reason and the next step."""
+        found = re.search(rf"^{server}: (.+)\n  next: (.+)$", self.plain.stdout, re.MULTILINE)
+        assert found, self.plain.stdout
+        return found[1], found[2]
+
+    @property
+    def parsed(self) -> dict[str, dict[str, Any]]:
+        return {row["server"]: row for row in json.loads(self.json.stdout)["servers"]}
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    return Checked(tmp_path_factory.mktemp("troubled"), *TROUBLED)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    return Checked(tmp_path_factory.mktemp("healthy"), server_table("one"), server_table("two"))
+
+
+def test_check_has_a_row_for_every_server(troubled: Checked):
+    assert troubled.plain.stdout.startswith(f"{troubled.config}\n\n")
+    assert troubled.heads == ["SERVER", "STATE", "REVISION", "TOOLS", "PROMPTS", "RESOURCES", "MS"]
+    assert list(troubled.rows) == ["good", "exits", "silent", "garbage", "missing", "unset", "misspelt", "off"]
+    ready = ["ready", "2025-11-25", str(len(FAKE_TOOLS)), "1", "2"]
+    failed = ["failed", "-", "0", "0", "0", "-"]
+    for name in ("good", "garbage"):
+        assert troubled.rows[name][:-1] == ready
+        assert 0 < int(troubled.rows[name][-1]) < PATIENCE * 1000
+    for name in ("exits", "silent", "missing", "unset", "misspelt"):
+        assert troubled.rows[name] == failed, name
+    assert troubled.rows["off"] == ["disabled", "-", "-", "-", "-", "-"]
+
+
+def test_check_lists_the_tools_as_the_host_will_see_them(troubled: Checked):
+    names = [f"{server}__{tool}" for server in ("good", "garbage") for tool in FAKE_TOOLS]
+    told = re.search(rf"^{len(names)} tools: ((?:.+\n)+)", troubled.plain.stdout, re.MULTILINE)
+    assert told
+    assert told[1].replace("\n", " ").strip().split(", ") == names
+    assert json.loads(troubled.json.stdout)["tools"] == names
+
+
+@pytest.mark.parametrize(
+    ("server", "reason"),
+    [
+        ("exits", 'exits exited with code 3; its last words: "boom: *** is refused"'),
+        ("silent", "silent has not answered `initialize` within 1 s"),
+        ("missing", "'no-such-program-here' was not found on PATH"),
+        ("unset", "${MCPTEST_UNSET} is not set (mcp_servers.unset.env.A_KEY)"),
+        ("misspelt", 'mcpmux.toml: mcp_servers.misspelt.comand: unknown key; did you mean "command"?'),
+    ],
+)
+def test_check_gives_the_reason_for_each_failure(server: str, reason: str, troubled: Checked):
+    assert troubled.trouble(server)[0] == reason
+
+
+@pytest.mark.parametrize(
+    ("server", "says"),
+    [
+        ("exits", "exits.log"),
+        ("silent", "startup_timeout_sec"),
+        ("missing", "install it, or give its full path as `command`"),
+        ("unset", "set MCPTEST_UNSET in the host's environment or in env_file"),
+        ("misspelt", "correct its table"),
+    ],
+)
+def test_check_says_what_to_do_about_each_failure(server: str, says: str, troubled: Checked):
+    step = troubled.trouble(server)[1]
+    assert says in step
+    assert "mcpmux check" not in step, "that is what the person has just done"
+
+
+def test_a_log_that_check_names_is_there_and_holds_no_secret(troubled: Checked):
+    named = re.search(r"its log is (\S+\.log)", troubled.trouble("exits")[1])
+    assert named
+    words = Path(named[1]).read_text(encoding="utf-8")
+    assert "boom: *** is refused" in words
+    assert SECRET not in words
+
+
+def test_check_tells_no_secret(troubled: Checked):
+    for done in (troubled.plain, troubled.json):
+        assert SECRET not in done.stdout + done.stderr
+
+
+def test_check_exits_with_1_if_a_server_failed_and_0_if_none_did(troubled: Checked, healthy: Checked):
+    assert troubled.plain.returncode == troubled.json.returncode == 1
+    assert healthy.plain.returncode == healthy.json.returncode == 0
+    assert [row[0] for row in healthy.rows.values()] == ["ready", "ready"]
+    assert "next:" not in healthy.plain.stdout
+
+
+def test_check_has_nothing_to_say_on_stderr(troubled: Checked, healthy: Checked):
+    """The table says it all."""
+    for checked in (troubled, healthy):
+        assert checked.plain.stderr == checked.json.stderr == ""
+
+
+def test_check_for_machines_has_the_same_in_full(troubled: Checked, healthy: Checked):
+    whole = json.loads(troubled.json.stdout)
+    assert whole["config"] == str(troubled.config)
+    assert list(troubled.parsed) == list(troubled.rows)
+    keys = ["server", "state", "revision", "tools", "prompts", "resources", "resourceTemplates", "ms", "reason", "next"]
+    for name, row in troubled.parsed.items():
+        assert list(row) == (["server", "state"] if name == "off" else keys)
+        assert row["state"] == troubled.rows[name][0]
+    good = troubled.parsed["good"]
+    del good["ms"]
+    assert good == {
+        "server": "good",
+        "state": "ready",
+        "revision": "2025-11-25",
+        "reason": None,
+        "next": None,
+        "tools": len(FAKE_TOOLS),
+        "prompts": 1,
+        "resources": 1,
+        "resourceTemplates": 1,
+    }
+    for name in ("exits", "silent", "missing", "unset", "misspelt"):
+        row = troubled.parsed[name]
+        assert (row["reason"].removeprefix(f"{name}: "), row["next"]) == troubled.trouble(name)
+        assert (row["revision"], row["ms"]) == (None, None)
+    assert [row["state"] for row in healthy.parsed.values()] == ["ready", "ready"]
+
+
+def test_check_of_a_file_without_servers_says_how_to_add_one(home: dict[str, str], tmp_path: Path):
+    config = written(tmp_path / "mcpmux.toml", "[mux]")
+    done = run(home, "check", "--config", str(config))
+    assert done.returncode == 0
+    assert f"No servers yet: add a [mcp_servers.NAME] table to {config}." in done.stdout
+
+
+def test_check_leaves_no_process(home: dict[str, str], tmp_path: Path):
+    pids = tmp_path / "pids"
+    config = written(
+        tmp_path / "mcpmux.toml",
+        server_table("one", "--pid-file", str(pids)),
+        server_table("stubborn", "--pid-file", str(pids), "--ignore-eof", "--ignore-term"),
+    )
+    assert run(home, "check", "--config", str(config)).returncode == 0
+    started = pids.read_text().split()
+    assert len(started) == 2
+    assert not any(is_running(int(pid)) for pid in started)
+
+
+# ── a config that cannot be used ──
+
+
+@pytest.mark.parametrize("command", [["check"], ["check", "--json"], []], ids=["check", "check --json", "serve"])
+def test_a_config_that_cannot_be_used_is_told_in_full(command: list[str], home: dict[str, str], tmp_path: Path):
+    config = written(
+        tmp_path / "mcpmux.toml",
+        'colour = 1\n[mux]\nseperator = "_"\nmax_message_mb = -1\n[mcp_servers.x]\ncommand = "a"\narg = []',
+    )
+    done = run(home, "--config", str(config), *command)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"mcpmux: {config}: colour: unknown key; known keys: mcp_servers, mux",
+        f'mcpmux: {config}: mux.seperator: unknown key; did you mean "separator"?',
+        f"mcpmux: {config}: mux.max_message_mb: expected a number > 0.0",
+        f'mcpmux: {config}: mcp_servers.x.arg: unknown key; did you mean "args"?',
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[mux", b"\xff\xfe[\0", b"a = " + b"1" * 5000, b"a = " + b"[" * 50_000],
+    ids=["syntax", "UTF-16", "an endless number", "endless nesting"],
+)
+def test_whatever_is_in_the_file_it_is_one_line_and_no_traceback(content: bytes, home: dict[str, str], tmp_path: Path):
+    config = tmp_path / "mcpmux.toml"
+    config.write_bytes(content)
+    done = run(home, "check", "--config", str(config))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mcpmux: {config}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["max_message_mb", "host_message_mb", "outbox_mb"])
+def test_a_limit_of_infinity_is_no_traceback(key: str, home: dict[str, str], tmp_path: Path):
+    config = written(tmp_path / "mcpmux.toml", f"[mux]\n{key} = inf", server_table("fake"))
+    assert run(home, "--config", str(config)).returncode in (0, 2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no ~name")
+# ── no config ──
+
+
+def test_check_without_a_config_says_where_to_put_one_and_that_is_where_it_is_read(home: dict[str, str]):
+    done = run(home, "check")
+    assert done.returncode == 1
+    named = re.search(r"There is no config file at (.+mcpmux\.toml)\.$", done.stdout, re.MULTILINE)
+    assert named
+    assert named[1].startswith(home["HOME"])
+    assert "mcpmux demo" in done.stdout
+    written(Path(named[1]), server_table("fake"))
+    done = run(home, "check")
+    assert done.returncode == 0
+    assert done.stdout.startswith(named[1])
+
+
+def test_check_names_the_missing_file_that_it_was_told_of(home: dict[str, str], tmp_path: Path):
+    for arguments, env in (
+        (["--config", str(tmp_path / "a.toml")], {}),
+        ([], {"MCPMUX_CONFIG": str(tmp_path / "a.toml")}),
+    ):
+        done = run(home | env, "check", *arguments)
+        assert done.returncode == 1
+        assert f"There is no config file at {tmp_path / 'a.toml'}." in done.stdout
+
+
+def test_serving_without_a_config_offers_nothing_and_says_where_it_goes(home: dict[str, str]):
+    """A host shows no more of a server that exits than "disconnected"."""
+    host = RawHost([sys.executable, str(MCPMUX)], home)
+    try:
+        told = host.initialize()
+        named = re.search(r"put one at (.+mcpmux\.toml), then start", told["instructions"])
+        assert named
+        assert str(named[1]).startswith(home["HOME"])
+        assert host.tools() == []
+        for method, key in (
+            ("prompts/list", "prompts"),
+            ("resources/list", "resources"),
+            ("resources/templates/list", "resourceTemplates"),
+        ):
+            assert host.request(method)["result"][key] == []
+        assert "error" in host.request("tools/call", {"name": "x__y"}) or host.call("x__y")["isError"]
+    finally:
+        code = host.close()
+    assert code == 0
+
+
+# ── serving ──
+
+
+def test_stdout_carries_nothing_but_messages(start: Callable[..., RawHost]):
+    """Garbage of a server's, its stderr, the log at its most talkative: none of it is for the host's pipe.
+    https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#stdio"""
+    host = start(
+        '[mux]\nlog_level = "trace"',
+        server_table("noisy", "--garbage", "--stderr", "a word on stderr"),
+        server_table("gone", "--exit", "3", "--stderr", "gone"),
+    )
+    host.initialize()
+    assert host.text("noisy__echo", said="x")
+    assert host.call("noisy__crash")["isError"]
+    assert host.close() == 0
+    lines = [message["raw"] for message in host.seen]
+    while raw := host.lines.get(timeout=PATIENCE):
+        lines.append(raw)
+    assert len(lines) >= 3
+    for line in lines:
+        assert json.loads(line)["jsonrpc"] == "2.0"
+        assert line.endswith(b"\n")
+        assert line.count(b"\n") == 1
+    assert "mcpmux trace: < host initialize" in host.log()
+
+
+def test_a_stray_print_goes_to_the_log(home: dict[str, str], tmp_path: Path):
+    """By Python, by a C library or by a command that something starts."""
+    config = written(tmp_path / "mcpmux.toml", server_table("fake"))
+    code = textwrap.dedent("""
+        import os, sys, mcpmux
+        serve = mcpmux.Mux.run
+        async def run(self):
+            print("stray print", flush=True)
+            os.write(1, b"stray write\\n")
+            os.system("echo stray command")
+            await serve(self)
+        mcpmux.Mux.run = run
+        sys.exit(mcpmux.main(sys.argv[1:]))
+    """)
+    host = RawHost([sys.executable, "-c", code, "--config", str(config)], home | {"PYTHONPATH": str(ROOT)})
+    try:
+        host.initialize()
+        assert host.text("fake__echo", said="x")
+    finally:
+        assert host.close() == 0
+    for stray in ("stray print", "stray write", "stray command"):
+        assert stray in host.log()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python's library")
+def test_a_person_at_a_terminal_is_told_that_a_host_is_wanted(home: dict[str, str]):
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(MCPMUX)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=home)
+    os.close(theirs)
+    try:
+        os.write(ours, b"\x04")  # Ctrl-D, read as the end once mcpmux reads
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        os.close(ours)
+    assert (process.returncode, stdout) == (0, b"")
+    assert b"`mcpmux check`" in stderr
+    assert b"`mcpmux demo`" in stderr
+
+
+def test_a_host_is_told_no_such_thing(home: dict[str, str]):
+    done = run(home)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "mcpmux check" not in done.stderr
+
+
+# ── demo ──
+
+
+class Demo:
+    """`mcpmux demo` in an empty home, from an empty folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        self.home.mkdir()
+        (folder / "empty").mkdir()
+        self.done = run(empty_home(self.home), "demo", cwd=folder / "empty")
+        shown, _, rest = self.done.stdout.partition("\nNow with your own servers:")
+        self.parts = re.split(r"^\d\. ", shown, flags=re.MULTILINE)
+        self.next_steps = re.split(r"^  \d\. ", rest, flags=re.MULTILINE)
+        self.left_behind = list((folder / "empty").iterdir())
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return Demo(tmp_path_factory.mktemp("demo"))
+
+
+def test_the_demo_needs_nothing_and_runs_to_its_end(demo: Demo):
+    assert (demo.done.returncode, demo.done.stderr) == (0, "")
+    assert len(demo.parts) == 7
+    assert demo.left_behind == []
+    assert not list(demo.home.rglob("*.toml"))
+
+
+def test_the_demo_shows_two_servers_as_one(demo: Demo):
+    assert f"mcpmux {mcpmux.__version__}" in demo.parts[1]
+    names = re.findall(r"^     (\w+__\w+) +\S", demo.parts[1], re.MULTILINE)
+    assert names == ["notes__whoami", "notes__add_note", "notes__summarize", "clock__whoami", "clock__countdown"]
+    calls = re.findall(r"^     (\w+)__whoami  ->  (\w+), process (\d+)$", demo.parts[2], re.MULTILINE)
+    assert [(asked, answered) for asked, answered, _ in calls] == [("notes", "notes"), ("clock", "clock")]
+    assert calls[0][2] != calls[1][2]
+
+
+def test_the_demo_shows_progress(demo: Demo):
+    bars = re.findall(r"^     \[(#+) *\] (\d+)/10$", demo.parts[3], re.MULTILINE)
+    assert [(len(bar), done) for bar, done in bars] == [(2 * n, str(n)) for n in range(1, 11)]
+    assert "clock__countdown  ->  Lift-off!" in demo.parts[3]
+
+
+def test_the_demo_shows_servers_that_ask_the_person_and_the_model(demo: Demo):
+    assert "'[notes] What shall I note?'" in demo.parts[4]
+    assert "notes__add_note  ->  Noted: water the plants" in demo.parts[4]
+    assert "the model gets  'Sum up in a line: buy milk; call Ada; water the plants'" in demo.parts[5]
+    assert "notes__summarize  ->  The model says: Milk, Ada, plants." in demo.parts[5]
+
+
+def test_the_demo_shows_that_a_killed_server_hurts_nobody_else(demo: Demo):
+    how = "exited with code" if sys.platform == "win32" else "was killed by SIGKILL"
+    assert re.search(rf"clock__countdown  ->  mcpmux: clock {how}", demo.parts[6])
+    before = dict(re.findall(r"(\w+), process (\d+)", demo.parts[2]))
+    after = dict(re.findall(r"(\w+), process (\d+)", demo.parts[6]))
+    assert after["notes"] == before["notes"]
+    assert after["clock"] != before["clock"]
+    assert not any(is_running(int(pid)) for pid in [*before.values(), *after.values()])
+
+
+def test_a_log_that_the_demo_names_is_there(demo: Demo):
+    """A server that never wrote to its stderr has no log to look into."""
+    assert all(Path(name).is_file() for name in re.findall(r"its log is ([^;]+);", demo.done.stdout))
+
+
+def test_the_demo_ends_with_a_config_that_mcpmux_takes(demo: Demo):
+    _, where, check, _ = demo.next_steps
+    file = re.match(r"List them in (.+mcpmux\.toml):\n", where)
+    assert file
+    assert file[1].startswith(str(demo.home))
+    config = mcpmux.read_config(tomllib.loads(textwrap.dedent(where.partition("\n")[2])), Path(file[1]))
+    assert config.broken == {}
+    assert config.notes == []
+    assert len(config.servers) == 1
+    assert "mcpmux check" in check
+
+
+def test_the_demo_ends_with_an_entry_for_a_host_that_starts_mcpmux(demo: Demo):
+    entry = demo.next_steps[3]
+    assert entry.partition("\n")[0].endswith("claude_desktop_config.json:")
+    (server,) = json.loads(entry.partition("\n")[2])["mcpServers"].values()
+    host = RawHost([server["command"], *server["args"]], empty_home(demo.home))
+    try:
+        assert host.initialize()["serverInfo"]["name"] == "mcpmux"
+    finally:
+        assert host.close() == 0
+
+
+# ── one file ──
+
+
+def inline_metadata(path: Path) -> dict[str, Any]:
+    """https://peps.python.org/pep-0723/#reference-implementation"""
+    pattern = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
+    (block,) = [one for one in re.finditer(pattern, path.read_text(encoding="utf-8")) if one["type"] == "script"]
+    return tomllib.loads("".join(line[2:] for line in block["content"].splitlines(keepends=True)))
+
+
+def test_the_inline_metadata_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert inline_metadata(MCPMUX) == {
+        "requires-python": project["requires-python"],
+        "dependencies": project["dependencies"],
+    }
+
+
+@pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
+def test_copied_alone_it_runs_with_uv(tmp_path: Path):
+    """With the machine's own home: uv's cache is there, and `--version` reads nothing else."""
+    shutil.copy(MCPMUX, tmp_path)
+    env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    done = subprocess.run(
+        ["uv", "run", "--quiet", "mcpmux.py", "--version"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"mcpmux {mcpmux.__version__}\n"), done.stderr
