@@ -740,7 +740,10 @@ def _name_all(parts: list[Part], method: str, options: MuxOptions, notes: list[s
         text = f"{prefix}{options.separator}{entry.shown}" if prefix else entry.shown
         return fit_name(text, options.max_name_length)
 
-    entries = [(part, entry) for part in parts for entry in part.lists.get(method, ())]
+    entries: list[tuple[Part, Entry]] = []
+    for part in parts:
+        once = {entry.name: entry for entry in reversed(part.lists.get(method, ()))}  # it knows one by each name
+        entries += [(part, entry) for entry in part.lists.get(method, ()) if once[entry.name] is entry]
     names = [joined(part.server if part.prefix is None else part.prefix, entry) for part, entry in entries]
     crowd = collections.Counter(names)
     numbers: dict[str, int] = {}
@@ -2314,7 +2317,7 @@ class Core:
         """The host is gone or we are told to go: whoever waits is told, and every server is stopped."""
         self._log("info", f"stopping: {reason}")
         for ask in self._held.values():
-            self._refuse(ask.id, RpcError(INTERNAL_ERROR, f"mcpmux is stopping: {reason}"))
+            self._fail_ask(ask, f"mcpmux is stopping: {reason}")
         self._held.clear()
         for pending in self.in_flight.asked_by(HOST):
             pending.then = None
@@ -3206,8 +3209,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self._open_pipes.discard(fd)
-        if fd == 1 and not self._gone and not self.exited.is_set() and not self._stopping:
-            self._closing = asyncio.ensure_future(self.stop())  # a server may say goodbye by closing its output
+        if fd != 2 and not self._gone and not self.exited.is_set() and not self._stopping:
+            self._closing = asyncio.ensure_future(self.stop())  # closing a pipe is a way to say goodbye
         if self.exited.is_set() and not self._open_pipes:
             self._end()
 

@@ -153,8 +153,14 @@ def test_what_would_make_a_list_longer_than_hosts_take_is_left_out():
     assert merged.notes == ["a: a__y is left out: tools/list would be longer than host_message_mb"]
 
 
-def test_very_many_equal_names_are_numbered_in_good_time():
-    assert len(set(names(part("a", *["x"] * 3000)))) == 3000
+def test_very_many_colliding_names_are_numbered_in_good_time():
+    many = [f"{'x' * 40}{chr(0x4E00 + number)}" for number in range(3000)]
+    assert len(set(names(part("a", *many, prefix=""), max_name_length=41))) == 3000
+
+
+def test_a_name_that_a_server_lists_twice_is_offered_once():
+    """It would be called by the same name both times."""
+    assert names(part("a", "x", "y", "x")) == ["a__x", "a__y"]
 
 
 def test_resources_without_a_name_are_named_by_their_uri():
@@ -224,7 +230,7 @@ def test_a_long_name_is_cut_and_keeps_a_hash_of_the_whole():
         ([part("a", "x", prefix=""), part("b", "x", "y", prefix="")], ["a__x", "b__x", "y"]),
         ([part("a", "x", prefix="p"), part("b", "x", prefix="p")], ["a__x", "b__x"]),
         ([part("a", "x.y", "x_y")], ["a__x_y", "a__x_y_2"]),
-        ([part("a", "x", "x", "x")], ["a__x", "a__x_2", "a__x_3"]),
+        ([part("a", "x.y", "x_y", "x/y")], ["a__x_y", "a__x_y_2", "a__x_y_3"]),
         ([part("a", "a__x", "x", prefix=""), part("b", "x", prefix="")], ["a__x", "a__x_2", "b__x"]),
     ],
 )
@@ -248,7 +254,9 @@ _NAME = st.text(st.sampled_from("ab._-é"), min_size=1, max_size=60)
     )
 )
 def test_names_are_always_distinct_valid_short_and_the_same_from_run_to_run(tables: list[Any]):
-    parts = [part(f"{server}{n}", *tools, prefix=prefix) for n, (server, prefix, tools) in enumerate(tables)]
+    parts = [
+        part(f"{server}{n}", *dict.fromkeys(tools), prefix=prefix) for n, (server, prefix, tools) in enumerate(tables)
+    ]
     merged = mcpmux.merge(parts, MuxOptions(max_name_length=24))
     listed = [entry["name"] for entry in json.loads(merged.results["tools/list"])["tools"]]
     assert len(listed) == len(set(listed)) == sum(len(one.lists["tools/list"]) for one in parts)
