@@ -3105,6 +3105,7 @@ async def _secret_from(command: str, where: str, environment: Mapping[str, str])
         raise StartError(f"the command of ${{cmd:…}} took over {SECRET_COMMAND_TIMEOUT:g} s ({where})", hint) from None
     finally:
         family.kill()  # also what it left behind, or all of it when the start is given up
+        await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=1.0)  # its pipes close by that
     if process.returncode:
         raise StartError(f"the command of ${{cmd:…}} exited with code {process.returncode} ({where})", hint)
     return out.decode(errors="replace").strip()
