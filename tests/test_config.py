@@ -1,4 +1,4 @@
-"""The TOML file, the environment, and what becomes of them. DESIGN.md §9 and §10; nearly all of it is our choice."""
+"""The TOML file, the environment, and what becomes of them. Nearly all of it is our choice."""
 
 from __future__ import annotations
 
