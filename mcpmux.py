@@ -32,8 +32,9 @@ The file is read top to bottom, and no section names anything from a later one:
      9  config                         TOML -> options; the only reader of the file and of the environment
     10  pipes                          the host's two pipes, and the log
     11  processes                      spawning servers, and the ladder that stops them
+    12  sampler                        the child process that asks a model, through litellm
     13  mux                            the loop that feeds the core and performs its effects
-    14  CLI                            serve, check, demo
+    14  CLI                            serve, check, models, usage, demo
 
 Invariants:
 
@@ -59,6 +60,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -98,6 +100,10 @@ STOP_LAST: Final = 0.3  # after SIGKILL only an unkillable process is still ther
 EXIT_DRAIN: Final = 0.25  # a dead server's last lines are read; a grandchild that holds the pipe is not waited for
 HOST_FLUSH: Final = 0.3  # a host that no longer reads must not keep the process alive
 SECRET_COMMAND_TIMEOUT: Final = 10.0  # `${cmd:…}` may ask for a fingerprint that nobody gives
+SAMPLER_SLACK: Final = 60.0  # the sampler's own timeout ends a request; this is for one that it loses, or loads for
+SAMPLER_IDLE: Final = 300.0  # litellm keeps 200 MB
+RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
+RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
 
 MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
 EDGE: Final = 4096  # of a bad or over-long line, as much as is searched for an id at each end
@@ -112,6 +118,7 @@ MB: Final = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Megabytes = Annotated[float, Meta(gt=0, le=4096)]
+Score = Annotated[float, Meta(ge=0, le=1)]
 LogLevel = Literal["error", "warning", "info", "debug", "trace"]
 LEVELS: Final[dict[str, int]] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": 5}
 
@@ -156,6 +163,40 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     sampling: Literal["auto", "host", "local", "off"] = "auto"
     elicitation: bool = True
     tools: dict[str, ToolOverride] = {}
+
+
+class ModelOptions(Struct, frozen=True, kw_only=True):
+    """A `[[sampling.models]]` table. Scores are 0 to 1, and 1 is best: cheapest, fastest, cleverest."""
+
+    model: str = ""  # as litellm names it: provider/model
+    hints: list[str] = []  # further names that a server's hint may have for it
+    cost: Score | None = None  # None: from litellm's price table
+    speed: Score | None = None
+    intelligence: Score | None = None
+    api_key: str | None = None  # None: litellm reads the provider's usual variable
+    api_base: str | None = None
+    params: dict[str, Any] = {}  # more of what `litellm.acompletion` takes
+
+
+class SamplingLimits(Struct, frozen=True, kw_only=True):
+    """`[sampling.limits]`: what servers may ask of the local models."""
+
+    max_tokens: Annotated[int, Meta(ge=1)] = 4096  # a request for more gets this many
+    requests_per_minute: Annotated[int, Meta(ge=1)] = 30  # of one server
+    max_concurrency: Annotated[int, Meta(ge=1)] = 4  # of one server
+    usd_per_day: Annotated[float, Meta(gt=0)] = 1.0  # of all servers, by litellm's prices; a day is one of UTC
+
+
+class SamplingOptions(Struct, frozen=True, kw_only=True):
+    """The `[sampling]` table: either `model`, with the keys beside it, or several `[[sampling.models]]`."""
+
+    model: Annotated[str, Meta(min_length=1)] | None = None
+    api_key: str | None = None
+    api_base: str | None = None
+    params: dict[str, Any] = {}
+    timeout_sec: Seconds = 120.0  # of a request, with what is tried again
+    models: list[ModelOptions] = []
+    limits: SamplingLimits = SamplingLimits()
 
 
 # ══ 2. Errors ════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -492,21 +533,29 @@ def capabilities_for_host(servers: Iterable[Fields]) -> dict[str, Any]:
     return OWN_CAPABILITIES | {key: value for key, value in extra.items() if isinstance(value, dict)}
 
 
-def capabilities_for_server(host: Fields, options: ServerOptions) -> Fields:
-    """What a server is told: what the host declared, byte for byte, less what its table switches off, and roots if
-    its table names some. Never more: servers act on capabilities without asking again."""
+def is_sampled_locally(host: Fields, options: ServerOptions, *, with_tools: bool) -> bool:
+    """Which of the two answers a server's sampling, where a local model is there: `auto` prefers the host."""
+    host_can = offers(host, "sampling", "tools") if with_tools else offers(host, "sampling")
+    return options.sampling == "local" or (options.sampling == "auto" and not host_can)
+
+
+def capabilities_for_server(host: Fields, options: ServerOptions, *, has_model: bool = False) -> Fields:
+    """What a server is told: what the host declared, byte for byte, less what its table switches off, and what mcpmux
+    answers itself: roots of its table, and sampling. Never more: servers act on capabilities without asking again."""
     told = dict(host)
-    off: list[str] = []
-    if options.sampling not in ("auto", "host"):
+    local = has_model and is_sampled_locally(host, options, with_tools=True)
+    off = [] if options.elicitation else ["elicitation"]
+    if options.sampling in ("local", "off"):
         off.append("sampling")
-    if not options.elicitation:
-        off.append("elicitation")
-    tasks = value_of(told.get("tasks"))
     for name in off:
         told.pop(name, None)
+    tasks = value_of(told.get("tasks"))
+    for name in (*off, "sampling") if local else off:  # the local model answers at once, never by a task
         if isinstance(tasks, dict) and isinstance(tasks.get("requests"), dict) and name in tasks["requests"]:
             tasks["requests"].pop(name)
             told["tasks"] = Raw(encode(tasks))
+    if local:
+        told["sampling"] = Raw(encode({**object_of(told.get("sampling")), "tools": {}}))
     if options.roots and not offers(told, "roots"):
         told["roots"] = Raw(b"{}")
     return told
@@ -849,12 +898,23 @@ class Answer(NamedTuple):
     result: bytes
 
 
+class Locally(NamedTuple):
+    """A model of the person's own answers it."""
+
+
 QUESTIONS: Final = ("sampling/createMessage", "elicitation/create", "roots/list")
+CARRIERS: Final = ("tools/call", "prompts/get", "resources/read")  # in the middle of these a server may ask
+_NO_SAMPLING: Final = {
+    "auto": "the host declared none, and no model is configured",
+    "host": 'the host declared none, and its table says sampling = "host"',
+    "local": 'its table says sampling = "local", and no model is configured',
+    "off": 'its table says sampling = "off"',
+}
 
 
 def judge_question(
     method: str, params: Raw | UnsetType, server: str, options: ServerOptions, host: Fields, told: Fields
-) -> Forward | Answer:
+) -> Forward | Answer | Locally:
     """What becomes of a server's question, given what the host declared and what that server was told.
 
     Raises `RpcError` for a refusal (codes: 2025-11-25, client/elicitation, client/sampling, client/roots).
@@ -868,11 +928,13 @@ def judge_question(
             raise RpcError(METHOD_NOT_FOUND, "the host has no roots")
         case "sampling/createMessage":
             if not offers(told, "sampling"):
-                raise RpcError(METHOD_NOT_FOUND, f"sampling is not offered to {server}: the host declared none")
+                why = _NO_SAMPLING[options.sampling]
+                raise RpcError(METHOD_NOT_FOUND, f"sampling is not offered to {server}: {why}")
             asked = fields_of(params)
-            if ("tools" in asked or "toolChoice" in asked) and not offers(told, "sampling", "tools"):
+            with_tools = "tools" in asked or "toolChoice" in asked
+            if with_tools and not offers(told, "sampling", "tools"):
                 raise RpcError(INVALID_PARAMS, "the host did not declare sampling.tools")
-            return Forward(params)
+            return Locally() if is_sampled_locally(host, options, with_tools=with_tools) else Forward(params)
         case "elicitation/create":
             asked = fields_of(params)
             mode = value_of(asked.get("mode"), "form")
@@ -884,6 +946,12 @@ def judge_question(
             return Forward(encode(asked))
         case _:
             raise Bug(f"{method} is no question")
+
+
+def limit_reached(limit: str, text: str, wait: float | None = None) -> RpcError:
+    """The refusal of a request over one of `[sampling.limits]`; `wait` is in seconds."""
+    data = {"limit": limit} | ({} if wait is None else {"retryAfterSeconds": wait})
+    return RpcError(INTERNAL_ERROR, f"mcpmux: sampling limit reached: {text} (sampling.limits.{limit})", data)
 
 
 def table_roots(options: ServerOptions) -> bytes:
@@ -966,6 +1034,7 @@ class Deaths:
 
 HOST: Final = ""  # the host among the peers; a server's name is never empty
 OURSELVES: Final = "mcpmux itself"  # a server's name has no space
+MODEL: Final = "the model"  # the sampler process
 FOREVER: Final = float("inf")
 
 
@@ -1012,11 +1081,23 @@ class ServerGone(Struct):
     stderr: list[str]
 
 
+class Sampled(Struct):
+    """Whole lines from the sampler: JSON-RPC, as from a server."""
+
+    lines: list[bytes | TooLong]
+
+
+class SamplerGone(Struct):
+    """The sampler is over, or could not be started; the next request starts another."""
+
+    reason: str
+
+
 class TimerDue(Struct):
     key: tuple[str, str]
 
 
-Event = HostLines | HostGone | ServerUp | ServerLines | ServerClogged | ServerGone | TimerDue
+Event = HostLines | HostGone | ServerUp | ServerLines | ServerClogged | ServerGone | Sampled | SamplerGone | TimerDue
 
 
 class SendHost(Struct):
@@ -1039,6 +1120,12 @@ class Stop(Struct):
     run: int
 
 
+class Sample(Struct):
+    """A line for the sampler, which is started if it does not run."""
+
+    line: bytes
+
+
 class SetTimer(Struct):
     key: tuple[str, str]
     at: float | None  # None: forget it
@@ -1049,7 +1136,7 @@ class Log(Struct):
     text: str
 
 
-Effect = SendHost | SendServer | Start | Stop | SetTimer | Log
+Effect = SendHost | SendServer | Start | Stop | Sample | SetTimer | Log
 
 
 class Reply(NamedTuple):
@@ -1076,6 +1163,7 @@ class Pending(Struct):
     progress: float = -FOREVER  # the last value passed on
     wrapped: bool = False  # the tool's structured results are put into an object
     is_task: bool = False  # the request was augmented with a task (2025-11-25)
+    calls: tuple[int, ...] = ()  # of a server's question: the host's calls in one of which it was asked
 
 
 class InFlight:
@@ -1178,12 +1266,14 @@ class Server:
         self.up_at = 0.0
         self.useless = False  # it is being stopped because its handshake failed
         self.subscriptions: dict[str, None] = {}  # URIs, in order
+        self.sampled: collections.deque[float] = collections.deque()  # when it asked the local model, in a minute
 
 
 class Core:
     """The multiplexer without its pipes: `handle` takes an event and the time, and returns what is to be done.
 
-    `broken` are servers whose table is wrong, with the reason; `chance` gives numbers in [0, 1).
+    `broken` are servers whose table is wrong, with the reason; `sampling` is there if a local model is; `chance` gives
+    numbers in [0, 1).
     """
 
     def __init__(
@@ -1191,6 +1281,7 @@ class Core:
         options: MuxOptions,
         servers: Mapping[str, ServerOptions],
         *,
+        sampling: SamplingOptions | None = None,
         broken: Mapping[str, str] | None = None,
         notice: str = "",
         chance: Callable[[], float] = lambda: 0.0,
@@ -1203,6 +1294,7 @@ class Core:
             server.hint = "correct its table, then start this host again"
         self.in_flight = InFlight()
         self.revision = ""  # the host's, once it has initialized
+        self._sampling = sampling
         self._notice = notice
         self._chance = chance
         self._now = 0.0
@@ -1236,6 +1328,9 @@ class Core:
             case HostLines():
                 for line in event.lines:
                     self._survive(self._line_of_host, line)
+            case Sampled():
+                for line in event.lines:
+                    self._survive(self._line_of_sampler, line)
             case _:
                 self._survive(self._handle, event)
         return effects
@@ -1277,9 +1372,12 @@ class Core:
                 server = self._alive(name, run)
                 if server:
                     self._gone(server, event)
+            case SamplerGone(reason):
+                for pending in self.in_flight.owed_by(MODEL):
+                    self._fail(self.in_flight.settle(pending.id), f"mcpmux: {reason}")
             case HostGone(reason):
                 self._end(reason)
-            case HostLines() | ServerLines():
+            case HostLines() | ServerLines() | Sampled():
                 raise Bug("lines are handled one by one")
 
     @property
@@ -1363,7 +1461,7 @@ class Core:
 
     def _is_waiting(self, pending: Pending) -> bool:
         """Not sent yet: its server is not ready."""
-        return pending.peer != HOST and pending.id in self.servers[pending.peer].waiting
+        return pending.peer in self.servers and pending.id in self.servers[pending.peer].waiting
 
     # ── from the host ──
 
@@ -1713,17 +1811,33 @@ class Core:
         id = bytes(params.get("requestId", b""))
         if self._held.pop(id, None) is None and (pending := self.in_flight.asked(HOST, id)):
             self._withdraw(pending, params)
+            self._withdraw_questions(pending)
 
     def _withdraw(self, pending: Pending, params: Fields) -> None:
         """The asker no longer wants the answer: its peer is told, and nobody is answered."""
         self.in_flight.settle(pending.id)
+        self._tell_cancelled(pending, params)
+
+    def _tell_cancelled(self, pending: Pending, params: Fields) -> None:
         params = params | {"requestId": Raw(b"%d" % pending.id)}
+        line = notification_line("notifications/cancelled", encode(params))
         if pending.peer == HOST:
-            self._to_ready_host(pending.asker, notification_line("notifications/cancelled", encode(params)))
-        else:
-            server = self.servers[pending.peer]
-            if server.waiting.pop(pending.id, None) is None:
-                self._send_server(server, notification_line("notifications/cancelled", encode(params)))
+            self._to_ready_host(pending.asker, line)
+        elif pending.peer == MODEL:
+            self._effects.append(Sample(line))
+        elif self.servers[pending.peer].waiting.pop(pending.id, None) is None:
+            self._send_server(self.servers[pending.peer], line)
+
+    def _withdraw_questions(self, call: Pending) -> None:
+        """The host has cancelled a call: what its server asks for it, and for no other, is no longer to be answered.
+        Servers do not cancel their own questions when they are cancelled; a model would be paid for nothing."""
+        for question in self.in_flight.asked_by(call.peer):
+            if call.id in question.calls and not any(self.in_flight.get(other) for other in question.calls):
+                self._withdraw(question, {"reason": Raw(b'"the call that it was for is cancelled"')})
+                server = self.servers[call.peer]
+                error = RpcError(INTERNAL_ERROR, "mcpmux: the host cancelled the call that this was asked for")
+                self._answer_server(server, question.asker_id, Reply(None, error_body(error)))
+                self._question_over(server)
 
     def _host_progress(self, params: Fields) -> None:
         self._progress(HOST, params)
@@ -1765,6 +1879,22 @@ class Core:
             self._task_made(self._host_tasks, pending, TaskOwner(server.name, False), reply.result)
         self._answer_server(server, pending.asker_id, reply)
         self._question_over(server)
+
+    # ── from the sampler ──
+
+    def _line_of_sampler(self, line: bytes | TooLong) -> None:
+        """An answer, or a line for the log."""
+        message = decode_line(line) if isinstance(line, bytes) else Envelope()
+        if message.method is not UNSET:
+            params = object_of(message.params)
+            self._log(text_in(params, "level"), text_in(params, "text"))
+            return
+        pending = None if message.id is UNSET else self.in_flight.get(number_of_id(message.id))
+        if pending and pending.peer == MODEL:  # else it was withdrawn meanwhile
+            self.in_flight.settle(pending.id)
+            server = self.servers[pending.asker]
+            self._answer_server(server, pending.asker_id, self._checked(message, "the sampler"))
+            self._question_over(server)
 
     # ── from a server ──
 
@@ -1860,6 +1990,9 @@ class Core:
             if isinstance(verdict, Answer):
                 self._answer_server(server, id, Reply(Raw(verdict.result), None))
                 return
+            if isinstance(verdict, Locally):
+                self._sample(server, id, params)
+                return
             if any(
                 one.method in (*LISTS, "completion/complete") and not self._is_waiting(one)
                 for one in self.in_flight.owed_by(server.name)
@@ -1885,6 +2018,7 @@ class Core:
         seconds = self.options.input_timeout_sec
         pending = self.in_flight.open(HOST, server.name, id, method, self._now, seconds, seconds)
         pending.then = then
+        pending.calls = self._calls_of(server)
         fields = object_of(params)
         pending.is_task = "task" in fields
         self._swap_token(pending, fields)
@@ -1895,10 +2029,41 @@ class Core:
         if len(line) > self._host_limit:
             self.in_flight.settle(pending.id)
             raise RpcError(INVALID_PARAMS, f"the request has {len(line)} bytes, more than hosts take")
-        if server.state is State.READY and not server.open:
-            # Calls wait until what it asks first is answered, but not for ever.
-            self._set_timer("open", server.name, server.up_at + server.options.startup_timeout_sec)
+        self._asked(server)
         self._to_ready_host(server.name, line, is_request=True)
+
+    def _asked(self, server: Server) -> None:
+        """Calls wait until what a server asks first is answered, but not for ever."""
+        if server.state is State.READY and not server.open:
+            self._set_timer("open", server.name, server.up_at + server.options.startup_timeout_sec)
+
+    def _calls_of(self, server: Server) -> tuple[int, ...]:
+        """The host's calls at this server: a question does not say in which of them it is asked."""
+        owed = self.in_flight.owed_by(server.name)
+        return tuple(call.id for call in owed if call.asker == HOST and call.method in CARRIERS)
+
+    def _sample(self, server: Server, id: bytes, params: Raw | UnsetType) -> None:
+        """A question for the local model, within the limits that are a server's own."""
+        assert self._sampling
+        limits, times = self._sampling.limits, server.sampled
+        busy = sum(one.asker == server.name for one in self.in_flight.owed_by(MODEL))
+        if busy >= limits.max_concurrency:
+            text = f"{busy} requests of {server.name} are open; free again when one has ended"
+            raise limit_reached("max_concurrency", text)
+        while times and times[0] <= self._now - 60:
+            times.popleft()
+        if len(times) >= limits.requests_per_minute:
+            wait = int(times[0] + 60 - self._now) + 1
+            text = f"{server.name} has made {len(times)} requests in a minute; free again in {wait} s"
+            raise limit_reached("requests_per_minute", text, wait)
+        times.append(self._now)
+        seconds = self._sampling.timeout_sec + SAMPLER_SLACK
+        pending = self.in_flight.open(MODEL, server.name, id, QUESTIONS[0], self._now, seconds, seconds)
+        pending.calls = self._calls_of(server)
+        self._watch(pending)
+        self._asked(server)
+        body: Fields = {"server": Raw(encode(server.name)), "params": Raw(b"{}") if params is UNSET else params}
+        self._effects.append(Sample(request_line(pending.id, QUESTIONS[0], encode(body))))
 
     def _ask_host_about_task(self, server: Server, id: bytes, method: str, params: Raw | UnsetType) -> None:
         """A server follows a task that the host made for it; another server's tasks are none of its business."""
@@ -2037,7 +2202,8 @@ class Core:
                 pass
 
     def _greet(self, server: Server) -> None:
-        server.told = capabilities_for_server(self._host_capabilities, server.options)
+        has_model = self._sampling is not None
+        server.told = capabilities_for_server(self._host_capabilities, server.options, has_model=has_model)
         params = {
             "protocolVersion": Raw(encode(self.revision)),
             "capabilities": Raw(encode(server.told)),
@@ -2293,20 +2459,14 @@ class Core:
         for pending in self.in_flight:
             if pending.deadline > self._now:
                 continue
-            if pending.peer != HOST and self.in_flight.asked_by(pending.peer):
+            if pending.peer in self.servers and self.in_flight.asked_by(pending.peer):
                 pending.deadline = self._now + pending.patience  # a person is being asked: the clock stands still
                 continue
             self.in_flight.settle(pending.id)
             seconds = self._now - pending.opened
             who, took = pending.peer or "the host", f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
             text = f"mcpmux: {who} did not answer {pending.method} within {took} s"
-            gone = notification_line(
-                "notifications/cancelled", encode({"requestId": pending.id, "reason": "timed out"})
-            )
-            if pending.peer == HOST:
-                self._to_ready_host(pending.asker, gone)
-            elif self.servers[pending.peer].waiting.pop(pending.id, None) is None:
-                self._send_server(self.servers[pending.peer], gone)
+            self._tell_cancelled(pending, {"reason": Raw(b'"timed out"')})
             self._log("warning", text)
             self._fail(pending, text + (" (tool_timeout_sec)" if pending.asker == HOST else ""))
         earliest = min((pending.deadline for pending in self.in_flight), default=FOREVER)
@@ -2479,6 +2639,7 @@ class Config(Struct, frozen=True):
     disabled: list[str]
     notes: list[str]
     environment: dict[str, str]  # for `${VAR}`: mcpmux's own, over that of `env_file`
+    sampling: SamplingOptions | None = None  # with its models in `models`
 
 
 def config_path(given: str | None) -> Path:
@@ -2516,13 +2677,14 @@ def load_config(path: Path) -> Config:
 def read_config(document: dict[str, Any], path: Path) -> Config:
     """The parsed document as options. Raises `ConfigError` for problems outside the servers' tables, with all."""
     notes: list[str] = []
-    fatal = [
-        _unknown("", key, ["mux", "mcp_servers"]) for key in document if key not in ("mux", "mcp_servers", "sampling")
-    ]
-    if "sampling" in document:
-        notes.append("sampling: not served by this version; servers are offered the host's sampling only")
+    known = ["mux", "sampling", "mcp_servers"]
+    fatal = [_unknown("", key, known) for key in document if key not in known]
     options, wrong = _read_table(MuxOptions, document.get("mux", {}), "mux")
     fatal += wrong
+    sampling = None
+    if "sampling" in document:
+        sampling, wrong = _read_sampling(document["sampling"])
+        fatal += wrong
     tables = document.get("mcp_servers", {})
     if not isinstance(tables, dict):
         fatal.append("mcp_servers: expected tables, as in [mcp_servers.NAME]")
@@ -2552,7 +2714,37 @@ def read_config(document: dict[str, Any], path: Path) -> Config:
                 [f"{path}: {problem}" for problem in fatal] + [f"{path.parent / text}" for text in broken.values()]
             )
         )
-    return Config(path, True, options, servers, broken, disabled, notes, environment)
+    return Config(path, True, options, servers, broken, disabled, notes, environment, sampling)
+
+
+def _read_sampling(table: Any) -> tuple[SamplingOptions, list[str]]:
+    where = "sampling"
+    if not isinstance(table, dict):
+        return SamplingOptions(), [f"{where}: expected a table, as in [{where}]"]
+    table = dict(table)
+    limits, problems = _read_table(SamplingLimits, table.pop("limits", {}), f"{where}.limits")
+    tables = table.pop("models", [])
+    options, wrong = _read_table(SamplingOptions, table, where)
+    problems += wrong
+    if not isinstance(tables, list):
+        return options, [*problems, f"{where}.models: expected tables, as in [[{where}.models]]"]
+    if "model" in table and tables:
+        problems.append(f"{where}: has both model and [[{where}.models]]; keep one of them")
+    elif "model" in table:
+        tables = [{key: table[key] for key in ("model", "api_key", "api_base", "params") if key in table}]
+    elif not tables:
+        problems.append(f'{where}: needs a model, as in model = "anthropic/claude-sonnet-4-5"')
+    models: list[ModelOptions] = []
+    for number, one in enumerate(tables):
+        here = f"{where}.models[{number}]"
+        model, wrong = _read_table(ModelOptions, one, here)
+        problems += wrong if "model" not in table else []  # there they are found already
+        if isinstance(one, dict) and not one.get("model"):
+            problems.append(f"{here}: needs a model")
+        for key in ("api_key", "api_base"):
+            problems += _bad_placeholders(getattr(model, key), f"{where if 'model' in table else here}.{key}")
+        models.append(model)
+    return msgspec.structs.replace(options, models=models, limits=limits), problems
 
 
 def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple[ServerOptions | None, list[str]]:
@@ -2589,17 +2781,20 @@ def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple
     if problems:
         return None, problems
     for key in ("command", "args", "env", "cwd"):
-        for text, at in _texts(getattr(options, key), f"{where}.{key}"):
-            for match in PLACEHOLDER.finditer(text):
-                if match[5] is not None:
-                    hint = (
-                        "write $${ for a plain ${" if not match[5].startswith("env:") else f"write ${{{match[5][4:]}}}"
-                    )
-                    problems.append(f"{at}: {match[0]} is no placeholder that mcpmux knows; {hint}")
+        problems += _bad_placeholders(getattr(options, key), f"{where}.{key}")
     if problems:
         return None, problems
     roots = [one if "://" in one else _absolute(one, folder).as_uri() for one in options.roots]
     return msgspec.structs.replace(options, tools=overrides, roots=roots), []
+
+
+def _bad_placeholders(value: Any, where: str) -> Iterator[str]:
+    for text, at in _texts(value, where):
+        for match in PLACEHOLDER.finditer(text):
+            if match[5] is not None:
+                is_vs_code = match[5].startswith("env:")
+                hint = f"write ${{{match[5][4:]}}}" if is_vs_code else "write $${ for a plain ${"
+                yield f"{at}: {match[0]} is no placeholder that mcpmux knows; {hint}"
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -3362,8 +3557,583 @@ def reap(known: Iterable[int]) -> None:
                 pass
 
 
+# ══ 12. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════
+# The child process `mcpmux _sampler`: JSON-RPC lines round litellm, which takes seconds to load, 200 MB, and half a
+# second of the loop at its first call. A request is {server, params of sampling/createMessage}; the answer is what that
+# server gets. What is asked and answered is never logged, kept or quoted in an error. Nobody else imports litellm.
+
+LEDGER_NAME: Final = "usage.jsonl"
+NO_LITELLM: Final = ("litellm is not installed", "start mcpmux as: uvx --from 'mcpmux[sampling]' mcpmux")
+PRIORITIES: Final = {"cost": "costPriority", "speed": "speedPriority", "intelligence": "intelligencePriority"}
+_STOP_REASONS: Final = {
+    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "STOP", "COMPLETE"), "endTurn"),
+    **dict.fromkeys(("length", "max_tokens", "MAX_TOKENS"), "maxTokens"),
+    **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "toolUse"),
+    "stop_sequence": "stopSequence",
+}
+_AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+
+# By the names of litellm's exceptions, the most particular first: what happened, and whether it may pass by itself.
+_PROVIDER_ERRORS: Final[dict[str, tuple[str, bool]]] = {
+    "AuthenticationError": ("refused the key; correct its api_key", False),
+    "PermissionDeniedError": ("does not allow this with this key", False),
+    "PaymentRequiredError": ("wants to be paid first", False),
+    "ContextWindowExceededError": ("says that the request is longer than the model's context window", False),
+    "ContentPolicyViolationError": ("refused the request by its content filter", False),
+    "UnsupportedParamsError": ("does not take one of the parameters", False),
+    "NotFoundError": ("knows no such model or address", False),
+    "RateLimitError": ("says that its rate limit is reached", True),
+    "ServiceUnavailableError": ("is overloaded or down", True),
+    "BadGatewayError": ("is overloaded or down", True),
+    "Timeout": ("did not answer in time", True),
+    "APIConnectionError": ("cannot be reached", True),
+    "InternalServerError": ("failed", True),
+    "BadRequestError": ("refused the request", False),
+}
+_LASTING_CODES: Final = {  # the provider's own code says more than the exception's name
+    "insufficient_quota": "says that the account has no credit left",
+    "content_filter": "refused the request by its content filter",
+    "content_policy_violation": "refused the request by its content filter",
+}
+
+
+class SamplerSetup(Struct):
+    """The sampler's first line. Keys travel here, since others can read a process's arguments."""
+
+    models: list[ModelOptions]
+    limits: SamplingLimits
+    timeout_sec: float
+    ledger: str
+
+
+class Rated(NamedTuple):
+    """A model with its scores, and where each comes from."""
+
+    options: ModelOptions
+    usd: tuple[float, float] | None  # per million tokens, in and out; None: litellm knows no price
+    scores: dict[str, float]
+    sources: dict[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        full = self.options.model
+        return [name.lower() for name in (full, full.rpartition("/")[2], *self.options.hints)]
+
+
+def has_litellm() -> bool:
+    import importlib.util  # noqa: PLC0415
+
+    return importlib.util.find_spec("litellm") is not None
+
+
+def load_litellm() -> Any:
+    """Imports it, with all that it would fetch, report, print or read from a `.env` file switched off."""
+    for what in ("MODEL_COST_MAP", "ANTHROPIC_BETA_HEADERS", "BLOG_POSTS", "POLICY_TEMPLATES", "AUTOROUTER_PRESETS"):
+        os.environ[f"LITELLM_LOCAL_{what}"] = "True"
+    os.environ["LITELLM_MODE"] = "PRODUCTION"
+    import logging  # noqa: PLC0415
+
+    import litellm  # noqa: PLC0415
+
+    logging.disable(logging.CRITICAL)
+    loaded: Any = litellm
+    loaded.telemetry = False
+    loaded.suppress_debug_info = True
+    return loaded
+
+
+def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
+    """Scores that the config does not give are guessed from the price: dear models are clever and slow. `prices` is
+    litellm's table."""
+    provider, _, name = options.model.partition("/")
+    row = prices.get(options.model) or {}
+    if not row and (other := prices.get(name)) and str(other.get("litellm_provider", "")).startswith(provider):
+        row = other
+    row = row | options.params
+    usd, guesses = None, dict.fromkeys(PRIORITIES, (0.5, "unknown price"))
+    if (paid := row.get("input_cost_per_token")) is not None:
+        usd = (float(paid) * 1e6, float(row.get("output_cost_per_token") or 0) * 1e6)
+        # Free is 1, $10 about a half, $100 for a million tokens nothing; most tokens go in.
+        cheap = max(0.0, round(1 - math.log10(1 + (3 * usd[0] + usd[1]) / 4) / 2, 2))
+        guesses = {"cost": (cheap, "price"), "speed": (cheap, "price"), "intelligence": (round(1 - cheap, 2), "price")}
+    given = {key: (score, "config") for key in PRIORITIES if (score := getattr(options, key)) is not None}
+    both = guesses | given
+    return Rated(options, usd, {key: both[key][0] for key in both}, {key: both[key][1] for key in both})
+
+
+def choose_model(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[Rated, str]:
+    """The model for a request's `modelPreferences`, and why: hints in order, then the weighted priorities, then the
+    order of the config. https://modelcontextprotocol.io/specification/2025-11-25/client/sampling"""
+    candidates, why = models, "no hint names one"
+    for hint in preferences.get("hints") or ():
+        wanted = str(hint.get("name") or "").lower()
+        exact = [model for model in models if wanted in model.names]
+        near = exact or [model for model in models if any(wanted in name or name in wanted for name in model.names)]
+        if wanted and near:
+            candidates, why = near, f"the hint {hint['name']!r} names " + ("it" if len(near) == 1 else f"{len(near)}")
+            break
+    weights = {key: preferences.get(PRIORITIES[key]) or 0 for key in PRIORITIES}
+    if len(candidates) == 1:
+        return candidates[0], why
+    if not any(weights.values()):
+        return candidates[0], f"{why}; no priority is given; it is the first"
+
+    def score(model: Rated) -> float:
+        return sum(weights[key] * model.scores[key] for key in weights)
+
+    best = max(candidates, key=score)  # of equals the first
+    terms = " + ".join(f"{weights[key]:g} × {key} {best.scores[key]:g}" for key in weights if weights[key])
+    return best, f"{why}; it scores most: {terms} = {score(best):.2g}"
+
+
+def checked_params(raw: Raw) -> dict[str, Any]:
+    """The params of `sampling/createMessage`, decoded. Raises `RpcError` that says what is wrong with them."""
+    import mcp.types  # noqa: PLC0415
+    import pydantic  # noqa: PLC0415
+
+    params = value_of(raw)
+    try:
+        mcp.types.CreateMessageRequestParams.model_validate(params, by_alias=True, by_name=False)
+        wrong = None
+    except pydantic.ValidationError as invalid:
+        found = invalid.errors(include_url=False, include_input=False, include_context=False)
+        wrong = "; ".join(f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in found[:3])
+    if wrong is None and params["maxTokens"] < 1:
+        wrong = "maxTokens: must be at least 1"
+    if wrong is None:
+        wrong = tools_out_of_balance(params["messages"])
+    if wrong:
+        raise RpcError(INVALID_PARAMS, f"mcpmux: invalid sampling request: {wrong}"[:TEXT_MOST])
+    return params
+
+
+def blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return content if isinstance(content, list) else [content]
+
+
+def tools_out_of_balance(messages: list[dict[str, Any]]) -> str | None:
+    """What is wrong if not each `tool_use` is answered by a `tool_result` in the next message, which then has nothing
+    else (2025-11-25, client/sampling). Providers refuse such a request in worse words."""
+    if not messages:
+        return "messages: there is none"
+    asked: set[str] = set()
+    for number, message in enumerate(messages):
+        blocks = blocks_of(message)
+        uses = [block["id"] for block in blocks if block["type"] == "tool_use"]
+        results = [block["toolUseId"] for block in blocks if block["type"] == "tool_result"]
+        where = f"messages.{number}"
+        if results and (len(results) < len(blocks) or message["role"] != "user"):
+            return f"{where}: a message with tool_result is the user's and has nothing else"
+        if uses and message["role"] != "assistant":
+            return f"{where}: tool_use is the assistant's"
+        if set(results) != asked or len(results) != len(asked):
+            return f"{where}: its tool_result blocks do not answer the tool_use blocks before it, one each"
+        if len(set(uses)) < len(uses):
+            return f"{where}: two tool_use blocks have the same id"
+        asked = set(uses)
+    return f"messages.{len(messages) - 1}: its tool_use blocks are not answered" if asked else None
+
+
+def chat_messages(params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A request's messages as litellm takes them: OpenAI's."""
+    system = params.get("systemPrompt")
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    for message in params["messages"]:
+        parts: list[dict[str, Any]] = []
+        calls: list[dict[str, Any]] = []
+        for block in blocks_of(message):
+            match block["type"]:
+                case "tool_use":
+                    function = {"name": block["name"], "arguments": json.dumps(block["input"], ensure_ascii=False)}
+                    calls.append({"id": block["id"], "type": "function", "function": function})
+                case "tool_result":
+                    text, media = _tool_result(block)
+                    messages.append({"role": "tool", "tool_call_id": block["toolUseId"], "content": text})
+                    parts += media
+                case _:
+                    parts.append(_chat_part(block))
+        content = parts[0]["text"] if len(parts) == 1 and "text" in parts[0] else parts
+        if calls:
+            messages.append({"role": "assistant", "content": content or None, "tool_calls": calls})
+        elif parts:
+            messages.append({"role": message["role"], "content": content})
+    return messages
+
+
+def _chat_part(block: Mapping[str, Any]) -> dict[str, Any]:
+    match block["type"]:
+        case "image":
+            return {"type": "image_url", "image_url": {"url": f"data:{block['mimeType']};base64,{block['data']}"}}
+        case "audio":
+            kind = block["mimeType"].partition("/")[2].partition(";")[0]
+            return {
+                "type": "input_audio",
+                "input_audio": {"data": block["data"], "format": _AUDIO_FORMATS.get(kind, kind)},
+            }
+        case _:
+            return {"type": "text", "text": block["text"]}
+
+
+def _tool_result(block: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """A tool's result as text, and its pictures and sounds: chat APIs take those from the user only."""
+    texts: list[str] = []
+    media: list[dict[str, Any]] = []
+    for one in block.get("content") or ():
+        match one["type"]:
+            case "text":
+                texts.append(one["text"])
+            case "image" | "audio":
+                texts.append(f"({one['type']}: see the next message)")
+                media += [{"type": "text", "text": f"From the result of {block['toolUseId']}:"}, _chat_part(one)]
+            case "resource_link":
+                texts.append(f"{one['name']}: {one['uri']}")
+            case _:
+                resource = one["resource"]
+                texts.append(resource.get("text", f"({resource.get('mimeType', 'binary')}: {resource['uri']})"))
+    if not texts and block.get("structuredContent") is not None:
+        texts.append(json.dumps(block["structuredContent"], ensure_ascii=False))
+    return ("Error: " if block.get("isError") else "") + "\n".join(texts), media
+
+
+def chat_arguments(params: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """What `litellm.acompletion` is told of a request; `most` caps its tokens."""
+    metadata = {key: one for key, one in (params.get("metadata") or {}).items() if isinstance(one, str)}
+    arguments: dict[str, Any] = {
+        "messages": chat_messages(params),
+        "max_tokens": min(params["maxTokens"], most),
+        "temperature": params.get("temperature"),
+        "stop": params.get("stopSequences") or None,
+        "metadata": metadata or None,
+    }
+    if params.get("tools"):
+        arguments["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool["name"],
+                    "description": tool.get("description") or tool.get("title") or tool["name"],
+                    "parameters": tool["inputSchema"],
+                },
+            }
+            for tool in params["tools"]
+        ]
+        arguments["tool_choice"] = (params.get("toolChoice") or {}).get("mode", "auto")
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def sampling_result(response: Any, params: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """litellm's answer as that to `sampling/createMessage`. Raises `RpcError` if the model's answer is of no use."""
+    if not response.choices:
+        raise RpcError(INTERNAL_ERROR, f"mcpmux: {model} answered without a choice; ask again")
+    choice = response.choices[0]
+    parts: list[dict[str, Any]] = []
+    if choice.message.content:
+        parts.append({"type": "text", "text": choice.message.content})
+    for image in getattr(choice.message, "images", None) or ():
+        kind, _, data = image["image_url"]["url"].removeprefix("data:").partition(";base64,")
+        if data:
+            parts.append({"type": "image", "mimeType": kind, "data": data})
+    for number, call in enumerate(choice.message.tool_calls or ()):
+        name = call.function.name
+        try:
+            given = json.loads(call.function.arguments or "{}")
+        except ValueError:
+            given = None
+        if not isinstance(given, dict):
+            text = f"mcpmux: {model} called {name!r} with arguments that are no JSON object; ask again"
+            raise RpcError(INTERNAL_ERROR, text)
+        parts.append({"type": "tool_use", "id": call.id or f"call_{number}", "name": name, "input": given})
+    extra = getattr(choice, "provider_specific_fields", None) or {}
+    word = extra.get("native_finish_reason") or choice.finish_reason
+    if extra.get("stop_reason") in (params.get("stopSequences") or ()):  # some say which of them it was
+        word = "stop_sequence"
+    parts = parts or [{"type": "text", "text": ""}]
+    return {
+        "role": "assistant",
+        "content": parts[0] if len(parts) == 1 and not params.get("tools") else parts,
+        "model": response.model or model,
+        "stopReason": _STOP_REASONS.get(word, word),
+    }
+
+
+def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> tuple[str, bool]:
+    """What a provider's failure is, in a line without keys or content; and whether it may pass by itself."""
+    kinds = [kind.__name__ for kind in type(wrong).__mro__]
+    text, passes = next((_PROVIDER_ERRORS[kind] for kind in kinds if kind in _PROVIDER_ERRORS), ("failed", False))
+    body = getattr(wrong, "body", None)
+    codes = (getattr(wrong, "code", None), *((body.get("code"), body.get("type")) if isinstance(body, dict) else ()))
+    text, passes = next(((_LASTING_CODES[code], False) for code in codes if code in _LASTING_CODES), (text, passes))
+    said = re.sub(
+        r"^(litellm\.)?(\w+: )*(litellm\.\w+: )?(\w+: )*(\w+Exception - )?", "", getattr(wrong, "message", "")
+    )
+    if said.startswith("Connection error"):
+        text, said = "cannot be reached", ""
+    said = " ".join(said.split())[:TEXT_MOST]
+    for secret in secrets:
+        said = said.replace(secret, "***")
+    said = re.sub(r"\b[\w-]*\*{3,}[\w*-]*|\b(?:sk|pk|rk)-[\w-]{4,}", "***", said)  # also keys shown in part
+    if said and not quotes(said, params):
+        text += f': "{said}"'
+    status = getattr(wrong, "status_code", None)
+    return text + (f" (HTTP {status})" if isinstance(status, int) and "cannot be reached" not in text else ""), passes
+
+
+def quotes(said: str, params: Any) -> bool:
+    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text."""
+    leaves = [text for text, at in _texts(params, "") if not at.endswith((".type", ".role", ".mimeType", ".mode"))]
+    return any(
+        any(said[at : at + 16] in leaf for at in range(max(1, len(said) - 15))) or (len(leaf) > 3 and leaf in said)
+        for leaf in leaves
+    )
+
+
+class Ledger:
+    """What was spent: a JSON line a request, in one file for all mcpmux processes of the person. A line is written by
+    one write at the file's end, so that processes do not disturb each other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_to = 0
+        self._days: collections.defaultdict[str, float] = collections.defaultdict(float)
+
+    def lines(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The whole lines from there on; what is none is passed over."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                data = file.read()
+        except OSError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read_to = start + len(whole)
+        for line in whole.splitlines():
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict) and isinstance(found.get("time"), str):
+                yield found
+
+    def spent(self, day: str) -> float:
+        """USD on that day (YYYY-MM-DD, UTC), as far as prices are known."""
+        for line in self.lines(self._read_to):
+            usd = line.get("usd")
+            if isinstance(usd, int | float):
+                self._days[line["time"][:10]] += usd
+        return self._days[day]
+
+    def check(self, limit: float) -> None:
+        """Raises `RpcError` when the day's money is spent. What is open by then may still go over it."""
+        now = time.time()
+        spent = self.spent(_day(now))
+        if spent >= limit:
+            left = 86400 - now % 86400
+            when = f"free again at 00:00 UTC, in {left // 3600:.0f} h {left % 3600 // 60:.0f} min"
+            raise limit_reached("usd_per_day", f"${spent:.4g} of ${limit:.4g} are spent today; {when}", round(left))
+
+    def add(self, **entry: Any) -> None:
+        """Raises `OSError`; the day's sum knows of it even so."""
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+        line = json.dumps({"time": stamp, **entry}, ensure_ascii=False).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _append(self.path, line)
+        except OSError:
+            self._days[_day(now)] += entry.get("usd") or 0
+            raise
+
+
+def _day(now: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(now))
+
+
+def _append(path: Path, line: bytes) -> None:
+    """One write at the end, also while others write there."""
+    if sys.platform == "win32":
+        import pywintypes  # noqa: PLC0415
+        import win32con  # noqa: PLC0415
+        import win32file  # noqa: PLC0415
+
+        share = win32con.FILE_SHARE_READ | win32con.FILE_SHARE_WRITE
+        try:  # with only this right the system finds the end by itself
+            handle: Any = win32file.CreateFile(
+                str(path), 4, share, None, win32con.OPEN_ALWAYS, 0, None
+            )  # FILE_APPEND_DATA
+            win32file.WriteFile(handle, line)
+            handle.Close()
+        except pywintypes.error as wrong:
+            raise OSError(f"{path}: {wrong.strerror}") from None
+    else:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+
+class SamplerLoop:
+    """The child's loop: a task for each request, which its cancelling ends, with its connection to the provider."""
+
+    def __init__(self, writing: int) -> None:
+        self._writing = writing
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def run(self, lines: asyncio.Queue[bytes | None]) -> None:
+        """Until the end of its input. The first line is the setup."""
+        first = await lines.get()
+        if first is None:
+            return
+        self._setup = setup = msgspec.json.decode(first, type=SamplerSetup)
+        self._litellm = load_litellm()
+        self._models = [rate(model, self._litellm.model_cost) for model in setup.models]
+        self._secrets = [model.api_key for model in setup.models if model.api_key]
+        self._secrets += [value for key, value in os.environ.items() if _SECRET_NAME.search(key) and len(value) > 5]
+        self._ledger = Ledger(Path(setup.ledger))
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)  # from here on a library's words may be about what is asked
+        os.dup2(null, 1)
+        while (line := await lines.get()) is not None:
+            message = decode_line(line)
+            params = fields_of(message.params)
+            if message.method == "notifications/cancelled":
+                task = self._tasks.get(number_of_id(params["requestId"]) or 0)
+                if task:
+                    task.cancel()
+            elif message.id is not UNSET and (number := number_of_id(message.id)) is not None:
+                task = asyncio.create_task(self._survive(number, text_in(params, "server"), params["params"]))
+                self._tasks[number] = task
+                task.add_done_callback(lambda _, number=number: self._tasks.pop(number))
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def _survive(self, number: int, server: str, raw: Raw) -> None:
+        """Whatever litellm or its provider does, costs this request only; it is told in a line without content."""
+        id = b"%d" % number
+        try:
+            line = result_line(id, encode(await self._answer(server, raw)))
+        except RpcError as wrong:
+            line = error_line(id, error_body(wrong))
+        except Exception as bug:
+            error = RpcError(INTERNAL_ERROR, f"mcpmux: a bug in its sampler, please report it: {type(bug).__name__}")
+            line = error_line(id, error_body(error))
+        self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            line = line[os.write(self._writing, line) :]
+
+    def _log(self, level: str, text: str) -> None:
+        self._write(notification_line("log", encode({"level": level, "text": text})))
+
+    async def _answer(self, server: str, raw: Raw) -> dict[str, Any]:
+        params = checked_params(raw)
+        chosen, _ = choose_model(self._models, params.get("modelPreferences") or {})
+        model, options = chosen.options.model, chosen.options
+        self._ledger.check(self._setup.limits.usd_per_day)
+        arguments = chat_arguments(params, self._setup.limits.max_tokens)
+        arguments |= {"api_key": options.api_key, "api_base": options.api_base, "drop_params": True, **options.params}
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._setup.timeout_sec):
+                response = await self._complete(model, arguments, params)
+        except TimeoutError:
+            text = f"mcpmux: {model} did not answer within {self._setup.timeout_sec:g} s (sampling.timeout_sec)"
+            raise RpcError(INTERNAL_ERROR, text) from None
+        ms = round((time.monotonic() - began) * 1000)
+        usage = getattr(response, "usage", None)
+        tokens = {key: getattr(usage, name, 0) for key, name in (("in", "prompt_tokens"), ("out", "completion_tokens"))}
+        usd = response._hidden_params.get("response_cost") if chosen.usd else None
+        try:
+            self._ledger.add(server=server, model=model, **tokens, usd=usd, ms=ms)
+        except OSError as wrong:
+            self._log("warning", f"the ledger of sampling cannot be written: {wrong}")
+        cost = "price unknown" if usd is None else f"${usd:.2g}"
+        self._log("debug", f"{server}: sampled with {model}: {tokens['in']} + {tokens['out']} tokens, {cost}, {ms} ms")
+        return sampling_result(response, params, model)
+
+    async def _complete(self, model: str, arguments: dict[str, Any], params: Any) -> Any:
+        """Asks the provider, again if it is busy or failing. Raises `RpcError`."""
+        for wait in (*RETRY_WAITS, None):
+            try:
+                if "tools" in arguments and "tools" not in self._litellm.get_supported_openai_params(model):
+                    raise RpcError(INTERNAL_ERROR, f"mcpmux: {model} takes no tools; configure a model that does")
+                return await self._litellm.acompletion(model=model, num_retries=0, max_retries=0, **arguments)
+            except RpcError:
+                raise
+            except Exception as wrong:  # litellm has no base class of its own; each becomes an error of this request
+                text, passes = provider_trouble(wrong, self._secrets, params)
+                asked = _retry_after(wrong)
+                if wait is None or not passes or asked > RETRY_AFTER_MOST:
+                    later = f"; it asks to wait {asked:g} s" if asked else ""
+                    raise RpcError(INTERNAL_ERROR, f"mcpmux: the provider of {model} {text}{later}") from None
+            await asyncio.sleep(max(wait * (1 + _chance()) / 2, asked))
+        raise Bug("the last attempt has no wait")
+
+
+def _retry_after(wrong: Exception) -> float:
+    """The seconds that a provider asks to be left alone; 0 if it says nothing."""
+    headers = getattr(wrong, "litellm_response_headers", None) or {}
+    try:
+        return max(0.0, float(headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
+
+
+def _chance() -> float:
+    return int.from_bytes(os.urandom(4)) / 2**32
+
+
+def sampler_main() -> int:
+    """`mcpmux _sampler`: ends with its input, and so with its parent."""
+    reading, writing = take_over_stdio()
+
+    async def serve() -> None:
+        lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def read() -> None:
+            splitter = LineSplitter(sys.maxsize)
+            while chunk := os.read(reading, 1 << 20):
+                for line in splitter.feed(chunk):
+                    assert isinstance(line, bytes)
+                    loop.call_soon_threadsafe(lines.put_nowait, line)
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+
+        threading.Thread(target=read, name="sampler's input", daemon=True).start()
+        await SamplerLoop(writing).run(lines)
+        os._exit(0)  # what a library still runs or would still say is of no interest
+
+    asyncio.run(serve())
+    return 0
+
+
+async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
+    """The sampler's first line, with keys filled in. Raises `StartError` that names the key."""
+    assert config.sampling
+    if not has_litellm():
+        raise StartError(*NO_LITELLM)
+    models: list[ModelOptions] = []
+    for number, model in enumerate(config.sampling.models):
+        where = "sampling" if config.sampling.model else f"sampling.models[{number}]"
+        full = {
+            key: await expand(text, f"{where}.{key}", config.environment, secrets)
+            for key in ("api_key", "api_base")
+            if (text := getattr(model, key)) is not None
+        }
+        secrets |= {full["api_key"]} if "api_key" in full else set()
+        models.append(msgspec.structs.replace(model, **full))
+    ledger = str(state_folder() / LEDGER_NAME)
+    setup = SamplerSetup(models, config.sampling.limits, config.sampling.timeout_sec, ledger)
+    return encode(setup) + b"\n"
+
+
 # ══ 13. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
+
+
+AT_REST: Final = "the model at rest"  # the process of an idle sampler, until it has ended
 
 
 class Mux:
@@ -3373,7 +4143,14 @@ class Mux:
         notice = ""
         if not config.exists:
             notice = f"mcpmux has no config yet: put one at {config.path}, then start this host again."
-        self.core = Core(config.options, config.servers, broken=config.broken, notice=notice, chance=_chance)
+        self.core = Core(
+            config.options,
+            config.servers,
+            sampling=config.sampling if has_litellm() else None,
+            broken=config.broken,
+            notice=notice,
+            chance=_chance,
+        )
         self._config = config
         self._host = host
         self._journal = journal
@@ -3384,6 +4161,8 @@ class Mux:
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
+        self._for_sampler: list[bytes] = []  # lines that wait until it is started
+        self._sampler_runs = 0
 
     def post(self, event: Event) -> None:
         """From the loop's thread. One wake-up serves all that comes before it is heard."""
@@ -3399,6 +4178,8 @@ class Mux:
             self._journal.log("info", note)
         for problem in self._config.broken.values():
             self._journal.log("error", problem)
+        if self._config.sampling and not has_litellm():
+            self._journal.log("error", f"{NO_LITELLM[0]}; {NO_LITELLM[1]}; servers are told of no local model")
         self._host.start(self.post, self._make_room)
         while not self._ended:
             await self._wake.wait()
@@ -3430,6 +4211,9 @@ class Mux:
                         self._journal.log(level, text)
                     case SetTimer(key, at):
                         self._set_timer(key, at)
+                    case Sample(line):
+                        self._sample(line)
+                        touched |= {MODEL: self._processes[MODEL]} if MODEL in self._processes else {}
                     case Start(server, run):
                         self._starting[server] = self._loop.create_task(self._start(server, run))
                     case Stop(server, run):
@@ -3443,7 +4227,8 @@ class Mux:
         if handle:
             handle.cancel()
         if at is not None:
-            self._timers[key] = self._loop.call_at(at, self.post, TimerDue(key))
+            heard = self._rest_sampler if key[0] == MODEL else functools.partial(self.post, TimerDue(key))
+            self._timers[key] = self._loop.call_at(at, heard)
 
     async def _start(self, name: str, run: int) -> None:
         try:
@@ -3463,12 +4248,70 @@ class Mux:
             if self._starting.get(name) is asyncio.current_task():
                 del self._starting[name]
 
+    def _sample(self, line: bytes) -> None:
+        process = self._processes.get(MODEL)
+        if process:
+            process.outbox.append(line)
+        else:
+            self._for_sampler.append(line)
+            if MODEL not in self._starting:
+                self._starting[MODEL] = self._loop.create_task(self._start_sampler())
+        self._set_timer((MODEL, ""), self._loop.time() + SAMPLER_IDLE)
+
+    async def _start_sampler(self) -> None:
+        secrets: set[str] = set()
+        self._sampler_runs += 1
+        try:
+            setup = await sampler_setup(self._config, secrets)
+            self._journal.hide(secrets)
+            env = {key: value for key, value in self._config.environment.items() if not key.startswith("MCPMUX_")}
+            command = Command(sys.executable, [os.path.abspath(__file__), "_sampler"], env, None, frozenset())
+            limit = int(self._config.options.max_message_mb * MB)
+            process = ServerProcess("sampler", self._sampler_runs, self._hear_sampler, limit, self._journal)
+            await spawn(command, process, int(self._config.options.outbox_mb * MB))
+        except StartError as wrong:
+            self.post(SamplerGone(f"sampling: {wrong.args[0]} ({wrong.args[1]})"))
+        else:
+            self._processes[MODEL] = process
+            process.outbox += [setup, *self._for_sampler]
+            process.flush()
+        finally:
+            self._for_sampler.clear()
+            self._starting.pop(MODEL, None)
+
+    def _hear_sampler(self, event: Event) -> None:
+        """What the sampler's process tells is told as the sampler's; of one that was put to rest nothing is."""
+        process = self._processes.get(MODEL)
+        match event:
+            case ServerLines(lines=lines):
+                self.post(Sampled(lines))
+            case ServerGone() if process and process.run == event.run:
+                del self._processes[MODEL]
+                words = f': "{event.stderr[-1]}"' if event.stderr else ""
+                self.post(SamplerGone(f"the {event.reason} while it was asked{words}; ask again"))
+            case ServerGone():
+                self._processes.pop(AT_REST, None)
+            case _:
+                pass
+
+    def _rest_sampler(self) -> None:
+        process = self._processes.get(MODEL)
+        if self.core.in_flight.owed_by(MODEL):
+            self._set_timer((MODEL, ""), self._loop.time() + SAMPLER_IDLE)
+        elif process:
+            self._journal.log("debug", "the sampler is idle and is stopped")
+            self._processes[AT_REST] = self._processes.pop(MODEL)
+            self._ladder(process)
+
+    def _ladder(self, process: ServerProcess) -> None:
+        task = self._loop.create_task(process.stop())
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
     def _stop(self, name: str, run: int) -> None:
         process = self._processes.get(name)
         if process and process.run == run:
-            task = self._loop.create_task(process.stop())
-            self._stopping.add(task)
-            task.add_done_callback(self._stopping.discard)
+            self._ladder(process)
         else:
             if name in self._starting:
                 self._starting[name].cancel()  # asyncio kills what it has started by then
@@ -3484,6 +4327,8 @@ class Mux:
         """All ladders at once, what the host still takes, and then whoever left his group."""
         self._drain()
         closing = self._loop.create_task(self._host.close())
+        if MODEL in self._processes:
+            self._ladder(self._processes.pop(MODEL))
         for task in self._starting.values():
             task.cancel()
         await asyncio.gather(*self._stopping, *self._starting.values(), closing, return_exceptions=True)
@@ -3509,10 +4354,6 @@ class Mux:
             reap(process.pid for process in self._processes.values())
 
 
-def _chance() -> float:
-    return int.from_bytes(os.urandom(4)) / 2**32
-
-
 # ══ 14. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server failed its check, 2 the command or the config cannot be used.
 
@@ -3522,6 +4363,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["_demo_server"]:  # of the demo, by the demo
         return _demo_server(words[1])
+    if words[:1] == ["_sampler"]:
+        return sampler_main()
     arguments = _parser().parse_args(words)
     try:
         return arguments.run(arguments)
@@ -3553,6 +4396,26 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=where)
     check.add_argument("--json", action="store_true", help="for machines")
     check.set_defaults(run=_check)
+
+    models = commands.add_parser(
+        "models",
+        help="the models of [sampling], with scores and prices",
+        description="Shows the models that answer sampling, and where each number comes from.",
+        epilog="""example: mcpmux models --prefer '{"hints": [{"name": "sonnet"}], "costPriority": 0.8}'""",
+    )
+    models.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=where)
+    models.add_argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why")
+    models.set_defaults(run=_models)
+
+    usage = commands.add_parser(
+        "usage",
+        help="what sampling has cost, by day, server and model",
+        description="Adds up the ledger of sampling. Days are those of UTC.",
+        epilog="example: mcpmux usage --days 7",
+    )
+    usage.add_argument("--days", metavar="N", type=int, default=30, help="how many, counted back from today (30)")
+    usage.add_argument("--json", action="store_true", help="for machines")
+    usage.set_defaults(run=_usage)
 
     demo = commands.add_parser(
         "demo",
@@ -3636,8 +4499,15 @@ def _check(arguments: argparse.Namespace) -> int:
     journal = Journal("error", state_folder() / "logs")
     journal.threshold = LEVELS["error"] + 1  # the table says it all
     host = CheckHost()
+    trouble: str | None = None
 
     async def run() -> None:
+        nonlocal trouble
+        try:
+            if config.sampling:
+                await sampler_setup(config, set())
+        except StartError as wrong:
+            trouble = "; ".join(wrong.args)
         host.mux = Mux(config, host, journal)
         await host.mux.run()
 
@@ -3647,23 +4517,25 @@ def _check(arguments: argparse.Namespace) -> int:
     rows = sorted(host.rows, key=lambda row: order.index(row["server"]))
     rows += [{"server": name, "state": "disabled"} for name in config.disabled]
     failed = [row for row in rows if row["state"] == "failed"]
+    models = [model.model for model in config.sampling.models] if config.sampling else []
     if arguments.json:
-        print(json.dumps({"config": str(config.path), "servers": rows, "tools": host.tools}, indent=2))
+        report = {"config": str(config.path), "servers": rows, "tools": host.tools}
+        print(json.dumps(report | {"sampling": {"models": models, "reason": trouble}}, indent=2))
     elif not config.exists:
         print(f"There is no config file at {config.path}.\nPut one there; `mcpmux demo` shows what goes into it.")
     else:
         print(f"{config.path}\n")
         heads = ["SERVER", "STATE", "REVISION", "TOOLS", "PROMPTS", "RESOURCES", "MS"]
-        lines = [heads] + [
+        cells = [
             [row["server"], row["state"]]
             + ["-" if row.get(key) is None else str(row[key]) for key in ("revision", "tools", "prompts")]
             + ["-" if "resources" not in row else str(row["resources"] + row["resourceTemplates"])]
             + ["-" if row.get("ms") is None else str(row["ms"])]
             for row in rows
         ]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-        for line in lines:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        _print_table(heads, cells)
+        if models:
+            print("\nsampling: " + (f"does not work: {trouble}" if trouble else ", ".join(models)))
         if host.tools:
             print(f"\n{len(host.tools)} tools: " + textwrap.fill(", ".join(host.tools), 100, break_on_hyphens=False))
         for note in config.notes:
@@ -3672,7 +4544,70 @@ def _check(arguments: argparse.Namespace) -> int:
             print(f"\n{row['server']}: {row['reason'].removeprefix(row['server'] + ': ')}\n  next: {row['next']}")
         if not rows:
             print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
-    return 1 if failed or not config.exists else 0
+    return 1 if failed or trouble or not config.exists else 0
+
+
+def _print_table(heads: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(line[column]) for line in [heads, *rows]) for column in range(len(heads))]
+    for line in [heads, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    config = load_config(config_path(arguments.config))
+    if config.sampling is None:
+        raise ConfigError(f'{config.path}: no model is configured; add [sampling] with model = "provider/model"')
+    if not has_litellm():
+        raise ConfigError("; ".join(NO_LITELLM))
+    try:
+        preferences = msgspec.json.decode(arguments.prefer or "{}", type=dict[str, Any])
+    except msgspec.DecodeError as wrong:
+        raise ConfigError(f"--prefer: not a JSON object: {wrong}") from None
+    prices = load_litellm().model_cost
+    rated = [rate(model, prices) for model in config.sampling.models]
+
+    def score(model: Rated, key: str) -> str:
+        return f"{model.scores[key]:g} ({model.sources[key]})"
+
+    _print_table(
+        ["MODEL", "COST", "SPEED", "INTELLIGENCE", "$/M IN", "$/M OUT", "HINTS"],
+        [
+            [one.options.model, *(score(one, key) for key in PRIORITIES)]
+            + (["?", "?"] if one.usd is None else [f"{price:.4g}" for price in one.usd])
+            + [", ".join(one.options.hints) or "-"]
+            for one in rated
+        ],
+    )
+    if any(one.usd is None for one in rated):
+        print("\n?: litellm knows no price; such a model's requests count as free for usd_per_day")
+    if arguments.prefer:
+        chosen, why = choose_model(rated, preferences)
+        print(f"\n{chosen.options.model}: {why}")
+    return 0
+
+
+def _usage(arguments: argparse.Namespace) -> int:
+    ledger = Ledger(state_folder() / LEDGER_NAME)
+    since = _day(time.time() - 86400 * (arguments.days - 1))
+    sums: dict[tuple[str, str, str], list[float]] = {}
+    for line in ledger.lines():
+        if line["time"][:10] >= since:
+            key = (line["time"][:10], str(line.get("server")), str(line.get("model")))
+            row = sums.setdefault(key, [0, 0, 0, 0.0])
+            for column, amount in enumerate((1, line.get("in"), line.get("out"), line.get("usd"))):
+                row[column] += amount if isinstance(amount, int | float) else 0
+    names = ("day", "server", "model", "requests", "tokensIn", "tokensOut", "usd")
+    rows = [dict(zip(names, [*key, *sums[key]], strict=True)) for key in sorted(sums)]
+    if arguments.json:
+        print(json.dumps({"ledger": str(ledger.path), "usage": rows}, indent=2))
+    elif not rows:
+        print(f"No sampling in {arguments.days} days ({ledger.path}).")
+    else:
+        total = sum(row[3] for row in sums.values())
+        cells = [[*(str(row[name]) for name in names[:-1]), f"{row['usd']:.4f}"] for row in rows]
+        _print_table(["DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS IN", "TOKENS OUT", "USD"], cells)
+        print(f"\n${total:.4f} in all ({ledger.path})")
+    return 0
 
 
 # ── demo ──
