@@ -91,6 +91,13 @@ RELIST_QUIET: Final = 0.05  # one change often comes as a burst of list_changed
 RELIST_QUIET_MOST: Final = 30.0
 RELIST_CALM: Final = 10.0  # and one that announces changes that are none is read less and less often, until this calm
 RELIST_AT_MOST: Final = 1.0  # a server that never stops announcing changes is still listed
+DISCOVER_SILENCE: Final = 10.0  # a legacy server may never answer `server/discover`; `initialize` then follows
+LISTEN_AGAIN, LISTEN_AGAIN_MOST = 1.0, 60.0  # a server that ends our subscription is not asked in a tight loop
+ASK_TOGETHER: Final = 0.01  # questions of a server that come this close travel to the host together
+ORPHAN_WAIT: Final = 30.0  # a question outside any call waits for the next one, and a server for its answer
+STATE_ONLY_WAIT: Final = 0.1  # before a call is tried again that only gave a state
+URL_WAIT: Final = 60.0  # a call that needs a page visited is tried again after this, told or not
+MAX_ROUNDS: Final = 10  # a server that never has enough answers would never end its call
 URI_PROBE_TIMEOUT: Final = 5.0  # a server asked for a URI that it may not know must not hold up the next
 PROGRESS_CAP: Final = 10  # × tool_timeout_sec: progress keeps a call alive no longer than this
 BACKOFF_FIRST, BACKOFF_MOST = 0.5, 30.0  # a server that keeps dying must not eat the machine
@@ -160,6 +167,7 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     disabled_tools: list[str] = []
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*\Z")] | None = None  # None: the server's name; "": bare names
     roots: list[str] = []  # told to the server when the host has none
+    protocol: Literal["legacy", "modern"] | None = None  # None: it is asked
     sampling: Literal["auto", "host", "local", "off"] = "auto"
     elicitation: bool = True
     tools: dict[str, ToolOverride] = {}
@@ -208,6 +216,9 @@ METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 RESOURCE_NOT_FOUND: Final = -32002  # legacy era
+URL_ELICITATION_REQUIRED: Final = -32042  # 2025-11-25 only
+MISSING_CAPABILITY: Final = -32021  # modern era
+UNSUPPORTED_VERSION: Final = -32022  # modern era
 
 
 class McpmuxError(Exception):
@@ -255,6 +266,13 @@ class Envelope(Struct):
     params: Raw | UnsetType = UNSET
     result: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
+
+
+class Reply(NamedTuple):
+    """How a request ended: one of the two is set."""
+
+    result: Raw | None
+    error: Raw | bytes | None
 
 
 class TooLong(NamedTuple):
@@ -416,6 +434,11 @@ def text_in(fields: Fields, key: str) -> str:
     return value
 
 
+def progress_token(params: Fields) -> bytes | None:
+    token = object_of(params.get("_meta")).get("progressToken")
+    return bytes(token) if token is not None and is_id(bytes(token)) else None
+
+
 def is_object(raw: Raw | bytes) -> bool:
     return bytes(memoryview(raw)[:1]) == b"{"
 
@@ -454,11 +477,11 @@ def error_body(error: RpcError) -> bytes:
     return encode(body if error.data is None else body | {"data": error.data})
 
 
-def failure_line(id: bytes, method: str, text: str) -> bytes:
+def failure(method: str, text: str) -> Reply:
     """A request that could not be fulfilled, in the form that its method gives to the model."""
     if method == "tools/call":
-        return result_line(id, encode({"content": [{"type": "text", "text": text}], "isError": True}))
-    return error_line(id, error_body(RpcError(INTERNAL_ERROR, text)))
+        return Reply(Raw(encode({"content": [{"type": "text", "text": text}], "isError": True})), None)
+    return Reply(None, error_body(RpcError(INTERNAL_ERROR, text)))
 
 
 def error_is_valid(raw: Raw) -> bool:
@@ -469,10 +492,18 @@ def error_is_valid(raw: Raw) -> bool:
 
 # ══ 4. Eras ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # What the protocol's revisions say, as tables. Knows nothing of connections.
-# The legacy era is every revision with an `initialize` handshake. The modern one (2026-07-28) has its place in these
-# tables and is not served yet: `server/discover` is refused at once, so that a host of both eras falls back.
+# The legacy era is every revision with an `initialize` handshake. In the modern one (2026-07-28) each request says for
+# itself, in an envelope in `_meta`, which version it speaks and what its sender can do; nothing is remembered.
 
+MODERN_REVISIONS: Final = ("2026-07-28",)
 LEGACY_REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
+
+# What a modern host subscribes to: by the notification, the key of the filter and the capability that has it.
+CHANGES: Final = {
+    "notifications/tools/list_changed": ("toolsListChanged", "tools"),
+    "notifications/prompts/list_changed": ("promptsListChanged", "prompts"),
+    "notifications/resources/list_changed": ("resourcesListChanged", "resources"),
+}
 BATCH_REVISIONS: Final = frozenset({"2025-03-26"})  # the one revision in which an array is a batch of messages
 
 
@@ -503,11 +534,128 @@ OWN_CAPABILITIES: Final[dict[str, Any]] = {
     "logging": {},
 }
 UNITED_CAPABILITIES: Final = ("tasks", "extensions", "experimental")
-BEFORE_INITIALIZED: Final = ("initialize", "ping", "server/discover")
+BEFORE_INITIALIZED: Final = ("initialize", "ping")
+_OF_MCP: Final = "io.modelcontextprotocol/"
+VERSION_KEY, INFO_KEY, CAPABILITIES_KEY, LEVEL_KEY, SERVER_KEY, SUBSCRIPTION_KEY = (
+    _OF_MCP + key
+    for key in ("protocolVersion", "clientInfo", "clientCapabilities", "logLevel", "serverInfo", "subscriptionId")
+)
+ENVELOPE_KEYS: Final = (VERSION_KEY, INFO_KEY, CAPABILITIES_KEY, LEVEL_KEY)
+TASKS_EXTENSION: Final = _OF_MCP + "tasks"
+CARRIERS: Final = ("tools/call", "prompts/get", "resources/read")  # in the middle of these a server may ask
+LEGACY_ONLY: Final = frozenset(
+    {"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe", "tasks/list", "tasks/result"}
+)
+MODERN_ONLY: Final = frozenset({"server/discover", "subscriptions/listen", "tasks/update"})
+CACHEABLE: Final = ("tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read")
 LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 TERMINAL: Final = ("completed", "failed", "cancelled")  # a task's last statuses
 HOST_TASK_METHODS: Final = ("tasks/get", "tasks/result", "tasks/cancel", "tasks/list")
 IMPLEMENTATION: Final = {"name": "mcpmux", "title": "mcpmux", "version": __version__}
+
+
+class Caller(NamedTuple):
+    """A host as one of its requests shows it: by its envelope, or as it has initialized."""
+
+    modern: bool
+    declared: bytes  # its capabilities
+    info: bytes  # its `clientInfo`
+    level: str | None = None  # of log messages that it wants during this request
+
+    @property
+    def capabilities(self) -> Fields:
+        return object_of(self.declared)
+
+
+NOBODY: Final = Caller(False, b"{}", encode(IMPLEMENTATION))
+
+
+def caller_of(params: Fields) -> Caller | None:
+    """The modern envelope of a request, None where there is none. Raises `RpcError` for one that is not whole.
+    https://modelcontextprotocol.io/specification/2026-07-28/basic/index#meta"""
+    meta = object_of(params.get("_meta"))
+    if VERSION_KEY not in meta:
+        return None
+    version = value_of(meta[VERSION_KEY])
+    if not isinstance(version, str):
+        raise RpcError(INVALID_PARAMS, f"params._meta: {VERSION_KEY} must be a string")
+    if version not in MODERN_REVISIONS:
+        data = {"supported": [*MODERN_REVISIONS, *LEGACY_REVISIONS], "requested": version}
+        raise RpcError(UNSUPPORTED_VERSION, "Unsupported protocol version", data)
+    declared, info, level = (meta.get(key) for key in (CAPABILITIES_KEY, INFO_KEY, LEVEL_KEY))
+    if declared is None or not is_object(declared):
+        raise RpcError(INVALID_PARAMS, f"params._meta: {CAPABILITIES_KEY} is required and is an object")
+    if level is not None and value_of(level) not in LOG_LEVELS:
+        raise RpcError(INVALID_PARAMS, f"params._meta: {LEVEL_KEY} must be one of {', '.join(LOG_LEVELS)}")
+    known = bytes(info) if info is not None and is_object(info) else NOBODY.info
+    return Caller(True, bytes(declared), known, value_of(level))
+
+
+def enveloped(params: Fields, caller: Caller, told: bytes, level: str | None = None) -> Fields:
+    """Params for a modern server: what it is told of the host goes into `_meta`; what is there already stays."""
+    meta = object_of(params.get("_meta"))
+    meta[VERSION_KEY] = Raw(encode(MODERN_REVISIONS[0]))
+    meta.setdefault(INFO_KEY, Raw(caller.info))
+    meta[CAPABILITIES_KEY] = Raw(told)
+    if level:
+        meta[LEVEL_KEY] = Raw(encode(level))
+    return params | {"_meta": Raw(encode(meta))}
+
+
+def without_envelope(params: Fields) -> Fields:
+    """Params for a legacy server: the Python SDK refuses an envelope there. All else stays."""
+    kept = {key: raw for key, raw in params.items() if key not in ("inputResponses", "requestState")}
+    if "_meta" in kept:
+        meta = {key: raw for key, raw in object_of(kept["_meta"]).items() if key not in ENVELOPE_KEYS}
+        if meta:
+            kept["_meta"] = Raw(encode(meta))
+        else:
+            del kept["_meta"]
+    return kept
+
+
+def modern_result(method: str, result: Raw | bytes, server: bytes = NOBODY.info) -> bytes:
+    """A result with what the modern era requires and a legacy server, or mcpmux, has not said. The merged view can
+    change with the config, so nothing is to be kept."""
+    body = object_of(result)
+    if value_of(body.get("resultType")) != "complete":
+        body["resultType"] = Raw(b'"complete"')
+    if method in CACHEABLE:
+        body.setdefault("ttlMs", Raw(b"0"))
+        body.setdefault("cacheScope", Raw(b'"private"'))
+    meta = object_of(body.get("_meta"))
+    meta.setdefault(SERVER_KEY, Raw(server))
+    body["_meta"] = Raw(encode(meta))
+    return encode(body)
+
+
+def modern_error(error: Raw | bytes, *, from_modern: bool) -> Raw | bytes:
+    """Codes that a modern host may not be sent (2026-07-28, basic/index#error-codes) become those that it may."""
+    code = value_of(object_of(error).get("code"))
+    if from_modern or not isinstance(code, int) or not (code == RESOURCE_NOT_FOUND or -32099 <= code <= -32020):
+        return error
+    allowed = INVALID_PARAMS if code == RESOURCE_NOT_FOUND else INTERNAL_ERROR
+    return encode(object_of(error) | {"code": Raw(encode(allowed))})
+
+
+def modern_versions(reply: Reply) -> bool:
+    """Whether an answer to `server/discover`, or a refusal of `initialize`, names a modern version that we speak."""
+    if reply.result is not None:
+        named = value_of(object_of(reply.result).get("supportedVersions"))
+    else:
+        error = object_of(reply.error)
+        data = value_of(error.get("data")) if value_of(error.get("code")) == UNSUPPORTED_VERSION else None
+        named = data.get("supported") if isinstance(data, dict) else None
+    return isinstance(named, list) and any(version in MODERN_REVISIONS for version in named)
+
+
+# How a server's era is found, by that of the host: what is tried in turn. Python's servers are locked into an era by
+# their first request, so that what fails on both ways is tried once more, the other way round, in a fresh process.
+FRESH: Final = "a fresh process"
+WAYS: Final[dict[str, tuple[str, ...]]] = {
+    "legacy": ("legacy", "modern", FRESH, "modern", "legacy"),
+    "modern": ("modern", "legacy", FRESH, "legacy", "modern"),
+}
 
 
 def negotiate(asked: str) -> str:
@@ -543,7 +691,9 @@ def capabilities_for_server(host: Fields, options: ServerOptions, *, has_model: 
     """What a server is told: what the host declared, byte for byte, less what its table switches off, and what mcpmux
     answers itself: roots of its table, and sampling. Never more: servers act on capabilities without asking again."""
     told = dict(host)
-    local = has_model and is_sampled_locally(host, options, with_tools=True)
+    # What a modern task asks for inside itself is asked of the host, past us.
+    in_tasks = offers(host, "extensions", TASKS_EXTENSION)
+    local = has_model and not in_tasks and is_sampled_locally(host, options, with_tools=True)
     off = [] if options.elicitation else ["elicitation"]
     if options.sampling in ("local", "off"):
         off.append("sampling")
@@ -604,7 +754,8 @@ class Entry(NamedTuple):
     shown: str  # as overridden in the config
     left: bytes
     right: bytes
-    wrapped: bool = False  # a tool whose structured results have to be put into an object
+    wrapped: bool = False  # a tool whose structured results legacy hosts take in an object only
+    plain: bytes | None = None  # then: `right` for modern hosts
 
 
 class Route(NamedTuple):
@@ -627,6 +778,7 @@ class Catalogue(Struct, frozen=True):
     """The merged view. `results` are the encoded list results by method; `notes` say what had to be changed."""
 
     results: dict[str, bytes]
+    plain: dict[str, bytes]  # of these what modern hosts are shown, where that differs
     tools: dict[str, Route]
     prompts: dict[str, Route]
     resources: dict[str, str]
@@ -656,7 +808,7 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
             entry[key] = _edited(entry[key], _fitting(fields_of(entry[key]), {}))
     if "icons" in entry and not all(isinstance(object_of(icon).get("src"), Raw) for icon in items_of(entry["icons"])):
         del entry["icons"]
-    shown, wrapped = name, False
+    shown, wrapped, output = name, False, None
     if method == "tools/list":
         override = options.tools.get(name, ToolOverride())
         if not override.enabled or not is_enabled(name, options):
@@ -672,7 +824,11 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
             return f'tool {name!r}: its inputSchema is not of type "object"'
         entry["inputSchema"] = _object_schema(schema)
         if "outputSchema" in entry:
-            entry["outputSchema"], wrapped = _output_schema(entry["outputSchema"])
+            output = entry["outputSchema"]
+            fitted, wrapped = _output_schema(output)
+            if wrapped:  # what follows the name is then all that differs between the eras
+                del entry["outputSchema"]
+            entry["outputSchema"] = fitted
     elif kind.identity != "name" and not isinstance(value_of(entry.get("name")), str):
         entry["name"] = Raw(encode(name))
     if "arguments" in entry:
@@ -680,7 +836,9 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
         if not all(object_of(one).get("name") for one in arguments):
             return f"prompt {name!r}: an argument without a name"
         entry["arguments"] = _edited(entry["arguments"], arguments)
-    return _render(entry, kind.identity, name, shown, wrapped)
+    left, right = _render(entry, kind.identity)
+    plain = _render(entry | {"outputSchema": output}, kind.identity)[1] if wrapped and output is not None else None
+    return Entry(name, shown, left, right, wrapped, plain)
 
 
 _ENTRY_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
@@ -765,13 +923,13 @@ def wrap_structured(result: Raw) -> bytes:
     return encode(body)
 
 
-def _render(entry: Fields, identity: str, name: str, shown: str, wrapped: bool) -> Entry:
+def _render(entry: Fields, identity: str) -> tuple[bytes, bytes]:
     """Split at the name, so that a change of name copies two byte strings and decodes nothing."""
     keys = list(entry)
     at = keys.index(identity)
     left = encode({key: entry[key] for key in keys[:at]})[:-1] + (b"," if at else b"") + encode(identity) + b":"
     right = encode({key: entry[key] for key in keys[at + 1 :]})[1:]
-    return Entry(name, shown, left, (b"," if len(right) > 1 else b"") + right, wrapped)
+    return left, (b"," if len(right) > 1 else b"") + right
 
 
 def fit_name(text: str, limit: int) -> str:
@@ -814,10 +972,12 @@ def merge(parts: list[Part], options: MuxOptions) -> Catalogue:
     """All parts, in config order, as one catalogue; what would make a list longer than hosts take is left out."""
     notes: list[str] = []
     results: dict[str, bytes] = {}
+    plain: dict[str, bytes] = {}
     routes: dict[str, dict[str, Route]] = {}
     owners: dict[str, dict[str, str]] = {}
     for method, kind in LISTS.items():
         rendered: list[bytes] = []
+        differing: dict[int, bytes] = {}
         room = int(options.host_message_mb * MB) - EDGE
         named = (
             _name_all(parts, method, options, notes)
@@ -833,12 +993,18 @@ def merge(parts: list[Part], options: MuxOptions) -> Catalogue:
                 notes.append(f"{part.server}: {name} is left out: {method} would be longer than host_message_mb")
             else:
                 room -= len(shown) + 1
+                if entry.plain is not None:
+                    differing[len(rendered)] = entry.left + encode(name) + entry.plain
                 rendered.append(shown)
                 owners[method][name] = part.server
                 routes[method][name] = Route(part.server, entry.name, entry.wrapped)
         results[method] = b'{"%b":[%b]}' % (kind.key.encode(), b",".join(rendered))
+        if differing:
+            shown_plain = [differing.get(number, shown) for number, shown in enumerate(rendered)]
+            plain[method] = b'{"%b":[%b]}' % (kind.key.encode(), b",".join(shown_plain))
     return Catalogue(
         results,
+        plain,
         routes["tools/list"],
         routes["prompts/list"],
         owners["resources/list"],
@@ -881,9 +1047,22 @@ _OPERATORS: Final = {
 
 
 # ══ 6. Bridge ════════════════════════════════════════════════════════════════════════════════════════════════════════
-# A server asks the host for something. Here is decided, from values alone, what becomes of such a question: it is put
-# to the host, or answered or refused on the spot. Between legacy peers a question stays a request; only what the host
-# must know (which server asks) is added. What was never declared is refused; nothing is accepted on a person's behalf.
+# A server wants something of the host in the middle of a call: a model's answer, a person's, the roots. The eras have
+# opposite ways for it. A legacy server *sends a request* while its call stays open. A modern server *ends the call*
+# with `input_required`, which holds the questions and a state; the host asks again, with the answers and that state.
+#
+# Between peers of one era nothing is translated. Across them:
+#
+#   legacy server, modern host   The host's request is ended with `input_required` and a state of ours; the server's
+#                                call stays open, *parked*. The host's retry brings the answers, which go to the server
+#                                as answers to its requests; from then on the retry stands for the call.
+#   modern server, legacy host   The host's request stays open. The questions are put to the host as requests; when all
+#                                are answered the call is tried again at the server, with the answers and its state.
+#
+# What a server's table or a model of one's own answers never reaches the host. If only some of a modern server's
+# questions are answered so, the host is asked the rest under a state of ours, and its retry completes them. A refusal
+# that names pages to visit (-32042, 2025-11-25) becomes questions too, and the retry a new call. `Round` is one such
+# exchange, and `ROUNDS` is the table of its phases. Here is decided from values alone; the core does what is decided.
 
 
 class Forward(NamedTuple):
@@ -903,7 +1082,7 @@ class Locally(NamedTuple):
 
 
 QUESTIONS: Final = ("sampling/createMessage", "elicitation/create", "roots/list")
-CARRIERS: Final = ("tools/call", "prompts/get", "resources/read")  # in the middle of these a server may ask
+DECLINE: Final = b'{"action":"decline"}'
 _NO_SAMPLING: Final = {
     "auto": "the host declared none, and no model is configured",
     "host": 'the host declared none, and its table says sampling = "host"',
@@ -913,9 +1092,16 @@ _NO_SAMPLING: Final = {
 
 
 def judge_question(
-    method: str, params: Raw | UnsetType, server: str, options: ServerOptions, host: Fields, told: Fields
+    method: str,
+    params: Raw | UnsetType,
+    server: str,
+    options: ServerOptions,
+    host: Fields,
+    told: Fields,
+    *,
+    has_model: bool = False,
 ) -> Forward | Answer | Locally:
-    """What becomes of a server's question, given what the host declared and what that server was told.
+    """What becomes of a server's question, given what the host of this call declared and what that server was told.
 
     Raises `RpcError` for a refusal (codes: 2025-11-25, client/elicitation, client/sampling, client/roots).
     """
@@ -934,18 +1120,28 @@ def judge_question(
             with_tools = "tools" in asked or "toolChoice" in asked
             if with_tools and not offers(told, "sampling", "tools"):
                 raise RpcError(INVALID_PARAMS, "the host did not declare sampling.tools")
-            return Locally() if is_sampled_locally(host, options, with_tools=with_tools) else Forward(params)
+            if has_model and is_sampled_locally(host, options, with_tools=with_tools):
+                return Locally()
+            if not offers(host, *(("sampling", "tools") if with_tools else ("sampling",))):
+                raise RpcError(METHOD_NOT_FOUND, "the host of this call declared no such sampling")
+            return Forward(params)
         case "elicitation/create":
             asked = fields_of(params)
             mode = value_of(asked.get("mode"), "form")
             if not offers(told, "elicitation"):
-                return Answer(b'{"action":"decline"}')
+                return Answer(DECLINE)
             if not isinstance(mode, str) or mode not in elicitation_modes(told):
                 raise RpcError(INVALID_PARAMS, f"the host did not declare elicitation mode {mode!r}")
-            asked["message"] = Raw(encode(f"[{server}] {text_in(asked, 'message')}"))
-            return Forward(encode(asked))
+            if mode not in elicitation_modes(host):
+                return Answer(DECLINE)
+            return Forward(encode(asked | {"message": named_message(asked, server)}))
         case _:
             raise Bug(f"{method} is no question")
+
+
+def named_message(asked: Fields, server: str) -> Raw:
+    """The host has to show which server asks (client/elicitation)."""
+    return Raw(encode(f"[{server}] {text_in(asked, 'message')}"))
 
 
 def limit_reached(limit: str, text: str, wait: float | None = None) -> RpcError:
@@ -954,9 +1150,91 @@ def limit_reached(limit: str, text: str, wait: float | None = None) -> RpcError:
     return RpcError(INTERNAL_ERROR, f"mcpmux: sampling limit reached: {text} (sampling.limits.{limit})", data)
 
 
+def named_pages(error: Raw | bytes, server: str) -> Raw | bytes:
+    """A refusal that names pages to visit (-32042), with the server's name in what the person is told."""
+    body = object_of(error)
+    data = object_of(body.get("data"))
+    pages = [object_of(one) for one in items_of(data.get("elicitations"))]
+    if value_of(body.get("code")) != URL_ELICITATION_REQUIRED or not pages:
+        return error
+    named = [one | {"message": Raw(encode(f"[{server}] {value_of(one.get('message'), '')}"))} for one in pages]
+    return encode(body | {"data": Raw(encode(data | {"elicitations": Raw(encode(named))}))})
+
+
 def table_roots(options: ServerOptions) -> bytes:
     """The roots of a server's table; the config has made them `file://` URIs."""
     return encode({"roots": [{"uri": uri} for uri in options.roots]})
+
+
+def embedded(method: str, params: Raw | bytes | UnsetType) -> Raw:
+    """A legacy server's request as one of `inputRequests`: without what only holds between its sender and us."""
+    fields = {key: raw for key, raw in object_of(params).items() if key not in ("task", "elicitationId")}
+    if "_meta" in fields:
+        ours = ("progressToken", _OF_MCP + "related-task")
+        meta = {key: raw for key, raw in object_of(fields["_meta"]).items() if key not in ours}
+        if meta:
+            fields["_meta"] = Raw(encode(meta))
+        else:
+            del fields["_meta"]
+    return Raw(encode({"method": method, "params": fields} if fields else {"method": method}))
+
+
+def identity(method: str, params: Fields) -> tuple[str, dict[str, Any]]:
+    """What a retry has to have in common with the call it continues, as values: spelling does not matter."""
+    apart = ("_meta", "inputResponses", "requestState")
+    return method, {key: value_of(raw) for key, raw in params.items() if key not in apart}
+
+
+class Phase(Enum):
+    ASKING = "the host's request is open; more questions may come within moments"
+    PARKED = "the host has the questions; it has to come back"
+    GATHERING = "the host's request is open; answers are still to come"
+    HELD = "the host's request is open; a page is being visited"
+    OVER = "ended"
+
+
+class Turn(Enum):
+    DUE = "its time is up"
+    VISIT = "the answers say that pages are being visited"
+    RETRY = "the host came back with all that it was asked"
+    PARTIAL = "the host came back with less"
+    COMPLETE = "nothing is missing any more"
+    END = "cancelled, failed, or its host request has ended"
+
+
+# A missing pair is our bug.
+ROUNDS: Final[dict[tuple[Phase, Turn], Phase]] = {
+    (Phase.ASKING, Turn.DUE): Phase.PARKED,
+    (Phase.ASKING, Turn.END): Phase.OVER,
+    (Phase.PARKED, Turn.RETRY): Phase.GATHERING,
+    (Phase.PARKED, Turn.PARTIAL): Phase.PARKED,
+    (Phase.PARKED, Turn.DUE): Phase.OVER,  # it never came
+    (Phase.PARKED, Turn.END): Phase.OVER,
+    (Phase.GATHERING, Turn.COMPLETE): Phase.OVER,
+    (Phase.GATHERING, Turn.DUE): Phase.OVER,  # there was nothing to ask, only to wait
+    (Phase.GATHERING, Turn.VISIT): Phase.HELD,
+    (Phase.GATHERING, Turn.END): Phase.OVER,
+    (Phase.HELD, Turn.COMPLETE): Phase.OVER,
+    (Phase.HELD, Turn.DUE): Phase.OVER,
+    (Phase.HELD, Turn.END): Phase.OVER,
+}
+
+
+def next_phase(phase: Phase, turn: Turn) -> Phase:
+    try:
+        return ROUNDS[phase, turn]
+    except KeyError:
+        raise Bug(f"a round that is {phase.name} cannot take {turn.name}") from None
+
+
+STATE_PREFIX: Final = "mcpmux:"  # of a `requestState` that is ours
+
+
+def input_required(questions: Mapping[str, Raw], state: str) -> Raw:
+    """The result that asks the host (2026-07-28, basic/patterns/mrtr)."""
+    meta = {SERVER_KEY: IMPLEMENTATION}
+    body = {"resultType": "input_required", "inputRequests": questions, "requestState": state, "_meta": meta}
+    return Raw(encode(body if questions else {key: body[key] for key in body if key != "inputRequests"}))
 
 
 # ══ 7. Lifecycle ═════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -981,6 +1259,7 @@ class Life(Enum):
     GAVE_UP = "is gone once too often"
     DUE = "has rested"
     STOP = "is told to stop"
+    AGAIN = "is gone for a fresh process to take its place"
 
 
 # A missing pair is our bug, never the server's.
@@ -999,6 +1278,8 @@ TRANSITIONS: Final[dict[tuple[State, Life], State]] = {
     (State.STOPPING, Life.ENDED): State.STOPPED,
     (State.STOPPING, Life.GONE): State.BACKOFF,  # it was stopped because it was of no use
     (State.STOPPING, Life.GAVE_UP): State.FAILED,
+    (State.STARTING, Life.AGAIN): State.IDLE,
+    (State.STOPPING, Life.AGAIN): State.IDLE,
 }
 
 
@@ -1035,6 +1316,9 @@ class Deaths:
 HOST: Final = ""  # the host among the peers; a server's name is never empty
 OURSELVES: Final = "mcpmux itself"  # a server's name has no space
 MODEL: Final = "the model"  # the sampler process
+LATER: Final = "the host's next request"  # owes the answer to a question that a modern host has, or will have
+BRIDGE: Final = "the bridge"  # owes the answer to a host's request while questions of a modern server are open
+PARKED: Final = "a parked call"  # waits for a server's answer while its host request has ended
 FOREVER: Final = float("inf")
 
 
@@ -1139,13 +1423,6 @@ class Log(Struct):
 Effect = SendHost | SendServer | Start | Stop | Sample | SetTimer | Log
 
 
-class Reply(NamedTuple):
-    """How a request of ours ended: one of the two is set."""
-
-    result: Raw | None
-    error: Raw | bytes | None
-
-
 class Pending(Struct):
     """A request that waits for its answer. `id` is ours, minted; the asker's own comes back to it as it was."""
 
@@ -1164,6 +1441,11 @@ class Pending(Struct):
     wrapped: bool = False  # the tool's structured results are put into an object
     is_task: bool = False  # the request was augmented with a task (2025-11-25)
     calls: tuple[int, ...] = ()  # of a server's question: the host's calls in one of which it was asked
+    caller: Caller = NOBODY
+    asked: Fields | None = None  # of a call that may need the bridge: the host's params
+    params: Fields | None = None  # and those for its server
+    round: int = 0  # the open one that it takes part in
+    rounds: int = 0  # how often its modern server has asked already
 
 
 class InFlight:
@@ -1194,6 +1476,12 @@ class InFlight:
     def get(self, number: int | None) -> Pending | None:
         return None if number is None else self._by_id.get(number)
 
+    def hand_over(self, pending: Pending, asker: str, asker_id: bytes) -> None:
+        """Somebody else waits for the answer from now on."""
+        del self._by_asker[pending.asker, pending.asker_id]
+        pending.asker, pending.asker_id = asker, asker_id
+        self._by_asker[asker, asker_id] = pending.id
+
     def asked(self, asker: str, asker_id: bytes) -> Pending | None:
         return self.get(self._by_asker.get((asker, asker_id)))
 
@@ -1217,6 +1505,8 @@ class Ask(Struct):
     method: str
     params: Raw | UnsetType
     blamed: str | None = None  # the server whose start it waits for, if it waits for one only
+    fields: Fields = {}  # its params
+    caller: Caller = NOBODY
 
 
 class Listing(Struct):
@@ -1225,6 +1515,39 @@ class Listing(Struct):
     entries: list[Entry]
     cursors: set[bytes]
     room: int  # bytes that it may still have
+
+
+class Listen(Struct):
+    """A modern host's `subscriptions/listen`, open until it cancels."""
+
+    id: bytes
+    changes: frozenset[str]  # the list notifications that it wants
+    uris: list[str]
+    extra: Fields  # of its filter, what only extensions know
+
+
+class Question(Struct):
+    """One thing that a server wants of the host."""
+
+    shown: Raw  # as an entry of `inputRequests`; b"" if the host is not asked for it
+    number: int = 0  # in the in-flight table; 0 if nothing is open for it
+    is_open: bool = True
+
+
+class Round(Struct):
+    """One exchange in the bridge, from the first question to the answers' arrival at the server."""
+
+    id: int
+    server: str
+    call: Pending  # the host's: in flight at a legacy server, ended at a modern one
+    phase: Phase
+    questions: dict[str, Question] = {}
+    answers: dict[str, Raw] = {}  # for a modern server, by question
+    state: Raw | None = None  # a modern server's `requestState`
+    token: str = ""  # ours, while parked
+    kept: Reply | None = None  # how the call ended while it was parked
+    waiting: int = 0  # the in-flight entry under which the host's request waits for this round
+    pages: dict[str, bool] = {}  # by elicitationId: whether the server said that it is complete
 
 
 class TaskOwner(NamedTuple):
@@ -1251,9 +1574,18 @@ class Server:
         self.ready_in: float | None = None  # seconds from start to its first complete lists
         # From here on: valid while READY, and kept afterwards, since its tools stay listed while it rests.
         self.open = False  # calls go out; before, they wait in `waiting`
-        self.waiting: dict[int, bytes] = {}
+        self.waiting: dict[int, Fields | UnsetType] = {}  # params by number
         self.clogged = False
+        self.starter = NOBODY  # the host as the request showed it for which it was started
         self.told: Fields = {}
+        self.told_last: tuple[bytes, Fields] = (b"", {})  # for the host that declared this
+        self.era = ""  # "legacy" or "modern": what worked last
+        self.way: list[str] = []  # what is still to be tried to find its era
+        self.trying = ""
+        self.again = False  # it is being stopped for a fresh process
+        self.modern = False
+        self.info = NOBODY.info  # its `serverInfo`
+        self.level: str | None = None  # of log messages, as last set at it
         self.revision = ""
         self.capabilities: Fields = {}
         self.instructions = ""
@@ -1265,7 +1597,12 @@ class Server:
         self.quiet = RELIST_QUIET  # grows while it announces changes that are none
         self.up_at = 0.0
         self.useless = False  # it is being stopped because its handshake failed
-        self.subscriptions: dict[str, None] = {}  # URIs, in order
+        self.subscriptions: dict[str, set[bytes]] = {}  # who wants a URI: listens by id, b"" a legacy host
+        self.listen: Pending | None = None  # our subscription at a modern server
+        self.listened: list[Pending] = []  # former ones, to be ended when the present one is acknowledged
+        self.listens_for: Fields | None = None  # None: it offers no subscriptions
+        self.listen_wait = LISTEN_AGAIN
+        self.questions: list[int] = []  # asked outside any call: they wait for the host's next one
         self.sampled: collections.deque[float] = collections.deque()  # when it asked the local model, in a minute
 
 
@@ -1273,7 +1610,7 @@ class Core:
     """The multiplexer without its pipes: `handle` takes an event and the time, and returns what is to be done.
 
     `broken` are servers whose table is wrong, with the reason; `sampling` is there if a local model is; `chance` gives
-    numbers in [0, 1).
+    numbers in [0, 1), and `secret` what nobody can guess.
     """
 
     def __init__(
@@ -1285,6 +1622,7 @@ class Core:
         broken: Mapping[str, str] | None = None,
         notice: str = "",
         chance: Callable[[], float] = lambda: 0.0,
+        secret: Callable[[], str] = lambda: "",
     ) -> None:
         self.options = options
         self.servers = {name: Server(name, table) for name, table in servers.items()}
@@ -1297,16 +1635,23 @@ class Core:
         self._sampling = sampling
         self._notice = notice
         self._chance = chance
+        self._secret = secret
         self._now = 0.0
         self._effects: list[Effect] = []
         self._timers: dict[tuple[str, str], float] = {}
         self._host_limit = int(options.host_message_mb * MB)
         self._tracing = options.log_level == "trace"
-        self._host_capabilities: Fields = {}
-        self._host_info: bytes = b""
+        self._legacy = NOBODY  # the host as it has initialized
+        self._caller = NOBODY  # the host as it showed itself last
+        self._ending = False
+        self._begun = False  # the servers have been started for the first time
+        self._listens: dict[bytes, Listen] = {}
+        self._rounds: dict[int, Round] = {}
+        self._round_of_token: dict[str, int] = {}
+        self._minted = 0
         self._host_ready = False  # it has sent `initialized`: now it may be asked
         self._host_roots: bytes | None = None  # its last answer to roots/list
-        self._log_level: bytes | None = None
+        self._log_level: str | None = None  # a legacy host's
         self._for_host: list[SendHost] = []  # waits until the host is ready
         self._held: dict[bytes, Ask] = {}  # wait until it is known what the servers offer
         self._seen_by_host: dict[str, bytes] = {}  # by list method: the list that the host has, or was told to fetch
@@ -1472,7 +1817,7 @@ class Core:
                 if self._tracing:
                     self._trace("<", HOST, message.method, size)
                 handler = self._host_notifications.get(message.method)
-                if handler and self.revision:
+                if handler and (self.revision or handler is Core._host_cancels):
                     handler(self, object_of(params))
                 return
             id = bytes(message.id)
@@ -1494,91 +1839,119 @@ class Core:
 
     def _receive(self, ask: Ask) -> None:
         """A new request of the host's. Even one that shows a bug of ours has an ending."""
-        if ask.id in self._held or self.in_flight.asked(HOST, ask.id):
-            self._refuse(ask.id, RpcError(INVALID_REQUEST, "a request with this id is still open"))
+        if self._is_open(ask.id):
+            self._refuse(ask, RpcError(INVALID_REQUEST, "a request with this id is still open"))
             return
         before = len(self._effects)
-        if not self._survive(self._route, ask) and ask.id not in self._held and not self.in_flight.asked(HOST, ask.id):
+        if not self._survive(self._route, ask) and not self._is_open(ask.id):
             start = result_line(ask.id, b"")[: -len(b',"result":}\n')] + b","
             new = self._effects[before:]
             if not any(isinstance(one, SendHost) and one.line.startswith(start) for one in new):
-                self._refuse(
-                    ask.id, RpcError(INTERNAL_ERROR, f"a bug in mcpmux: its log says more ({ask.method[:100]})")
-                )
+                self._refuse(ask, RpcError(INTERNAL_ERROR, f"a bug in mcpmux: its log says more ({ask.method[:100]})"))
+
+    def _is_open(self, id: bytes) -> bool:
+        return id in self._held or id in self._listens or self.in_flight.asked(HOST, id) is not None
 
     def _route(self, ask: Ask) -> None:
+        """The era goes with each request; `initialize` is legacy whatever it carries."""
         try:
-            if not self.revision and ask.method not in BEFORE_INITIALIZED:
-                raise RpcError(INVALID_PARAMS, "not initialized: send `initialize` first (2025-11-25 or earlier)")
-            if not self._host_ready and ask.method not in BEFORE_INITIALIZED:
-                self._host_is_ready({})  # its `initialized` never came: what it asks shows that it is
+            ask.fields = fields_of(ask.params)
+            caller = None if ask.method == "initialize" else caller_of(ask.fields)
+            ask.caller = caller or self._legacy
+            if caller:
+                if ask.method in LEGACY_ONLY:
+                    raise RpcError(METHOD_NOT_FOUND, f"{ask.method} is not of {MODERN_REVISIONS[0]}")
+                self._caller = caller
+                if ask.method not in MODERN_ONLY:  # a host that only looks what this is starts no server
+                    self._begin()
+                state = value_of(ask.fields.get("requestState"))
+                if ask.method in CARRIERS and isinstance(state, str) and state.startswith(STATE_PREFIX):
+                    self._retry(ask, state)
+                    return
+            elif ask.method not in BEFORE_INITIALIZED:
+                if not self.revision:
+                    how = f"send `initialize`, or {VERSION_KEY} and the rest of {MODERN_REVISIONS[0]} in params._meta"
+                    raise RpcError(INVALID_PARAMS, f"not initialized: {how}")
+                if ask.method in MODERN_ONLY:
+                    raise RpcError(METHOD_NOT_FOUND, f"{ask.method} is not of {self.revision}")
+                if not self._host_ready:
+                    self._host_is_ready({})  # its `initialized` never came: what it asks shows that it is
             self._host_requests.get(ask.method, Core._pass_on)(self, ask)
         except RpcError as error:
-            self._refuse(ask.id, error)
+            self._refuse(ask, error)
+
+    def _begin(self) -> None:
+        """The servers that were never tried are started: what they offer is not known."""
+        if not self._begun:
+            self._begun = True
+            for server in self.servers.values():
+                if not server.tried:
+                    self._use(server)
 
     def _initialize(self, ask: Ask) -> None:
-        params = fields_of(ask.params)
-        revision = negotiate(text_in(params, "protocolVersion"))
-        self._host_capabilities = fields_of(bytes(params.get("capabilities", b"{}")))
-        self.revision = revision
-        info = params.get("clientInfo", b"")
-        self._host_info = bytes(info) if info and is_object(info) else encode(IMPLEMENTATION)
+        self.revision = negotiate(text_in(ask.fields, "protocolVersion"))
+        info = ask.fields.get("clientInfo", Raw(b""))
+        declared = ask.fields.get("capabilities", Raw(b"{}"))
+        self._caller = self._legacy = Caller(
+            False,
+            bytes(declared) if is_object(declared) else b"{}",
+            bytes(info) if is_object(info) else NOBODY.info,
+        )
+        answer = {"protocolVersion": self.revision, **self._about_us(), "serverInfo": IMPLEMENTATION}
+        self._reply(ask, encode(answer))
+        self._begin()
+
+    def _discover(self, ask: Ask) -> None:
+        about = self._about_us()
+        about["capabilities"].pop("tasks", None)  # those of the legacy era are for it alone
+        answer = {"supportedVersions": MODERN_REVISIONS, **about, "ttlMs": 0, "cacheScope": "private"}
+        self._reply(ask, encode(answer))
+
+    def _about_us(self) -> dict[str, Any]:
         known = [server for server in self.servers.values() if server.lists]
-        answer: dict[str, Any] = {
-            "protocolVersion": self.revision,
-            "capabilities": capabilities_for_host(server.capabilities for server in known),
-            "serverInfo": IMPLEMENTATION,
-        }
         chapters = [f"# {server.name}\n\n{server.instructions}" for server in known if server.instructions]
         if self._notice:
             chapters.insert(0, self._notice)
-        if chapters:
-            answer["instructions"] = "\n\n".join(chapters)
-        self._reply(ask.id, encode(answer))
-        for server in self.servers.values():
-            if not server.tried:
-                self._use(server)
-
-    def _discover(self, ask: Ask) -> None:
-        raise RpcError(METHOD_NOT_FOUND, "this server speaks 2025-11-25 and earlier: send `initialize`")
+        about: dict[str, Any] = {"capabilities": capabilities_for_host(server.capabilities for server in known)}
+        return about | ({"instructions": "\n\n".join(chapters)} if chapters else {})
 
     def _ping(self, ask: Ask) -> None:
-        self._reply(ask.id, b"{}")
+        self._reply(ask, b"{}")
 
     def _list(self, ask: Ask) -> None:
-        if value_of(fields_of(ask.params).get("cursor")) is not None:
+        if value_of(ask.fields.get("cursor")) is not None:
             raise RpcError(INVALID_PARAMS, "unknown cursor: the list has one page only")
         if not self._hold(ask):
             result = self._seen_by_host[ask.method] = self.catalogue.results[ask.method]
-            self._reply(ask.id, result)
+            self._reply(ask, self.catalogue.plain.get(ask.method, result) if ask.caller.modern else result)
 
     def _call_tool(self, ask: Ask) -> None:
-        params = fields_of(ask.params)
-        name = text_in(params, "name")
+        name = text_in(ask.fields, "name")
         route = self.catalogue.tools.get(name)
         if route is None:
             self._unknown_name(ask, name, "tool", self.catalogue.tools)
             return
-        params["name"] = Raw(encode(route.name))
-        self._forward(ask, route.server, params, wrapped=route.wrapped)
+        params = ask.fields | {"name": Raw(encode(route.name))}
+        self._forward(ask, route.server, params, wrapped=route.wrapped and not ask.caller.modern)
 
     def _get_prompt(self, ask: Ask) -> None:
-        params = fields_of(ask.params)
-        name = text_in(params, "name")
+        name = text_in(ask.fields, "name")
         route = self.catalogue.prompts.get(name)
         if route is None:
             self._unknown_name(ask, name, "prompt", self.catalogue.prompts)
             return
-        params["name"] = Raw(encode(route.name))
-        self._forward(ask, route.server, params)
+        self._forward(ask, route.server, ask.fields | {"name": Raw(encode(route.name))})
 
     def _by_uri(self, ask: Ask) -> None:
-        uri = text_in(fields_of(ask.params), "uri")
+        uri = text_in(ask.fields, "uri")
         owner = self.catalogue.owner_of(uri)
         if ask.method == "resources/unsubscribe":
-            owner = next((one.name for one in self.servers.values() if uri in one.subscriptions), owner)
-        if owner:
-            self._forward(ask, owner, fields_of(ask.params), then=functools.partial(self._uri_answered, uri))
+            owner = next((one.name for one in self.servers.values() if b"" in one.subscriptions.get(uri, ())), owner)
+        if owner and self.servers[owner].modern and ask.method != "resources/read":
+            self._subscribe(self.servers[owner], uri, b"", ask.method == "resources/subscribe")
+            self._reply(ask, b"{}")
+        elif owner:
+            self._forward(ask, owner, ask.fields, then=functools.partial(self._uri_answered, uri))
         elif not self._hold(ask):
             if ask.params is not UNSET:
                 ask.params = ask.params.copy()
@@ -1587,11 +1960,12 @@ class Core:
 
     def _try_in_turn(self, ask: Ask, uri: str, names: list[str], last: tuple[Pending, bytes] | None) -> None:
         """A URI that nobody listed: each ready server is asked in turn, until one knows it."""
-        names = [name for name in names if self._is_usable(name)]
+        is_read = ask.method == "resources/read"
+        names = [name for name in names if self._is_usable(name) and (is_read or not self.servers[name].modern)]
         if not names:
             if last is None:
                 raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
-            self._answer_host(last[0].peer, ask.id, error_line(ask.id, last[1]))
+            self._deliver(last[0], Reply(None, last[1]))
             return
 
         def tried(pending: Pending, reply: Reply) -> None:
@@ -1605,20 +1979,148 @@ class Core:
             pending.progress = last[0].progress  # it must rise within one token
 
     def _uri_answered(self, uri: str, pending: Pending, reply: Reply) -> None:
-        subscriptions = self.servers[pending.peer].subscriptions
         if reply.error is None and pending.method != "resources/read":
             reply = Reply(Raw(b"{}"), None)  # exactly: TypeScript's EmptyResult refuses more
+            wanted = self.servers[pending.peer].subscriptions
             if pending.method == "resources/subscribe":
-                subscriptions[uri] = None
-            else:
-                subscriptions.pop(uri, None)
+                wanted.setdefault(uri, set()).add(b"")
+            elif uri in wanted:
+                wanted[uri].discard(b"")
+                if not wanted[uri]:
+                    del wanted[uri]
         self._deliver(pending, reply)
+
+    def _subscribe(self, server: Server, uri: str, whose: bytes, wanted: bool) -> None:
+        """Notes who wants to hear of a resource; its server is told when the first comes and the last goes."""
+        wanting = server.subscriptions.setdefault(uri, set())
+        before = bool(wanting)
+        wanting.add(whose) if wanted else wanting.discard(whose)
+        if not wanting:
+            del server.subscriptions[uri]
+        if before == bool(wanting) or not server.open:
+            return
+        if server.modern:
+            self._listen(server)
+        else:
+            method = "resources/subscribe" if wanting else "resources/unsubscribe"
+            self._ask(server, method, encode({"uri": uri}), lambda pending, reply: None)
+
+    # ── subscriptions of a modern host (2026-07-28, basic/patterns/subscriptions) ──
+
+    def _open_listen(self, ask: Ask) -> None:
+        wanted = fields_of(ask.fields.get("notifications", Raw(b"null")))
+        uris = value_of(wanted.get("resourceSubscriptions"), [])
+        if not isinstance(uris, list) or not all(isinstance(uri, str) for uri in uris):
+            raise RpcError(INVALID_PARAMS, "params.notifications.resourceSubscriptions must be a list of strings")
+        if uris:
+            self._begin()
+            if self._hold(ask):
+                return
+        flags = {key: method for method, (key, _) in CHANGES.items() if value_of(wanted.get(key)) is True}
+        owners = {uri: owner for uri in uris if (owner := self.catalogue.owner_of(uri))}
+        is_modern = any(server.modern for server in self.servers.values())
+        known = {key for key, _ in CHANGES.values()} | {"resourceSubscriptions"}
+        extra = {key: raw.copy() for key, raw in wanted.items() if key not in known and is_modern}
+        listen = Listen(bytes(ask.id), frozenset(flags.values()), list(owners), extra)
+        self._listens[listen.id] = listen
+        honoured: dict[str, Any] = dict.fromkeys(flags, True) | extra
+        if "resourceSubscriptions" in wanted:
+            honoured["resourceSubscriptions"] = list(owners)
+        for method in LISTS:
+            if LISTS[method].changed in listen.changes:
+                self._seen_by_host.setdefault(method, self.catalogue.results[method])
+        self._tell_listen(listen, HOST, "notifications/subscriptions/acknowledged", {"notifications": encode(honoured)})
+        for uri, owner in owners.items():
+            self._subscribe(self.servers[owner], uri, listen.id, True)
+        if extra:
+            self._listen_everywhere()
+
+    def _tell_listen(self, listen: Listen, source: str, method: str, params: Mapping[str, Raw | bytes]) -> None:
+        meta = object_of(params.get("_meta")) | {SUBSCRIPTION_KEY: Raw(listen.id)}
+        body = {**{key: Raw(raw) for key, raw in params.items()}, "_meta": Raw(encode(meta))}
+        self._send_host(source, notification_line(method, encode(body)))
+
+    def _close_listen(self, listen: Listen) -> None:
+        del self._listens[listen.id]
+        for server in self.servers.values():
+            for uri in [uri for uri, whose in server.subscriptions.items() if listen.id in whose]:
+                self._subscribe(server, uri, listen.id, False)
+        if listen.extra:
+            self._listen_everywhere()
+
+    # ── our own subscriptions at modern servers ──
+
+    def _listen_everywhere(self) -> None:
+        for server in self.servers.values():
+            if server.modern and server.open:
+                self._listen(server)
+
+    def _listen(self, server: Server) -> None:
+        """One subscription for all that anybody wants of it. A wider one is opened before the narrower ends."""
+        if server.listens_for is None:
+            return
+        wanted: dict[str, Any] = {
+            key: True for key, capability in CHANGES.values() if offers(server.capabilities, capability, "listChanged")
+        }
+        if server.subscriptions:
+            wanted["resourceSubscriptions"] = list(server.subscriptions)
+        for listen in self._listens.values():
+            for key, raw in listen.extra.items():
+                value = value_of(raw)
+                if key == "taskIds" and isinstance(value, list):
+                    own = [task for task in value if isinstance(task, str) and self._owns_task(server, task)]
+                    value = [*wanted.get(key, []), *own]
+                wanted[key] = value
+        asked = {key: Raw(encode(value)) for key, value in wanted.items()}
+        if server.listen and server.listens_for == asked:
+            return
+        server.listens_for = asked
+        if server.listen:
+            server.listened.append(server.listen)
+            server.listen = None
+        if asked:
+            body = encode({"notifications": asked})
+            server.listen = self._ask(server, "subscriptions/listen", body, self._listen_ended, patience=FOREVER)
+        else:
+            self._end_listened(server)
+
+    def _owns_task(self, server: Server, task: str) -> bool:
+        return task in self._tasks and self._tasks[task].server == server.name
+
+    def _end_listened(self, server: Server) -> None:
+        for pending in server.listened:
+            if self.in_flight.get(pending.id):
+                self._withdraw(pending, {})
+        server.listened.clear()
+
+    def _listen_ended(self, pending: Pending, reply: Reply) -> None:
+        """By the server: it is listened to again, after a while; one that knows no subscriptions is left alone."""
+        server = self.servers[pending.peer]
+        if server.listen is not pending:
+            return
+        server.listen = None
+        self._end_listened(server)
+        if reply.error is not None and value_of(object_of(reply.error).get("code")) == METHOD_NOT_FOUND:
+            server.listens_for = None
+        elif server.open:
+            self._set_timer("listen", server.name, self._now + server.listen_wait)
+            server.listen_wait = min(LISTEN_AGAIN_MOST, server.listen_wait * 2)
+
+    def _listen_again(self, name: str) -> None:
+        if self.servers[name].open and self.servers[name].modern:
+            self._listen(self.servers[name])
+
+    def _acknowledged(self, server: Server, message: Envelope) -> None:
+        meta = object_of(object_of(message.params).get("_meta"))
+        if server.listen and number_of_id(meta.get(SUBSCRIPTION_KEY, Raw(b""))) == server.listen.id:
+            server.listen_wait = LISTEN_AGAIN
+            self._end_listened(server)
 
     def _is_usable(self, name: str) -> bool:
         return self.servers[name].open and not self.servers[name].clogged
 
     def _complete(self, ask: Ask) -> None:
-        params = fields_of(ask.params)
+        params = dict(ask.fields)
         ref = fields_of(params.get("ref", b"null"))
         if value_of(ref.get("type")) == "ref/prompt":
             name = text_in(ref, "name")
@@ -1640,32 +2142,37 @@ class Core:
         if offers(server.capabilities, "completions") or server.revision in ("", LEGACY_REVISIONS[-1]):
             self._forward(ask, owner, params)
         else:
-            self._reply(ask.id, b'{"completion":{"values":[]}}')
+            self._reply(ask, b'{"completion":{"values":[]}}')
 
     def _set_level(self, ask: Ask) -> None:
-        level = text_in(fields_of(ask.params), "level")
+        level = text_in(ask.fields, "level")
         if level not in LOG_LEVELS:
             raise RpcError(INVALID_PARAMS, f"params.level must be one of {', '.join(LOG_LEVELS)}")
-        self._log_level = encode({"level": level})
+        self._log_level = level
         for server in self.servers.values():
             if server.open:
                 self._tell_level(server)
-        self._reply(ask.id, b"{}")
+        self._reply(ask, b"{}")
 
     def _tell_level(self, server: Server) -> None:
-        if self._log_level and offers(server.capabilities, "logging"):
-            self._ask(server, "logging/setLevel", self._log_level, lambda pending, reply: None)
+        """Legacy servers have one level: the most talkative that anybody wants now. What a modern host did not ask
+        for is sorted out on the way back."""
+        wanted = [call.caller.level for call in self.in_flight.owed_by(server.name) if call.caller.modern]
+        levels = [level for level in (*wanted, self._log_level) if level]
+        level = min(levels, key=LOG_LEVELS.index, default=None)
+        if level and level != server.level and not server.modern and offers(server.capabilities, "logging"):
+            server.level = level
+            self._ask(server, "logging/setLevel", encode({"level": level}), lambda pending, reply: None)
 
     def _task_of_server(self, ask: Ask) -> None:
-        params = fields_of(ask.params)
-        task = text_in(params, "taskId")
+        task = text_in(ask.fields, "taskId")
         owner = self._tasks.get(task)
         if owner is None:
             raise RpcError(INVALID_PARAMS, "no server has made a task with this taskId")
         is_result = ask.method == "tasks/result"  # it blocks until the task has ended
         then = functools.partial(self._task_answered, task)
         patience = FOREVER if is_result else None
-        self._forward(ask, owner.server, params, then=then, patience=patience, wrapped=is_result and owner.wrapped)
+        self._forward(ask, owner.server, ask.fields, then=then, patience=patience, wrapped=is_result and owner.wrapped)
 
     def _task_answered(self, task: str, pending: Pending, reply: Reply) -> None:
         status = value_of(object_of(reply.result).get("status"))
@@ -1674,7 +2181,7 @@ class Core:
         self._deliver(pending, reply)
 
     def _list_tasks(self, ask: Ask) -> None:
-        if value_of(fields_of(ask.params).get("cursor")) is not None:
+        if value_of(ask.fields.get("cursor")) is not None:
             raise RpcError(INVALID_PARAMS, "unknown cursor: the list has one page only")
         if not self._hold(ask):
             names = [one.name for one in self.servers.values() if offers(one.capabilities, "tasks", "list")]
@@ -1686,7 +2193,7 @@ class Core:
         """Page by page, server by server; one that fails contributes nothing."""
         names = [name for name in names if self._is_usable(name)]
         if not names:
-            self._reply(ask.id, b'{"tasks":[%b]}' % b",".join(tasks))
+            self._reply(ask, b'{"tasks":[%b]}' % b",".join(tasks))
             return
 
         def page(pending: Pending, reply: Reply) -> None:
@@ -1706,7 +2213,7 @@ class Core:
 
     def _pass_on(self, ask: Ask) -> None:
         """A method of the future: if its params name something that has an owner, the owner is asked."""
-        params = object_of(ask.params)
+        params = dict(ask.fields)
         name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
         owner = self._tasks[task].server if isinstance(task, str) and task in self._tasks else None
         if owner is None and isinstance(uri, str):
@@ -1781,25 +2288,55 @@ class Core:
         )
         pending.then = then
         pending.wrapped = wrapped
-        pending.is_task = "task" in params
-        self._swap_token(pending, params)
+        pending.is_task = "task" in params and not ask.caller.modern
+        pending.caller = ask.caller
+        pending.token = progress_token(params)
+        if ask.method in CARRIERS and (ask.caller.modern or server.modern or not server.open):
+            pending.asked, pending.params = ask.fields, params
         self._watch(pending)
-        line = request_line(pending.id, ask.method, encode(params) if ask.params is not UNSET or params else UNSET)
-        if server.open:
-            self._send_server(server, line)
-        else:
-            server.waiting[pending.id] = line
-            self._use(server)
+        self._to_server(server, pending, params if ask.params is not UNSET or params else UNSET)
+        if ask.caller.modern and server.questions and ask.method in CARRIERS:
+            self._carry(server, pending)
         return pending
 
-    def _swap_token(self, pending: Pending, params: Fields) -> None:
-        """The asker's progress token is put aside and ours, which is `id`, goes in its place."""
-        meta = object_of(params.get("_meta"))
-        token = meta.get("progressToken")
-        if token is not None and is_id(bytes(token)):
-            pending.token = bytes(token)
-            meta["progressToken"] = Raw(b"%d" % pending.id)
-            params["_meta"] = Raw(encode(meta))
+    def _to_server(self, server: Server, pending: Pending, params: Fields | UnsetType) -> None:
+        """At once, or when it is ready."""
+        if server.open:
+            self._dispatch(server, pending, params)
+        else:
+            server.waiting[pending.id] = params
+            self._use(server)
+
+    def _dispatch(self, server: Server, pending: Pending, params: Fields | UnsetType) -> None:
+        """Writes a host's request in its server's era. Between legacy peers nothing changes but the token."""
+        if pending.token is not None:
+            assert params is not UNSET
+            meta = object_of(params["_meta"]) | {"progressToken": Raw(b"%d" % pending.id)}
+            params = params | {"_meta": Raw(encode(meta))}
+        if server.modern:
+            level = pending.caller.level or (None if pending.caller.modern else self._log_level)
+            told = encode(self._told(server, pending.caller))
+            params = enveloped({} if params is UNSET else params, pending.caller, told, level)
+        elif pending.caller.modern and params is not UNSET:
+            if "requestState" in params:
+                error = RpcError(INVALID_PARAMS, f"{server.name} has given no requestState: send the call without it")
+                self._deliver(self.in_flight.settle(pending.id), Reply(None, error_body(error)))
+                return
+            params = without_envelope(params)
+            if pending.caller.level:
+                self._tell_level(server)
+        line = UNSET if params is UNSET else encode(params)
+        self._send_server(server, request_line(pending.id, pending.method, line))
+
+    def _told(self, server: Server, caller: Caller) -> Fields:
+        """What this server is told of the host's capabilities."""
+        if server.told_last[0] != caller.declared:
+            has_model = self._sampling is not None
+            told = capabilities_for_server(caller.capabilities, server.options, has_model=has_model)
+            if caller.modern or server.modern:
+                told.pop("tasks", None)  # those of the legacy era are between its peers
+            server.told_last = caller.declared, told
+        return server.told_last[1]
 
     def _host_is_ready(self, params: Fields) -> None:
         self._host_ready = True
@@ -1809,9 +2346,13 @@ class Core:
 
     def _host_cancels(self, params: Fields) -> None:
         id = bytes(params.get("requestId", b""))
-        if self._held.pop(id, None) is None and (pending := self.in_flight.asked(HOST, id)):
+        if id in self._listens:
+            self._close_listen(self._listens[id])
+        elif self._held.pop(id, None) is None and (pending := self.in_flight.asked(HOST, id)):
             self._withdraw(pending, params)
             self._withdraw_questions(pending)
+            if pending.round:
+                self._end_round(self._rounds[pending.round])
 
     def _withdraw(self, pending: Pending, params: Fields) -> None:
         """The asker no longer wants the answer: its peer is told, and nobody is answered."""
@@ -1825,6 +2366,10 @@ class Core:
             self._to_ready_host(pending.asker, line)
         elif pending.peer == MODEL:
             self._effects.append(Sample(line))
+        elif pending.peer == LATER:
+            self._forget_question(pending)
+        elif pending.peer == BRIDGE:
+            pass  # its round ends with it
         elif self.servers[pending.peer].waiting.pop(pending.id, None) is None:
             self._send_server(self.servers[pending.peer], line)
 
@@ -1846,7 +2391,7 @@ class Core:
         self._host_roots = None
         line = notification_line("notifications/roots/list_changed", encode(params) if params else UNSET)
         for server in self.servers.values():
-            if server.state is State.READY and offers(self._host_capabilities, "roots"):
+            if server.state is State.READY and not server.modern and offers(self._legacy.capabilities, "roots"):
                 self._send_server(server, line)
 
     def _host_task_status(self, params: Fields) -> None:
@@ -1870,15 +2415,14 @@ class Core:
         self.in_flight.settle(pending.id)
         server = self.servers[pending.asker]
         reply = self._checked(message, "the host")
+        if reply.result is not None and pending.method == "roots/list":
+            self._host_roots = bytes(reply.result)
         if pending.then:
             pending.then(pending, reply)
             return
         if reply.result is not None:
-            if pending.method == "roots/list":
-                self._host_roots = bytes(reply.result)
             self._task_made(self._host_tasks, pending, TaskOwner(server.name, False), reply.result)
-        self._answer_server(server, pending.asker_id, reply)
-        self._question_over(server)
+        self._answered(pending, reply)
 
     # ── from the sampler ──
 
@@ -1892,8 +2436,15 @@ class Core:
         pending = None if message.id is UNSET else self.in_flight.get(number_of_id(message.id))
         if pending and pending.peer == MODEL:  # else it was withdrawn meanwhile
             self.in_flight.settle(pending.id)
-            server = self.servers[pending.asker]
-            self._answer_server(server, pending.asker_id, self._checked(message, "the sampler"))
+            self._answered(pending, self._checked(message, "the sampler"))
+
+    def _answered(self, question: Pending, reply: Reply) -> None:
+        """A question's answer on its way to whoever asked it."""
+        if question.then:
+            question.then(question, reply)
+        else:
+            server = self.servers[question.asker]
+            self._answer_server(server, question.asker_id, reply)
             self._question_over(server)
 
     # ── from a server ──
@@ -1939,8 +2490,29 @@ class Core:
             level = "warning" if bytes(message.id) == _NULLED else "debug"  # an error with a null id is worth a look
             self._log(level, f"{server.name}: an answer to nothing that is open was dropped")
             return
-        self.in_flight.settle(pending.id)
         reply = self._checked(message, server.name)
+        if pending.asker == PARKED:
+            self._ended_while_parked(pending, reply)
+            return
+        self.in_flight.settle(pending.id)
+        if pending.round:  # it ended before its questions went out
+            self._end_round(self._rounds[pending.round])
+        if server.modern and reply.result is not None:
+            kind = value_of(object_of(reply.result).get("resultType"), "complete")
+            if kind == "input_required" and pending.asker == HOST and pending.method in CARRIERS:
+                self._input_required(server, pending, object_of(reply.result))
+                return
+            is_of_extension = isinstance(kind, str) and offers(pending.caller.capabilities, "extensions")
+            if kind != "complete" and (kind == "input_required" or not is_of_extension):
+                wrong = f"{server.name} sent a result of type {str(kind)[:TEXT_MOST]!r}, which nobody here knows"
+                reply = Reply(None, error_body(RpcError(INTERNAL_ERROR, wrong)))
+        elif (
+            pending.caller.modern
+            and pending.method in CARRIERS
+            and value_of(object_of(reply.error).get("code")) == URL_ELICITATION_REQUIRED
+        ):
+            self._pages_required(server, pending, object_of(reply.error))
+            return
         if pending.then:
             pending.then(pending, reply)
         else:
@@ -1948,19 +2520,22 @@ class Core:
 
     def _deliver(self, pending: Pending, reply: Reply) -> None:
         """A server's answer on its way to the host."""
-        if reply.result is None:
-            assert reply.error is not None
-            line = error_line(pending.asker_id, reply.error)
-        else:
-            owner = TaskOwner(pending.peer, pending.wrapped)
-            self._task_made(self._tasks, pending, owner, reply.result)
-            line = result_line(pending.asker_id, wrap_structured(reply.result) if pending.wrapped else reply.result)
+        server = self.servers[pending.peer]
+        if reply.result is not None:
+            self._task_made(self._tasks, pending, TaskOwner(server.name, pending.wrapped), reply.result)
+            if pending.wrapped:
+                reply = Reply(Raw(wrap_structured(reply.result)), None)
+        elif reply.error is not None and not pending.caller.modern:
+            reply = Reply(None, named_pages(reply.error, server.name))
         method = "" if pending.is_task else pending.method
-        self._answer_host(pending.peer, pending.asker_id, line, method)
+        self._answer_host(server.name, pending.asker_id, method, pending.caller, reply, server=server)
 
     def _task_made(self, tasks: dict[str, TaskOwner], pending: Pending, owner: TaskOwner, result: Raw) -> None:
         """The answer to a request with a task names it; progress goes on under the request's token until it ends."""
         task = value_of(object_of(object_of(result).get("task")).get("taskId")) if pending.is_task else None
+        if offers(pending.caller.capabilities, "extensions", TASKS_EXTENSION):
+            body = object_of(result)
+            task = value_of(body.get("taskId")) if value_of(body.get("resultType")) == "task" else None
         if isinstance(task, str):
             self._know_task(tasks, task, owner)
             if pending.token:
@@ -1972,8 +2547,9 @@ class Core:
         """A request from a server. https://modelcontextprotocol.io/specification/2025-11-25/client"""
         assert message.id is not UNSET and message.method is not UNSET
         id, method, params = bytes(message.id), message.method, message.params
-        if not is_id(id):
-            self._log("warning", f"{server.name}: a request whose id is neither string nor number")
+        if not is_id(id) or server.modern:
+            why = "in the modern era servers send none" if server.modern else "its id is neither string nor number"
+            self._log("warning", f"{server.name}: a request was dropped: {why}")
             return
         try:
             if method == "ping":
@@ -1986,26 +2562,408 @@ class Core:
                 return
             if method not in QUESTIONS:
                 raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method[:TEXT_MOST]}")
-            verdict = judge_question(method, params, server.name, server.options, self._host_capabilities, server.told)
+            call = self._call_of(server)
+            caller = call.caller if call else self._legacy if self.revision else server.starter
+            verdict = self._judge(server, method, params, caller)
             if isinstance(verdict, Answer):
                 self._answer_server(server, id, Reply(Raw(verdict.result), None))
-                return
-            if isinstance(verdict, Locally):
+            elif isinstance(verdict, Locally):
                 self._sample(server, id, params)
-                return
-            if any(
-                one.method in (*LISTS, "completion/complete") and not self._is_waiting(one)
-                for one in self.in_flight.owed_by(server.name)
-            ):
-                # It may be waiting for this before it answers us, and the host for us: nobody would move.
-                roots = self._host_roots or (table_roots(server.options) if server.options.roots else None)
-                if method == "roots/list" and roots:
-                    self._answer_server(server, id, Reply(Raw(roots), None))
-                    return
-                raise RpcError(INTERNAL_ERROR, f"the host cannot be asked while {server.name} is listing or completing")
-            self._ask_host(server, id, method, verdict.params)
+            elif self._is_listing(server):
+                self._answer_server(server, id, self._from_memory(server, method))
+            elif call and not call.caller.modern:
+                self._ask_host(server, id, method, verdict.params)
+            elif call or not self.revision or self._parked_at(server):
+                question = self.in_flight.open(LATER, server.name, id, method, self._now, FOREVER, FOREVER)
+                question.params = object_of(params)
+                if call:
+                    self._join(server, call, question, verdict.params)
+                    self._asked(server)
+                else:
+                    self._leave(server, question)
+            else:
+                self._ask_host(server, id, method, verdict.params)
         except RpcError as error:
             self._answer_server(server, id, Reply(None, error_body(error)))
+
+    def _judge(
+        self, server: Server, method: str, params: Raw | UnsetType, caller: Caller
+    ) -> Forward | Answer | Locally:
+        told = self._told(server, caller) if server.modern else server.told
+        has_model = self._sampling is not None and not offers(told, "extensions", TASKS_EXTENSION)
+        host = caller.capabilities
+        return judge_question(method, params, server.name, server.options, host, told, has_model=has_model)
+
+    def _is_listing(self, server: Server) -> bool:
+        return any(
+            one.method in (*LISTS, "completion/complete") and not self._is_waiting(one)
+            for one in self.in_flight.owed_by(server.name)
+        )
+
+    def _from_memory(self, server: Server, method: str) -> Reply:
+        """For a server that may be waiting for this before it answers us, while the host waits for us: if the host
+        were asked, nobody would move."""
+        roots = self._host_roots or (table_roots(server.options) if server.options.roots else None)
+        if method == "roots/list" and roots:
+            return Reply(Raw(roots), None)
+        text = f"the host cannot be asked while {server.name} is listing or completing"
+        return Reply(None, error_body(RpcError(INTERNAL_ERROR, text)))
+
+    # ── the bridge ──
+
+    def _call_of(self, server: Server) -> Pending | None:
+        """The call in which a legacy server asks: its oldest one that is not parked."""
+        owed = self.in_flight.owed_by(server.name)
+        return next((call for call in owed if call.asker == HOST and call.method in CARRIERS), None)
+
+    def _parked_at(self, server: Server) -> bool:
+        return any(call.asker == PARKED for call in self.in_flight.owed_by(server.name))
+
+    def _open_round(self, server: Server, call: Pending, phase: Phase) -> Round:
+        self._minted += 1
+        opened = self._rounds[self._minted] = Round(self._minted, server.name, call, phase)
+        return opened
+
+    def _close_round(self, ended: Round, turn: Turn) -> None:
+        ended.phase = next_phase(ended.phase, turn)
+        if ended.phase is not Phase.OVER:
+            raise Bug(f"a round is {ended.phase.name} and not over")
+        del self._rounds[ended.id]
+        self._round_of_token.pop(ended.token, None)
+        self._set_timer("round", str(ended.id), None)
+        ended.call.round = 0
+
+    def _end_round(self, ended: Round) -> None:
+        """Without an outcome: what is open is withdrawn; a legacy server's own questions wait for its next call."""
+        self._close_round(ended, Turn.END)
+        for question in ended.questions.values():
+            pending = self.in_flight.get(question.number)
+            if pending and pending.peer == LATER:
+                self._leave(self.servers[ended.server], pending)
+            elif pending:
+                self._withdraw(pending, {})
+
+    def _join(self, server: Server, call: Pending, question: Pending, params: Raw | bytes | UnsetType) -> None:
+        """A legacy server's question becomes part of what the modern host of this call is asked."""
+        shown = embedded(question.method, params)
+        if len(bytes(shown)) > self._host_limit - EDGE:
+            self.in_flight.settle(question.id)
+            raise RpcError(INVALID_PARAMS, "the request is larger than hosts take")
+        if call.round:
+            joined = self._rounds[call.round]
+        else:
+            joined = self._open_round(server, call, Phase.ASKING)
+            call.round = joined.id
+            self._set_timer("round", str(joined.id), self._now + ASK_TOGETHER)
+        joined.questions[f"{server.name}-{question.id}"] = Question(shown, question.id)
+        question.round, question.calls = joined.id, (call.id,)
+
+    def _leave(self, server: Server, question: Pending) -> None:
+        """A question outside any call, or with all calls parked: it waits for the next one."""
+        question.round, question.calls = 0, ()
+        server.questions.append(question.id)
+        self._set_timer("orphans", server.name, self._now + ORPHAN_WAIT)
+
+    def _carry(self, server: Server, call: Pending) -> None:
+        """A call that can take along what waits for one."""
+        numbers, server.questions = server.questions, []
+        for question in [found for number in numbers if (found := self.in_flight.get(number))]:
+            params = Raw(encode(question.params or {}))
+            try:
+                verdict = self._judge(server, question.method, params, call.caller)
+                if isinstance(verdict, Forward):
+                    self._join(server, call, question, verdict.params)
+                    continue
+                if isinstance(verdict, Locally):
+                    raise RpcError(INTERNAL_ERROR, "ask again: a model of mcpmux's own answers now")
+                reply = Reply(Raw(verdict.result), None)
+            except RpcError as error:
+                reply = Reply(None, error_body(error))
+            if self.in_flight.get(question.id):
+                self.in_flight.settle(question.id)
+            self._answered(question, reply)
+
+    def _drop_orphans(self, name: str) -> None:
+        """Nobody called this server for a while. While one of its calls is parked, there is hope."""
+        server = self.servers[name]
+        if self._parked_at(server):
+            self._set_timer("orphans", name, self._now + ORPHAN_WAIT)
+            return
+        numbers, server.questions = server.questions, []
+        for question in [found for number in numbers if (found := self.in_flight.get(number))]:
+            text = f"mcpmux: the host can be asked only while it calls {name}, and it has not called within "
+            error = RpcError(INTERNAL_ERROR, text + f"{ORPHAN_WAIT:g} s")
+            self._answered(self.in_flight.settle(question.id), Reply(None, error_body(error)))
+
+    def _forget_question(self, question: Pending) -> None:
+        """It was withdrawn: its answer, if it still comes, is dropped."""
+        server = self.servers[question.asker]
+        if question.id in server.questions:
+            server.questions.remove(question.id)
+        found = self._rounds.get(question.round)
+        if found:
+            found.questions = {key: one for key, one in found.questions.items() if one.number != question.id}
+            if found.phase is Phase.ASKING and not found.questions:
+                self._end_round(found)
+
+    def _round_due(self, name: str) -> None:
+        due = self._rounds[int(name)]
+        match due.phase:
+            case Phase.ASKING:
+                call, id = due.call, due.call.asker_id
+                self.in_flight.hand_over(call, PARKED, b"%d" % due.id)
+                due.phase = next_phase(due.phase, Turn.DUE)
+                self._put_to_host(due, id, call.caller)
+            case Phase.PARKED:
+                self._expire(due)
+            case _:
+                self._try_again(due, Turn.DUE)
+
+    def _put_to_host(self, parked: Round, id: bytes, caller: Caller) -> None:
+        """Ends a host's request with the questions that are open, and a state that only this round's retry can have."""
+        self._minted += 1
+        parked.token = f"{STATE_PREFIX}{parked.id}.{self._minted}.{self._secret()}"
+        self._round_of_token[parked.token] = parked.id
+        self._set_timer("round", str(parked.id), self._now + self.options.input_timeout_sec)
+        shown = {key: one.shown for key, one in parked.questions.items() if one.is_open and bytes(one.shown)}
+        result = input_required(shown, parked.token)
+        self._answer_host(parked.server, id, "", caller, Reply(result, None), as_it_is=True)
+
+    def _retry(self, ask: Ask, token: str) -> None:
+        """The host came back with a state of ours."""
+        found = self._rounds.get(self._round_of_token.get(token, 0))
+        if found is None:
+            text = "this requestState is of no use (any more): send the request again without it"
+            raise RpcError(INVALID_PARAMS, text)
+        call = found.call
+        if identity(ask.method, ask.fields) != identity(call.method, call.asked or {}):
+            raise RpcError(INVALID_PARAMS, "this requestState belongs to another request: method, name or arguments")
+        del self._round_of_token[token]
+        server = self.servers[found.server]
+        responses = object_of(ask.fields.get("inputResponses"))
+        for key, question in list(found.questions.items()):
+            answer = responses.get(key)
+            if answer is None or not is_object(answer) or not question.is_open or not bytes(question.shown):
+                continue
+            question.is_open = False
+            pending = self.in_flight.get(question.number)
+            if pending is None:
+                found.answers[key] = answer.copy()
+            else:
+                if pending.method == "roots/list":
+                    self._host_roots = bytes(answer)
+                self._answered(self.in_flight.settle(pending.id), Reply(answer, None))
+        if any(one.is_open and bytes(one.shown) for one in found.questions.values()) and not found.kept:
+            found.phase = next_phase(found.phase, Turn.PARTIAL)
+            self._put_to_host(found, ask.id, ask.caller)
+            return
+        found.phase = next_phase(found.phase, Turn.RETRY)
+        self._set_timer("round", str(found.id), None)
+        if found.kept or self.in_flight.get(call.id) is call:
+            self._go_on(server, found, ask)
+            return
+        # The call has ended at its server: it is to be made again, as the host has it now.
+        if call.params is not None:
+            call.params = call.params | ({"_meta": ask.fields["_meta"]} if "_meta" in ask.fields else {})
+        call.asked, call.progress = ask.fields, -FOREVER
+        self._wait_for(found, ask.id, ask.caller)
+        declined = [key for key, raw in found.answers.items() if value_of(object_of(raw).get("action")) != "accept"]
+        if found.pages and declined:
+            self._fail_round(found, f"mcpmux: {server.name} needs a page to be visited first, and that was declined")
+        elif not all(found.pages.values()):
+            found.phase = next_phase(found.phase, Turn.VISIT)
+            self._set_timer("round", str(found.id), self._now + URL_WAIT)
+        elif not any(one.is_open for one in found.questions.values()):
+            self._try_again(found, Turn.COMPLETE)
+
+    def _wait_for(self, opened: Round, id: bytes, caller: Caller) -> None:
+        """A request of the host's stays open for this round."""
+        entry = self.in_flight.open(BRIDGE, HOST, id, opened.call.method, self._now, FOREVER, FOREVER)
+        entry.caller, entry.round = caller, opened.id
+        opened.waiting = entry.id
+
+    def _go_on(self, server: Server, found: Round, ask: Ask) -> None:
+        """The retry stands for the parked call from now on, or gets what that has ended with."""
+        self._close_round(found, Turn.COMPLETE)
+        call = found.call
+        call.caller, call.token, call.progress = ask.caller, progress_token(ask.fields), -FOREVER
+        if found.kept:
+            call.asker, call.asker_id = HOST, ask.id
+            if call.then:
+                call.then(call, found.kept)
+            else:
+                self._deliver(call, found.kept)
+            return
+        self.in_flight.hand_over(call, HOST, ask.id)
+        call.deadline = min(self._now + call.patience, call.limit)
+        if server.questions:
+            self._carry(server, call)
+
+    def _ended_while_parked(self, call: Pending, reply: Reply) -> None:
+        """Its server has answered, or died: the retry gets it."""
+        kept = Reply(None if reply.result is None else reply.result.copy(), reply.error and bytes(reply.error))
+        self._rounds[call.round].kept = kept
+        self.in_flight.settle(call.id)
+
+    def _expire(self, parked: Round) -> None:
+        """The host never came back."""
+        self._close_round(parked, Turn.DUE)
+        text = f"mcpmux: nobody has answered within {self.options.input_timeout_sec:g} s (input_timeout_sec)"
+        for question in parked.questions.values():
+            pending = self.in_flight.get(question.number)
+            if pending and pending.peer == LATER:
+                error = error_body(RpcError(INTERNAL_ERROR, text))
+                self._answered(self.in_flight.settle(pending.id), Reply(None, error))
+            elif pending:
+                self._withdraw(pending, {})
+        if self.in_flight.get(parked.call.id) is parked.call:
+            self._withdraw(parked.call, {"reason": Raw(encode(text))})
+        self._log("info", f"{parked.server}: the host did not come back with what {parked.call.method} needs")
+
+    def _input_required(self, server: Server, call: Pending, body: Fields) -> None:
+        """A modern server has ended a call with questions."""
+        state, requests = body.get("requestState"), object_of(body.get("inputRequests"))
+        try:
+            if state is None and not requests:
+                raise RpcError(INTERNAL_ERROR, "input_required without inputRequests and requestState")
+            if call.rounds >= MAX_ROUNDS:
+                raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
+            verdicts: dict[str, tuple[str, Fields, Forward | Answer | Locally]] = {}
+            for key, raw in requests.items():
+                request = object_of(raw)
+                method = value_of(request.get("method"))
+                if method not in QUESTIONS:
+                    raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
+                verdicts[key] = method, request, self._judge(server, method, request.get("params", UNSET), call.caller)
+        except RpcError as wrong:
+            self._deliver(call, failure(call.method, f"mcpmux: {server.name} sent {wrong}"))
+            return
+        forwarded = {key: one.params for key, (_, _, one) in verdicts.items() if isinstance(one, Forward)}
+        is_ours = state is not None and str(value_of(state)).startswith(STATE_PREFIX)
+        if call.caller.modern and len(forwarded) == len(verdicts) and not is_ours:
+            # As it is, but for the server's name in what a person reads.
+            for key, (method, request, _) in verdicts.items():
+                if method == "elicitation/create":
+                    requests[key] = Raw(encode(request | {"params": Raw(forwarded[key] or b"{}")}))
+                    body["inputRequests"] = Raw(encode(requests))
+            result = Reply(Raw(encode(body)), None)
+            self._answer_host(server.name, call.asker_id, "", call.caller, result, as_it_is=True)
+            return
+        parks = call.caller.modern and bool(forwarded or is_ours)
+        opened = self._open_round(server, call, Phase.PARKED if parks else Phase.GATHERING)
+        opened.state = None if state is None else state.copy()
+        if not parks:
+            self._wait_for(opened, call.asker_id, call.caller)
+        for key, (method, request, verdict) in verdicts.items():
+            if self._rounds.get(opened.id) is None or opened.kept:
+                return  # one of them has failed already
+            question = opened.questions[key] = Question(Raw(b""))
+            asker_id = encode([opened.id, key])  # no id of its own can be a list
+            then = functools.partial(self._gathered, opened, key)
+            try:
+                match verdict:
+                    case Answer(result):
+                        opened.answers[key], question.is_open = Raw(result), False
+                    case Locally():
+                        question.number = self._sample(server, asker_id, request.get("params", UNSET), then).id
+                    case Forward(params) if parks:
+                        has_params: Fields = {} if params is UNSET else {"params": Raw(params)}
+                        question.shown = Raw(encode(request | has_params))
+                    case Forward(params):
+                        fields = object_of(params)
+                        if value_of(fields.get("mode")) == "url":  # TypeScript hosts refuse it without
+                            params = encode(fields | {"elicitationId": Raw(encode(f"mcpmux-{opened.id}-{key}"))})
+                        question.number = self._ask_host(server, asker_id, method, params, then).id
+                pending = self.in_flight.get(question.number)
+                if pending:
+                    pending.round = opened.id
+            except RpcError as wrong:
+                self._gathered(opened, key, call, Reply(None, error_body(wrong)))
+        if self._rounds.get(opened.id) is None:
+            return
+        if parks:
+            self._put_to_host(opened, call.asker_id, call.caller)
+        elif not verdicts:
+            self._set_timer("round", str(opened.id), self._now + STATE_ONLY_WAIT)
+        elif not any(one.is_open for one in opened.questions.values()):
+            self._try_again(opened, Turn.COMPLETE)
+
+    def _gathered(self, found: Round, key: str, pending: Pending, reply: Reply) -> None:
+        """An answer for a modern server. It can be told of no error: then its call ends with that."""
+        found.questions[key].is_open = False
+        if reply.result is not None:
+            found.answers[key] = reply.result.copy()
+            if found.phase is Phase.GATHERING and not any(one.is_open for one in found.questions.values()):
+                self._try_again(found, Turn.COMPLETE)
+            return
+        said = str(value_of(object_of(reply.error).get("message"), "an error"))
+        text = f"mcpmux: {found.server} needs an answer that it cannot have: {said[:TEXT_MOST]}"
+        if found.waiting:
+            self._fail_round(found, text)
+        else:
+            found.kept = failure(found.call.method, text)
+            self._withdraw_open(found)
+
+    def _withdraw_open(self, found: Round) -> None:
+        for question in found.questions.values():
+            pending = self.in_flight.get(question.number)
+            if question.is_open and pending:
+                question.is_open = False
+                self._withdraw(pending, {})
+
+    def _fail_round(self, failed: Round, text: str) -> None:
+        self._close_round(failed, Turn.END)
+        self._withdraw_open(failed)
+        entry = self.in_flight.settle(failed.waiting)
+        self._answer_host(failed.server, entry.asker_id, entry.method, entry.caller, failure(entry.method, text))
+
+    def _try_again(self, found: Round, turn: Turn) -> None:
+        """All that its server wanted is there: the call is made once more."""
+        self._close_round(found, turn)
+        entry, call = self.in_flight.settle(found.waiting), found.call
+        apart = ("inputResponses", "requestState")
+        params = {key: raw for key, raw in (call.params or {}).items() if key not in apart}
+        if found.answers and not found.pages:
+            params["inputResponses"] = Raw(encode(found.answers))
+        if found.state is not None:
+            params["requestState"] = found.state
+        ask = Ask(entry.asker_id, call.method, Raw(b"{}"), fields=call.asked or {}, caller=entry.caller)
+        again = self._forward(ask, found.server, params, then=call.then, wrapped=call.wrapped)
+        if again:
+            again.rounds, again.progress = call.rounds + 1, call.progress
+
+    def _pages_required(self, server: Server, call: Pending, error: Fields) -> None:
+        """-32042: a legacy server has ended a call until the person has visited some pages (2025-11-25,
+        client/elicitation). A modern host is asked to have them visited, and its retry is a new call."""
+        pages = [object_of(one) for one in items_of(object_of(error.get("data")).get("elicitations"))]
+        if "url" not in elicitation_modes(call.caller.capabilities) or not server.options.elicitation or not pages:
+            data = {"requiredCapabilities": {"elicitation": {"url": {}}}}
+            missing = RpcError(MISSING_CAPABILITY, f"{server.name} needs the person to visit a page first", data)
+            reply = Reply(None, error_body(missing))
+            self._answer_host(server.name, call.asker_id, call.method, call.caller, reply, as_it_is=True)
+            return
+        opened = self._open_round(server, call, Phase.PARKED)
+        opened.pages = {}
+        for number, page in enumerate(pages):
+            name = value_of(page.get("elicitationId"))
+            if isinstance(name, str):
+                opened.pages[name] = False
+            message = encode(f"[{server.name}] {value_of(page.get('message'), '')}")
+            shown = embedded("elicitation/create", encode(page | {"mode": Raw(b'"url"'), "message": Raw(message)}))
+            opened.questions[f"{server.name}-{number}"] = Question(shown)
+        opened.pages = opened.pages or {"": False}
+        self._put_to_host(opened, call.asker_id, call.caller)
+
+    def _page_visited(self, server: Server, message: Envelope) -> None:
+        name = value_of(object_of(message.params).get("elicitationId"))
+        for found in list(self._rounds.values()):
+            if found.server == server.name and isinstance(name, str) and name in found.pages:
+                found.pages[name] = True
+                if found.phase is Phase.HELD and all(found.pages.values()):
+                    self._try_again(found, Turn.COMPLETE)
+        self._pass_to_host(server, message)
+
+    # ── questions to a legacy host and to the model ──
 
     def _ask_host(
         self,
@@ -2014,16 +2972,17 @@ class Core:
         method: str,
         params: Raw | bytes | UnsetType,
         then: Callable[[Pending, Reply], None] | None = None,
-    ) -> None:
+    ) -> Pending:
         seconds = self.options.input_timeout_sec
         pending = self.in_flight.open(HOST, server.name, id, method, self._now, seconds, seconds)
         pending.then = then
         pending.calls = self._calls_of(server)
         fields = object_of(params)
         pending.is_task = "task" in fields
-        self._swap_token(pending, fields)
-        if pending.token:
-            params = encode(fields)
+        pending.token = progress_token(fields)
+        if pending.token is not None:
+            meta = object_of(fields["_meta"]) | {"progressToken": Raw(b"%d" % pending.id)}
+            params = encode(fields | {"_meta": Raw(encode(meta))})
         self._watch(pending)
         line = request_line(pending.id, method, params)
         if len(line) > self._host_limit:
@@ -2031,6 +2990,7 @@ class Core:
             raise RpcError(INVALID_PARAMS, f"the request has {len(line)} bytes, more than hosts take")
         self._asked(server)
         self._to_ready_host(server.name, line, is_request=True)
+        return pending
 
     def _asked(self, server: Server) -> None:
         """Calls wait until what a server asks first is answered, but not for ever."""
@@ -2042,7 +3002,13 @@ class Core:
         owed = self.in_flight.owed_by(server.name)
         return tuple(call.id for call in owed if call.asker == HOST and call.method in CARRIERS)
 
-    def _sample(self, server: Server, id: bytes, params: Raw | UnsetType) -> None:
+    def _sample(
+        self,
+        server: Server,
+        id: bytes,
+        params: Raw | UnsetType,
+        then: Callable[[Pending, Reply], None] | None = None,
+    ) -> Pending:
         """A question for the local model, within the limits that are a server's own."""
         assert self._sampling
         limits, times = self._sampling.limits, server.sampled
@@ -2060,10 +3026,12 @@ class Core:
         seconds = self._sampling.timeout_sec + SAMPLER_SLACK
         pending = self.in_flight.open(MODEL, server.name, id, QUESTIONS[0], self._now, seconds, seconds)
         pending.calls = self._calls_of(server)
+        pending.then = then
         self._watch(pending)
         self._asked(server)
         body: Fields = {"server": Raw(encode(server.name)), "params": Raw(b"{}") if params is UNSET else params}
         self._effects.append(Sample(request_line(pending.id, QUESTIONS[0], encode(body))))
+        return pending
 
     def _ask_host_about_task(self, server: Server, id: bytes, method: str, params: Raw | UnsetType) -> None:
         """A server follows a task that the host made for it; another server's tasks are none of its business."""
@@ -2098,7 +3066,7 @@ class Core:
             return
         for pending in self.in_flight.owed_by(server.name):
             pending.deadline = max(pending.deadline, min(self._now + pending.patience, pending.limit))
-        if not server.open and not self.in_flight.asked_by(server.name):
+        if not server.open and all(one.id in server.questions for one in self.in_flight.asked_by(server.name)):
             self._set_timer("open", server.name, self._now + QUIET_AFTER_INITIALIZED)
 
     def _server_progress(self, server: Server, message: Envelope) -> None:
@@ -2123,25 +3091,48 @@ class Core:
         pending.deadline = min(self._now + pending.patience, pending.limit)
         params["progressToken"] = Raw(pending.token)
         line = notification_line("notifications/progress", encode(params))
-        if pending.asker == HOST:
+        if pending.asker == HOST and pending.caller.modern:
+            self._send_host(peer, line)
+        elif pending.asker == HOST:
             self._to_ready_host(peer, line)
+        elif pending.asker == PARKED:
+            pass  # that host request has ended
         elif self.servers[pending.asker].state is State.READY:
             self._send_server(self.servers[pending.asker], line)
 
     def _server_logs(self, server: Server, message: Envelope) -> None:
+        """To a modern host only while a call of its that wants such messages is at this server."""
         params = object_of(message.params)
         logger = value_of(params.get("logger"))
         params["logger"] = Raw(encode(f"{server.name}/{logger}" if isinstance(logger, str) and logger else server.name))
-        self._to_ready_host(server.name, notification_line("notifications/message", encode(params)))
+        line = notification_line("notifications/message", encode(params))
+        level = value_of(params.get("level"))
+        wanted = [call.caller.level for call in self.in_flight.owed_by(server.name) if call.asker == HOST]
+        if self.revision:
+            self._to_ready_host(server.name, line)
+        elif any(one and level in LOG_LEVELS[LOG_LEVELS.index(one) :] for one in wanted):
+            self._send_host(server.name, line)
 
     def _resource_updated(self, server: Server, message: Envelope) -> None:
-        if server.subscriptions:  # of a sub-resource the server's subscribers hear too
+        """To those who subscribed to it; of a sub-resource all hear who subscribed at this server."""
+        params = object_of(message.params)
+        uri = value_of(params.get("uri"))
+        whose = server.subscriptions.get(uri) if isinstance(uri, str) else None
+        if whose is None:
+            whose = {one for group in server.subscriptions.values() for one in group}
+        if b"" in whose:
             self._pass_to_host(server, message)
+        for listen in [self._listens[one] for one in whose if one in self._listens]:
+            self._tell_listen(listen, server.name, "notifications/resources/updated", params)
 
     def _server_cancels(self, server: Server, message: Envelope) -> None:
         params = object_of(message.params)
-        pending = self.in_flight.asked(server.name, bytes(params.get("requestId", b"")))
-        if pending:
+        id = bytes(params.get("requestId", b""))
+        if server.modern:  # there it ends a subscription of ours
+            number = number_of_id(id)
+            if server.listen and server.listen.id == number:
+                self._listen_ended(self.in_flight.settle(server.listen.id), Reply(Raw(b"{}"), None))
+        elif pending := self.in_flight.asked(server.name, id):
             self._withdraw(pending, params)
             self._question_over(server)
 
@@ -2165,8 +3156,22 @@ class Core:
             del self._task_progress[number]
 
     def _pass_to_host(self, server: Server, message: Envelope) -> None:
+        """What only legacy hosts, or extensions, know."""
         assert message.method is not UNSET
-        self._to_ready_host(server.name, notification_line(message.method, message.params))
+        params = object_of(message.params)
+        meta = object_of(params.get("_meta"))
+        if server.modern and meta.pop(SUBSCRIPTION_KEY, None) is not None:
+            task = value_of(params.get("taskId"))
+            for listen in list(self._listens.values()):
+                tasks = value_of(listen.extra.get("taskIds"))
+                if task in tasks if isinstance(tasks, list) else listen.extra:
+                    self._tell_listen(listen, server.name, message.method, params)
+            params["_meta"] = Raw(encode(meta))
+            if not meta:
+                del params["_meta"]
+            self._to_ready_host(server.name, notification_line(message.method, encode(params)))
+        else:
+            self._to_ready_host(server.name, notification_line(message.method, message.params))
 
     def _list_changed(self, server: Server, message: Envelope) -> None:
         """Read again after some quiet. Before its first list there is nothing to read again."""
@@ -2186,13 +3191,17 @@ class Core:
     # ── a server's life ──
 
     def _use(self, server: Server) -> None:
+        if self._ending:
+            return
         match server.state:
             case State.IDLE | State.STOPPED:
                 server.wanted = False
                 server.state = next_state(server.state, Life.USE)
                 server.run += 1
                 server.settling = server.settling or not server.lists
+                server.starter = self._caller
                 server.started_at = self._now
+                server.way = []
                 self._log("debug", f"= {server.name} starting")
                 self._effects.append(Start(server.name, server.run))
                 self._set_timer("late", server.name, self._now + server.options.startup_timeout_sec)
@@ -2202,22 +3211,70 @@ class Core:
                 pass
 
     def _greet(self, server: Server) -> None:
-        has_model = self._sampling is not None
-        server.told = capabilities_for_server(self._host_capabilities, server.options, has_model=has_model)
-        params = {
-            "protocolVersion": Raw(encode(self.revision)),
-            "capabilities": Raw(encode(server.told)),
-            "clientInfo": Raw(self._host_info),
-        }
-        self._ask(server, "initialize", encode(params), self._greeted, patience=FOREVER)
+        """The process runs: what was found of its era is used, or else it is looked for."""
+        if not server.way and server.options.protocol:
+            server.way = [server.options.protocol]
+        elif not server.way:
+            ways = WAYS["modern" if server.starter.modern else "legacy"]
+            server.way = [server.era, FRESH, *ways] if server.era else [*ways]
+        self._say_hello(server, "")
+
+    def _say_hello(self, server: Server, trouble: str) -> None:
+        """Tries the next way; `trouble` is what the former one came to."""
+        if not server.way:
+            self._give_up(server, trouble)
+            return
+        server.trying = server.way.pop(0)
+        self._set_timer("silent", server.name, None)
+        if server.trying == FRESH:
+            server.again = True
+            server.state = next_state(server.state, Life.STOP)
+            self._effects.append(Stop(server.name, server.run))
+        elif server.trying == "modern":
+            server.modern = True
+            self._ask(server, "server/discover", UNSET, self._discovered, patience=FOREVER)
+            if server.way and server.way[0] == "legacy":
+                self._set_timer("silent", server.name, self._now + DISCOVER_SILENCE)
+        else:
+            server.modern = False
+            server.told = self._told(server, server.starter)
+            revision = LEGACY_REVISIONS[0] if server.starter.modern else self.revision or LEGACY_REVISIONS[0]
+            params = {
+                "protocolVersion": Raw(encode(revision)),
+                "capabilities": Raw(encode(server.told)),
+                "clientInfo": Raw(server.starter.info),
+            }
+            self._ask(server, "initialize", encode(params), self._greeted, patience=FOREVER)
+
+    def _silent(self, name: str) -> None:
+        """No answer to `server/discover`: `initialize` follows, and its answer decides."""
+        server = self.servers[name]
+        if server.state is State.STARTING and server.trying == "modern":
+            self._say_hello(server, "")
+
+    def _discovered(self, pending: Pending, reply: Reply) -> None:
+        server = self.servers[pending.peer]
+        if server.trying != "modern":
+            return  # too late
+        body = object_of(reply.result)
+        if reply.result is None or not modern_versions(reply):
+            said = str(value_of(object_of(reply.error).get("message"), "no version that mcpmux knows"))
+            self._say_hello(server, f"{server.name} refused `server/discover`: {said[:TEXT_MOST]}")
+            return
+        meta = object_of(body.get("_meta"))
+        self._is_up(server, MODERN_REVISIONS[0], body, meta.get(SERVER_KEY))
+        server.listens_for = {}
+        self._open(server.name)
 
     def _greeted(self, pending: Pending, reply: Reply) -> None:
         server = self.servers[pending.peer]
         body = object_of(reply.result)
         revision = value_of(body.get("protocolVersion"))
         if reply.error is not None:
+            if modern_versions(reply) and server.options.protocol != "legacy":
+                server.way = ["modern", *server.way]
             text = value_of(object_of(reply.error).get("message"))
-            self._give_up(server, f"{server.name} refused `initialize`: {str(text)[:TEXT_MOST]}")
+            self._say_hello(server, f"{server.name} refused `initialize`: {str(text)[:TEXT_MOST]}")
             return
         if revision not in LEGACY_REVISIONS:
             self._give_up(
@@ -2225,16 +3282,22 @@ class Core:
                 f"{server.name} speaks protocol revision {str(revision)[:TEXT_MOST]!r}, which mcpmux does not know",
             )
             return
+        self._is_up(server, revision, body, body.get("serverInfo"))
+        self._send_server(server, notification_line("notifications/initialized"))
+        self._question_over(server)
+
+    def _is_up(self, server: Server, revision: str, body: Fields, info: Raw | None) -> None:
+        """It has said what it is."""
+        self._set_timer("silent", server.name, None)
         server.state = next_state(server.state, Life.UP)
         server.late, server.trouble, server.hint = False, None, ""
         server.up_at = self._now
-        server.revision = revision
+        server.era, server.revision = server.trying, revision
+        server.info = bytes(info) if info is not None and is_object(info) else NOBODY.info
         server.capabilities = object_of(bytes(body.get("capabilities", b"{}")))
         instructions = value_of(body.get("instructions"))
         server.instructions = instructions if isinstance(instructions, str) else ""
-        self._send_server(server, notification_line("notifications/initialized"))
-        self._question_over(server)
-        self._log("debug", f"= {server.name} ready")
+        self._log("debug", f"= {server.name} ready ({revision})")
 
     def _open(self, name: str) -> None:
         """It has asked what it asks first, or asks nothing: now it gets what waited, and is listed."""
@@ -2242,12 +3305,21 @@ class Core:
         if server.state is not State.READY or server.open:
             return
         server.open = True
+        server.level = None
         self._tell_level(server)
-        for uri in server.subscriptions:
-            self._ask(server, "resources/subscribe", encode({"uri": uri}), lambda pending, reply: None)
-        for line in server.waiting.values():
-            self._send_server(server, line)
-        server.waiting.clear()
+        if server.modern:
+            self._listen(server)
+        else:
+            for uri in server.subscriptions:
+                self._ask(server, "resources/subscribe", encode({"uri": uri}), lambda pending, reply: None)
+        waiting, server.waiting = server.waiting, {}
+        for number, params in waiting.items():
+            call = self.in_flight.get(number)
+            if call:
+                self._dispatch(server, call, params)
+        questions, server.questions = server.questions, []
+        for question in [found for number in questions if (found := self.in_flight.get(number))]:
+            self._answered(self.in_flight.settle(question.id), self._from_memory(server, question.method))
         offered = {method for method, kind in LISTS.items() if offers(server.capabilities, kind.capability)}
         server.lists = {method: entries for method, entries in server.lists.items() if method in offered}
         self._read_lists(server, LISTS)
@@ -2338,6 +3410,9 @@ class Core:
         stale = [method for method, seen in self._seen_by_host.items() if seen != self.catalogue.results[method]]
         for notification in dict.fromkeys(LISTS[method].changed for method in stale):
             self._to_ready_host(HOST, notification_line(notification))
+            for listen in self._listens.values():
+                if notification in listen.changes:
+                    self._tell_listen(listen, HOST, notification, {})
         for method in stale:
             self._seen_by_host[method] = self.catalogue.results[method]
 
@@ -2354,10 +3429,10 @@ class Core:
             "run its command in a terminal to see what it waits for, or raise startup_timeout_sec in its table"
         )
         if server.late:
-            self._give_up(server, f"{name} did not answer `initialize` within {seconds * START_PATIENCE:g} s")
+            self._give_up(server, f"{name} did not answer its handshake within {seconds * START_PATIENCE:g} s")
             return
         server.late = True
-        server.trouble = f"{name} has not answered `initialize` within {seconds:g} s"
+        server.trouble = f"{name} has not answered its handshake within {seconds:g} s"
         self._log("warning", self._why(server))
         self._set_timer("late", name, server.started_at + seconds * START_PATIENCE)
         for number in list(server.waiting):
@@ -2375,6 +3450,20 @@ class Core:
         self._settle(server)
 
     def _gone(self, server: Server, event: ServerGone) -> None:
+        if server.state is State.STARTING and server.trying == "modern" and not server.options.protocol:
+            server.again, server.way = True, ["legacy"]  # a legacy server may not survive an unknown request
+        if server.again and not self._ending:
+            way, since = server.way, server.started_at
+            server.again = False
+            server.state = next_state(server.state, Life.AGAIN)
+            self._set_timer("silent", server.name, None)
+            for pending in self.in_flight.owed_by(server.name):
+                if pending.asker == OURSELVES:
+                    self.in_flight.settle(pending.id)
+            self._use(server)
+            server.way, server.started_at = way, since
+            self._set_timer("late", server.name, since + server.options.startup_timeout_sec)
+            return
         was_stopping = server.state is State.STOPPING
         if was_stopping and not server.useless:
             server.state = next_state(server.state, Life.ENDED)
@@ -2387,7 +3476,7 @@ class Core:
             server.state = next_state(server.state, Life.GAVE_UP if rest is None else Life.GONE)
             self._set_timer("rested", server.name, self._now + (FAILED_REST if rest is None else rest))
         server.run += 1  # nothing that its process still says is heard
-        for timer in ("late", "open", "relist"):
+        for timer in ("late", "silent", "open", "relist", "listen"):
             self._set_timer(timer, server.name, None)
         server.open = server.clogged = server.late = server.useless = False
         server.listing.clear()
@@ -2395,8 +3484,11 @@ class Core:
         server.listed_at = None
         if server.ready_in is None:
             server.lists.clear()  # it died while it was listed: what it offers is not known
+        server.listen = None
+        server.listened.clear()
         for pending in self.in_flight.asked_by(server.name):
-            self._withdraw(pending, {"reason": Raw(encode(f"{server.name} is gone"))})
+            if not (server.modern and pending.round):  # the call that a modern one has ended is made again
+                self._withdraw(pending, {"reason": Raw(encode(f"{server.name} is gone"))})
         for number in [
             number for number, (_, call) in self._task_progress.items() if server.name in (call.peer, call.asker)
         ]:
@@ -2436,19 +3528,23 @@ class Core:
         if pending.asker == OURSELVES:
             if self.servers[pending.peer].state in (State.STARTING, State.READY) and pending.then:
                 pending.then(pending, Reply(None, error))
+        elif pending.asker == PARKED:
+            self._rounds[pending.round].kept = failure(pending.method, text)
         elif pending.asker != HOST:
-            server = self.servers[pending.asker]
-            self._answer_server(server, pending.asker_id, Reply(None, error))
-            self._question_over(server)
-        elif pending.then:
-            pending.then(pending, Reply(None, error))
+            self._answered(pending, Reply(None, error))
         else:
-            method = "" if pending.is_task else pending.method
-            self._answer_host(pending.peer, pending.asker_id, failure_line(pending.asker_id, method, text))
+            if pending.round:
+                self._end_round(self._rounds[pending.round])
+            if pending.then:
+                pending.then(pending, Reply(None, error))
+            else:
+                method = "" if pending.is_task else pending.method
+                source = pending.peer if pending.peer in self.servers else HOST
+                self._answer_host(source, pending.asker_id, method, pending.caller, failure(method, text))
 
     def _fail_ask(self, ask: Ask, text: str) -> None:
         """As `_fail`, for a request that has not been sent on."""
-        self._answer_host(HOST, ask.id, failure_line(ask.id, ask.method, text))
+        self._answer_host(HOST, ask.id, ask.method, ask.caller, failure(ask.method, text))
 
     def _watch(self, pending: Pending) -> None:
         """One timer for all requests, at the earliest deadline: a heap of cancelled timers would grow with the rate."""
@@ -2459,7 +3555,7 @@ class Core:
         for pending in self.in_flight:
             if pending.deadline > self._now:
                 continue
-            if pending.peer in self.servers and self.in_flight.asked_by(pending.peer):
+            if pending.asker == PARKED or (pending.peer in self.servers and self.in_flight.asked_by(pending.peer)):
                 pending.deadline = self._now + pending.patience  # a person is being asked: the clock stands still
                 continue
             self.in_flight.settle(pending.id)
@@ -2476,9 +3572,14 @@ class Core:
     def _end(self, reason: str) -> None:
         """The host is gone or we are told to go: whoever waits is told, and every server is stopped."""
         self._log("info", f"stopping: {reason}")
+        self._ending = True
         for ask in self._held.values():
             self._fail_ask(ask, f"mcpmux is stopping: {reason}")
         self._held.clear()
+        for listen in self._listens.values():
+            meta = {SUBSCRIPTION_KEY: Raw(listen.id), SERVER_KEY: IMPLEMENTATION}
+            self._send_host(HOST, result_line(listen.id, encode({"resultType": "complete", "_meta": meta})))
+        self._listens.clear()
         for pending in self.in_flight.asked_by(HOST):
             pending.then = None
             self._fail(self.in_flight.settle(pending.id), f"mcpmux is stopping: {reason}")
@@ -2497,27 +3598,57 @@ class Core:
         params: bytes | UnsetType,
         then: Callable[[Pending, Reply], None],
         patience: float | None = None,
-    ) -> None:
+    ) -> Pending:
         """A request of our own, with what is done with its answer."""
         seconds = patience or server.options.tool_timeout_sec
         pending = self.in_flight.open(server.name, OURSELVES, b"", method, self._now, seconds, seconds)
         pending.then = then
         self._watch(pending)
+        if server.modern:
+            told = encode(self._told(server, server.starter))
+            params = encode(enveloped(object_of(params), server.starter, told, self._log_level))
         self._send_server(server, request_line(pending.id, method, params))
+        return pending
 
-    def _reply(self, id: bytes, result: bytes) -> None:
-        self._answer_host(HOST, id, result_line(id, result))
+    def _reply(self, ask: Ask, result: bytes) -> None:
+        self._answer_host(HOST, ask.id, ask.method, ask.caller, Reply(Raw(result), None))
 
-    def _refuse(self, id: bytes, error: RpcError) -> None:
-        self._answer_host(HOST, id, error_line(id, error_body(error)))
+    def _refuse(self, ask: Ask, error: RpcError) -> None:
+        as_it_is = error.code == UNSUPPORTED_VERSION
+        reply = Reply(None, error_body(error))
+        self._answer_host(HOST, ask.id, ask.method, ask.caller, reply, as_it_is=as_it_is)
 
-    def _answer_host(self, source: str, id: bytes, line: bytes, method: str = "") -> None:
-        """The ending of a host's request, through its server's queue so that it cannot overtake what came before;
-        never more than hosts take."""
+    def _answer_host(
+        self,
+        source: str,
+        id: bytes,
+        method: str,
+        caller: Caller,
+        reply: Reply,
+        *,
+        server: Server | None = None,
+        as_it_is: bool = False,
+    ) -> None:
+        """The ending of a host's request, in its era, through its server's queue so that it cannot overtake what came
+        before; never more than hosts take. `server` is the one that said this itself."""
+        line = self._answer_line(id, method, caller, reply, server, as_it_is)
         if len(line) > self._host_limit:
             most = f"more than the {self.options.host_message_mb:g} MB that hosts take (host_message_mb)"
-            line = failure_line(id, method, f"{source or 'mcpmux'} answered with {len(line)} bytes, {most}")
+            shorter = failure(method, f"{source or 'mcpmux'} answered with {len(line)} bytes, {most}")
+            line = self._answer_line(id, method, caller, shorter, None, False)
         self._send_host(source, line)
+
+    def _answer_line(
+        self, id: bytes, method: str, caller: Caller, reply: Reply, server: Server | None, as_it_is: bool
+    ) -> bytes:
+        result, error = reply
+        if error is not None:
+            from_modern = as_it_is or (server is not None and server.modern)
+            return error_line(id, modern_error(error, from_modern=from_modern) if caller.modern else error)
+        assert result is not None
+        if caller.modern and not as_it_is and not (server and server.modern):
+            result = modern_result(method, result, server.info if server else NOBODY.info)
+        return result_line(id, result)
 
     def _answer_server(self, server: Server, id: bytes, reply: Reply) -> None:
         if reply.result is not None:
@@ -2534,6 +3665,8 @@ class Core:
             )
         elif self._host_ready:
             self._send_host(source, line)
+        elif not self.revision:
+            pass  # a modern host hears what it subscribed to, and no more
         elif is_request or sum(one.source == source for one in self._for_host) < HELD_FOR_HOST:
             self._for_host.append(SendHost(source, line))
 
@@ -2568,6 +3701,8 @@ class Core:
         "tasks/get": _task_of_server,
         "tasks/result": _task_of_server,
         "tasks/cancel": _task_of_server,
+        "tasks/update": _task_of_server,
+        "subscriptions/listen": _open_listen,
     }
     _host_notifications: Final[dict[str, Callable[[Core, Fields], None]]] = {
         "notifications/initialized": _host_is_ready,
@@ -2582,11 +3717,17 @@ class Core:
         "notifications/cancelled": _server_cancels,
         "notifications/resources/updated": _resource_updated,
         "notifications/tasks/status": _task_status,
+        "notifications/elicitation/complete": _page_visited,
+        "notifications/subscriptions/acknowledged": _acknowledged,
         **dict.fromkeys((kind.changed for kind in LISTS.values()), _list_changed),
     }
     _on_timer: Final[dict[str, Callable[[Core, str], None]]] = {
         "calls": _sweep,
         "late": _late,
+        "silent": _silent,
+        "listen": _listen_again,
+        "orphans": _drop_orphans,
+        "round": _round_due,
         "open": _open,
         "relist": _relist,
         "rested": _rested,
@@ -4150,6 +5291,7 @@ class Mux:
             broken=config.broken,
             notice=notice,
             chance=_chance,
+            secret=lambda: os.urandom(16).hex(),
         )
         self._config = config
         self._host = host
