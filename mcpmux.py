@@ -1889,15 +1889,13 @@ class Core:
                     self._use(server)
 
     def _initialize(self, ask: Ask) -> None:
-        self.revision = negotiate(text_in(ask.fields, "protocolVersion"))
+        revision = negotiate(text_in(ask.fields, "protocolVersion"))
         info = ask.fields.get("clientInfo", Raw(b""))
         declared = ask.fields.get("capabilities", Raw(b"{}"))
-        self._caller = self._legacy = Caller(
-            False,
-            bytes(declared) if is_object(declared) else b"{}",
-            bytes(info) if is_object(info) else NOBODY.info,
-        )
-        answer = {"protocolVersion": self.revision, **self._about_us(), "serverInfo": IMPLEMENTATION}
+        fields_of(declared)  # or it is refused
+        self._caller = self._legacy = Caller(False, bytes(declared), bytes(info) if is_object(info) else NOBODY.info)
+        self.revision = revision
+        answer = {"protocolVersion": revision, **self._about_us(), "serverInfo": IMPLEMENTATION}
         self._reply(ask, encode(answer))
         self._begin()
 
@@ -3428,11 +3426,12 @@ class Core:
         server.hint = (
             "run its command in a terminal to see what it waits for, or raise startup_timeout_sec in its table"
         )
+        hello = "`server/discover`" if server.trying == "modern" else "`initialize`"
         if server.late:
-            self._give_up(server, f"{name} did not answer its handshake within {seconds * START_PATIENCE:g} s")
+            self._give_up(server, f"{name} did not answer {hello} within {seconds * START_PATIENCE:g} s")
             return
         server.late = True
-        server.trouble = f"{name} has not answered its handshake within {seconds:g} s"
+        server.trouble = f"{name} has not answered {hello} within {seconds:g} s"
         self._log("warning", self._why(server))
         self._set_timer("late", name, server.started_at + seconds * START_PATIENCE)
         for number in list(server.waiting):

@@ -24,6 +24,16 @@ CAPABILITIES: dict[str, Any] = {
 }
 
 
+PREFIX = "io.modelcontextprotocol/"
+
+
+def envelope(capabilities: dict[str, Any], version: str = "2026-07-28") -> dict[str, Any]:
+    """What each modern request has in `_meta`."""
+    info = {"name": "script", "version": "1"}
+    values = {"protocolVersion": version, "clientInfo": info, "clientCapabilities": capabilities}
+    return {PREFIX + key: value for key, value in values.items()}
+
+
 class Message(dict[str, Any]):
     """A parsed line with its bytes."""
 
@@ -51,6 +61,7 @@ class Script:
         offers: dict[str, dict[str, Any]] | None = None,
         server_capabilities: dict[str, Any] | None = None,
         silent: tuple[str, ...] = (),
+        modern: tuple[str, ...] = (),
         begin: bool = True,
     ) -> None:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
@@ -62,13 +73,15 @@ class Script:
         self.server_capabilities = CAPABILITIES if server_capabilities is None else server_capabilities
         self.revision = revision
         self.offers: dict[str, dict[str, Any]] = {name: {"tools/list": [TOOL]} for name in tables} | (offers or {})
-        self.silent = set(silent)  # servers that never answer `initialize`
+        self.silent = set(silent)  # servers that never answer a handshake
+        self.modern = set(modern)  # servers of the modern era only
         self.runs: dict[str, int] = {}
         self.to_host: list[Message] = []
         self.to_server: dict[str, list[Message]] = {name: [] for name in self.core.servers}
         self.started: list[str] = []
         self.stopped: list[str] = []
         self.logged: list[str] = []
+        self.bugs_allowed = False
         self.answered: list[Any] = []
         if begin:
             self.initialize()
@@ -104,6 +117,24 @@ class Script:
         """A request that is answered at once."""
         self.host_asks(id, method, **params)
         return self.host_hears(id)
+
+    def asks_modern(self, id: Any, method: str, /, **params: Any) -> Message:
+        """A request with an envelope, answered at once."""
+        self.host_asks_modern(id, method, **params)
+        return self.host_hears(id)
+
+    def host_asks_modern(
+        self,
+        id: Any,
+        method: str,
+        /,
+        capabilities: dict[str, Any] | None = None,
+        meta: dict[str, Any] | None = None,
+        **params: Any,
+    ) -> None:
+        """A request with an envelope; `capabilities` are those that it declares."""
+        declared = self.capabilities if capabilities is None else capabilities
+        self.host_asks(id, method, **params, _meta=envelope(declared) | (meta or {}))
 
     def tools(self) -> list[str]:
         return [tool["name"] for tool in self.asks(f"list{len(self.answered)}", "tools/list")["result"]["tools"]]
@@ -173,6 +204,7 @@ class Script:
                         self.due[key] = at
                         heapq.heappush(self.timers, (at, key))
                 case mcpmux.Log(_, text):
+                    assert self.bugs_allowed or not text.startswith("a bug in mcpmux"), text
                     self.logged.append(text)
 
     def _parse(self, line: bytes) -> Message:
@@ -186,7 +218,13 @@ class Script:
     def _server_gets(self, server: str, message: Message) -> None:
         self.to_server[server].append(message)
         method, offered = message.get("method"), self.offers[server]
-        if method == "initialize" and server not in self.silent:
+        if server in self.silent and method in ("initialize", "server/discover"):
+            return
+        if server in self.modern and method is not None and "id" in message:
+            self._modern_server_gets(server, message)
+        elif method == "server/discover":
+            self.server_sends(server, id=message["id"], error={"code": -32601, "message": "Method not found"})
+        elif method == "initialize":
             asked = message["params"]["protocolVersion"]
             result = {
                 "protocolVersion": asked,
@@ -202,3 +240,25 @@ class Script:
                 self.server_sends(server, id=message["id"], result={mcpmux.LISTS[method].key: entries})
         elif method in ("logging/setLevel", "resources/subscribe", "resources/unsubscribe"):
             self.server_sends(server, id=message["id"], result={})
+
+    def _modern_server_gets(self, server: str, message: Message) -> None:
+        method, params = message["method"], message.get("params", {})
+        meta = params.get("_meta", {})
+        if meta.get(PREFIX + "protocolVersion") != "2026-07-28":
+            data = {"supported": ["2026-07-28"], "requested": "none"}
+            self.server_sends(server, id=message["id"], error={"code": -32022, "message": "old", "data": data})
+            return
+        assert isinstance(meta[PREFIX + "clientCapabilities"], dict)
+        assert isinstance(meta[PREFIX + "clientInfo"], dict)
+        more = {"resultType": "complete", "ttlMs": 1, "cacheScope": "public"}
+        if method == "server/discover":
+            info = {PREFIX + "serverInfo": {"name": server, "version": "2"}}
+            result = {"supportedVersions": ["2026-07-28"], "capabilities": self.server_capabilities, "_meta": info}
+            self.server_sends(server, id=message["id"], result={**more, **result})
+        elif method in mcpmux.LISTS:
+            entries = self.offers[server].get(method, [])
+            self.server_sends(server, id=message["id"], result={**more, mcpmux.LISTS[method].key: entries})
+        elif method == "subscriptions/listen":
+            known = {key: value for key, value in params["notifications"].items() if value}
+            acknowledged = {"_meta": {PREFIX + "subscriptionId": message["id"]}, "notifications": known}
+            self.server_sends(server, method="notifications/subscriptions/acknowledged", params=acknowledged)

@@ -23,6 +23,9 @@ def server(**table: Any) -> ServerOptions:
     return ServerOptions(command="x", **table)
 
 
+LEGACY = server(protocol="legacy")
+
+
 # ── the handshake with the host ──
 
 
@@ -59,10 +62,10 @@ def test_a_ping_is_answered_even_before_initialize():
     assert s.asks(1, "ping").raw == b'{"jsonrpc":"2.0","id":1,"result":{}}'
 
 
-def test_a_probe_for_the_modern_era_is_refused_at_once_and_initialize_still_works():
+def test_a_probe_for_the_modern_era_is_answered_at_once_and_initialize_still_works():
     """VS Code and Claude Code ask server/discover first, then initialize on the same pipe. A probe starts nothing."""
     s = Script(["git"], begin=False)
-    assert s.asks(0, "server/discover")["error"]["code"] == -32601
+    assert s.asks_modern(0, "server/discover")["result"]["supportedVersions"] == ["2026-07-28"]
     assert s.started == []
     s.initialize()
     assert s.tools() == ["git__log"]
@@ -169,7 +172,7 @@ def test_while_a_completion_is_open_the_table_answers_for_roots():
     ],
 )
 def test_a_server_whose_handshake_fails_is_stopped_and_says_why(answer: dict[str, Any], words: str):
-    s = Script(["git", "bad"], silent=("bad",))
+    s = Script({"git": ServerOptions(command="git"), "bad": LEGACY}, silent=("bad",))
     s.host_asks(1, "tools/call", name="bad__x")
     s.server_sends("bad", id=s.server_hears("bad", "initialize")["id"], **answer)
     assert s.stopped == ["bad"]
@@ -1295,7 +1298,7 @@ def test_the_trace_tells_the_way_of_each_message_and_nothing_of_its_payload():
 
 
 def test_a_call_made_while_a_useless_process_is_being_stopped_goes_to_the_next_one():
-    s = Script(["git"])
+    s = Script({"git": LEGACY})
     s.server_dies("git")
     s.silent = {"git"}
     s.host_asks(1, "tools/call", name="git__log")
@@ -1424,6 +1427,7 @@ def test_one_bad_member_of_a_batch_costs_only_itself():
 
 def test_a_bug_of_ours_costs_only_the_request_that_shows_it(monkeypatch: pytest.MonkeyPatch):
     s = Script(["git"])
+    s.bugs_allowed = True
 
     def broken(core: mcpmux.Core, ask: mcpmux.Ask) -> None:
         raise ZeroDivisionError
@@ -1457,7 +1461,8 @@ def test_a_path_that_is_not_unicode_can_be_told():
 
 
 def test_no_ending_is_longer_than_hosts_take():
-    s = Script(["git", "bad"], silent=("bad",), options=MuxOptions(host_message_mb=0.02))
+    tables = {"git": ServerOptions(command="git"), "bad": LEGACY}
+    s = Script(tables, silent=("bad",), options=MuxOptions(host_message_mb=0.02))
     s.host_asks(1, "tools/call", name="bad__x")
     error = {"code": 1, "message": "m" * 100_000}
     s.server_sends("bad", id=s.server_hears("bad", "initialize")["id"], error=error)
@@ -1559,7 +1564,7 @@ def test_an_answer_of_the_host_that_cannot_be_read_ends_the_servers_question():
 
 
 def test_a_server_that_refuses_its_handshake_is_not_started_at_every_call():
-    s = Script(["bad"], silent=("bad",))
+    s = Script({"bad": LEGACY}, silent=("bad",))
     for id in range(20):
         s.host_asks(id, "tools/call", name="bad__x")
         if s.core.servers["bad"].state is State.STARTING:
