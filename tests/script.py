@@ -1,4 +1,4 @@
-"""The one harness round the core: a host and servers played by the test, a clock that the test moves.
+"""The one harness round the core: a host, servers and a model played by the test, a clock that the test moves.
 
 Servers greet and list by themselves, from what `offers` says; everything else a test sees and answers on its own.
 Each message to the host is checked as it comes: valid, and no request answered twice.
@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import mcpmux
-from mcpmux import Core, MuxOptions, ServerOptions
+from mcpmux import Core, MuxOptions, SamplingOptions, ServerOptions
 
 TOOL = {"name": "log", "description": "Shows the log", "inputSchema": {"type": "object"}}
 CAPABILITIES: dict[str, Any] = {
@@ -55,6 +55,7 @@ class Script:
         servers: list[str] | dict[str, ServerOptions] | None = None,
         *,
         options: MuxOptions | None = None,
+        sampling: SamplingOptions | None = None,
         capabilities: dict[str, Any] | None = None,
         revision: str = "2025-11-25",
         broken: dict[str, str] | None = None,
@@ -65,7 +66,7 @@ class Script:
         begin: bool = True,
     ) -> None:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
-        self.core = Core(options or MuxOptions(), tables, broken=broken)
+        self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken)
         self.now = 1000.0
         self.timers: list[tuple[float, tuple[str, str]]] = []
         self.due: dict[tuple[str, str], float] = {}
@@ -78,6 +79,7 @@ class Script:
         self.runs: dict[str, int] = {}
         self.to_host: list[Message] = []
         self.to_server: dict[str, list[Message]] = {name: [] for name in self.core.servers}
+        self.to_model: list[Message] = []  # what the sampler process is told
         self.started: list[str] = []
         self.stopped: list[str] = []
         self.logged: list[str] = []
@@ -167,6 +169,28 @@ class Script:
         gone = mcpmux.ServerGone(server, self.runs[server], f"{server} exited with code {code}", "look", stderr or [])
         self.feed(gone)
 
+    # ── the model's part ──
+
+    def model_asked(self) -> list[Message]:
+        """The requests that came to the sampler; their params are `server` and that server's `params`."""
+        return [message for message in self.to_model if message.get("method") == "sampling/createMessage"]
+
+    def withdrawn_from_model(self) -> list[int]:
+        """The ids of the requests that the sampler was told to drop."""
+        told = [message for message in self.to_model if message.get("method") == "notifications/cancelled"]
+        return [message["params"]["requestId"] for message in told]
+
+    def model_sends(self, raw: bytes | None = None, **message: Any) -> None:
+        line = raw if raw is not None else json.dumps({"jsonrpc": "2.0", **message}).encode()
+        self.feed(mcpmux.Sampled([line]))
+
+    def model_answers(self, result: Any = None, error: Any = None) -> None:
+        """Answers the last request."""
+        self.model_sends(id=self.model_asked()[-1]["id"], **({"error": error} if error else {"result": result or {}}))
+
+    def sampler_dies(self, reason: str = "the sampler exited with code 1 while it was asked") -> None:
+        self.feed(mcpmux.SamplerGone(reason))
+
     # ── time ──
 
     def advance(self, seconds: float) -> None:
@@ -198,6 +222,8 @@ class Script:
                     self.feed(mcpmux.ServerUp(server, run))
                 case mcpmux.Stop(server, run):
                     self.stopped.append(server)
+                case mcpmux.Sample(line):
+                    self.to_model.append(self._parse(line))
                 case mcpmux.SetTimer(key, at):
                     self.due.pop(key, None)
                     if at is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -16,9 +17,9 @@ def raw(capabilities: dict[str, Any]) -> mcpmux.Fields:
     return mcpmux.fields_of(msgspec.json.encode(capabilities))
 
 
-def told(host: dict[str, Any], **table: Any) -> dict[str, Any]:
+def told(host: dict[str, Any], *, has_model: bool = False, **table: Any) -> dict[str, Any]:
     options = ServerOptions(command="x", **table)
-    return json.loads(mcpmux.encode(mcpmux.capabilities_for_server(raw(host), options)))
+    return json.loads(mcpmux.encode(mcpmux.capabilities_for_server(raw(host), options, has_model=has_model)))
 
 
 @pytest.mark.parametrize("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
@@ -66,6 +67,83 @@ def test_a_server_is_told_what_the_host_can_and_its_table_allows(
 ):
     """Our choice, and never more than can be honoured: servers act on capabilities without asking again."""
     assert told(host, **table) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "host", "without_model", "with_model"),
+    [
+        ("auto", None, None, {"tools": {}}),
+        ("auto", {}, {}, {"tools": {}}),
+        ("auto", {"context": {}}, {"context": {}}, {"context": {}, "tools": {}}),
+        ("auto", {"tools": {}}, {"tools": {}}, {"tools": {}}),
+        ("auto", {"tools": {}, "context": {}}, {"tools": {}, "context": {}}, {"tools": {}, "context": {}}),
+        ("auto", False, False, {"tools": {}}),
+        ("host", None, None, None),
+        ("host", {}, {}, {}),
+        ("host", {"context": {}}, {"context": {}}, {"context": {}}),
+        ("host", {"tools": {}}, {"tools": {}}, {"tools": {}}),
+        ("local", None, None, {"tools": {}}),
+        ("local", {}, None, {"tools": {}}),
+        ("local", {"tools": {}, "context": {}}, None, {"tools": {}}),
+        ("off", None, None, None),
+        ("off", {"tools": {}, "context": {}}, None, None),
+    ],
+)
+def test_a_server_is_told_the_sampling_that_host_and_model_give_it_together(
+    policy: str, host: Any, without_model: Any, with_model: Any
+):
+    """2025-11-25, client/sampling#capabilities. The model takes tools; context is the host's alone."""
+    declared = {} if host is None else {"sampling": host}
+    assert told(declared, sampling=policy).get("sampling") == without_model
+    assert told(declared, sampling=policy, has_model=True).get("sampling") == with_model
+
+
+@pytest.mark.parametrize(
+    ("policy", "sampling", "without_model", "with_model"),
+    [
+        ("auto", {"tools": {}}, True, True),
+        ("auto", {}, True, False),  # a question with tools goes to the model, and tasks do not depend on tools
+        ("host", {}, True, True),
+        ("local", {"tools": {}}, False, False),
+        ("off", {"tools": {}}, False, False),
+    ],
+)
+def test_a_server_is_told_of_sampling_by_tasks_only_where_all_its_sampling_is_the_hosts(
+    policy: str, sampling: dict[str, Any], without_model: bool, with_model: bool
+):
+    """2025-11-25, basic/utilities/tasks#capabilities. The model answers at once; other tasks are not its business."""
+    requests = {"sampling": {"createMessage": {}}, "elicitation": {"create": {}}}
+    host = {"sampling": sampling, "elicitation": {}, "tasks": {"list": {}, "requests": requests}}
+    for has_model, expected in ((False, without_model), (True, with_model)):
+        tasks = told(host, sampling=policy, has_model=has_model)["tasks"]
+        assert ("sampling" in tasks["requests"]) is expected
+        assert tasks["requests"]["elicitation"] == {"create": {}}
+        assert tasks["list"] == {}
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+@pytest.mark.parametrize("policy", ["auto", "host", "local", "off"])
+def test_what_a_server_is_told_of_sampling_is_what_it_then_gets(policy: Any, has_model: bool):
+    """Our promise: never more than can be honoured, and never less. The bridge judges by what was told."""
+    options = ServerOptions(command="x", sampling=policy)
+    for sampling, with_tools in itertools.product([None, {}, {"context": {}}, {"tools": {}}], [False, True]):
+        host = raw({} if sampling is None else {"sampling": sampling})
+        offered = mcpmux.capabilities_for_server(host, options, has_model=has_model)
+        params = b'{"messages":[],"maxTokens":1,"tools":[]}' if with_tools else b'{"messages":[],"maxTokens":1}'
+        is_told = mcpmux.offers(offered, "sampling", "tools") if with_tools else mcpmux.offers(offered, "sampling")
+        try:
+            mcpmux.judge_question("sampling/createMessage", mcpmux.Raw(params), "git", options, host, offered)
+            is_served = True
+        except mcpmux.RpcError:
+            is_served = False
+        assert is_served is is_told
+
+
+def test_what_the_host_said_of_its_sampling_stays_as_it_was_beside_the_models_tools():
+    """Our promise: what need not change passes byte for byte, here each member."""
+    fields = mcpmux.fields_of(b'{"sampling":{"vendor/x":{"b":1.0,"a" : 1e2}}}')
+    offered = mcpmux.capabilities_for_server(fields, ServerOptions(), has_model=True)
+    assert mcpmux.encode(offered) == b'{"sampling":{"vendor/x":{"b":1.0,"a" : 1e2},"tools":{}}}'
 
 
 def test_capabilities_are_passed_on_byte_for_byte():
