@@ -1235,6 +1235,25 @@ def test_a_question_outside_any_call_outlives_calls_that_are_cancelled(who: str)
     assert nothing_is_open(s)
 
 
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("completion/complete", {"ref": {"type": "ref/prompt", "name": "git__p"}, "argument": {}}),
+        ("tasks/result", {"taskId": "t1"}),
+    ],
+)
+def test_a_question_outlives_the_cancelling_of_a_request_that_carries_none(method: str, params: dict[str, Any]):
+    """2026-07-28 names tools/call, prompts/get and resources/read as those in which a server may ask."""
+    s = Script(["git"], sampling=sampler(), offers={"git": {**tools("log"), "prompts/list": [{"name": "p"}]}})
+    start_task(s)
+    s.host_asks(2, method, **params)
+    samples(s, "git", "q")
+    s.host_sends(method="notifications/cancelled", params={"requestId": 2})
+    assert s.withdrawn_from_model() == []
+    s.model_answers(SPOKEN)
+    assert s.answer_to_server("git", "q")["result"] == SPOKEN
+
+
 def test_what_a_server_asks_is_not_withdrawn_when_its_call_has_an_answer():
     """A server may go on after its answer; only the host's cancelling says that nobody wants the result."""
     s = Script(["git"], sampling=sampler())

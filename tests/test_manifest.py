@@ -122,7 +122,29 @@ REQUIREMENTS: dict[str, list[str]] = {
     "An elicitation says which server asks, and is else as it was": [
         "test_bridge.py::test_only_the_message_of_an_elicitation_is_changed",
     ],
-    "Every request ends exactly once, whatever happens": ["test_properties.py::Traffic"],
+    "Sampling goes to the host where it declared what is needed, else to the model, else it is refused in words": [
+        "test_eras.py::test_what_a_server_is_told_of_sampling_is_what_it_then_gets",
+        "test_bridge.py::test_a_servers_policy_the_host_and_the_model_decide_who_is_asked",
+        "test_bridge.py::test_a_refusal_of_sampling_says_what_is_missing",
+    ],
+    "The model's answer or error comes back to the server that asked, under its own id": [
+        "test_core.py::test_the_models_answer_or_error_goes_to_the_server_that_asked",
+        "test_core.py::test_the_models_answer_comes_under_the_servers_own_id",
+        "test_core.py::test_questions_of_many_servers_to_the_model_with_one_id_are_kept_apart",
+    ],
+    "The model's limits are each server's own; a refusal says which it is and when it is free again": [
+        "test_core.py::test_a_server_that_asks_the_model_too_often_in_a_minute_is_refused_and_told_for_how_long",
+        "test_core.py::test_a_server_has_so_many_questions_open_at_the_model_and_others_have_their_own",
+    ],
+    "When the host cancels a call, what its server asked for it is withdrawn and ends; nothing else is": [
+        "test_core.py::test_when_the_host_cancels_a_call_what_its_server_asks_for_it_is_withdrawn_and_ends_with_an_error",
+        "test_core.py::test_a_question_that_another_call_may_have_asked_is_not_withdrawn_until_that_is_cancelled_too",
+        "test_core.py::test_a_question_outside_any_call_outlives_calls_that_are_cancelled",
+    ],
+    "Every request ends exactly once, whatever happens": [
+        "test_properties.py::Questions",
+        "test_properties.py::Traffic",
+    ],
     "Names fit every host: alphabet, length, no two alike, the same in every run": [
         "test_catalogue.py::test_names_are_always_distinct_valid_short_and_the_same_from_run_to_run",
     ],
