@@ -2426,10 +2426,15 @@ class Core:
 
     def _line_of_sampler(self, line: bytes | TooLong) -> None:
         """An answer, or a line for the log."""
-        message = decode_line(line) if isinstance(line, bytes) else Envelope()
+        try:
+            message = decode_line(line) if isinstance(line, bytes) else Envelope()
+        except BadLine as bad:
+            self._log("error", f"the sampler: a line was not read: {bad}")
+            return
         if message.method is not UNSET:
             params = object_of(message.params)
-            self._log(text_in(params, "level"), text_in(params, "text"))
+            level = value_of(params.get("level"))
+            self._log(level if level in LEVELS else "info", str(value_of(params.get("text"))))
             return
         pending = None if message.id is UNSET else self.in_flight.get(number_of_id(message.id))
         if pending and pending.peer == MODEL:  # else it was withdrawn meanwhile

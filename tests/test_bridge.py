@@ -32,7 +32,9 @@ def verdict_on(method: str, params: Any, host: dict[str, Any], *, has_model: boo
     declared = mcpmux.fields_of(msgspec.json.encode(host))
     options = ServerOptions(command="x", **table)
     told = mcpmux.capabilities_for_server(declared, options, has_model=has_model)
-    return mcpmux.judge_question(method, mcpmux.Raw(msgspec.json.encode(params)), "git", options, declared, told)
+    return mcpmux.judge_question(
+        method, mcpmux.Raw(msgspec.json.encode(params)), "git", options, declared, told, has_model=has_model
+    )
 
 
 FORM = {"message": "Sure?", "requestedSchema": {"type": "object"}}

@@ -132,7 +132,8 @@ def test_what_a_server_is_told_of_sampling_is_what_it_then_gets(policy: Any, has
         params = b'{"messages":[],"maxTokens":1,"tools":[]}' if with_tools else b'{"messages":[],"maxTokens":1}'
         is_told = mcpmux.offers(offered, "sampling", "tools") if with_tools else mcpmux.offers(offered, "sampling")
         try:
-            mcpmux.judge_question("sampling/createMessage", mcpmux.Raw(params), "git", options, host, offered)
+            asked = ("sampling/createMessage", mcpmux.Raw(params), "git", options, host, offered)
+            mcpmux.judge_question(*asked, has_model=has_model)
             is_served = True
         except mcpmux.RpcError:
             is_served = False

@@ -106,8 +106,8 @@ def test_between_modern_peers_params_and_results_pass_byte_for_byte():
         f'"_meta":{{"{PREFIX}protocolVersion":"2026-07-28","{PREFIX}clientInfo":{{"name":"h"}},'
         f'"{PREFIX}clientCapabilities":{capabilities},"z":1e2}}'
     )
-    line = '{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"git__log","arguments":{"b":1.0},%s}}' % meta
-    s.host_sends(line.encode())
+    params = '"params":{"name":"git__log","arguments":{"b":1.0},' + meta + "}"
+    s.host_sends(b'{"jsonrpc":"2.0","id":9,"method":"tools/call",' + params.encode() + b"}")
     assert b'"arguments":{"b":1.0},' + meta.encode() in called(s, "git").raw
     number = called(s, "git")["id"]
     result = b'{"x":1.50,"resultType":"complete","content":[],"_meta":{"b":1e3}}'
