@@ -4731,9 +4731,15 @@ _PROVIDER_ERRORS: Final[dict[str, tuple[str, bool]]] = {
     "ServiceUnavailableError": ("is overloaded or down", True),
     "BadGatewayError": ("is overloaded or down", True),
     "Timeout": ("did not answer in time", True),
-    "APIConnectionError": ("cannot be reached", True),
-    "InternalServerError": ("failed", True),
+    "APIConnectionError": ("cannot be reached, or sent no answer that can be read", True),
+    "InternalServerError": ("failed, or sent no answer that can be read", True),
     "BadRequestError": ("refused the request", False),
+}
+_PROVIDER_STATUSES: Final[dict[int, tuple[str, bool]]] = {  # where litellm has no exception of its own
+    402: ("wants to be paid first", False),
+    403: ("does not allow this with this key", False),
+    413: ("says that the request is too long", False),
+    529: ("is overloaded or down", True),
 }
 _LASTING_CODES: Final = {  # the provider's own code says more than the exception's name
     "insufficient_quota": "says that the account has no credit left",
@@ -4985,10 +4991,12 @@ def sampling_result(response: Any, params: Mapping[str, Any], model: str) -> dic
             given = json.loads(call.function.arguments or "{}")
         except ValueError:
             given = None
-        if not isinstance(given, dict):
-            text = f"mcpmux: {model} called {name!r} with arguments that are no JSON object; ask again"
+        if not isinstance(given, dict) or not isinstance(name, str):
+            text = f"mcpmux: {model} called a tool without a name or with arguments that are no JSON object; ask again"
             raise RpcError(INTERNAL_ERROR, text)
         parts.append({"type": "tool_use", "id": call.id or f"call_{number}", "name": name, "input": given})
+    if not parts and choice.finish_reason == "content_filter":
+        raise RpcError(INTERNAL_ERROR, f"mcpmux: the answer of {model} was withheld by its provider's content filter")
     extra = getattr(choice, "provider_specific_fields", None) or {}
     word = extra.get("native_finish_reason") or choice.finish_reason
     if extra.get("stop_reason") in (params.get("stopSequences") or ()):  # some say which of them it was
@@ -4997,39 +5005,58 @@ def sampling_result(response: Any, params: Mapping[str, Any], model: str) -> dic
     return {
         "role": "assistant",
         "content": parts[0] if len(parts) == 1 and not params.get("tools") else parts,
-        "model": response.model or model,
+        "model": str(response.model or model),
         "stopReason": _STOP_REASONS.get(word, word),
     }
 
 
 def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> tuple[str, bool]:
     """What a provider's failure is, in a line without keys or content; and whether it may pass by itself."""
+    status = getattr(wrong, "status_code", None)
+    status = status if isinstance(status, int) else 0
     kinds = [kind.__name__ for kind in type(wrong).__mro__]
-    text, passes = next((_PROVIDER_ERRORS[kind] for kind in kinds if kind in _PROVIDER_ERRORS), ("failed", False))
-    body = getattr(wrong, "body", None)
-    codes = (getattr(wrong, "code", None), *((body.get("code"), body.get("type")) if isinstance(body, dict) else ()))
-    text, passes = next(((_LASTING_CODES[code], False) for code in codes if code in _LASTING_CODES), (text, passes))
-    said = re.sub(
-        r"^(litellm\.)?(\w+: )*(litellm\.\w+: )?(\w+: )*(\w+Exception - )?", "", getattr(wrong, "message", "")
-    )
+    known = [_PROVIDER_ERRORS[kind] for kind in kinds if kind in _PROVIDER_ERRORS]
+    text, passes = known[0] if known else _PROVIDER_STATUSES.get(status, ("failed", status >= 500))
+    said, codes = _words_of_provider(wrong, status)
+    lasting = [_LASTING_CODES[code] for code in codes if code in _LASTING_CODES]
+    if lasting:
+        text, passes = lasting[0], False
     if said.startswith("Connection error"):
         text, said = "cannot be reached", ""
-    said = " ".join(said.split())[:TEXT_MOST]
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # a short one may be part of a longer one
         said = said.replace(secret, "***")
+    said = " ".join(said.split())[:TEXT_MOST]
     said = re.sub(r"\b[\w-]*\*{3,}[\w*-]*|\b(?:sk|pk|rk)-[\w-]{4,}", "***", said)  # also keys shown in part
     if said and not quotes(said, params):
         text += f': "{said}"'
-    status = getattr(wrong, "status_code", None)
-    return text + (f" (HTTP {status})" if isinstance(status, int) and "cannot be reached" not in text else ""), passes
+    return text + (f" (HTTP {status})" if status and "cannot be reached" not in text else ""), passes
+
+
+def _words_of_provider(wrong: Exception, status: int) -> tuple[str, list[str]]:
+    """What the provider itself says in an exception of litellm's, and its codes. An answer that litellm cannot read
+    becomes an exception that quotes it, so only what certainly is an error's text counts as said."""
+    said = str(getattr(wrong, "message", ""))
+    said = re.sub(r"^(litellm\.)?(\w+: )*+(litellm\.\w+: )?(\w+: )*+(\w+(Exception|Error) - )?", "", said)
+    bodies = [getattr(wrong, "body", None), value_of(said[said.find("{") :].encode(errors="replace"))]
+    codes = [getattr(wrong, "code", None)]
+    is_error = 400 <= status < 500 or bodies[0] is not None or said.startswith("Connection error")
+    for body in bodies:
+        inner = body.get("error", body) if isinstance(body, dict) else None
+        if isinstance(inner, dict):
+            codes += [inner.get("code"), inner.get("type")]
+            if body is bodies[1] and isinstance(inner.get("message"), str):
+                said, is_error = inner["message"], True  # some providers' words come as the JSON that they were sent in
+    return said if is_error else "", [code for code in codes if isinstance(code, str)]
 
 
 def quotes(said: str, params: Any) -> bool:
-    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text."""
-    leaves = [text for text, at in _texts(params, "") if not at.endswith((".type", ".role", ".mimeType", ".mode"))]
+    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text. What a
+    server prefers of models is not such a text."""
+    asked = {key: one for key, one in params.items() if key != "modelPreferences"}
+    leaves = [text for text, at in _texts(asked, "") if not at.endswith((".type", ".role", ".mimeType", ".mode"))]
     return any(
-        any(said[at : at + 16] in leaf for at in range(max(1, len(said) - 15))) or (len(leaf) > 3 and leaf in said)
-        for leaf in leaves
+        any(said[at : at + 16] in leaf for at in range(len(said) - 15)) or (len(leaf) > 3 and leaf in said)
+        for leaf in (" ".join(leaf.split()) for leaf in leaves)
     )
 
 
