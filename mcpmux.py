@@ -4842,20 +4842,33 @@ def checked_params(raw: Raw) -> dict[str, Any]:
     import mcp.types  # noqa: PLC0415
     import pydantic  # noqa: PLC0415
 
-    params = value_of(raw)
+    params: dict[str, Any] = {}
     try:
-        mcp.types.CreateMessageRequestParams.model_validate(params, by_alias=True, by_name=False)
-        wrong = None
+        asked = mcp.types.CreateMessageRequestParams.model_validate(value_of(raw), by_alias=True, by_name=False)
+        params = asked.model_dump(mode="json", by_alias=True, exclude_none=True)  # "5" and 5.0 are 5 from here on
+        wrong = "maxTokens: must be at least 1" if asked.max_tokens < 1 else tools_out_of_balance(params["messages"])
     except pydantic.ValidationError as invalid:
-        found = invalid.errors(include_url=False, include_input=False, include_context=False)
-        wrong = "; ".join(f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in found[:3])
-    if wrong is None and params["maxTokens"] < 1:
-        wrong = "maxTokens: must be at least 1"
-    if wrong is None:
-        wrong = tools_out_of_balance(params["messages"])
+        wrong = _what_is_invalid(invalid.errors(include_url=False, include_input=False, include_context=False))
     if wrong:
         raise RpcError(INVALID_PARAMS, f"mcpmux: invalid sampling request: {wrong}"[:TEXT_MOST])
     return params
+
+
+def _what_is_invalid(found: Iterable[Mapping[str, Any]]) -> str:
+    """pydantic's findings without those on the kinds of content that were not meant: it tells of every kind that it
+    tried, by a name in the path that no field has."""
+
+    def is_kind(part: Any) -> bool:
+        return isinstance(part, str) and (part[:1].isupper() or part.startswith("list["))
+
+    tried = [one["loc"][:-1] for one in found if one["loc"][-1:] == ("type",) and one["type"] == "literal_error"]
+    tried += [one["loc"] for one in found if one["loc"] and is_kind(one["loc"][-1])]
+    meant = [one for one in found if not any(one["loc"][: len(kind)] == kind for kind in tried)]
+    told = {".".join(str(part) for part in one["loc"] if not is_kind(part)): one["msg"] for one in reversed(meant)}
+    if not told:
+        paths = [[str(part) for part in kind if not is_kind(part)] for kind in tried]
+        told = {".".join(max(paths, key=len, default=[])): "is no content of a known type"}
+    return "; ".join(f"{path or 'params'}: {text.partition(' or instance')[0]}" for path, text in told.items())
 
 
 def blocks_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
