@@ -4768,7 +4768,7 @@ class Rated(NamedTuple):
     @property
     def names(self) -> list[str]:
         full = self.options.model
-        return [name.lower() for name in (full, full.rpartition("/")[2], *self.options.hints)]
+        return [name.lower() for name in (full, full.rpartition("/")[2], *self.options.hints) if name]
 
 
 def has_litellm() -> bool:
@@ -4834,7 +4834,7 @@ def choose_model(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[R
 
     best = max(candidates, key=score)  # of equals the first
     terms = " + ".join(f"{weights[key]:g} × {key} {best.scores[key]:g}" for key in weights if weights[key])
-    return best, f"{why}; it scores most: {terms} = {score(best):.2g}"
+    return best, f"{why}; it scores most: {terms} = {score(best):.3g}"
 
 
 def checked_params(raw: Raw) -> dict[str, Any]:
@@ -5745,10 +5745,7 @@ def _models(arguments: argparse.Namespace) -> int:
         raise ConfigError(f'{config.path}: no model is configured; add [sampling] with model = "provider/model"')
     if not has_litellm():
         raise ConfigError("; ".join(NO_LITELLM))
-    try:
-        preferences = msgspec.json.decode(arguments.prefer or "{}", type=dict[str, Any])
-    except msgspec.DecodeError as wrong:
-        raise ConfigError(f"--prefer: not a JSON object: {wrong}") from None
+    preferences = _preferences(arguments.prefer or "{}")
     prices = load_litellm().model_cost
     rated = [rate(model, prices) for model in config.sampling.models]
 
@@ -5770,6 +5767,19 @@ def _models(arguments: argparse.Namespace) -> int:
         chosen, why = choose_model(rated, preferences)
         print(f"\n{chosen.options.model}: {why}")
     return 0
+
+
+def _preferences(text: str) -> dict[str, Any]:
+    """`modelPreferences` as a server would send them. Raises `ConfigError` for what it could not send."""
+    given = value_of(text.encode(errors="replace"))
+    if not isinstance(given, dict):
+        raise ConfigError("--prefer: not a JSON object")
+    params = {"messages": [{"role": "user", "content": {"type": "text", "text": ""}}], "maxTokens": 1}
+    try:
+        checked = checked_params(Raw(encode(params | {"modelPreferences": given})))
+    except RpcError as wrong:
+        raise ConfigError(f"--prefer: {str(wrong).rpartition('modelPreferences.')[2]}") from None
+    return checked["modelPreferences"]
 
 
 def _usage(arguments: argparse.Namespace) -> int:
