@@ -5081,32 +5081,35 @@ class Ledger:
         self.path = path
         self._read_to = 0
         self._days: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self._unwritten: collections.defaultdict[str, float] = collections.defaultdict(float)
 
-    def lines(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The whole lines from there on; what is none is passed over."""
+    def lines(self) -> list[dict[str, Any]]:
+        """All of it; what is no whole line of ours is passed over."""
+        return self._entries(self._whole_lines(0))
+
+    def _whole_lines(self, start: int) -> bytes:
         try:
             with self.path.open("rb") as file:
                 file.seek(start)
                 data = file.read()
         except OSError:
-            return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read_to = start + len(whole)
-        for line in whole.splitlines():
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(found, dict) and isinstance(found.get("time"), str):
-                yield found
+            return b""
+        return data[: data.rfind(b"\n") + 1]
+
+    def _entries(self, data: bytes) -> list[dict[str, Any]]:
+        found = [value_of(line) for line in data.splitlines()]
+        return [one for one in found if isinstance(one, dict) and isinstance(one.get("time"), str)]
 
     def spent(self, day: str) -> float:
         """USD on that day (YYYY-MM-DD, UTC), as far as prices are known."""
-        for line in self.lines(self._read_to):
-            usd = line.get("usd")
-            if isinstance(usd, int | float):
-                self._days[line["time"][:10]] += usd
-        return self._days[day]
+        if self._size() < self._read_to:  # somebody emptied it
+            self._read_to = 0
+            self._days.clear()
+        data = self._whole_lines(self._read_to)
+        self._read_to += len(data)
+        for line in self._entries(data):
+            self._days[line["time"][:10]] += amount(line, "usd")
+        return self._days[day] + self._unwritten[day]
 
     def check(self, limit: float) -> None:
         """Raises `RpcError` when the day's money is spent. What is open by then may still go over it."""
@@ -5124,10 +5127,31 @@ class Ledger:
         line = json.dumps({"time": stamp, **entry}, ensure_ascii=False).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _append(self.path, line)
+            _append(self.path, line if self._ends_whole() else b"\n" + line)
         except OSError:
-            self._days[_day(now)] += entry.get("usd") or 0
+            self._unwritten[_day(now)] += amount(entry, "usd")
             raise
+
+    def _size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def _ends_whole(self) -> bool:
+        """A disk that was full may have taken half a line: the next one must not be lost with it."""
+        size = self._size()
+        if size == 0:
+            return True
+        with self.path.open("rb") as file:
+            file.seek(size - 1)
+            return file.read(1) == b"\n"
+
+
+def amount(line: Mapping[str, Any], key: str) -> float:
+    """A number in a line of the ledger; what cannot be one counts as nothing."""
+    value = line.get(key)
+    return value if isinstance(value, int | float) and 0 <= value < 1e15 else 0
 
 
 def _day(now: float) -> str:
@@ -5790,8 +5814,9 @@ def _usage(arguments: argparse.Namespace) -> int:
         if line["time"][:10] >= since:
             key = (line["time"][:10], str(line.get("server")), str(line.get("model")))
             row = sums.setdefault(key, [0, 0, 0, 0.0])
-            for column, amount in enumerate((1, line.get("in"), line.get("out"), line.get("usd"))):
-                row[column] += amount if isinstance(amount, int | float) else 0
+            row[0] += 1
+            for column, name in enumerate(("in", "out", "usd"), 1):
+                row[column] += amount(line, name)
     names = ("day", "server", "model", "requests", "tokensIn", "tokensOut", "usd")
     rows = [dict(zip(names, [*key, *sums[key]], strict=True)) for key in sorted(sums)]
     if arguments.json:
