@@ -5189,22 +5189,20 @@ class SamplerLoop:
         self._writing = writing
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def run(self, lines: asyncio.Queue[bytes | None]) -> None:
-        """Until the end of its input. The first line is the setup."""
-        first = await lines.get()
-        if first is None:
-            return
-        self._setup = setup = msgspec.json.decode(first, type=SamplerSetup)
+    async def run(self, lines: asyncio.Queue[bytes]) -> None:
+        """For ever: the process ends with its input. The first line is the setup."""
+        self._setup = setup = msgspec.json.decode(await lines.get(), type=SamplerSetup)
         self._litellm = load_litellm()
         self._models = [rate(model, self._litellm.model_cost) for model in setup.models]
-        self._secrets = [model.api_key for model in setup.models if model.api_key]
-        self._secrets += [value for key, value in os.environ.items() if _SECRET_NAME.search(key) and len(value) > 5]
+        keys = [model.api_key or "" for model in setup.models]
+        keys += [value for key, value in os.environ.items() if _SECRET_NAME.search(key)]
+        self._secrets = [key for key in keys if len(key) > 5]  # a short one would hide half of every line
         self._ledger = Ledger(Path(setup.ledger))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # from here on a library's words may be about what is asked
         os.dup2(null, 1)
-        while (line := await lines.get()) is not None:
-            message = decode_line(line)
+        while True:
+            message = decode_line(await lines.get())
             params = fields_of(message.params)
             if message.method == "notifications/cancelled":
                 task = self._tasks.get(number_of_id(params["requestId"]) or 0)
@@ -5214,8 +5212,6 @@ class SamplerLoop:
                 task = asyncio.create_task(self._survive(number, text_in(params, "server"), params["params"]))
                 self._tasks[number] = task
                 task.add_done_callback(lambda _, number=number: self._tasks.pop(number))
-        for task in self._tasks.values():
-            task.cancel()
 
     async def _survive(self, number: int, server: str, raw: Raw) -> None:
         """Whatever litellm or its provider does, costs this request only; it is told in a line without content."""
@@ -5299,7 +5295,7 @@ def sampler_main() -> int:
     reading, writing = take_over_stdio()
 
     async def serve() -> None:
-        lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+        lines: asyncio.Queue[bytes] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def read() -> None:
@@ -5308,11 +5304,10 @@ def sampler_main() -> int:
                 for line in splitter.feed(chunk):
                     assert isinstance(line, bytes)
                     loop.call_soon_threadsafe(lines.put_nowait, line)
-            loop.call_soon_threadsafe(lines.put_nowait, None)
+            os._exit(0)  # at once, also while litellm loads: nobody is left who would hear of anything
 
         threading.Thread(target=read, name="sampler's input", daemon=True).start()
         await SamplerLoop(writing).run(lines)
-        os._exit(0)  # what a library still runs or would still say is of no interest
 
     asyncio.run(serve())
     return 0
@@ -5342,6 +5337,7 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
 
+SAMPLER: Final = "mcpmux sampler"  # in messages and as its log's name, which no server can have: it has a space
 AT_REST: Final = "the model at rest"  # the process of an idle sampler, until it has ended
 
 
@@ -5355,7 +5351,7 @@ class Mux:
         self.core = Core(
             config.options,
             config.servers,
-            sampling=config.sampling if has_litellm() else None,
+            sampling=config.sampling if config.sampling and has_litellm() else None,
             broken=config.broken,
             notice=notice,
             chance=_chance,
@@ -5477,7 +5473,7 @@ class Mux:
             env = {key: value for key, value in self._config.environment.items() if not key.startswith("MCPMUX_")}
             command = Command(sys.executable, [os.path.abspath(__file__), "_sampler"], env, None, frozenset())
             limit = int(self._config.options.max_message_mb * MB)
-            process = ServerProcess("sampler", self._sampler_runs, self._hear_sampler, limit, self._journal)
+            process = ServerProcess(SAMPLER, self._sampler_runs, self._hear_sampler, limit, self._journal)
             await spawn(command, process, int(self._config.options.outbox_mb * MB))
         except StartError as wrong:
             self.post(SamplerGone(f"sampling: {wrong.args[0]} ({wrong.args[1]})"))
@@ -5510,8 +5506,11 @@ class Mux:
             self._set_timer((MODEL, ""), self._loop.time() + SAMPLER_IDLE)
         elif process:
             self._journal.log("debug", "the sampler is idle and is stopped")
-            self._processes[AT_REST] = self._processes.pop(MODEL)
-            self._ladder(process)
+            self._rest(self._processes.pop(MODEL))
+
+    def _rest(self, process: ServerProcess) -> None:
+        self._processes[AT_REST] = process  # still known: nobody but the loop may take it out of the process table
+        self._ladder(process)
 
     def _ladder(self, process: ServerProcess) -> None:
         task = self._loop.create_task(process.stop())
@@ -5538,7 +5537,7 @@ class Mux:
         self._drain()
         closing = self._loop.create_task(self._host.close())
         if MODEL in self._processes:
-            self._ladder(self._processes.pop(MODEL))
+            self._rest(self._processes.pop(MODEL))
         for task in self._starting.values():
             task.cancel()
         await asyncio.gather(*self._stopping, *self._starting.values(), closing, return_exceptions=True)
