@@ -333,6 +333,9 @@ def test_a_call_ends_as_it_does_alone(both: Both, site: Site, case: Case):
             if method == "elicitation/create":
                 assert params["message"].startswith("[everything] ")
                 params["message"] = params["message"].removeprefix("[everything] ")
+        for page in end["answer"].get("error", {}).get("data", {}).get("elicitations", []):
+            assert page["message"].startswith("[everything] ")
+            page["message"] = page["message"].removeprefix("[everything] ")
     assert ("error" in alone[0]["answer"] or alone[0]["answer"]["result"].get("isError", False)) == (
         case.tool in REFUSED
     )
