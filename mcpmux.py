@@ -112,6 +112,8 @@ SAMPLER_IDLE: Final = 300.0  # litellm keeps 200 MB
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
 RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
 
+FAILURE_REMEMBERED: Final = 600.0  # lists do not wait again for a server that could not be started so recently
+
 MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
 EDGE: Final = 4096  # of a bad or over-long line, as much as is searched for an id at each end
 STDERR_LINES: Final = 20  # kept for error messages
@@ -167,6 +169,8 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     disabled_tools: list[str] = []
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*\Z")] | None = None  # None: the server's name; "": bare names
     roots: list[str] = []  # told to the server when the host has none
+    start: Literal["lazy", "eager"] = "lazy"  # lazy: when it is first used, if it is known what it offers
+    idle_timeout_sec: Annotated[float, Meta(ge=0, le=1e6)] = 0.0  # 0: an idle one is not stopped
     protocol: Literal["legacy", "modern"] | None = None  # None: it is asked
     sampling: Literal["auto", "host", "local", "off"] = "auto"
     elicitation: bool = True
@@ -772,6 +776,28 @@ class Part(NamedTuple):
     server: str
     prefix: str | None
     lists: Mapping[str, list[Entry]]  # by list method
+
+
+class Known(Struct, frozen=True):
+    """What a server last said of itself, for the next start of mcpmux; or why it said nothing."""
+
+    key: str  # of its table and of this mcpmux
+    told: str = ""  # of the capabilities that it was told; "" where its lists do not depend on them
+    era: str = ""
+    revision: str = ""
+    capabilities: bytes = b"{}"
+    info: bytes = b"{}"
+    instructions: str = ""
+    lists: dict[str, list[Entry]] = {}
+    failed: str = ""
+
+
+def table_key(options: ServerOptions) -> str:
+    return hashlib.sha256(encode([__version__, options])).hexdigest()[:16]
+
+
+def told_key(told: Fields) -> str:
+    return hashlib.sha256(encode(told)).hexdigest()[:16]
 
 
 class Catalogue(Struct, frozen=True):
@@ -1410,6 +1436,13 @@ class Sample(Struct):
     line: bytes
 
 
+class SaveCatalogue(Struct):
+    """What is now known of a server, for the cache."""
+
+    server: str
+    known: Known
+
+
 class SetTimer(Struct):
     key: tuple[str, str]
     at: float | None  # None: forget it
@@ -1420,7 +1453,7 @@ class Log(Struct):
     text: str
 
 
-Effect = SendHost | SendServer | Start | Stop | Sample | SetTimer | Log
+Effect = SendHost | SendServer | Start | Stop | Sample | SaveCatalogue | SetTimer | Log
 
 
 class Pending(Struct):
@@ -1569,6 +1602,10 @@ class Server:
         self.wanted = False  # used while it rests or stops: started as soon as that is over
         self.settling = False  # started, and not yet known what it offers: lists wait, the first time
         self.tried = False  # a start has ended one way or the other: lists wait for no further one
+        self.known = False  # its lists are those that it gave, in this run or a former one
+        self.stale = False  # but to a host with other capabilities
+        self.saved: Known | None = None  # what the cache has
+        self.used_at = 0.0
         self.late = False  # has not answered its handshake in startup_timeout_sec
         self.started_at = 0.0
         self.ready_in: float | None = None  # seconds from start to its first complete lists
@@ -1609,8 +1646,8 @@ class Server:
 class Core:
     """The multiplexer without its pipes: `handle` takes an event and the time, and returns what is to be done.
 
-    `broken` are servers whose table is wrong, with the reason; `sampling` is there if a local model is; `chance` gives
-    numbers in [0, 1), and `secret` what nobody can guess.
+    `broken` are servers whose table is wrong, with the reason; `known` is what the cache has of the others; `sampling`
+    is there if a local model is; `chance` gives numbers in [0, 1), and `secret` what nobody can guess.
     """
 
     def __init__(
@@ -1619,6 +1656,7 @@ class Core:
         servers: Mapping[str, ServerOptions],
         *,
         sampling: SamplingOptions | None = None,
+        known: Mapping[str, list[Known]] | None = None,
         broken: Mapping[str, str] | None = None,
         notice: str = "",
         chance: Callable[[], float] = lambda: 0.0,
@@ -1633,6 +1671,7 @@ class Core:
         self.in_flight = InFlight()
         self.revision = ""  # the host's, once it has initialized
         self._sampling = sampling
+        self._known = known or {}
         self._notice = notice
         self._chance = chance
         self._secret = secret
@@ -1881,12 +1920,52 @@ class Core:
             self._refuse(ask, error)
 
     def _begin(self) -> None:
-        """The servers that were never tried are started: what they offer is not known."""
-        if not self._begun:
-            self._begun = True
-            for server in self.servers.values():
-                if not server.tried:
-                    self._use(server)
+        """The host is really there. Started are the servers of which it is not known what they offer to it."""
+        if self._begun:
+            return
+        self._recall()
+        self._begun = True
+        for server in self.servers.values():
+            if server.options.start == "eager" or not server.known or server.stale:
+                self._use(server)
+
+    def _recall(self) -> None:
+        """What the cache has of the servers, for a host with these capabilities if possible."""
+        if self._begun:
+            return
+        for server in self.servers.values():
+            told = told_key(self._told(server, self._caller))
+            found = [one for one in self._known.get(server.name, ()) if one.key == table_key(server.options)]
+            lists = sorted((one for one in found if not one.failed), key=lambda one: one.told not in ("", told))
+            if lists:
+                best = server.saved = lists[0]
+                server.known, server.stale = True, best.told not in ("", told)
+                server.era, server.revision, server.info = best.era, best.revision, best.info
+                server.capabilities, server.instructions = object_of(best.capabilities), best.instructions
+                server.lists = dict(best.lists)
+            server.tried = server.tried or bool(found)
+        self._catalogue = None
+
+    def _remember(self, server: Server) -> None:
+        """For the next start. A failure is remembered only of a server of which nothing else is known."""
+        key = table_key(server.options)
+        if server.known:
+            told = "" if server.modern else told_key(server.told)
+            known = Known(
+                key,
+                told,
+                server.era,
+                server.revision,
+                encode(server.capabilities),
+                server.info,
+                server.instructions,
+                dict(server.lists),
+            )
+        else:
+            known = Known(key, failed=server.trouble or "unknown")
+        if known != server.saved and server.name in self.servers:
+            server.saved = known
+            self._effects.append(SaveCatalogue(server.name, known))
 
     def _initialize(self, ask: Ask) -> None:
         revision = negotiate(text_in(ask.fields, "protocolVersion"))
@@ -1906,6 +1985,7 @@ class Core:
         self._reply(ask, encode(answer))
 
     def _about_us(self) -> dict[str, Any]:
+        self._recall()
         known = [server for server in self.servers.values() if server.lists]
         chapters = [f"# {server.name}\n\n{server.instructions}" for server in known if server.instructions]
         if self._notice:
@@ -2240,7 +2320,7 @@ class Core:
         if self._hold(ask):
             return
         owner = self._server_by_prefix(name)
-        if owner and owner.ready_in is None:
+        if owner and not owner.known:
             if ask.blamed is None and owner.state in (State.IDLE, State.STOPPED, State.BACKOFF):
                 ask.blamed = owner.name
                 owner.settling = True
@@ -2274,6 +2354,7 @@ class Core:
     ) -> Pending | None:
         """A host's request on its way to its server, where it waits if that is not ready; None if it was refused."""
         server = self.servers[name]
+        server.used_at = self._now
         if server.state is State.FAILED or server.late:
             self._fail_ask(ask, self._why(server))
             return None
@@ -3201,8 +3282,9 @@ class Core:
                 server.wanted = False
                 server.state = next_state(server.state, Life.USE)
                 server.run += 1
-                server.settling = server.settling or not server.lists
+                server.settling = server.settling or not server.known
                 server.starter = self._caller
+                server.trying = ""
                 server.started_at = self._now
                 server.way = []
                 self._log("debug", f"= {server.name} starting")
@@ -3309,6 +3391,8 @@ class Core:
             return
         server.open = True
         server.level = None
+        if server.options.idle_timeout_sec:
+            self._set_timer("idle", name, self._now + server.options.idle_timeout_sec)
         self._tell_level(server)
         if server.modern:
             self._listen(server)
@@ -3389,7 +3473,9 @@ class Core:
             )
         if server.ready_in is None:
             server.ready_in = self._now - server.started_at
+        server.known, server.stale = True, False
         self._set_timer("late", server.name, None)
+        self._remember(server)
         self._settle(server)
         self._tell_changes()
 
@@ -3438,6 +3524,7 @@ class Core:
         server.late = True
         server.trouble = f"{name} has not answered {hello} within {seconds:g} s"
         self._log("warning", self._why(server))
+        self._remember(server)
         self._set_timer("late", name, server.started_at + seconds * START_PATIENCE)
         for number in list(server.waiting):
             self._fail(self.in_flight.settle(number), self._why(server))
@@ -3448,6 +3535,7 @@ class Core:
         """Its process is of no use and is stopped; after a rest the next use tries again."""
         server.trouble, server.useless = trouble, True
         self._log("error", self._why(server))
+        self._remember(server)
         server.state = next_state(server.state, Life.STOP)
         self._effects.append(Stop(server.name, server.run))
         self._fail_all(server, self._why(server))
@@ -3476,17 +3564,19 @@ class Core:
                 words = f'; its last words: "{" | ".join(event.stderr)}"' if event.stderr else ""
                 server.trouble, server.hint = f"{event.reason}{words}", event.hint
                 self._log("error", self._why(server))
+                if not server.known:
+                    self._remember(server)
             rest = server.deaths.count(self._now, self._chance())
             server.state = next_state(server.state, Life.GAVE_UP if rest is None else Life.GONE)
             self._set_timer("rested", server.name, self._now + (FAILED_REST if rest is None else rest))
         server.run += 1  # nothing that its process still says is heard
-        for timer in ("late", "silent", "open", "relist", "listen"):
+        for timer in ("late", "silent", "open", "relist", "listen", "idle"):
             self._set_timer(timer, server.name, None)
         server.open = server.clogged = server.late = server.useless = False
         server.listing.clear()
         server.changed.clear()
         server.listed_at = None
-        if server.ready_in is None:
+        if not server.known:
             server.lists.clear()  # it died while it was listed: what it offers is not known
         server.listen = None
         server.listened.clear()
@@ -3506,6 +3596,25 @@ class Core:
         self._settle(server)
         if kept:
             self._use(server)
+
+    def _idle(self, name: str) -> None:
+        """Nobody has used it for a while: it is stopped, until somebody does."""
+        server = self.servers[name]
+        wait = server.options.idle_timeout_sec
+        is_busy = (
+            bool(server.subscriptions)
+            or bool(server.listing)
+            or any(one is not server.listen for one in self.in_flight.owed_by(name))
+            or bool(self.in_flight.asked_by(name))
+        )
+        due = self._now + wait if is_busy else server.used_at + wait
+        if due > self._now:
+            self._set_timer("idle", name, due)
+        elif server.open:
+            self._log("debug", f"= {name} is idle and is stopped")
+            server.state = next_state(server.state, Life.STOP)
+            server.open = False
+            self._effects.append(Stop(name, server.run))
 
     def _rested(self, name: str) -> None:
         server = self.servers[name]
@@ -3727,6 +3836,7 @@ class Core:
     }
     _on_timer: Final[dict[str, Callable[[Core, str], None]]] = {
         "calls": _sweep,
+        "idle": _idle,
         "late": _late,
         "silent": _silent,
         "listen": _listen_again,
@@ -4056,6 +4166,54 @@ def extended_path(environment: Mapping[str, str]) -> str:
     return os.pathsep.join(present + [str(path) for path in usual if str(path) not in present and path.is_dir()])
 
 
+# ── what servers last said of themselves, a file each ──
+
+
+def cache_folder() -> Path:
+    import platformdirs  # noqa: PLC0415
+
+    return platformdirs.user_cache_path("mcpmux", appauthor=False) / "servers"
+
+
+def read_known(folder: Path, servers: Mapping[str, ServerOptions]) -> tuple[dict[str, list[Known]], list[str]]:
+    """What the cache has of these servers with these tables; and what could not be read, a line each."""
+    found: dict[str, list[Known]] = {}
+    notes: list[str] = []
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return {}, []
+    for file in names:
+        name, _, rest = file.partition(".")
+        if name not in servers or not rest.endswith(f".{table_key(servers[name])}.cache"):
+            continue
+        try:
+            path = folder / file
+            known = msgspec.msgpack.decode(path.read_bytes(), type=Known)
+            if not known.failed or time.time() - path.stat().st_mtime < FAILURE_REMEMBERED:
+                found.setdefault(name, []).append(known)
+        except (OSError, msgspec.MsgspecError, ValueError) as wrong:
+            notes.append(f"{folder / file} is not used: {wrong}")
+    return found, notes
+
+
+def write_known(folder: Path, server: str, known: Known) -> None:
+    """Whole or not at all: hosts start several mcpmux at once. What it replaces is removed. Raises `OSError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    end = f".{known.key}.cache"
+    path = folder / f"{server}.{'failed' if known.failed else known.told or 'any'}{end}"
+    new = folder / f".{path.name}.{os.urandom(4).hex()}"
+    try:
+        new.write_bytes(msgspec.msgpack.encode(known))
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    for file in os.listdir(folder):
+        if file.partition(".")[0] == server and (not file.endswith(end) or (".failed." in file and not known.failed)):
+            (folder / file).unlink(missing_ok=True)
+
+
 # ══ 10. Pipes ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # The host's two pipes and the log, each with a thread that may block so that the loop never does. They know bytes and
 # lines, not messages.
@@ -4074,7 +4232,7 @@ class Journal:
         self.folder = folder
         self._secrets: tuple[str, ...] = ()
         self._heard: set[str] = set()
-        self._queue: collections.deque[tuple[str, bytes]] = collections.deque()
+        self._queue: collections.deque[tuple[str | Callable[[], None], bytes]] = collections.deque()
         self._lock = threading.Lock()
         self._waiting = 0  # bytes
         self._dropped = 0
@@ -4108,6 +4266,11 @@ class Journal:
         """Its log file, if it has said anything."""
         return self.folder / f"{server}.log" if self.folder and server in self._heard else None
 
+    def later(self, job: Callable[[], None]) -> None:
+        """What else may wait for the disk; an `OSError` of it is logged."""
+        self._queue.append((job, b""))
+        self._wake.set()
+
     def close(self) -> None:
         self._closing = True
         self._wake.set()
@@ -4131,7 +4294,13 @@ class Journal:
                     name, data = self._queue.popleft()
                     self._waiting -= len(data)
                     lost, self._dropped = self._dropped, 0
-                self._write(name, data)
+                if isinstance(name, str):
+                    self._write(name, data)
+                else:
+                    try:
+                        name()
+                    except OSError as wrong:
+                        self._write("", f"mcpmux warning: the cache cannot be written: {wrong}\n".encode())
                 if lost:
                     self._write(
                         "", b"mcpmux warning: %d bytes of the log and of servers' stderr were not kept\n" % lost
@@ -5344,7 +5513,10 @@ AT_REST: Final = "the model at rest"  # the process of an idle sampler, until it
 class Mux:
     """A core, its host and its processes. `host` is `HostPipes`, or anything with its methods."""
 
-    def __init__(self, config: Config, host: Any, journal: Journal) -> None:
+    def __init__(self, config: Config, host: Any, journal: Journal, *, cached: bool = True) -> None:
+        known, notes = read_known(cache_folder(), config.servers) if cached else ({}, [])
+        for note in notes:
+            journal.log("warning", note)
         notice = ""
         if not config.exists:
             notice = f"mcpmux has no config yet: put one at {config.path}, then start this host again."
@@ -5352,6 +5524,7 @@ class Mux:
             config.options,
             config.servers,
             sampling=config.sampling if config.sampling and has_litellm() else None,
+            known=known,
             broken=config.broken,
             notice=notice,
             chance=_chance,
@@ -5420,6 +5593,8 @@ class Mux:
                     case Sample(line):
                         self._sample(line)
                         touched |= {MODEL: self._processes[MODEL]} if MODEL in self._processes else {}
+                    case SaveCatalogue(server, known):
+                        self._journal.later(functools.partial(write_known, cache_folder(), server, known))
                     case Start(server, run):
                         self._starting[server] = self._loop.create_task(self._start(server, run))
                     case Stop(server, run):
@@ -5717,7 +5892,7 @@ def _check(arguments: argparse.Namespace) -> int:
                 await sampler_setup(config, set())
         except StartError as wrong:
             trouble = "; ".join(wrong.args)
-        host.mux = Mux(config, host, journal)
+        host.mux = Mux(config, host, journal, cached=False)
         await host.mux.run()
 
     asyncio.run(run())

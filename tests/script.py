@@ -63,10 +63,11 @@ class Script:
         server_capabilities: dict[str, Any] | None = None,
         silent: tuple[str, ...] = (),
         modern: tuple[str, ...] = (),
+        known: dict[str, list[mcpmux.Known]] | None = None,
         begin: bool = True,
     ) -> None:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
-        self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken)
+        self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken, known=known)
         self.now = 1000.0
         self.timers: list[tuple[float, tuple[str, str]]] = []
         self.due: dict[tuple[str, str], float] = {}
@@ -80,6 +81,7 @@ class Script:
         self.to_host: list[Message] = []
         self.to_server: dict[str, list[Message]] = {name: [] for name in self.core.servers}
         self.to_model: list[Message] = []  # what the sampler process is told
+        self.saved: dict[str, mcpmux.Known] = {}
         self.started: list[str] = []
         self.stopped: list[str] = []
         self.logged: list[str] = []
@@ -224,6 +226,8 @@ class Script:
                     self.stopped.append(server)
                 case mcpmux.Sample(line):
                     self.to_model.append(self._parse(line))
+                case mcpmux.SaveCatalogue(server, known):
+                    self.saved[server] = known
                 case mcpmux.SetTimer(key, at):
                     self.due.pop(key, None)
                     if at is not None:

@@ -1,0 +1,166 @@
+"""What servers last said of themselves: lists without a server, and starts that are not waited for. Our choice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from script import TOOL, Script
+
+import mcpmux
+from mcpmux import Known, ServerOptions
+
+
+def learned(*servers: str, **more: Any) -> dict[str, list[Known]]:
+    """What the cache has after a first run."""
+    s = Script(list(servers), **more)
+    return {name: [known] for name, known in s.saved.items()}
+
+
+def offering(*names: str) -> dict[str, Any]:
+    return {"git": {"tools/list": [{**TOOL, "name": name} for name in names]}}
+
+
+def test_with_a_warm_cache_nothing_is_started_until_it_is_called():
+    known = learned("git", "time")
+    s = Script(["git", "time"], known=known)
+    assert s.tools() == ["git__log", "time__log"]
+    assert s.started == []
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(0.2)
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"] == {"content": []}
+    assert s.started == ["git"]
+    assert not s.saved
+
+
+@pytest.mark.parametrize("modern", [(), ("git",)])
+def test_the_era_that_worked_is_remembered(modern: tuple[str, ...]):
+    known = learned("git", modern=modern)
+    s = Script(["git"], known=known, modern=modern)
+    assert s.tools() == ["git__log"]
+    s.host_asks(1, "tools/call", name="git__log")
+    hellos = [m["method"] for m in s.to_server["git"] if m.get("method") in ("initialize", "server/discover")]
+    assert hellos == ["server/discover" if modern else "initialize"]
+
+
+def test_a_warm_initialize_has_the_instructions_and_the_capabilities():
+    s = Script(["git"], known=learned("git"), begin=False)
+    result = s.initialize()["result"]
+    assert "use git well" in result["instructions"]
+    assert "tasks" in result["capabilities"]
+    assert s.started == []
+
+
+def test_at_its_next_start_a_server_is_listed_again_and_the_host_told_of_changes_once():
+    s = Script(["git"], known=learned("git"), offers=offering("log", "new"))
+    assert s.tools() == ["git__log"]
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(0.3)
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+    assert s.tools() == ["git__log", "git__new"]
+    assert len(s.saved["git"].lists["tools/list"]) == 2
+
+
+def test_for_a_host_with_other_capabilities_it_is_served_meanwhile_and_the_truth_is_learnt():
+    s = Script(["git"], known=learned("git"), capabilities={"roots": {}}, offers=offering("log", "with_roots"))
+    assert s.started == ["git"]
+    assert s.tools() == ["git__log", "git__with_roots"]
+    silent = Script(["git"], known=learned("git"), capabilities={"roots": {}}, silent=("git",))
+    assert silent.tools() == ["git__log"]
+
+
+def test_a_modern_servers_lists_serve_every_host():
+    s = Script(["git"], known=learned("git", modern=("git",)), modern=("git",), capabilities={"roots": {}})
+    assert s.tools() == ["git__log"]
+    assert s.started == []
+
+
+def test_another_table_is_another_server():
+    s = Script({"git": ServerOptions(command="git", args=["x"])}, known=learned("git"))
+    assert s.started == ["git"]
+
+
+def test_eager_servers_are_started_with_the_host_and_a_probe_starts_none():
+    table = {"git": ServerOptions(command="git", start="eager")}
+    known = {name: [one] for name, one in Script(table).saved.items()}
+    s = Script(table, known=known, begin=False)
+    s.asks_modern("probe", "server/discover")
+    assert s.started == []
+    s.initialize()
+    assert s.started == ["git"]
+
+
+def test_lists_do_not_wait_a_second_time_for_a_server_that_hangs():
+    s = Script(["git", "hung"], silent=("hung",))
+    s.advance(31)
+    assert s.saved["hung"].failed
+    known = {name: [one] for name, one in s.saved.items()}
+    s = Script(["git", "hung"], silent=("hung",), known=known)
+    assert s.tools() == ["git__log"]
+    assert s.started == ["hung"]
+    s.silent.clear()
+    s._server_gets("hung", s.server_hears("hung", "initialize"))
+    s.advance(0.3)
+    assert s.host_told("notifications/tools/list_changed")
+    assert not s.saved["hung"].failed
+
+
+def test_an_idle_server_is_stopped_and_started_again_by_the_next_call():
+    table = {"git": ServerOptions(command="git", idle_timeout_sec=10)}
+    s = Script(table)
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(100)
+    assert s.stopped == []
+    s.server_answers("git", "tools/call", {"content": []})
+    s.advance(21)
+    assert s.stopped == ["git"]
+    s.server_dies("git", 0)
+    assert s.tools() == ["git__log"]
+    s.host_asks(2, "tools/call", name="git__log")
+    assert s.started == ["git", "git"]
+    s.advance(0.2)
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(2)["result"] == {"content": []}
+
+
+# ── files ──
+
+
+def saved_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_is_read_and_replaces_what_it_makes_old(tmp_path: Path):
+    [known] = learned("git")["git"]
+    tables = {"git": ServerOptions(command="git")}
+    mcpmux.write_known(tmp_path, "git", mcpmux.msgspec.structs.replace(known, key="0" * 16))
+    mcpmux.write_known(tmp_path, "git", Known(known.key, failed="why"))
+    mcpmux.write_known(tmp_path, "gitter", known)
+    mcpmux.write_known(tmp_path, "git", known)
+    assert saved_in(tmp_path) == [f"git.{known.told}.{known.key}.cache", f"gitter.{known.told}.{known.key}.cache"]
+    assert mcpmux.read_known(tmp_path, tables) == ({"git": [known]}, [])
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"{}", json.dumps({"key": 1}).encode()])
+def test_a_file_that_is_no_cache_costs_a_line_and_no_more(content: bytes, tmp_path: Path):
+    tables = {"git": ServerOptions(command="git")}
+    (tmp_path / f"git.any.{mcpmux.table_key(tables['git'])}.cache").write_bytes(content)
+    found, notes = mcpmux.read_known(tmp_path, tables)
+    assert found == {}
+    assert len(notes) == 1
+
+
+def test_a_failure_is_forgotten_after_ten_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tables = {"git": ServerOptions(command="git")}
+    mcpmux.write_known(tmp_path, "git", Known(mcpmux.table_key(tables["git"]), failed="why"))
+    assert mcpmux.read_known(tmp_path, tables)[0]
+    later = mcpmux.time.time() + 601
+    monkeypatch.setattr(mcpmux.time, "time", lambda: later)
+    assert mcpmux.read_known(tmp_path, tables) == ({}, [])
+
+
+def test_there_need_be_no_folder(tmp_path: Path):
+    assert mcpmux.read_known(tmp_path / "none", {}) == ({}, [])
