@@ -193,10 +193,10 @@ class ModelOptions(Struct, frozen=True, kw_only=True):
 class SamplingLimits(Struct, frozen=True, kw_only=True):
     """`[sampling.limits]`: what servers may ask of the local models."""
 
-    max_tokens: Annotated[int, Meta(ge=1)] = 4096  # a request for more gets this many
-    requests_per_minute: Annotated[int, Meta(ge=1)] = 30  # of one server
-    max_concurrency: Annotated[int, Meta(ge=1)] = 4  # of one server
-    usd_per_day: Annotated[float, Meta(gt=0)] = 1.0  # of all servers, by litellm's prices; a day is one of UTC
+    max_tokens: Annotated[int, Meta(ge=1, le=10**9)] = 4096  # a request for more gets this many
+    requests_per_minute: Annotated[int, Meta(ge=1, le=10**6)] = 30  # of one server
+    max_concurrency: Annotated[int, Meta(ge=1, le=10**6)] = 4  # of one server
+    usd_per_day: Annotated[float, Meta(gt=0, le=1e9)] = 1.0  # of all servers, by litellm's prices; a day is one of UTC
 
 
 class SamplingOptions(Struct, frozen=True, kw_only=True):
@@ -3983,21 +3983,24 @@ def _read_sampling(table: Any) -> tuple[SamplingOptions, list[str]]:
     problems += wrong
     if not isinstance(tables, list):
         return options, [*problems, f"{where}.models: expected tables, as in [[{where}.models]]"]
-    if "model" in table and tables:
-        problems.append(f"{where}: has both model and [[{where}.models]]; keep one of them")
+    own = [key for key in ("model", "api_key", "api_base", "params") if key in table]
+    if own and tables:
+        problems.append(f"{where}.{own[0]}: stands beside [[{where}.models]]; each of those has its own {own[0]}")
     elif "model" in table:
-        tables = [{key: table[key] for key in ("model", "api_key", "api_base", "params") if key in table}]
+        tables = [{key: table[key] for key in own}]
     elif not tables:
         problems.append(f'{where}: needs a model, as in model = "anthropic/claude-sonnet-4-5"')
     models: list[ModelOptions] = []
     for number, one in enumerate(tables):
-        here = f"{where}.models[{number}]"
+        here = where if "model" in table else f"{where}.models[{number}]"
+        if not isinstance(one, dict):
+            problems.append(f"{where}.models: expected tables, as in [[{where}.models]]")
+            continue
         model, wrong = _read_table(ModelOptions, one, here)
-        problems += wrong if "model" not in table else []  # there they are found already
-        if isinstance(one, dict) and not one.get("model"):
-            problems.append(f"{here}: needs a model")
+        if here != where:
+            problems += [*wrong, *([] if one.get("model") else [f"{here}: needs a model"])]  # else found already
         for key in ("api_key", "api_base"):
-            problems += _bad_placeholders(getattr(model, key), f"{where if 'model' in table else here}.{key}")
+            problems += _bad_placeholders(getattr(model, key), f"{here}.{key}")
         models.append(model)
     return msgspec.structs.replace(options, models=models, limits=limits), problems
 

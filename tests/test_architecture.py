@@ -170,7 +170,7 @@ def impurities(source: str) -> list[str]:
 
 
 def test_the_sections_are_those_of_the_map_in_the_docstring():
-    """The map is what a newcomer reads first; section 12, the sampler, is not written yet."""
+    """The map is what a newcomer reads first."""
     docstring = ast.get_docstring(TREE, clean=False)
     assert docstring
     drawn = {int(row[1]): row[2] for line in docstring.splitlines() if (row := MAP_ROW.match(line))}

@@ -162,11 +162,31 @@ def test_a_disabled_server_is_not_looked_at_any_further():
     assert list(config.servers) == ["y"]
 
 
-def test_a_sampling_table_is_announced_as_not_served():
-    check(
-        '[sampling]\nmodel = "m"',
-        notes=("sampling: not served by this version; servers are offered the host's sampling only",),
+def test_one_model_stands_in_the_sampling_table_itself():
+    config = check('[sampling]\nmodel = "a/m"\napi_key = "${K}"\napi_base = "http://x"\nparams = { seed = 1 }')
+    assert config.sampling == mcpmux.SamplingOptions(
+        model="a/m",
+        api_key="${K}",
+        api_base="http://x",
+        params={"seed": 1},
+        models=[mcpmux.ModelOptions(model="a/m", api_key="${K}", api_base="http://x", params={"seed": 1})],
     )
+
+
+def test_several_models_have_a_table_each():
+    config = check(
+        "[sampling]\ntimeout_sec = 5\n[sampling.limits]\nusd_per_day = 2\nmax_tokens = 100\n"
+        '[[sampling.models]]\nmodel = "a/m"\nhints = ["small"]\ncost = 1\n[[sampling.models]]\nmodel = "b/n"'
+    )
+    assert config.sampling == mcpmux.SamplingOptions(
+        timeout_sec=5.0,
+        limits=mcpmux.SamplingLimits(usd_per_day=2.0, max_tokens=100),
+        models=[mcpmux.ModelOptions(model="a/m", hints=["small"], cost=1.0), mcpmux.ModelOptions(model="b/n")],
+    )
+
+
+def test_without_a_sampling_table_there_is_no_model():
+    assert check("[mux]").sampling is None
 
 
 def test_relative_paths_start_at_the_config_file_and_not_where_the_host_happened_to_be():
@@ -270,7 +290,7 @@ def test_what_is_wrong_in_a_servers_table_fails_that_server_alone(lines: str, pr
         ("mcp_server.x.command = 'a'", 'mcp_server: unknown key; did you mean "mcp_servers"?'),
         ("[muxx]", 'muxx: unknown key; did you mean "mux"?'),
         ("[servers.x]", 'servers: unknown key; did you mean "mcp_servers"?'),
-        ("colour = 1", "colour: unknown key; known keys: mcp_servers, mux"),
+        ("colour = 1", "colour: unknown key; known keys: mcp_servers, mux, sampling"),
         ("mux = 5", "mux: expected a table, as in [mux]"),
         ("mcp_servers = 5", "mcp_servers: expected tables, as in [mcp_servers.NAME]"),
         ("[[mcp_servers]]", "mcp_servers: expected tables, as in [mcp_servers.NAME]"),
@@ -380,12 +400,79 @@ def test_every_placeholder_that_is_unknown_is_told():
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("sampling = 5", ["sampling: expected a table, as in [sampling]"]),
+        ("[sampling]", ['sampling: needs a model, as in model = "anthropic/claude-sonnet-4-5"']),
+        ("sampling.models = []", ['sampling: needs a model, as in model = "anthropic/claude-sonnet-4-5"']),
+        ("[sampling]\nmodel = 5", ["sampling.model: expected a string, got an integer"]),
+        ("[sampling]\nmodel = ''", ["sampling.model: expected a string of length >= 1"]),
+        (
+            "[sampling]\nmodle = 'm'",
+            [
+                'sampling.modle: unknown key; did you mean "model"?',
+                'sampling: needs a model, as in model = "anthropic/claude-sonnet-4-5"',
+            ],
+        ),
+        (
+            "[sampling]\nmodel = 'm'\ncost = 1",
+            ["sampling.cost: unknown key; known keys: api_base, api_key, limits, model, models, params, timeout_sec"],
+        ),
+        (
+            "[sampling]\nmodel = 'm'\ntimeout_sec = 0\nparams = 5\napi_key = ['k']\napi_base = '${'",
+            [
+                "sampling.timeout_sec: expected a number > 0.0",
+                "sampling.params: expected a table, got an integer",
+                "sampling.api_key: expected a string, got a list",
+                "sampling.api_base: ${ is no placeholder that mcpmux knows; write $${ for a plain ${",
+            ],
+        ),
+        (
+            "[sampling]\nmodel = 'm'\n[[sampling.models]]\nmodel = 'n'",
+            ["sampling.model: stands beside [[sampling.models]]; each of those has its own model"],
+        ),
+        (
+            "[sampling]\napi_key = 'k'\n[[sampling.models]]\nmodel = 'n'",
+            ["sampling.api_key: stands beside [[sampling.models]]; each of those has its own api_key"],
+        ),
+        ("[sampling.models]\nmodel = 'm'", ["sampling.models: expected tables, as in [[sampling.models]]"]),
+        ("sampling.models = ['m']", ["sampling.models: expected tables, as in [[sampling.models]]"]),
+        ("[[sampling.models]]\nhints = ['a']", ["sampling.models[0]: needs a model"]),
+        (
+            "[[sampling.models]]\nmodel = 'm'\n[[sampling.models]]\nmodel = 5\nhints = 'a'\ncost = 2\nspeeed = 1\n"
+            "api_key = '${env:K}'",
+            [
+                "sampling.models[1].model: expected a string, got an integer",
+                "sampling.models[1].hints: expected a list, got a string",
+                "sampling.models[1].cost: expected a number <= 1.0",
+                'sampling.models[1].speeed: unknown key; did you mean "speed"?',
+                "sampling.models[1].api_key: ${env:K} is no placeholder that mcpmux knows; write ${K}",
+            ],
+        ),
+        (
+            "[sampling]\nmodel = 'm'\n[sampling.limits]\nmax_tokens = 0\nrequests_per_minute = 1.5\n"
+            "usd_per_day = inf\nmax_concurency = 2",
+            [
+                "sampling.limits.max_tokens: expected an integer >= 1",
+                "sampling.limits.requests_per_minute: expected an integer, got a number",
+                "sampling.limits.usd_per_day: expected a number <= 1000000000.0",
+                'sampling.limits.max_concurency: unknown key; did you mean "max_concurrency"?',
+            ],
+        ),
+        ("[sampling]\nmodel = 'm'\nlimits = 5", ["sampling.limits: expected a table, as in [sampling.limits]"]),
+    ],
+)
+def test_what_is_wrong_with_sampling_is_fatal_and_told_all_at_once(text: str, problems: list[str]):
+    check(text, fatal=tuple(problems))
+
+
 def test_if_the_file_cannot_be_used_the_servers_problems_are_told_too():
     check(
         "colour = 1\n[mux]\nseperator = '_'\nlog_level = 5\n"
         "[mcp_servers.x]\ncomand = 'a'\ncommand = 'a'\n[mcp_servers.y]",
         fatal=(
-            "colour: unknown key; known keys: mcp_servers, mux",
+            "colour: unknown key; known keys: mcp_servers, mux, sampling",
             'mux.seperator: unknown key; did you mean "separator"?',
             "mux.log_level: expected a string, got an integer",
             'mcp_servers.x.comand: unknown key; did you mean "command"?',
@@ -460,13 +547,24 @@ SERVER_TABLES = tables(
     | {"tools": st.dictionaries(TEXTS, TOOL_TABLES, max_size=2)},
     *sorted(mcpmux.CODEX_KEYS | mcpmux.REMOTE_KEYS),
 )
+MODEL_TABLES = tables(
+    dict.fromkeys(["model", "api_key", "api_base"], TEXTS)
+    | dict.fromkeys(["cost", "speed", "intelligence"], st.floats(0, 1))
+    | {"hints": st.lists(TEXTS, max_size=2), "params": st.dictionaries(TEXTS, LEAVES, max_size=2)},
+)
+SAMPLING = tables(
+    dict.fromkeys(["model", "api_key", "api_base"], TEXTS)
+    | {"models": st.lists(MODEL_TABLES | VALUES, max_size=2), "params": st.dictionaries(TEXTS, LEAVES, max_size=2)}
+    | {"limits": tables(dict.fromkeys(["max_tokens", "usd_per_day"], NUMBERS)), "timeout_sec": NUMBERS},
+)
 SERVERS = st.dictionaries(
     st.sampled_from([*"abcdefgh", "", "a b", "é"]),
     SERVER_TABLES.map(lambda table: {"command": "a"} | table) | VALUES,
     max_size=3,
 )
 DOCUMENTS = st.fixed_dictionaries(
-    {}, optional={"mux": MUX_TABLES | VALUES, "mcp_servers": SERVERS | VALUES, "sampling": VALUES, "é": VALUES}
+    {},
+    optional={"mux": MUX_TABLES | VALUES, "mcp_servers": SERVERS | VALUES, "sampling": SAMPLING | VALUES, "é": VALUES},
 )
 
 
@@ -484,6 +582,10 @@ def test_whatever_the_file_says_it_is_a_config_or_a_config_error(document: dict[
     assert sorted(told) == sorted(document.get("mcp_servers", {}))
     assert all(config.broken.values()), "a server is broken and nobody knows why"
     mcpmux.Core(config.options, config.servers, broken=config.broken)
+    if config.sampling:
+        assert all(model.model for model in config.sampling.models)
+        setup = mcpmux.SamplerSetup(config.sampling.models, config.sampling.limits, config.sampling.timeout_sec, "x")
+        mcpmux.msgspec.json.decode(mcpmux.encode(setup), type=mcpmux.SamplerSetup)
 
 
 # ── the file itself ──
