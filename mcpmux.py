@@ -5224,7 +5224,7 @@ def _words_of_provider(wrong: Exception, status: int) -> tuple[str, list[str]]:
     said = re.sub(r"^(litellm\.)?(\w+: )*+(litellm\.\w+: )?(\w+: )*+(\w+(Exception|Error) - )?", "", said)
     bodies = [getattr(wrong, "body", None), value_of(said[said.find("{") :].encode(errors="replace"))]
     codes = [getattr(wrong, "code", None)]
-    is_error = 400 <= status < 500 or bodies[0] is not None or said.startswith("Connection error")
+    is_error = (status >= 400 and status != 500) or bodies[0] is not None or said.startswith("Connection error")
     for body in bodies:
         inner = body.get("error", body) if isinstance(body, dict) else None
         if isinstance(inner, dict):
@@ -5367,8 +5367,9 @@ class SamplerLoop:
         self._litellm = load_litellm()
         self._models = [rate(model, self._litellm.model_cost) for model in setup.models]
         keys = [model.api_key or "" for model in setup.models]
+        keys += [value for model in setup.models for key, value in model.params.items() if _SECRET_NAME.search(key)]
         keys += [value for key, value in os.environ.items() if _SECRET_NAME.search(key)]
-        self._secrets = [key for key in keys if len(key) > 5]  # a short one would hide half of every line
+        self._secrets = [key for key in keys if isinstance(key, str) and len(key) > 5]  # a short one would hide half of every line
         self._ledger = Ledger(Path(setup.ledger))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # from here on a library's words may be about what is asked
@@ -5434,7 +5435,7 @@ class SamplerLoop:
         """Asks the provider, again if it is busy or failing. Raises `RpcError`."""
         for wait in (*RETRY_WAITS, None):
             try:
-                if "tools" in arguments and "tools" not in self._litellm.get_supported_openai_params(model):
+                if "tools" in arguments and "tools" not in (self._litellm.get_supported_openai_params(model) or ()):
                     raise RpcError(INTERNAL_ERROR, f"mcpmux: {model} takes no tools; configure a model that does")
                 return await self._litellm.acompletion(model=model, num_retries=0, max_retries=0, **arguments)
             except RpcError:
