@@ -10,17 +10,18 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from conftest import MCPMUX, ROOT
 
 import mcpmux
-from mcpmux import MuxOptions, ServerOptions, ToolOverride
+from mcpmux import ModelOptions, MuxOptions, SamplingLimits, SamplingOptions, ServerOptions, ToolOverride
 
 README = (ROOT / "README.md").read_text()
-EXAMPLE = (ROOT / "mcpmux.toml.example").read_text()
+# What can stand as it is, and the part on sampling, which is commented as a whole.
+EXAMPLE, EXAMPLE_OF_SAMPLING = (ROOT / "mcpmux.toml.example").read_text().split("\n# A model of your own ")
 
 
 def block(language: str, nth: int = 0) -> str:
@@ -40,25 +41,43 @@ def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
     found: dict[str, str] = {}
     for field in msgspec.structs.fields(kind):
         value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
-        found[field.name] = "" if value is None else json.dumps(value)
+        found[field.name] = "" if value is None else json.dumps(value, default=msgspec.to_builtins)
     return found
+
+
+TABLES_OF_THEIR_OWN = ("tools", "models", "limits")
 
 
 @pytest.mark.parametrize(
     ("heading", "kind"),
-    [("### `[mcp_servers.NAME]`", ServerOptions), ("for it:\n", ToolOverride), ("### `[mux]`", MuxOptions)],
+    [
+        ("### `[mcp_servers.NAME]`", ServerOptions),
+        ("for it:\n", ToolOverride),
+        ("### `[mux]`", MuxOptions),
+        ("### `[sampling]`", SamplingOptions),
+        ("### `[[sampling.models]]`", ModelOptions),
+        ("### `[sampling.limits]`", SamplingLimits),
+    ],
 )
 def test_the_reference_has_every_key_with_its_default(heading: str, kind: type[msgspec.Struct]):
-    expected = defaults(kind)
-    if kind is ServerOptions:
-        expected.pop("tools")  # it has a table of its own
+    expected = {key: value for key, value in defaults(kind).items() if key not in TABLES_OF_THEIR_OWN}
+    if kind is ModelOptions:
+        expected["model"] = ""  # it is needed
     assert table(heading) == expected
 
 
 def test_every_command_of_the_readme_is_one():
     assert list(table("## Commands")) == [
-        "mcpmux", "mcpmux check", "mcpmux check --json", "mcpmux demo", "mcpmux --version"
-    ]  # fmt: skip
+        "mcpmux",
+        "mcpmux check",
+        "mcpmux check --json",
+        "mcpmux models",
+        "mcpmux models --prefer JSON",
+        "mcpmux usage",
+        "mcpmux usage --days 7 --json",
+        "mcpmux demo",
+        "mcpmux --version",
+    ]
     for command in table("## Commands"):
         mcpmux._parser().parse_args([word for word in shlex.split(command)[1:] if word != "--version"])
     help_text = mcpmux._parser().format_help()
@@ -93,8 +112,91 @@ def test_the_first_screen_loads_and_prints_what_it_shows(tmp_path: Path, home: d
     assert without_times(printed) == without_times(shown)
 
 
-def test_the_snippet_for_claude_desktop_is_json_with_one_entry():
-    assert json.loads(block("json")) == {"mcpServers": {"mcpmux": {"command": "uvx", "args": ["mcpmux"]}}}
+def test_the_snippets_for_claude_desktop_are_json_with_one_entry():
+    plain, with_extra = ["mcpmux"], ["--from", "mcpmux[sampling]", "mcpmux"]
+    for nth, args in enumerate((plain, with_extra)):
+        assert json.loads(block("json", nth)) == {"mcpServers": {"mcpmux": {"command": "uvx", "args": args}}}
+
+
+# ── sampling ──
+
+
+def sampling_of(text: str) -> SamplingOptions:
+    sampling = mcpmux.read_config(tomllib.loads(text), Path("/x/mcpmux.toml")).sampling
+    assert sampling
+    return sampling
+
+
+def test_the_extra_of_the_readme_is_the_one_that_mcpmux_asks_for():
+    command = "uvx --from 'mcpmux[sampling]' mcpmux"
+    assert f"`{command}`" in README
+    assert any(command in text for text in mcpmux.NO_LITELLM)
+    assert list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]) == [
+        "sampling"
+    ]
+
+
+def test_the_two_configs_of_sampling_load_as_they_are():
+    one, several = sampling_of(block("toml", 1)), sampling_of(block("toml", 2))
+    assert one.model == "anthropic/claude-sonnet-4-5"
+    assert [model.model for model in several.models] == [one.model, "ollama/llama3.2"]
+
+
+def test_the_readmes_choice_of_a_model_is_the_one_that_is_made():
+    """Its scores are all given, so that no price that litellm knows today decides."""
+    command, printed = block("console", 1).splitlines()
+    arguments = mcpmux._parser().parse_args(shlex.split(command)[2:])
+    models = [mcpmux.rate(model, {}) for model in sampling_of(block("toml", 2)).models]
+    chosen, why = mcpmux.choose_model(models, json.loads(arguments.prefer))
+    assert printed == f"{chosen.options.model}: {why}"
+
+
+def test_every_policy_of_a_server_is_explained():
+    [policies] = [one.type for one in msgspec.structs.fields(ServerOptions) if one.name == "sampling"]
+    assert list(table("of no more.\n")) == [f'"{policy}"' for policy in get_args(policies)]
+
+
+def test_what_the_readme_says_of_sampling_in_words_is_so():
+    assert mcpmux.SAMPLER_IDLE == 300
+    assert "after five idle minutes" in README
+    assert len(mcpmux.RETRY_WAITS) == 2
+    assert "up to three times" in " ".join(README.split())
+    assert f"`mcpmux/{mcpmux.LEDGER_NAME}`" in README
+    assert mcpmux._parser().parse_args(["usage"]).days == 30
+    assert "in the last 30 days" in README
+    said = mcpmux.limit_reached("requests_per_minute", "", 1).data
+    assert list(said) == ["limit", "retryAfterSeconds"]
+    assert all(f"`{key}`" in README for key in said)
+
+
+def test_a_ledgers_line_holds_what_the_readme_says_and_nothing_else(tmp_path: Path):
+    ledger = mcpmux.Ledger(tmp_path / "usage.jsonl")
+    ledger.add(server="git", model="m", **{"in": 1, "out": 2}, usd=0.5, ms=3)
+    [line] = ledger.lines()
+    assert list(line) == ["time", "server", "model", "in", "out", "usd", "ms"]
+    assert "time, server, model, tokens in and out, USD, milliseconds" in " ".join(README.split())
+
+
+def test_the_examples_part_on_sampling_has_every_key_with_its_default_and_loads():
+    uncommented = re.sub(r"^## ", "", EXAMPLE_OF_SAMPLING.split("\n", 1)[1], flags=re.MULTILINE)
+    parts = re.split(r"^(?=# Several models)", uncommented, flags=re.MULTILINE)
+    one, several = (tomllib.loads(part)["sampling"] for part in parts)
+    limits, [model] = one.pop("limits"), several.pop("models")
+    assert several == {}
+    shown: list[tuple[dict[str, Any], type[msgspec.Struct]]] = [
+        (one, SamplingOptions),
+        (model, ModelOptions),
+        (limits, SamplingLimits),
+    ]
+    for present, kind in shown:
+        assert list(present) == [key for key in defaults(kind) if key not in TABLES_OF_THEIR_OWN]
+    assert limits == msgspec.to_builtins(SamplingLimits())
+    assert one["timeout_sec"] == SamplingOptions().timeout_sec
+    for part in parts:
+        assert sampling_of(part).limits == SamplingLimits()
+
+
+# ── places and the example ──
 
 
 def test_the_two_commands_of_the_readme_are_what_ci_runs():
@@ -128,6 +230,7 @@ def test_the_example_loads_as_it_is(tmp_path: Path):
     assert config.disabled == ["github"]
     assert config.broken == {}
     assert config.options == MuxOptions()
+    assert config.sampling is None
 
 
 def test_the_examples_commented_keys_are_the_defaults_and_there_is_no_other_key(tmp_path: Path):
