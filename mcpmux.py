@@ -5369,7 +5369,9 @@ class SamplerLoop:
         keys = [model.api_key or "" for model in setup.models]
         keys += [value for model in setup.models for key, value in model.params.items() if _SECRET_NAME.search(key)]
         keys += [value for key, value in os.environ.items() if _SECRET_NAME.search(key)]
-        self._secrets = [key for key in keys if isinstance(key, str) and len(key) > 5]  # a short one would hide half of every line
+        self._secrets = [
+            key for key in keys if isinstance(key, str) and len(key) > 5
+        ]  # a short one would hide half of every line
         self._ledger = Ledger(Path(setup.ledger))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # from here on a library's words may be about what is asked

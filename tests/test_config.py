@@ -215,7 +215,8 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 # ── what is wrong with it ──
 
 KNOWN = (
-    "args, command, cwd, disabled_tools, elicitation, enabled, enabled_tools, env, env_vars, prefix, roots, sampling, "
+    "args, command, cwd, disabled_tools, elicitation, enabled, enabled_tools, env, env_vars, idle_timeout_sec, "
+    "prefix, protocol, roots, sampling, start, "
     "startup_timeout_sec, tool_timeout_sec, tools"
 )
 
