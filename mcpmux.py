@@ -112,6 +112,7 @@ SAMPLER_IDLE: Final = 300.0  # litellm keeps 200 MB
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
 RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
 
+CONFIG_TICK: Final = 1.0  # between looks at the config file; a change is taken when it has stood still for one
 FAILURE_REMEMBERED: Final = 600.0  # lists do not wait again for a server that could not be started so recently
 
 MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
@@ -546,6 +547,7 @@ VERSION_KEY, INFO_KEY, CAPABILITIES_KEY, LEVEL_KEY, SERVER_KEY, SUBSCRIPTION_KEY
 )
 ENVELOPE_KEYS: Final = (VERSION_KEY, INFO_KEY, CAPABILITIES_KEY, LEVEL_KEY)
 TASKS_EXTENSION: Final = _OF_MCP + "tasks"
+_RELATED_TASK: Final = _OF_MCP + "related-task"
 CARRIERS: Final = ("tools/call", "prompts/get", "resources/read")  # in the middle of these a server may ask
 LEGACY_ONLY: Final = frozenset(
     {"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe", "tasks/list", "tasks/result"}
@@ -1110,9 +1112,9 @@ class Locally(NamedTuple):
 QUESTIONS: Final = ("sampling/createMessage", "elicitation/create", "roots/list")
 DECLINE: Final = b'{"action":"decline"}'
 _NO_SAMPLING: Final = {
-    "auto": "the host declared none, and no model is configured",
+    "auto": "the host declared none, and there is no model of your own (`mcpmux check` says more)",
     "host": 'the host declared none, and its table says sampling = "host"',
-    "local": 'its table says sampling = "local", and no model is configured',
+    "local": 'its table says sampling = "local", and there is no model of your own (`mcpmux check` says more)',
     "off": 'its table says sampling = "off"',
 }
 
@@ -1143,7 +1145,7 @@ def judge_question(
                 why = _NO_SAMPLING[options.sampling]
                 raise RpcError(METHOD_NOT_FOUND, f"sampling is not offered to {server}: {why}")
             asked = fields_of(params)
-            with_tools = "tools" in asked or "toolChoice" in asked
+            with_tools = any(value_of(asked.get(key)) is not None for key in ("tools", "toolChoice"))
             if with_tools and not offers(told, "sampling", "tools"):
                 raise RpcError(INVALID_PARAMS, "the host did not declare sampling.tools")
             if has_model and is_sampled_locally(host, options, with_tools=with_tools):
@@ -1196,7 +1198,7 @@ def embedded(method: str, params: Raw | bytes | UnsetType) -> Raw:
     """A legacy server's request as one of `inputRequests`: without what only holds between its sender and us."""
     fields = {key: raw for key, raw in object_of(params).items() if key not in ("task", "elicitationId")}
     if "_meta" in fields:
-        ours = ("progressToken", _OF_MCP + "related-task")
+        ours = ("progressToken", _RELATED_TASK)
         meta = {key: raw for key, raw in object_of(fields["_meta"]).items() if key not in ours}
         if meta:
             fields["_meta"] = Raw(encode(meta))
@@ -1403,11 +1405,31 @@ class SamplerGone(Struct):
     reason: str
 
 
+class ConfigChanged(Struct):
+    """The file says something else; what it says as a whole. The fields are those that `Core` is made with."""
+
+    options: MuxOptions
+    servers: dict[str, ServerOptions]
+    broken: dict[str, str]
+    sampling: SamplingOptions | None
+
+
 class TimerDue(Struct):
     key: tuple[str, str]
 
 
-Event = HostLines | HostGone | ServerUp | ServerLines | ServerClogged | ServerGone | Sampled | SamplerGone | TimerDue
+Event = (
+    HostLines
+    | HostGone
+    | ServerUp
+    | ServerLines
+    | ServerClogged
+    | ServerGone
+    | Sampled
+    | SamplerGone
+    | ConfigChanged
+    | TimerDue
+)
 
 
 class SendHost(Struct):
@@ -1643,6 +1665,14 @@ class Server:
         self.sampled: collections.deque[float] = collections.deque()  # when it asked the local model, in a minute
 
 
+def _broken_server(name: str, reason: str) -> Server:
+    """One whose table is wrong: it is there to say so."""
+    server = Server(name, ServerOptions())
+    server.state, server.trouble, server.tried = State.FAILED, reason, True
+    server.hint = "correct its table"
+    return server
+
+
 class Core:
     """The multiplexer without its pipes: `handle` takes an event and the time, and returns what is to be done.
 
@@ -1664,10 +1694,7 @@ class Core:
     ) -> None:
         self.options = options
         self.servers = {name: Server(name, table) for name, table in servers.items()}
-        for name, reason in (broken or {}).items():
-            server = self.servers[name] = Server(name, ServerOptions())
-            server.state, server.trouble, server.tried = State.FAILED, reason, True
-            server.hint = "correct its table, then start this host again"
+        self.servers |= {name: _broken_server(name, reason) for name, reason in (broken or {}).items()}
         self.in_flight = InFlight()
         self.revision = ""  # the host's, once it has initialized
         self._sampling = sampling
@@ -1683,6 +1710,7 @@ class Core:
         self._legacy = NOBODY  # the host as it has initialized
         self._caller = NOBODY  # the host as it showed itself last
         self._ending = False
+        self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
         self._begun = False  # the servers have been started for the first time
         self._listens: dict[bytes, Listen] = {}
         self._rounds: dict[int, Round] = {}
@@ -1759,6 +1787,8 @@ class Core:
             case SamplerGone(reason):
                 for pending in self.in_flight.owed_by(MODEL):
                     self._fail(self.in_flight.settle(pending.id), f"mcpmux: {reason}")
+            case ConfigChanged():
+                self._reconfigure(event)
             case HostGone(reason):
                 self._end(reason)
             case HostLines() | ServerLines() | Sampled():
@@ -2507,8 +2537,14 @@ class Core:
 
     def _line_of_sampler(self, line: bytes | TooLong) -> None:
         """An answer, or a line for the log."""
+        if isinstance(line, TooLong):
+            pending = self.in_flight.get(id_in_bad_line(line.head, line.tail))
+            if pending and pending.peer == MODEL:
+                text = f"mcpmux: the model's answer has {line.size} bytes, more than max_message_mb"
+                self._fail(self.in_flight.settle(pending.id), text)
+            return
         try:
-            message = decode_line(line) if isinstance(line, bytes) else Envelope()
+            message = decode_line(line)
         except BadLine as bad:
             self._log("error", f"the sampler: a line was not read: {bad}")
             return
@@ -2648,11 +2684,13 @@ class Core:
                 raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method[:TEXT_MOST]}")
             call = self._call_of(server)
             caller = call.caller if call else self._legacy if self.revision else server.starter
-            verdict = self._judge(server, method, params, caller)
+            verdict, policy = self._judge(server, method, params, caller), server.options.sampling
             if isinstance(verdict, Answer):
                 self._answer_server(server, id, Reply(Raw(verdict.result), None))
             elif isinstance(verdict, Locally):
                 self._sample(server, id, params)
+            elif self._is_listing(server) and method == QUESTIONS[0] and self._sampling and policy == "auto":
+                self._sample(server, id, params)  # the host may not be asked now, but it can be done without
             elif self._is_listing(server):
                 self._answer_server(server, id, self._from_memory(server, method))
             elif call and not call.caller.modern:
@@ -3060,7 +3098,7 @@ class Core:
         seconds = self.options.input_timeout_sec
         pending = self.in_flight.open(HOST, server.name, id, method, self._now, seconds, seconds)
         pending.then = then
-        pending.calls = self._calls_of(server)
+        pending.calls = self._calls_of(server, params)
         fields = object_of(params)
         pending.is_task = "task" in fields
         pending.token = progress_token(fields)
@@ -3081,9 +3119,12 @@ class Core:
         if server.state is State.READY and not server.open:
             self._set_timer("open", server.name, server.up_at + server.options.startup_timeout_sec)
 
-    def _calls_of(self, server: Server) -> tuple[int, ...]:
-        """The host's calls at this server: a question does not say in which of them it is asked."""
-        owed = self.in_flight.owed_by(server.name)
+    def _calls_of(self, server: Server, params: Raw | bytes | UnsetType) -> tuple[int, ...]:
+        """The host's calls that this server knows: a question does not say in which of them it is asked, unless it
+        is asked in a task."""
+        if _RELATED_TASK in object_of(object_of(params).get("_meta")):
+            return ()
+        owed = [call for call in self.in_flight.owed_by(server.name) if not self._is_waiting(call)]
         return tuple(call.id for call in owed if call.asker == HOST and call.method in CARRIERS)
 
     def _sample(
@@ -3103,13 +3144,13 @@ class Core:
         while times and times[0] <= self._now - 60:
             times.popleft()
         if len(times) >= limits.requests_per_minute:
-            wait = int(times[0] + 60 - self._now) + 1
+            wait = math.ceil(times[0] + 60 - self._now)
             text = f"{server.name} has made {len(times)} requests in a minute; free again in {wait} s"
             raise limit_reached("requests_per_minute", text, wait)
         times.append(self._now)
         seconds = self._sampling.timeout_sec + SAMPLER_SLACK
         pending = self.in_flight.open(MODEL, server.name, id, QUESTIONS[0], self._now, seconds, seconds)
-        pending.calls = self._calls_of(server)
+        pending.calls = self._calls_of(server, params)
         pending.then = then
         self._watch(pending)
         self._asked(server)
@@ -3481,7 +3522,9 @@ class Core:
 
     def _relist(self, name: str) -> None:
         server = self.servers[name]
-        if server.open:
+        if server.clogged:  # what it is asked now would be dropped
+            self._set_timer("relist", name, self._now + RELIST_AT_MOST)
+        elif server.open:
             changed, server.changed = server.changed, set()
             self._read_lists(server, [method for method in LISTS if method in changed])
 
@@ -3490,12 +3533,16 @@ class Core:
         if not server.settling:
             return
         server.settling, server.tried = False, True
+        if server.name in self._reloading:
+            self._reloaded()
         held, self._held = self._held, {}
         for ask in held.values():
             self._receive(ask)
 
     def _tell_changes(self) -> None:
         """Tells the host of each list that is not what it has; one that it never asked for it will ask for."""
+        if self._reloading:
+            return
         stale = [method for method, seen in self._seen_by_host.items() if seen != self.catalogue.results[method]]
         for notification in dict.fromkeys(LISTS[method].changed for method in stale):
             self._to_ready_host(HOST, notification_line(notification))
@@ -3628,6 +3675,69 @@ class Core:
         hint = server.hint or "`mcpmux check` says more; the next call starts it again"
         text = f"mcpmux: {trouble} ({hint})".replace("\n", " ")
         return text.encode(errors="replace").decode()  # a path that is not UTF-8 is no JSON
+
+    def _reconfigure(self, config: ConfigChanged) -> None:
+        """Servers whose tables are as they were keep their process and their calls. A changed one is another server,
+        that shows what the former one offered until it has been listed itself."""
+        former, self.servers = self.servers, {}
+        self.options, self._sampling, self._notice = config.options, config.sampling, ""
+        self._host_limit = int(config.options.host_message_mb * MB)
+        self._tracing = config.options.log_level == "trace"
+        self._catalogue = None
+        started: list[Server] = []
+        for name, table in config.servers.items():
+            old = former.get(name)
+            if old and old.options == table and old.hint != _broken_server("", "").hint:
+                server = former.pop(name)
+                server.told_last = (b"", {})
+                if server.state is State.FAILED:
+                    server.state = next_state(server.state, Life.DUE)
+                    self._set_timer("rested", name, None)
+            else:
+                server = Server(name, table)
+                started.append(server)
+                if old:
+                    server.run, server.lists, server.known, server.stale = old.run, old.lists, old.known, True
+            self.servers[name] = server
+        self.servers |= {name: _broken_server(name, reason) for name, reason in config.broken.items()}
+        for old in former.values():
+            self._retire(old)
+            if old.name in config.broken:
+                self.servers[old.name].run = old.run + 1
+        names = ", ".join(server.name for server in started) or "none"
+        gone = ", ".join(name for name in former if name not in self.servers) or "none"
+        self._log("info", f"the config has changed: new or changed servers: {names}; removed: {gone}")
+        for server in started if self._begun else ():
+            self._use(server)
+            server.settling = True
+        self._reloading = {server.name for server in started}
+        self._reloaded()
+
+    def _retire(self, server: Server) -> None:
+        """It is no longer in the config, or not like this: it ends with all that it owes and is owed."""
+        text = f"mcpmux: {server.name} was removed from the config, or its table has changed"
+        for timer in ("late", "silent", "open", "relist", "listen", "idle", "orphans", "rested"):
+            self._set_timer(timer, server.name, None)
+        for question in self.in_flight.asked_by(server.name):
+            if self.in_flight.get(question.id):
+                self._withdraw(question, {"reason": Raw(encode(text))})
+        for opened in [one for one in self._rounds.values() if one.server == server.name]:
+            if opened.waiting:
+                self._fail_round(opened, text)
+            elif opened.phase is Phase.PARKED:
+                opened.kept = failure(opened.call.method, text)
+        for pending in self.in_flight.owed_by(server.name):
+            self.in_flight.settle(pending.id)
+            if pending.asker != OURSELVES:
+                self._fail(pending, text)
+        if server.state in (State.STARTING, State.READY):
+            self._effects.append(Stop(server.name, server.run))
+
+    def _reloaded(self) -> None:
+        """When all new servers are listed, or not to be waited for, the host hears of changes, once."""
+        if not any(self.servers[name].settling for name in self._reloading if name in self.servers):
+            self._reloading = set()
+            self._tell_changes()
 
     def _fail_all(self, server: Server, text: str) -> None:
         """Ends all that this server owes. What we asked for ourselves has nobody waiting."""
@@ -3895,6 +4005,7 @@ class Config(Struct, frozen=True):
     notes: list[str]
     environment: dict[str, str]  # for `${VAR}`: mcpmux's own, over that of `env_file`
     sampling: SamplingOptions | None = None  # with its models in `models`
+    mark: tuple[int, int] | None = None  # of the file: its time and size
 
 
 def config_path(given: str | None) -> Path:
@@ -3916,6 +4027,7 @@ def state_folder() -> Path:
 
 def load_config(path: Path) -> Config:
     """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
+    mark = mark_of(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -3926,7 +4038,16 @@ def load_config(path: Path) -> Config:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as wrong:  # TOMLDecodeError is a ValueError; so is an endless number
         raise ConfigError(f"{path}: not TOML: {wrong}") from None
-    return read_config(document, path)
+    return msgspec.structs.replace(read_config(document, path), mark=mark)
+
+
+def mark_of(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def read_config(document: dict[str, Any], path: Path) -> Config:
@@ -5546,6 +5667,8 @@ class Mux:
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
+        self._done = threading.Event()  # ends the watch over the config file
+        self._watches = cached
         self._for_sampler: list[bytes] = []  # lines that wait until it is started
         self._sampler_runs = 0
 
@@ -5566,6 +5689,8 @@ class Mux:
         if self._config.sampling and not has_litellm():
             self._journal.log("error", f"{NO_LITELLM[0]}; {NO_LITELLM[1]}; servers are told of no local model")
         self._host.start(self.post, self._make_room)
+        if self._watches:
+            threading.Thread(target=self._watch_config, name="mcpmux config", daemon=True).start()
         while not self._ended:
             await self._wake.wait()
             self._wake.clear()
@@ -5579,6 +5704,9 @@ class Mux:
             event = self._inbox.popleft()
             if isinstance(event, HostGone):
                 self._ended = True
+                self._done.set()
+            elif isinstance(event, SamplerGone):
+                self._drop_sampler()
             elif isinstance(event, ServerGone):
                 process = self._processes.get(event.server)
                 if process and process.run == event.run:
@@ -5661,10 +5789,11 @@ class Mux:
         else:
             self._processes[MODEL] = process
             process.outbox += [setup, *self._for_sampler]
+            self._for_sampler.clear()
             process.flush()
         finally:
-            self._for_sampler.clear()
-            self._starting.pop(MODEL, None)
+            if self._starting.get(MODEL) is asyncio.current_task():
+                del self._starting[MODEL]
 
     def _hear_sampler(self, event: Event) -> None:
         """What the sampler's process tells is told as the sampler's; of one that was put to rest nothing is."""
@@ -5673,13 +5802,22 @@ class Mux:
             case ServerLines(lines=lines):
                 self.post(Sampled(lines))
             case ServerGone() if process and process.run == event.run:
-                del self._processes[MODEL]
                 words = f': "{event.stderr[-1]}"' if event.stderr else ""
                 self.post(SamplerGone(f"the {event.reason} while it was asked{words}; ask again"))
             case ServerGone():
                 self._processes.pop(AT_REST, None)
             case _:
                 pass
+
+    def _drop_sampler(self) -> None:
+        """With all that it was to be asked: the core ends those requests."""
+        self._for_sampler.clear()
+        if MODEL in self._starting:
+            self._starting.pop(MODEL).cancel()
+        process = self._processes.pop(MODEL, None)
+        if process and not process.exited.is_set():
+            self._processes[AT_REST] = process
+            self._ladder(process)
 
     def _rest_sampler(self) -> None:
         process = self._processes.get(MODEL)
@@ -5726,6 +5864,40 @@ class Mux:
             handle.cancel()
         kill_all(descendants(os.getpid()))
         reap(())
+
+    def _watch_config(self) -> None:
+        """A thread, since a disk may be slow. Most beginnings of a file are TOML too: it is read when it has stood
+        still between two looks."""
+        path = self._config.path
+        seen = taken = self._config.mark
+        while not self._done.wait(CONFIG_TICK):
+            former, seen = seen, mark_of(path)
+            if seen == taken or seen != former:
+                continue
+            taken = seen
+            try:
+                config = load_config(path)
+                if not config.exists:
+                    raise ConfigError(f"{path}: is gone")
+            except ConfigError as wrong:
+                for line in str(wrong).splitlines():
+                    self._journal.log("error", f"{line} (the former configuration stands)")
+                continue
+            try:
+                self._loop.call_soon_threadsafe(self._take, config)
+            except RuntimeError:  # the loop is closed
+                return
+
+    def _take(self, config: Config) -> None:
+        """A new configuration. Secrets are read anew when their servers start."""
+        for note in [*config.notes, *config.broken.values()]:
+            self._journal.log("info" if note in config.notes else "error", note)
+        if config.sampling != self._config.sampling:
+            self.post(SamplerGone("the models of the config have changed; ask again"))
+        self._config = config
+        self._journal.threshold = LEVELS[config.options.log_level]
+        sampling = config.sampling if config.sampling and has_litellm() else None
+        self.post(ConfigChanged(config.options, config.servers, config.broken, sampling))
 
     def _watch_signals(self) -> None:
         def asked_to_stop(number: int) -> None:

@@ -118,9 +118,15 @@ def test_a_servers_policy_the_host_and_the_model_decide_who_is_asked(
 @pytest.mark.parametrize(
     ("policy", "has_model", "host", "extra", "words"),
     [
-        ("auto", False, NONE, {}, "sampling is not offered to git: the host declared none, and no model is configured"),
+        (
+            "auto",
+            False,
+            NONE,
+            {},
+            "sampling is not offered to git: the host declared none, and there is no model of your own",
+        ),
         ("host", True, NONE, {}, "sampling is not offered to git: the host declared none, and its table says sampling"),
-        ("local", False, PLAIN, {}, 'its table says sampling = "local", and no model is configured'),
+        ("local", False, PLAIN, {}, 'its table says sampling = "local", and there is no model of your own'),
         ("off", True, TOOLS, {}, 'sampling is not offered to git: its table says sampling = "off"'),
         ("auto", False, PLAIN, {"tools": []}, "the host did not declare sampling.tools"),
         ("host", True, PLAIN, {"toolChoice": {}}, "the host did not declare sampling.tools"),

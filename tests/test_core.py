@@ -2157,3 +2157,81 @@ def test_a_server_that_does_not_read_is_told_nothing_more():
     for number in range(10):
         s.server_sends("git", id=number, method="ping")
     assert len(s.to_server["git"]) == before
+
+
+def test_a_second_initialize_with_less_leaves_no_question_without_an_ending():
+    s = Script(["git"], capabilities={"sampling": {}})
+    s.host_asks("again", "initialize", protocolVersion="2025-11-25", capabilities={})
+    samples(s, "git", "q")
+    assert not any("a bug in mcpmux" in line for line in s.logged), s.logged
+    assert s.answer_to_server("git", "q").is_error
+
+
+def test_a_question_asked_before_a_waiting_call_was_sent_outlives_its_cancellation():
+    """outside any call: the server has not even seen the call. On a restart calls wait in `waiting`."""
+    s = Script(["git"], sampling=sampler())
+    s.server_dies("git")
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(0.55)
+    assert s.server_heard("git", "tools/call") == []
+    samples(s, "git", "q")
+    s.host_sends(method="notifications/cancelled", params={"requestId": 1})
+    assert s.withdrawn_from_model() == []
+    s.model_answers(SPOKEN)
+    assert s.answer_to_server("git", "q")["result"] == SPOKEN
+
+
+def test_an_over_long_answer_of_the_sampler_ends_its_question_at_once():
+    s = Script(["git"], sampling=sampler())
+    samples(s, "git", "q")
+    head = b'{"jsonrpc":"2.0","id":%d,"result":{"a":"' % s.model_asked()[0]["id"]
+    s.feed(mcpmux.Sampled([mcpmux.TooLong(70_000_000, head, b'"}}')]))
+    assert s.answer_to_server("git", "q").is_error
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_members_that_are_null_are_none(has_model: bool):
+    s = Script(["git"], capabilities={"sampling": {}}, sampling=sampler() if has_model else None)
+    samples(s, "git", "q", ASKED | {"tools": None, "toolChoice": None})
+    assert len(s.host_told("sampling/createMessage")) == 1
+
+
+def test_a_minute_is_told_as_sixty_seconds():
+    s = Script(["git"], sampling=sampler(requests_per_minute=1))
+    samples(s, "git", 1)
+    s.model_answers(SPOKEN)
+    samples(s, "git", 2)
+    assert s.answer_to_server("git", 2)["error"]["data"]["retryAfterSeconds"] == 60
+
+
+def test_a_tasks_question_outlives_another_call_that_is_cancelled():
+    """2025-11-25, basic/utilities/tasks: related-task in `_meta` says which task asks, so no call does."""
+    s = Script(["git"], sampling=sampler())
+    s.host_asks(1, "tools/call", name="git__log", task={})
+    s.server_answers("git", "tools/call", {"task": {"taskId": "t", "status": "working"}})
+    s.host_asks(2, "tools/call", name="git__log")
+    meta = {"io.modelcontextprotocol/related-task": {"taskId": "t"}}
+    samples(s, "git", "q", ASKED | {"_meta": meta})
+    s.host_sends(method="notifications/cancelled", params={"requestId": 2})
+    assert s.withdrawn_from_model() == []
+
+
+def test_where_the_host_may_not_be_asked_while_we_list_the_model_is():
+    """Our choice, for `auto`: nobody would move if the host were asked now."""
+    s = Script(["git"], capabilities={"sampling": {}}, sampling=sampler(), offers={"git": {"tools/list": ...}})
+    samples(s, "git", "q")
+    s.model_answers(SPOKEN)
+    assert s.answer_to_server("git", "q")["result"] == SPOKEN
+
+
+def test_a_clogged_server_is_not_told_that_what_it_never_got_is_cancelled():
+    """Our choice: its lists are read again when it reads again."""
+    s = Script(["git"])
+    s.server_sends("git", method="notifications/tools/list_changed")
+    s.feed(mcpmux.ServerClogged("git", s.runs["git"], True))
+    s.advance(0.2)
+    s.feed(mcpmux.ServerClogged("git", s.runs["git"], False))
+    s.advance(200)
+    asked = {m["id"] for m in s.to_server["git"] if "method" in m and "id" in m}
+    assert {m["params"]["requestId"] for m in s.server_heard("git", "notifications/cancelled")} <= asked
+    assert len(s.server_heard("git", "tools/list")) == 2
