@@ -2860,8 +2860,13 @@ class Core:
         call = found.call
         if identity(ask.method, ask.fields) != identity(call.method, call.asked or {}):
             raise RpcError(INVALID_PARAMS, "this requestState belongs to another request: method, name or arguments")
+        server = self.servers.get(found.server)
+        if server is None:
+            self._close_round(found, Turn.END)
+            gone = found.kept or failure(call.method, f"mcpmux: {found.server} was removed from the config")
+            self._answer_host(HOST, ask.id, ask.method, ask.caller, gone)
+            return
         del self._round_of_token[token]
-        server = self.servers[found.server]
         responses = object_of(ask.fields.get("inputResponses"))
         for key, question in list(found.questions.items()):
             answer = responses.get(key)
@@ -3679,7 +3684,7 @@ class Core:
     def _reconfigure(self, config: ConfigChanged) -> None:
         """Servers whose tables are as they were keep their process and their calls. A changed one is another server,
         that shows what the former one offered until it has been listed itself."""
-        former, self.servers = self.servers, {}
+        former, kept = dict(self.servers), dict[str, Server]()
         self.options, self._sampling, self._notice = config.options, config.sampling, ""
         self._host_limit = int(config.options.host_message_mb * MB)
         self._tracing = config.options.log_level == "trace"
@@ -3698,12 +3703,17 @@ class Core:
                 started.append(server)
                 if old:
                     server.run, server.lists, server.known, server.stale = old.run, old.lists, old.known, True
-            self.servers[name] = server
-        self.servers |= {name: _broken_server(name, reason) for name, reason in config.broken.items()}
+                    server.subscriptions = old.subscriptions
+            kept[name] = server
+        kept |= {name: _broken_server(name, reason) for name, reason in config.broken.items()}
         for old in former.values():
             self._retire(old)
             if old.name in config.broken:
-                self.servers[old.name].run = old.run + 1
+                kept[old.name].run = old.run + 1
+        self.servers = kept
+        for tasks in (self._tasks, self._host_tasks):
+            for task in [task for task, owner in tasks.items() if owner.server not in kept]:
+                del tasks[task]
         names = ", ".join(server.name for server in started) or "none"
         gone = ", ".join(name for name in former if name not in self.servers) or "none"
         self._log("info", f"the config has changed: new or changed servers: {names}; removed: {gone}")
@@ -5490,9 +5500,8 @@ class SamplerLoop:
         keys = [model.api_key or "" for model in setup.models]
         keys += [value for model in setup.models for key, value in model.params.items() if _SECRET_NAME.search(key)]
         keys += [value for key, value in os.environ.items() if _SECRET_NAME.search(key)]
-        self._secrets = [
-            key for key in keys if isinstance(key, str) and len(key) > 5
-        ]  # a short one would hide half of every line
+        # A short one would hide half of every line.
+        self._secrets = [key for key in keys if isinstance(key, str) and len(key) > 5]
         self._ledger = Ledger(Path(setup.ledger))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # from here on a library's words may be about what is asked
@@ -5975,7 +5984,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Adds up the ledger of sampling. Days are those of UTC.",
         epilog="example: mcpmux usage --days 7",
     )
-    usage.add_argument("--days", metavar="N", type=int, default=30, help="how many, counted back from today (30)")
+    usage.add_argument("--days", metavar="N", type=_number_of_days, default=30, help="counted back from today (30)")
     usage.add_argument("--json", action="store_true", help="for machines")
     usage.set_defaults(run=_usage)
 
@@ -5988,6 +5997,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     return parser
+
+
+def _number_of_days(text: str) -> int:
+    number = int(text) if text.isdecimal() and len(text) < 6 else 0
+    if number < 1 or number > 36500:
+        raise argparse.ArgumentTypeError("a number from 1 to 36500 is expected")
+    return number
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -6082,7 +6098,8 @@ def _check(arguments: argparse.Namespace) -> int:
     models = [model.model for model in config.sampling.models] if config.sampling else []
     if arguments.json:
         report = {"config": str(config.path), "servers": rows, "tools": host.tools}
-        print(json.dumps(report | {"sampling": {"models": models, "reason": trouble}}, indent=2))
+        sampling = {"models": models, "reason": trouble} if config.sampling else None
+        print(json.dumps(report | {"sampling": sampling}, indent=2))
     elif not config.exists:
         print(f"There is no config file at {config.path}.\nPut one there; `mcpmux demo` shows what goes into it.")
     else:

@@ -24,7 +24,7 @@ settings.load_profile("fixed")
 ROOT = Path(__file__).parent.parent
 MCPMUX = ROOT / "mcpmux.py"
 FAKE = Path(__file__).parent / "fake_server.py"
-PATIENCE = 30.0  # seconds; a test that waits this long has failed
+PATIENCE = 60.0  # seconds; a test that waits this long has failed (litellm needs five of a core of its own to load)
 
 
 def server_table(
@@ -161,13 +161,16 @@ class RawHost:
         return b"".join(self.errors).decode(errors="replace")
 
 
+def empty_home(folder: Path) -> dict[str, str]:
+    """An environment with this folder as its home, so that no test reads or writes the person's own files."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MCPMUX_"))}
+    folder.mkdir(exist_ok=True)
+    return kept | dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), str(folder))
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """An environment whose home is empty, so that no test reads or writes the person's own files."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MCPMUX_"))}
-    folder = tmp_path / "home"
-    folder.mkdir()
-    return kept | {"HOME": str(folder), "USERPROFILE": str(folder), "APPDATA": str(folder), "LOCALAPPDATA": str(folder)}
+    return empty_home(tmp_path / "home")
 
 
 @pytest.fixture

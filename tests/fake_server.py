@@ -96,7 +96,8 @@ calm = threading.Event()
 held: list[object] = []
 cancelled: list[object] = []
 answers: dict[object, object] = {}  # the host's answers to what we asked
-waiting: dict[object, object] = {}  # id of our question -> id of the call that asked it
+waiting: dict[object, object] = {}  # id of our question -> id of the call that asked it; None: it is over
+asked = 0
 extra_tools: list[str] = []
 roots: object = None
 
@@ -156,9 +157,13 @@ def call(id: object, name: str, arguments: dict, params: dict, line: bytes) -> N
             for _ in range(arguments.get("times", 4)):
                 send(method="notifications/tools/list_changed")
             send(id=id, result=text("changed"))
-        case "ask":
-            question = f"q{len(waiting)}"
-            waiting[question] = id
+        case "ask":  # with `later` the call is over first, and the answer comes as a log message
+            global asked  # noqa: PLW0603
+            asked += 1
+            question = arguments.get("id", f"q{asked}")
+            if "later" in arguments:
+                send(id=id, result=text("asked"))
+            waiting[question] = None if "later" in arguments else id
             send(id=question, method=arguments["method"], params=arguments.get("params", {}))
         case "notify":
             send(method=arguments["method"], params=arguments.get("params", {}))
@@ -204,7 +209,12 @@ def handle(line: bytes) -> None:
             if id == "roots":
                 roots = message
             elif id in waiting:
-                send(id=waiting.pop(id), result=text({k: v for k, v in message.items() if k in ("result", "error")}))
+                answer = {k: v for k, v in message.items() if k in ("result", "error")}
+                call_id = waiting.pop(id)
+                if call_id is None:
+                    send(method="notifications/message", params={"level": "info", "data": answer})
+                else:
+                    send(id=call_id, result=text(answer))
         case "initialize":
             if options.refuse:
                 send(id=id, error={"code": -32603, "message": "not today"})

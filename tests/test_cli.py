@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE, MCPMUX, PATIENCE, ROOT, RawHost, is_running, server_table
+from conftest import FAKE, MCPMUX, PATIENCE, ROOT, RawHost, empty_home, is_running, server_table
 
 import mcpmux
 
@@ -39,18 +40,27 @@ def written(path: Path, *tables: str) -> Path:
     return path
 
 
-def empty_home(folder: Path) -> dict[str, str]:
-    """As the fixture `home`, for what is run once for several tests."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MCPMUX_"))}
-    return kept | dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), str(folder))
-
-
 # What the fake server offers. It reads its command line when imported, so its list is read from its source.
 FAKE_TOOLS: list[str] = next(
     ast.literal_eval(node.value)
     for node in ast.parse(FAKE.read_text(encoding="utf-8")).body
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TOOLS"
 )
+
+
+SAMPLING = """
+[[sampling.models]]
+model = "anthropic/claude-sonnet-4-5"
+hints = ["middle", "sonnet"]
+[[sampling.models]]
+model = "openai/gpt-4o-mini"
+intelligence = 0.25
+[[sampling.models]]
+model = "ollama_chat/nobody-knows"
+params = { input_cost_per_token = 0, output_cost_per_token = 0 }
+[[sampling.models]]
+model = "openai/nobody-knows"
+"""
 
 
 # ── --version and --help ──
@@ -74,14 +84,15 @@ def examples_in(text: str) -> list[str]:
 def test_help_lists_the_commands_with_a_word_on_each(home: dict[str, str]):
     done = run(home, "--help")
     assert done.returncode == 0
-    assert {"check", "demo"} <= set(commands_in_help(home))
+    assert {"check", "models", "usage", "demo"} <= set(commands_in_help(home))
     assert "_demo_server" not in done.stdout  # the demo's own business
+    assert "_sampler" not in done.stdout
     assert "MCPMUX_CONFIG" in done.stdout
 
 
 def test_each_help_has_an_example_and_the_example_runs(home: dict[str, str]):
     """An example that does not run is worse than none. This one place runs them all, the demo too."""
-    written(Path(home["HOME"]) / "mcpmux.toml", server_table("fake"))
+    written(Path(home["HOME"]) / "mcpmux.toml", server_table("fake"), SAMPLING)
     env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml")}
     for command in [[], *([one] for one in commands_in_help(home))]:
         text = run(home, *command, "--help").stdout
@@ -277,6 +288,39 @@ def test_check_of_a_file_without_servers_says_how_to_add_one(home: dict[str, str
     assert f"No servers yet: add a [mcp_servers.NAME] table to {config}." in done.stdout
 
 
+def test_check_names_the_models_of_sampling(home: dict[str, str], tmp_path: Path):
+    config = written(tmp_path / "mcpmux.toml", server_table("fake"), SAMPLING)
+    done = run(home, "check", "--config", str(config))
+    models = ["anthropic/claude-sonnet-4-5", "openai/gpt-4o-mini", "ollama_chat/nobody-knows", "openai/nobody-knows"]
+    assert done.returncode == 0
+    assert f"\nsampling: {', '.join(models)}\n" in done.stdout
+    told = json.loads(run(home, "check", "--json", "--config", str(config)).stdout)
+    assert told["sampling"] == {"models": models, "reason": None}
+
+
+def test_check_says_why_sampling_would_not_work_and_checks_the_servers_even_so(home: dict[str, str], tmp_path: Path):
+    config = written(
+        tmp_path / "mcpmux.toml",
+        server_table("fake"),
+        '[sampling]\nmodel = "openai/gpt-4o-mini"\napi_key = "${MCPTEST_UNSET}"',
+    )
+    done = run(home, "check", "--config", str(config))
+    reason = (
+        "${MCPTEST_UNSET} is not set (sampling.api_key); set MCPTEST_UNSET in the host's environment or in env_file"
+    )
+    assert done.returncode == 1
+    assert f"\nsampling: does not work: {reason}\n" in done.stdout
+    assert re.search(r"^fake +ready ", done.stdout, re.MULTILINE)
+    told = json.loads(run(home, "check", "--json", "--config", str(config)).stdout)
+    assert told["sampling"] == {"models": ["openai/gpt-4o-mini"], "reason": reason}
+    assert [row["state"] for row in told["servers"]] == ["ready"]
+
+
+def test_check_without_sampling_says_nothing_of_it(healthy: Checked):
+    assert "sampling" not in healthy.plain.stdout
+    assert json.loads(healthy.json.stdout)["sampling"] is None
+
+
 def test_check_leaves_no_process(home: dict[str, str], tmp_path: Path):
     pids = tmp_path / "pids"
     config = written(
@@ -288,6 +332,143 @@ def test_check_leaves_no_process(home: dict[str, str], tmp_path: Path):
     started = pids.read_text().split()
     assert len(started) == 2
     assert not any(is_running(int(pid)) for pid in started)
+
+
+# ── models ──
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What `mcpmux models --prefer …` prints; litellm takes seconds to load, so all is looked at in one run."""
+    folder = tmp_path_factory.mktemp("models")
+    config = written(folder / "mcpmux.toml", SAMPLING)
+    preferences = '{"hints": [{"name": "gemini"}], "costPriority": 1, "intelligencePriority": 0.5}'
+    done = run(empty_home(folder), "models", "--config", str(config), "--prefer", preferences)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_models_shows_each_with_its_scores_and_prices_and_where_they_come_from(models: list[str]):
+    rows = [re.split(r"  +", line) for line in models[: models.index("")]]
+    assert rows[0] == ["MODEL", "COST", "SPEED", "INTELLIGENCE", "$/M IN", "$/M OUT", "HINTS"]
+    sonnet, mini, free, unknown = rows[1:]
+    assert sonnet[0] == "anthropic/claude-sonnet-4-5"
+    assert all(re.fullmatch(r"0\.\d+ \(price\)", cell) for cell in sonnet[1:4]), sonnet
+    assert float(sonnet[4]) < float(sonnet[5])
+    assert sonnet[6] == "middle, sonnet"
+    assert mini[3] == "0.25 (config)"
+    assert mini[1] == mini[2]
+    assert float(mini[1].removesuffix(" (price)")) > float(sonnet[1].removesuffix(" (price)"))
+    assert free[1:] == ["1 (price)", "1 (price)", "0 (price)", "0", "0", "-"]
+    assert unknown[1:] == ["0.5 (unknown price)"] * 3 + ["?", "?", "-"]
+
+
+def test_models_says_that_an_unknown_price_counts_as_nothing(models: list[str]):
+    assert "?: litellm knows no price; such a model's requests count as free for usd_per_day" in models
+
+
+def test_models_says_which_one_a_request_would_get_and_why(models: list[str]):
+    """Nearly as cheap as what is free, and it has a quarter of intelligence."""
+    why = r"no hint names one; it scores most: 1 × cost 0\.9\d? \+ 0\.5 × intelligence 0\.25 = 1\.\d+"
+    assert re.fullmatch(f"openai/gpt-4o-mini: {why}", models[-1]), models[-1]
+
+
+def test_models_without_a_preference_chooses_none(home: dict[str, str], tmp_path: Path):
+    config = written(tmp_path / "mcpmux.toml", '[sampling]\nmodel = "openai/nobody-knows"')
+    done = run(home, "models", "--config", str(config))
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 4  # heads, the model, and what ? means
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("{", "--prefer: not a JSON object"),
+        ("[1]", "--prefer: not a JSON object"),
+        ('{"hints": 5}', "--prefer: hints: Input should be a valid list"),
+        ('{"hints": [{"name": 5}]}', "--prefer: hints.0.name: Input should be a valid string"),
+        ('{"costPriority": "much"}', "--prefer: costPriority: Input should be a valid number"),
+    ],
+)
+def test_a_preference_that_no_server_could_send_is_refused(given: str, told: str, home: dict[str, str], tmp_path: Path):
+    config = written(tmp_path / "mcpmux.toml", SAMPLING)
+    done = run(home, "models", "--config", str(config), "--prefer", given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"mcpmux: {told}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_models_without_sampling_says_what_to_add(home: dict[str, str], tmp_path: Path):
+    config = written(tmp_path / "mcpmux.toml", server_table("fake"))
+    done = run(home, "models", "--config", str(config))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (f'mcpmux: {config}: no model is configured; add [sampling] with model = "provider/model"\n')
+
+
+# ── usage ──
+
+
+def spent(home: dict[str, str], *rows: tuple[int, str, str, Any]) -> Path:
+    """A ledger with a line for each (days ago, server, model, USD), each of 10 tokens in and 5 out."""
+    path = Path(json.loads(run(home, "usage", "--json").stdout)["ledger"])
+    assert str(path).startswith(home["HOME"])
+    lines = [
+        {"time": f"{day(ago)}T12:00:00Z", "server": server, "model": model, "in": 10, "out": 5, "usd": usd, "ms": 9}
+        for ago, server, model, usd in rows
+    ]
+    return written(path, *map(json.dumps, lines), "")
+
+
+def day(ago: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86400 * ago))
+
+
+def test_usage_adds_up_by_day_server_and_model(home: dict[str, str]):
+    today = day(0)
+    ledger = spent(
+        home, (0, "git", "a/m", 0.25), (1, "git", "a/m", 1), (0, "fs", "a/m", 0.5), (0, "git", "b/n", None),
+        (0, "git", "a/m", 0.125), (40, "old", "a/m", 8),
+    )  # fmt: skip
+    with ledger.open("a", encoding="utf-8") as file:
+        file.write('no JSON\n{"time": 5}\n{"half')
+    done = run(home, "usage")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert day(0) == today, "a day has begun in the middle of this test"
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS", "IN", "TOKENS", "OUT", "USD"],
+        [day(1), "git", "a/m", "1", "10", "5", "1.0000"],
+        [today, "fs", "a/m", "1", "10", "5", "0.5000"],
+        [today, "git", "a/m", "2", "20", "10", "0.3750"],
+        [today, "git", "b/n", "1", "10", "5", "0.0000"],
+        [],
+        ["$1.8750", "in", "all", f"({ledger})"],
+    ]
+    assert [line.split()[1] for line in run(home, "usage", "--days", "1").stdout.splitlines()[1:4]] == [
+        "fs",
+        "git",
+        "git",
+    ]
+    assert "old" in run(home, "usage", "--days", "50").stdout
+
+
+def test_usage_for_machines_has_the_same(home: dict[str, str]):
+    ledger = spent(home, (0, "git", "a/m", 0.25))
+    told = json.loads(run(home, "usage", "--json").stdout)
+    row = {"server": "git", "model": "a/m", "requests": 1, "tokensIn": 10, "tokensOut": 5, "usd": 0.25}
+    assert told == {"ledger": str(ledger), "usage": [{"day": day(0), **row}]}
+
+
+def test_usage_without_a_ledger_says_where_it_would_be(home: dict[str, str]):
+    done = run(home, "usage", "--days", "7")
+    assert done.returncode == 0
+    assert re.fullmatch(r"No sampling in 7 days \(.+usage\.jsonl\)\.\n", done.stdout)
+
+
+@pytest.mark.parametrize("days", ["0", "-3", "x", "9" * 30])
+def test_usage_of_a_number_of_days_that_is_none_is_refused(days: str, home: dict[str, str]):
+    done = run(home, "usage", "--days", days)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--days" in done.stderr
 
 
 # ── a config that cannot be used ──
@@ -303,7 +484,7 @@ def test_a_config_that_cannot_be_used_is_told_in_full(command: list[str], home: 
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        f"mcpmux: {config}: colour: unknown key; known keys: mcp_servers, mux",
+        f"mcpmux: {config}: colour: unknown key; known keys: mcp_servers, mux, sampling",
         f'mcpmux: {config}: mux.seperator: unknown key; did you mean "separator"?',
         f"mcpmux: {config}: mux.max_message_mb: expected a number > 0.0",
         f'mcpmux: {config}: mcp_servers.x.arg: unknown key; did you mean "args"?',
@@ -330,7 +511,6 @@ def test_a_limit_of_infinity_is_no_traceback(key: str, home: dict[str, str], tmp
     assert run(home, "--config", str(config)).returncode in (0, 2)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no ~name")
 # ── no config ──
 
 

@@ -1,0 +1,120 @@
+"""The config file changes while mcpmux runs. Our choice throughout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from script import TOOL, Script
+
+from mcpmux import ConfigChanged, MuxOptions, SamplingOptions, ServerOptions, State
+
+
+def table(*names: str, **more: ServerOptions) -> dict[str, ServerOptions]:
+    return {name: ServerOptions(command=name) for name in names} | more
+
+
+def reload(s: Script, servers: dict[str, ServerOptions], **more: Any) -> None:
+    for name in servers:
+        s.offers.setdefault(name, {"tools/list": [TOOL]})
+        s.to_server.setdefault(name, [])
+    broken: dict[str, str] = more.pop("broken", {})
+    sampling: SamplingOptions | None = more.pop("sampling", None)
+    s.feed(ConfigChanged(more.pop("options", MuxOptions()), servers, broken, sampling))
+
+
+def test_an_unchanged_server_keeps_its_process_and_its_calls():
+    s = Script(["git", "time"])
+    s.host_asks(1, "tools/call", name="git__log")
+    reload(s, table("new", "git"))
+    s.advance(0.3)
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"] == {"content": []}
+    assert s.started == ["git", "time", "new"]
+    assert s.stopped == ["time"]
+    assert s.tools() == ["new__log", "git__log"]
+
+
+def test_the_host_hears_of_changed_lists_once():
+    s = Script(["git", "time"])
+    s.tools()
+    reload(s, table("git", "a", "b"))
+    s.advance(5)
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+    reload(s, table("git", "a", "b"))
+    s.advance(5)
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+
+
+def test_a_removed_servers_calls_end_with_the_reason_and_its_questions_are_withdrawn():
+    s = Script(["git"], capabilities={"elicitation": {}})
+    s.host_asks(1, "tools/call", name="git__log")
+    s.server_sends("git", id="q", method="elicitation/create", params={"message": "?", "requestedSchema": {}})
+    reload(s, {})
+    assert "removed from the config" in s.host_hears(1).text
+    assert s.host_told("notifications/cancelled")
+    assert s.asks(2, "tools/call", name="git__log").is_error
+    assert len(s.core.in_flight) == 0
+    s.server_sends("git", method="notifications/tools/list_changed")
+    s.server_dies("git", 0)
+
+
+def test_a_changed_server_is_another_one_that_shows_the_formers_tools_until_it_is_listed():
+    s = Script(["git"])
+    s.tools()
+    s.silent = {"git"}
+    s.host_asks(1, "tools/call", name="git__log")
+    reload(s, table(git=ServerOptions(command="git", args=["x"])))
+    assert "has changed" in s.host_hears(1).text
+    assert s.stopped == ["git"]
+    assert s.started == ["git", "git"]
+    assert s.runs["git"] == 2
+    assert s.core.catalogue.tools
+    s.silent.clear()
+    s.offers["git"] = {"tools/list": [{**TOOL, "name": "other"}]}
+    s._server_gets("git", s.server_hears("git", "initialize"))
+    s.advance(0.3)
+    assert s.tools() == ["git__other"]
+
+
+def test_a_server_that_was_given_up_is_tried_again():
+    s = Script(["git"])
+    for _ in range(5):
+        s.server_dies("git")
+        s.advance(31)
+        s.host_asks(f"call{len(s.started)}", "tools/call", name="git__log")
+    s.core.servers["git"].state = State.FAILED
+    reload(s, table("git"))
+    assert s.core.servers["git"].state is State.IDLE
+
+
+def test_a_table_that_breaks_fails_that_server_alone_and_one_that_is_mended_comes_back():
+    s = Script(["git", "time"])
+    reload(s, table("time"), broken={"git": "mcpmux.toml: mcp_servers.git.comand: unknown key"})
+    assert s.tools() == ["time__log"]
+    assert "comand" in s.asks(1, "tools/call", name="git__log").text
+    reload(s, table("git", "time"))
+    s.advance(0.3)
+    assert s.tools() == ["git__log", "time__log"]
+
+
+def test_other_options_rename_what_the_host_sees():
+    s = Script(["git"])
+    s.tools()
+    reload(s, table("git"), options=MuxOptions(separator="-"))
+    assert s.tools() == ["git-log"]
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+
+
+def test_a_call_parked_at_a_server_that_is_removed_ends_with_its_retry():
+    s = Script(["git"], begin=False, capabilities={"elicitation": {"form": {}}})
+    s.host_asks_modern(0, "tools/list")
+    s.advance(0.3)
+    s.host_asks_modern(1, "tools/call", name="git__log")
+    s.server_sends("git", id="q", method="elicitation/create", params={"message": "?", "requestedSchema": {}})
+    s.advance(0.02)
+    state = s.host_hears(1)["result"]["requestState"]
+    reload(s, {})
+    s.host_asks_modern(2, "tools/call", name="git__log", requestState=state, inputResponses={})
+    assert s.host_hears(2).is_error
+    assert not s.core._rounds
+    assert len(s.core.in_flight) == 0
