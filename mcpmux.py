@@ -34,7 +34,7 @@ The file is read top to bottom, and no section names anything from a later one:
     11  processes                      spawning servers, and the ladder that stops them
     12  sampler                        the child process that asks a model, through litellm
     13  mux                            the loop that feeds the core and performs its effects
-    14  CLI                            serve, check, models, usage, demo
+    14  CLI                            serve, check, models, usage, logs, demo
 
 Invariants:
 
@@ -112,7 +112,7 @@ SAMPLER_IDLE: Final = 300.0  # litellm keeps 200 MB
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
 RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
 
-CONFIG_TICK: Final = 1.0  # between looks at the config file; a change is taken when it has stood still for one
+WATCH_TICK: Final = 1.0  # between looks at the config file (a change must stand still for one) and at our parent
 FAILURE_REMEMBERED: Final = 600.0  # lists do not wait again for a server that could not be started so recently
 
 MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
@@ -4995,6 +4995,24 @@ def _entries(folder: str) -> list[str]:
         return []
 
 
+def parent_watch() -> Callable[[], bool]:
+    """Tells whether the process that started us is gone. Some hosts kill only the launcher (`uvx`), and the pipes that
+    it had from them stay open."""
+    parent = os.getppid()
+    if sys.platform == "win32":
+        import pywintypes  # noqa: PLC0415
+        import win32api  # noqa: PLC0415
+        import win32con  # noqa: PLC0415
+        import win32event  # noqa: PLC0415
+
+        try:
+            handle: Any = win32api.OpenProcess(win32con.SYNCHRONIZE, False, parent)
+        except pywintypes.error:
+            return lambda: False
+        return lambda: win32event.WaitForSingleObject(handle, 0) == win32event.WAIT_OBJECT_0
+    return lambda: os.getppid() != parent
+
+
 def reap(known: Iterable[int]) -> None:
     """Linux: takes orphans that have ended out of the process table; the loop waits for `known` itself."""
     if sys.platform == "linux":
@@ -5676,7 +5694,7 @@ class Mux:
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
-        self._done = threading.Event()  # ends the watch over the config file
+        self._done = threading.Event()  # ends the watch over config and parent
         self._watches = cached
         self._for_sampler: list[bytes] = []  # lines that wait until it is started
         self._sampler_runs = 0
@@ -5699,7 +5717,7 @@ class Mux:
             self._journal.log("error", f"{NO_LITELLM[0]}; {NO_LITELLM[1]}; servers are told of no local model")
         self._host.start(self.post, self._make_room)
         if self._watches:
-            threading.Thread(target=self._watch_config, name="mcpmux config", daemon=True).start()
+            threading.Thread(target=self._watch, args=(parent_watch(),), name="mcpmux watch", daemon=True).start()
         while not self._ended:
             await self._wake.wait()
             self._wake.clear()
@@ -5874,12 +5892,15 @@ class Mux:
         kill_all(descendants(os.getpid()))
         reap(())
 
-    def _watch_config(self) -> None:
-        """A thread, since a disk may be slow. Most beginnings of a file are TOML too: it is read when it has stood
-        still between two looks."""
+    def _watch(self, parent_is_gone: Callable[[], bool]) -> None:
+        """A thread, since a disk may be slow. Most beginnings of a config file are TOML too: it is read when it has
+        stood still between two looks."""
         path = self._config.path
         seen = taken = self._config.mark
-        while not self._done.wait(CONFIG_TICK):
+        while not self._done.wait(WATCH_TICK):
+            if parent_is_gone():
+                self._in_loop(self.post, HostGone("the process that started mcpmux is gone"))
+                return
             former, seen = seen, mark_of(path)
             if seen == taken or seen != former:
                 continue
@@ -5891,11 +5912,14 @@ class Mux:
             except ConfigError as wrong:
                 for line in str(wrong).splitlines():
                     self._journal.log("error", f"{line} (the former configuration stands)")
-                continue
-            try:
-                self._loop.call_soon_threadsafe(self._take, config)
-            except RuntimeError:  # the loop is closed
-                return
+            else:
+                self._in_loop(self._take, config)
+
+    def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed
+            pass
 
     def _take(self, config: Config) -> None:
         """A new configuration. Secrets are read anew when their servers start."""
@@ -5987,6 +6011,17 @@ def _parser() -> argparse.ArgumentParser:
     usage.add_argument("--days", metavar="N", type=_number_of_days, default=30, help="counted back from today (30)")
     usage.add_argument("--json", action="store_true", help="for machines")
     usage.set_defaults(run=_usage)
+
+    logs = commands.add_parser(
+        "logs",
+        help="what a server has written to its stderr",
+        description="Prints the end of a server's log. Without a name: which logs there are.",
+        epilog="example: mcpmux logs",
+    )
+    logs.add_argument("server", nargs="?", metavar="SERVER", help="its name in the config")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    logs.add_argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)")
+    logs.set_defaults(run=_logs)
 
     demo = commands.add_parser(
         "demo",
@@ -6173,6 +6208,42 @@ def _preferences(text: str) -> dict[str, Any]:
     except RpcError as wrong:
         raise ConfigError(f"--prefer: {str(wrong).rpartition('modelPreferences.')[2]}") from None
     return checked["modelPreferences"]
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    folder = state_folder() / "logs"
+    known = sorted(path.stem for path in folder.glob("*.log"))
+    if arguments.server is None:
+        print("\n".join(f"{name}  {folder / name}.log" for name in known) or f"There are no logs yet in {folder}.")
+        return 0
+    if arguments.server not in known:
+        near = difflib.get_close_matches(arguments.server, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
+        raise ConfigError(f"{arguments.server} has written no log; {hint}")
+    path = folder / f"{arguments.server}.log"
+    rotated = path.with_suffix(".log.1")
+    present = path.read_bytes()
+    past = (rotated.read_bytes() if rotated.exists() else b"") + present
+    lines = past.splitlines(keepends=True)[-arguments.lines :] if arguments.lines > 0 else []
+    sys.stdout.buffer.write(b"".join(lines))
+    sys.stdout.flush()
+    at = len(present)
+    try:
+        while arguments.follow:
+            time.sleep(0.2)
+            size = path.stat().st_size if path.exists() else 0
+            if size < at:
+                at = 0  # it was moved aside, and begun anew
+            if size > at:
+                with path.open("rb") as file:
+                    file.seek(at)
+                    new = file.read()
+                at += len(new)
+                sys.stdout.buffer.write(new)
+                sys.stdout.flush()
+    except (KeyboardInterrupt, BrokenPipeError):
+        pass
+    return 0
 
 
 def _usage(arguments: argparse.Namespace) -> int:

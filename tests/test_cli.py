@@ -749,3 +749,43 @@ def test_copied_alone_it_runs_with_uv(tmp_path: Path):
         ["uv", "run", "--quiet", "mcpmux.py", "--version"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, f"mcpmux {mcpmux.__version__}\n"), done.stderr
+
+
+# ── mcpmux logs ──
+
+
+def logs_of(home: dict[str, str]) -> Path:
+    folder = Path(run(home, "logs").stdout.strip().rpartition(" in ")[2].rstrip("."))
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_logs_shows_the_end_of_a_servers_log_also_across_its_rotation(home: dict[str, str]):
+    folder = logs_of(home)
+    (folder / "git.log.1").write_bytes(b"one\ntwo\n")
+    (folder / "git.log").write_bytes(b"three\nfour\n")
+    assert run(home, "logs", "git").stdout == "one\ntwo\nthree\nfour\n"
+    assert run(home, "logs", "git", "-n", "3").stdout == "two\nthree\nfour\n"
+    assert run(home, "logs").stdout == f"git  {folder / 'git.log'}\n"
+
+
+def test_logs_of_an_unknown_server_suggests_the_nearest(home: dict[str, str]):
+    (logs_of(home) / "github.log").write_bytes(b"x")
+    wrong = run(home, "logs", "gihub")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "mcpmux: gihub has written no log; did you mean github?\n"
+
+
+def test_logs_follows_what_is_written_and_a_log_that_is_begun_anew(home: dict[str, str]):
+    log = logs_of(home) / "git.log"
+    log.write_bytes(b"past\n")
+    with subprocess.Popen([sys.executable, str(MCPMUX), "logs", "git", "-f"], env=home, stdout=subprocess.PIPE) as tail:
+        assert tail.stdout
+        assert tail.stdout.readline() == b"past\n"
+        with log.open("ab") as file:
+            file.write(b"more\n")
+        assert tail.stdout.readline() == b"more\n"
+        log.replace(log.with_suffix(".log.1"))
+        log.write_bytes(b"new\n")
+        assert tail.stdout.readline() == b"new\n"
+        tail.terminate()

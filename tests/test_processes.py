@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from conftest import FAKE, MCPMUX, PATIENCE, RawHost, is_running, server_table
 
+import mcpmux
+
 Serve = Callable[..., RawHost]
 Watch = Callable[[int], int]
 
@@ -575,3 +577,86 @@ def test_orphans_that_end_do_not_stay_in_the_process_table(serve: Serve, watch: 
     while Path(f"/proc/{pid}").exists():  # each round trip lets mcpmux's loop turn
         assert time.monotonic() < until
         host.request("ping")
+
+
+# ── what is started, and when ──
+
+
+@linux
+def test_with_a_warm_cache_no_server_runs_until_it_is_called(serve: Serve) -> None:
+    """Our choice: ten servers must cost nothing while nobody uses them. The list is complete even so, and does not wait
+    for one that hung the last time."""
+    names = [f"s{number}" for number in range(10)]
+    tables = [server_table(name) for name in names]
+    tables.append(server_table("hung", "--silent", startup_timeout_sec=0.5))
+    first = serve(*tables)
+    first.initialize()
+    listed = first.tools()
+    first.close()
+    host = serve(*tables)
+    host.initialize()
+    assert host.tools() == listed
+    running = [pid for pid in mcpmux.descendants(host.process.pid) if name_of(pid) != "hung"]
+    assert running == []
+    host.text("s3__pid")
+    assert [name_of(pid) for pid in mcpmux.descendants(host.process.pid) if name_of(pid) != "hung"] == ["s3"]
+
+
+def name_of(pid: int) -> str:
+    """That of the fake server which runs there."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return words[words.index(b"--name") + 1].decode() if b"--name" in words else ""
+
+
+@linux
+def test_mcpmux_ends_when_only_its_launcher_is_killed(home: dict[str, str], tmp_path: Path) -> None:
+    """Some hosts kill `uvx` alone; the pipes that mcpmux has from them stay open."""
+    config = tmp_path / "mcpmux.toml"
+    config.write_text(server_table("one"))
+    launcher = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
+    command = [sys.executable, "-c", launcher, sys.executable, str(MCPMUX), "--config", str(config)]
+    host = RawHost(command, home)
+    try:
+        host.initialize()
+        host.text("one__pid")
+        host.process.kill()
+        with pytest.raises(EOFError):
+            host.until(lambda message: False)
+        assert "the process that started mcpmux is gone" in host.log()
+    finally:
+        host.close()
+
+
+# ── the config file changes ──
+
+
+def test_a_changed_file_is_taken_up_and_what_is_unchanged_goes_on(serve: Serve, tmp_path: Path) -> None:
+    host = serve(server_table("one"), server_table("two"))
+    host.initialize()
+    host.tools()
+    one = host.text("one__pid")
+    held = host.hold("one")
+    (tmp_path / "mcpmux.toml").write_text(server_table("one") + server_table("three"))
+    host.until(lambda message: message.get("method") == "notifications/tools/list_changed")
+    tools = host.tools()
+    assert {name.partition("__")[0] for name in tools} == {"one", "three"}
+    assert host.text("one__pid") == one
+    host.call("one__release")
+    assert host.answer(held)["result"]["content"][0]["text"] == "released"
+
+
+def test_a_file_that_breaks_is_told_in_the_log_and_the_former_one_stands(serve: Serve, tmp_path: Path) -> None:
+    host = serve(server_table("one"))
+    host.initialize()
+    host.tools()
+    one = host.text("one__pid")
+    (tmp_path / "mcpmux.toml").write_text("[mcp_servers.one\n")
+    (tmp_path / "later").write_text(server_table("one") + server_table("two"))
+    end = time.monotonic() + PATIENCE
+    while "the former configuration stands" not in host.log():
+        assert host.text("one__pid") == one
+        assert time.monotonic() < end
+    (tmp_path / "later").replace(tmp_path / "mcpmux.toml")
+    host.until(lambda message: message.get("method") == "notifications/tools/list_changed")
+    assert "two__pid" in host.tools()
+    assert host.text("one__pid") == one
