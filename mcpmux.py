@@ -2918,6 +2918,8 @@ class Core:
             call.asker, call.asker_id = HOST, ask.id
             if call.then:
                 call.then(call, found.kept)
+            elif server.modern:  # its part ended with its questions: what is kept is ours
+                self._answer_host(server.name, ask.id, call.method, ask.caller, found.kept)
             else:
                 self._deliver(call, found.kept)
             return
@@ -2963,7 +2965,8 @@ class Core:
                     raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
                 verdicts[key] = method, request, self._judge(server, method, request.get("params", UNSET), call.caller)
         except RpcError as wrong:
-            self._deliver(call, failure(call.method, f"mcpmux: {server.name} sent {wrong}"))
+            text = f"mcpmux: {server.name} sent {wrong}"
+            self._answer_host(server.name, call.asker_id, call.method, call.caller, failure(call.method, text))
             return
         forwarded = {key: one.params for key, (_, _, one) in verdicts.items() if isinstance(one, Forward)}
         is_ours = state is not None and str(value_of(state)).startswith(STATE_PREFIX)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from script import PREFIX, TOOL, Message, Script, envelope
 
-from mcpmux import ServerOptions
+from mcpmux import SamplingOptions, ServerOptions
 
 ELICIT = {"message": "who?", "requestedSchema": {"type": "object", "properties": {}}}
 FORM = {"elicitation": {"form": {}}}
@@ -712,6 +712,28 @@ def test_between_modern_peers_questions_pass_with_the_servers_name_and_nothing_i
     retry(s, 2, "theirs", {"a": YES, "b": {"roots": []}})
     assert called(s, "git")["params"]["requestState"] == "theirs"
     assert called(s, "git")["params"]["inputResponses"] == {"a": YES, "b": {"roots": []}}
+
+
+def test_a_modern_hosts_call_that_cannot_be_fulfilled_ends_with_a_result_of_that_era():
+    """basic/index#resulttype: each result says what kind it is, also one that mcpmux made."""
+    s = modern_host("git", modern=("git",), capabilities={})
+    s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
+    needs(s, a=ROOTS)
+    assert s.host_hears(1).is_error
+    assert s.host_hears(1)["result"]["resultType"] == "complete"
+
+
+def test_a_model_that_fails_while_the_host_is_asked_the_rest_fails_the_retry():
+    s = modern_host("git", modern=("git",), capabilities={"roots": {}}, sampling=SamplingOptions())
+    s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
+    needs(s, a=ROOTS, b=SAMPLE)
+    assert s.host_hears(1)["result"]["inputRequests"] == {"a": ROOTS}
+    s.model_answers(error={"code": -32603, "message": "no credit"})
+    retry(s, 2, state_of(s.host_hears(1)), {"a": {"roots": []}})
+    assert "no credit" in s.host_hears(2).text
+    assert s.host_hears(2)["result"]["resultType"] == "complete"
+    assert len(s.server_heard("git", "tools/call")) == 1
+    assert s.core._rounds == {}
 
 
 def test_a_servers_state_that_looks_like_ours_comes_back_to_it_as_it_was():
