@@ -2618,10 +2618,13 @@ class Core:
         if pending.round:  # it ended before its questions went out
             self._end_round(self._rounds[pending.round])
         if server.modern and reply.result is not None:
-            kind = value_of(object_of(reply.result).get("resultType"), "complete")
+            body = object_of(reply.result)
+            kind = value_of(body.get("resultType"), "complete")
             if kind == "input_required" and pending.asker == HOST and pending.method in CARRIERS:
-                self._input_required(server, pending, object_of(reply.result))
+                self._input_required(server, pending, body)
                 return
+            if "resultType" not in body and pending.caller.modern:  # we may take that for complete, and not say it
+                reply = Reply(Raw(modern_result(pending.method, reply.result, server.info)), None)
             is_of_extension = isinstance(kind, str) and offers(pending.caller.capabilities, "extensions")
             if kind != "complete" and (kind == "input_required" or not is_of_extension):
                 wrong = f"{server.name} sent a result of type {str(kind)[:TEXT_MOST]!r}, which nobody here knows"

@@ -87,6 +87,7 @@ class Script:
         self.logged: list[str] = []
         self.bugs_allowed = False
         self.answered: list[Any] = []
+        self.enveloped: set[Any] = set()  # ids of the host's modern requests
         if begin:
             self.initialize()
 
@@ -138,6 +139,7 @@ class Script:
     ) -> None:
         """A request with an envelope; `capabilities` are those that it declares."""
         declared = self.capabilities if capabilities is None else capabilities
+        self.enveloped.add(id)
         self.host_asks(id, method, **params, _meta=envelope(declared) | (meta or {}))
 
     def tools(self) -> list[str]:
@@ -215,6 +217,8 @@ class Script:
                     message = self._parse(line)
                     if "method" not in message and "id" in message:
                         self.answered.append(message["id"])
+                        is_modern = message["id"] in self.enveloped
+                        assert "error" in message or not is_modern or "resultType" in message["result"]
                     self.to_host.append(message)
                 case mcpmux.SendServer(server, line):
                     self._server_gets(server, self._parse(line))

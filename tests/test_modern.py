@@ -115,6 +115,14 @@ def test_between_modern_peers_params_and_results_pass_byte_for_byte():
     assert s.host_hears(9).raw == b'{"jsonrpc":"2.0","id":9,"result":%b}' % result
 
 
+def test_a_result_without_a_type_is_given_one():
+    """basic/index#resulttype: a client takes it for complete, a server has to say so."""
+    s = modern_host("git", modern=("git",))
+    s.host_asks_modern(1, "tools/call", name="git__log")
+    s.server_answers("git", "tools/call", {"content": [], "x": 1})
+    assert s.host_hears(1)["result"].items() >= {"resultType": "complete", "content": [], "x": 1}.items()
+
+
 def test_a_legacy_server_never_sees_an_envelope():
     """A Python server refuses one in its legacy era."""
     s = modern_host("git")
