@@ -2968,7 +2968,7 @@ class Core:
                     raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
                 verdicts[key] = method, request, self._judge(server, method, request.get("params", UNSET), call.caller)
         except RpcError as wrong:
-            text = f"mcpmux: {server.name} sent {wrong}"
+            text = f"mcpmux: {server.name} asked in vain: {wrong}"
             self._answer_host(server.name, call.asker_id, call.method, call.caller, failure(call.method, text))
             return
         forwarded = {key: one.params for key, (_, _, one) in verdicts.items() if isinstance(one, Forward)}
