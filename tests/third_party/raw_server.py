@@ -2,9 +2,10 @@
 
     python raw_server.py NAME legacy|modern
 
-Its tools are those of `sdk_server`, and two for bytes: `line` answers with the line that it got, `raw` with the result
-that it was given as text. What asks is a generator that yields questions and is sent their answers; how they travel is
-the era's matter.
+Its tools are those of `sdk_server`, and three for bytes: `line` answers with the line that it got, `raw` with the
+result that it was given as text, `ask` asks for sampling with the params that it was given as text and answers with the
+line that brought the answer. What else asks is a generator that yields questions and is sent their answers; how they
+travel is the era's matter.
 """
 
 import json
@@ -52,6 +53,10 @@ def prompted(text: str, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}], "maxTokens": 7, **more}
 
 
+def name_in(answer: dict[str, Any]) -> str:
+    return answer["content"]["name"] if answer["action"] == "accept" else "nobody"
+
+
 def sample(_: dict[str, Any]) -> Asking:
     answers = yield {"model": (SAMPLING, prompted("2 + 2"))}
     return f"model: {answers['model']['content']['text']}"
@@ -82,8 +87,8 @@ def roots(_: dict[str, Any]) -> Asking:
 
 
 def two_rounds(_: dict[str, Any]) -> Asking:
-    name = (yield {"person": (ELICITATION, {"message": "please accept", "requestedSchema": SCHEMA})})["person"]
-    name = name["content"]["name"]
+    answers = yield {"person": (ELICITATION, {"message": "please accept", "requestedSchema": SCHEMA})}
+    name = name_in(answers["person"])
     answers = yield {"model": (SAMPLING, prompted(f"who is {name}?"))}
     return f"{name}, {answers['model']['content']['text']}"
 
@@ -91,23 +96,17 @@ def two_rounds(_: dict[str, Any]) -> Asking:
 def two_at_once(_: dict[str, Any]) -> Asking:
     person = {"message": "please accept", "requestedSchema": SCHEMA}
     answers = yield {"person": (ELICITATION, person), "model": (SAMPLING, prompted("2 + 2"))}
-    return f"{answers['person']['content']['name']}, {answers['model']['content']['text']}"
+    return f"{name_in(answers['person'])}, {answers['model']['content']['text']}"
 
 
 def greet(_: dict[str, Any]) -> Asking:
     answers = yield {"person": (ELICITATION, {"message": "please accept", "requestedSchema": SCHEMA})}
-    return f"Hello {answers['person']['content']['name']}"
+    return f"Hello {name_in(answers['person'])}"
 
 
 def ask(params: dict[str, Any]) -> Asking:
     answers = yield {"person": (ELICITATION, {"message": "please accept", "requestedSchema": SCHEMA})}
-    return f"{answers['person']['content']['name']}'s {params['uri'].removeprefix(ASK)}"
-
-
-def given(arguments: dict[str, Any]) -> Asking:
-    """Any question, and the answer as it came."""
-    answers = yield {"it": (arguments["method"], arguments["params"])}
-    return json.dumps(answers["it"])
+    return f"{name_in(answers['person'])}'s {params['uri'].removeprefix(ASK)}"
 
 
 ASKING: dict[str, Callable[[dict[str, Any]], Asking]] = {
@@ -118,9 +117,8 @@ ASKING: dict[str, Callable[[dict[str, Any]], Asking]] = {
     "roots": roots,
     "two-rounds": two_rounds,
     "two-at-once": two_at_once,
-    "given": given,
 }
-tools = [*ASKING, "era", "hold", "cancelled", "log", "grow", "touch", "line", "raw"]
+tools = [*ASKING, "era", "hold", "cancelled", "log", "grow", "touch", "line", "raw", "ask"]
 
 # ── how questions travel ──
 
@@ -213,6 +211,7 @@ listening: dict[Any, dict[str, Any]] = {}  # modern: filters by subscription
 held: list[Any] = []
 ended: list[Any] = []  # held calls that were cancelled
 wanting: list[Any] = []  # calls of `cancelled` that wait for one
+waiting: list[Any] = []  # legacy: calls of `ask`
 
 
 def publish(method: str, params: dict[str, Any], wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -227,7 +226,7 @@ def match_cancelled() -> None:
         succeed(wanting.pop(0), text("it was"))
 
 
-def call(id: Any, params: dict[str, Any], line: bytes) -> None:
+def call_tool(id: Any, params: dict[str, Any], line: bytes) -> None:
     arguments, meta = params.get("arguments", {}), params.get("_meta", {})
     match name := params["name"]:
         case "hold":
@@ -241,6 +240,17 @@ def call(id: Any, params: dict[str, Any], line: bytes) -> None:
         case "raw":
             result = arguments["result"].encode()
             write(b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (json.dumps(id).encode(), result))
+        case "ask" if "requestState" in params:
+            succeed(id, text(line.decode()))
+        case "ask":
+            question = arguments["params"].encode()
+            if MODERN:
+                inputs = b'{"q":{"method":"%b","params":%b}}' % (SAMPLING.encode(), question)
+                body = b'{"resultType":"input_required","inputRequests":%b,"requestState":"s"}' % inputs
+                write(b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (json.dumps(id).encode(), body))
+            else:
+                waiting.append(id)
+                write(b'{"jsonrpc":"2.0","id":"q","method":"%b","params":%b}' % (SAMPLING.encode(), question))
         case "line":
             succeed(id, text(line.decode()))
         case "era":
@@ -310,7 +320,7 @@ def request(id: Any, method: str, params: dict[str, Any], line: bytes) -> None:
         case "resources/templates/list":
             succeed(id, {"resourceTemplates": [{"uriTemplate": ASK + "{what}", "name": "ask"}], **fresh})
         case "tools/call":
-            call(id, params, line)
+            call_tool(id, params, line)
         case "prompts/get":
             begin(id, params, greet(params), message)
         case "resources/read":
@@ -351,9 +361,11 @@ def notified(method: str, params: dict[str, Any]) -> None:
 def handle(line: bytes) -> None:
     received = json.loads(line)
     method, id = received.get("method"), received.get("id")
-    if method is None:
-        waiting, key = asked.pop(id)
-        waiting.take(key, received)
+    if method is None and id == "q":
+        succeed(waiting.pop(), text(line.decode()))
+    elif method is None:
+        call, key = asked.pop(id)
+        call.take(key, received)
     elif id is None:
         notified(method, received.get("params") or {})
     else:

@@ -13,9 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import RawHost
 
 from .harness import NODE, Launcher, Party
-from .hosts import LEVEL_KEY, RESOURCES_CHANGED, ROOT, TOOLS_CHANGED, Host, start_host
+from .hosts import (
+    LEVEL_KEY,
+    MODERN_REVISION,
+    RESOURCES_CHANGED,
+    ROOT,
+    TOOLS_CHANGED,
+    Host,
+    PythonHost,
+    Refused,
+    start_host,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 
@@ -118,6 +129,18 @@ def host(request: pytest.FixtureRequest, modules: Path, tmp_path_factory: pytest
     assert "a bug in mcpmux" not in log.read_text()
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["legacy", "modern"])
+def unable(request: pytest.FixtureRequest, modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host that declares nothing."""
+    folder = tmp_path_factory.mktemp("unable")
+    launcher, log = Launcher(folder), folder / "stderr.log"
+    command = launcher.command(*(party for party in parties(modules) if party.name in WRITTEN_HERE))
+    host = PythonHost(command, launcher.env, log, modern=request.param, able=False)
+    yield host
+    host.close()
+    assert "a bug in mcpmux" not in log.read_text()
+
+
 def send(host: Host, server: str, cell: Cell) -> dict[str, Any]:
     params = json.loads(json.dumps(cell.params).replace("{server}", server))
     return host.call(cell.method, **params)
@@ -164,6 +187,38 @@ def test_what_a_server_asks_in_the_middle_of_a_request_is_answered(host: Host, s
             assert question["params"]["message"].lower().startswith(f"[{server}] please ")
             if question["params"].get("mode") == "url":
                 assert ("elicitationId" in question["params"]) is not host.modern
+
+
+# What becomes of it before a host that declares nothing: an error's code, `failed` for a tool's failure, or what the
+# server says. The SDK's servers refuse by themselves; those written by hand ask all the same.
+BY_ITSELF = dict.fromkeys(("sampling", "sampling-with-tools", "form-accepted", "url-accepted", "roots"), "-32021")
+DECLINED = {"form-accepted": "decline", "url-accepted": "decline", "prompt": "Hello nobody", "resource": "nobody's hat"}
+REFUSED = {
+    "sdk": BY_ITSELF,
+    "sdk-legacy": BY_ITSELF,
+    "sdk-modern": BY_ITSELF,
+    "raw-legacy": DECLINED | dict.fromkeys(("sampling", "sampling-with-tools", "roots", "two-at-once"), "-32601"),
+    "raw-modern": DECLINED | dict.fromkeys(("sampling", "sampling-with-tools", "roots", "two-at-once"), "failed"),
+}
+
+
+@pytest.mark.parametrize(
+    ("server", "name"),
+    [pytest.param(server, name, id=f"{server}-{name}") for server in REFUSED for name in REFUSED[server]],
+)
+def test_what_the_host_cannot_answer_is_refused(unable: Host, server: str, name: str):
+    """Nothing is accepted on its behalf, and a legacy server's code of the modern era does not go to a modern host.
+    Spec: 2026-07-28, basic/index#error-codes, basic/patterns/mrtr; 2025-11-25, client/elicitation."""
+    expected = REFUSED[server][name]
+    if expected == "-32021" and unable.modern and server == "sdk-legacy":
+        expected = "-32603"
+    try:
+        result = send(unable, server, OURS[name])
+    except Refused as refused:
+        assert str(refused.code) == expected
+    else:
+        assert ("failed" if result.get("isError") else text(result)) == expected
+    assert unable.events.taken("asked") == []
 
 
 # ── telling ──
@@ -250,3 +305,82 @@ def test_an_update_of_a_resource_that_the_host_watches_is_told(host: Host, serve
         hears_change(host, uri)
         if server == "everything":
             call(host, server, touch)  # off
+
+
+# ── the same era on both sides ──
+
+ODD = r'{"z":1.0,"a":[1e2,-0,{"u":"\u00e9\/","n":null}],  "deep":{"b":1,"a":2}}'  # no encoder would write it so
+ABLE = {"sampling": {}}
+
+
+@pytest.fixture(scope="module", params=["legacy", "modern"])
+def raw(request: pytest.FixtureRequest, modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RawPair]:
+    """A host that writes its own bytes, before a server that does."""
+    launcher = Launcher(tmp_path_factory.mktemp(request.param))
+    [party] = [party for party in parties(modules) if party.name == f"raw-{request.param}"]
+    yield RawPair(launcher.through(party), request.param)
+    launcher.close()
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+class RawPair:
+    def __init__(self, host: RawHost, era: str) -> None:
+        self.host = host
+        self.server = f"raw-{era}"
+        self.is_modern = era == "modern"
+        self.meta = '"_meta":{"x/y":1.50,"a/b":{"k":1e0}}'
+        if self.is_modern:
+            values = {"protocolVersion": MODERN_REVISION, "clientInfo": {"name": "raw"}, "clientCapabilities": ABLE}
+            own = ",".join(f'"io.modelcontextprotocol/{key}":{compact(value)}' for key, value in values.items())
+            self.meta = f'"_meta":{{{own},"x/y":1.50,"a/b":{{"k":1e0}}}}'
+        else:
+            host.initialize(ABLE)
+
+    def call(self, id: str, tool: str, rest: str) -> dict[str, Any]:
+        """The first message for this id: its answer."""
+        params = f'{{"name":"{self.server}__{tool}",{rest},{self.meta}}}'
+        self.host.send(f'{{"jsonrpc":"2.0","id":"{id}","method":"tools/call","params":{params}}}'.encode())
+        return self.host.answer(id)
+
+    def result(self, members: str) -> str:
+        return f'{{"resultType":"complete",{members}}}' if self.is_modern else f"{{{members}}}"
+
+
+def test_a_requests_params_pass_byte_for_byte(raw: RawPair):
+    """Our choice: only the tool's name is changed. Keys, their order, spellings and unknown members stay."""
+    rest = f'"arguments":{ODD},"x-unknown":[{ODD}]'
+    line = raw.call("params", "line", rest)["result"]["content"][0]["text"]
+    assert f'"params":{{"name":"line",{rest},{raw.meta}}}' in line
+
+
+def test_a_result_passes_byte_for_byte(raw: RawPair):
+    """Our choice, as above."""
+    result = raw.result(f'"x-unknown":{ODD},"content":[],"structuredContent":{ODD},"_meta":{ODD}')
+    answer = raw.call("result", "raw", f'"arguments":{json.dumps({"result": result})}')
+    assert answer["raw"] == f'{{"jsonrpc":"2.0","id":"result","result":{result}}}\n'.encode()
+
+
+def test_a_question_and_its_answer_pass_byte_for_byte(raw: RawPair):
+    """Our choice, as above; legacy: a request of the server's; modern: the call's result, and what its retry brings."""
+    question = f'{{"messages":[],"maxTokens":7,"x-unknown":{ODD}}}'
+    reply = f'{{"role":"assistant","content":{{"type":"text","text":"4"}},"model":"m-1","x-unknown":{ODD}}}'
+    rest = f'"arguments":{json.dumps({"params": question})}'
+    if raw.is_modern:
+        asked = raw.call("asked", "ask", rest)["raw"].decode()
+        request = f'{{"method":"{SAMPLING}","params":{question}}}'
+        assert asked.endswith(
+            f'{{"resultType":"input_required","inputRequests":{{"q":{request}}},"requestState":"s"}}}}\n'
+        )
+        brought = f'"inputResponses":{{"q":{reply}}},"requestState":"s"'
+        line = raw.call("retry", "ask", f"{rest},{brought}")["result"]["content"][0]["text"]
+    else:
+        number = raw.host.ask("tools/call", {"name": f"{raw.server}__ask", "arguments": {"params": question}})
+        asked = raw.host.until(lambda message: message.get("method") == SAMPLING)
+        assert f'"params":{question}}}' in asked["raw"].decode()
+        raw.host.send(f'{{"jsonrpc":"2.0","id":{json.dumps(asked["id"])},"result":{reply}}}'.encode())
+        brought = f'"result":{reply}'
+        line = raw.host.answer(number)["result"]["content"][0]["text"]
+    assert brought in line
