@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import calendar
 import collections
+import contextlib
 import json
 import os
 import queue
@@ -1204,7 +1205,7 @@ class Site:
         home = self.folder / "home"
         places |= {str(file): file.read_bytes().decode("latin-1") for file in home.rglob("*") if file.is_file()}
         assert any("usage.jsonl" in place for place in places)
-        wanted = {KEY, KEY[3:15], *CONTENT, *(words[:16] for words in CONTENT)}
+        wanted = {KEY, KEY[3:15], *(words[:16] for words in CONTENT), *(words[-16:] for words in CONTENT)}
         return [f"{words!r} in {place}" for place, content in places.items() for words in wanted if words in content]
 
 
@@ -1213,6 +1214,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, bytecode: dict[str, str]) -
     """At the end no process is left, no key and no content is found in anything that was written, the failures of all
     tests included, and nobody was called but the providers."""
     site = Site(tmp_path_factory.mktemp("sampling"), bytecode)
+    site.sample()
     yield site
     left = mcpmux.descendants(site.host.process.pid)
     site.close()
@@ -1360,7 +1362,7 @@ FAILURES: dict[str, tuple[list[Reply], str]] = {
         "failed, or sent no answer that can be read (HTTP 500)",
     ),
     "another answer": (
-        [Reply({"choices": [{"text": SAID}]})] * 3,
+        [Reply({"choices": [{"text": SAID}]}), Reply(openai([text(SAID)])), Reply(openai({"text": SAID}))],
         "failed, or sent no answer that can be read (HTTP 500)",
     ),
     "overloaded": ([refusal(503, "come back later")] * 3, 'is overloaded or down: "come back later" (HTTP 503)'),
@@ -1660,20 +1662,16 @@ def test_a_sampler_that_is_not_asked_is_stopped_and_the_next_request_starts_anot
         "sys.exit(mcpmux.main(sys.argv[1:]))"
     )
     env = home | {"PYTHONPATH": str(ROOT)}
-    host = RawHost([sys.executable, "-c", code, "--config", str(config)], env)
-    host.initialize()
-    for _ in range(2):
-        number = asking(host, "a", ASKED)
-        heart, _ = hearts.accept()
-        assert "result" in heard(host, number)
-        with heart:
+    with hearts, contextlib.closing(RawHost([sys.executable, "-c", code, "--config", str(config)], env)) as host:
+        host.initialize()
+        for last in (False, False, True):
+            number = asking(host, "a", ASKED)
+            heart, _ = hearts.accept()
             heart.settimeout(PATIENCE)
-            assert heart.recv(1) == b""  # it was stopped, and nobody asked for that
-    assert "result" in heard(host, asking(host, "a", ASKED))
-    heart, _ = hearts.accept()
-    assert host.close() == 0
-    with heart, hearts:
-        assert heart.recv(1) == b""
+            with heart:
+                assert "result" in heard(host, number)
+                assert not last or host.close() == 0
+                assert heart.recv(1) == b""  # it has ended, and but for the last nobody asked for that
     assert_lines_are_clean(host)
     assert "exit status" not in host.log()
 
