@@ -2759,14 +2759,19 @@ class Core:
         ended.call.round = 0
 
     def _end_round(self, ended: Round) -> None:
-        """Without an outcome: what is open is withdrawn; a legacy server's own questions wait for its next call."""
+        """Without an outcome: what is open is withdrawn; a legacy server's own questions go to another of its calls, or
+        wait for the next one."""
         self._close_round(ended, Turn.END)
+        server = self.servers[ended.server]
         for question in ended.questions.values():
             pending = self.in_flight.get(question.number)
             if pending and pending.peer == LATER:
-                self._leave(self.servers[ended.server], pending)
+                self._leave(server, pending)
             elif pending:
                 self._withdraw(pending, {})
+        call = self._call_of(server)
+        if server.questions and call and call.caller.modern:
+            self._carry(server, call)
 
     def _join(self, server: Server, call: Pending, question: Pending, params: Raw | bytes | UnsetType) -> None:
         """A legacy server's question becomes part of what the modern host of this call is asked."""

@@ -543,6 +543,20 @@ def test_a_second_question_while_all_calls_are_parked_travels_in_the_answer_to_t
     assert s.answer_to_server("git", "b")["result"] == YES
 
 
+def test_a_question_goes_to_another_call_if_the_one_that_it_joined_ends_meanwhile():
+    """Our choice: which of its calls a legacy server asks for cannot be known, and the oldest is only a guess."""
+    s = modern_host("git")
+    for id in (1, 2):
+        s.host_asks_modern(id, "tools/call", name="git__log", arguments={})
+    asks_host(s, "a")
+    s.server_sends("git", id=s.server_heard("git", "tools/call")[0]["id"], result={"content": []})
+    assert s.host_hears(1)["result"]["content"] == []
+    s.advance(0.02)
+    [key] = s.host_hears(2)["result"]["inputRequests"]
+    retry(s, 3, state_of(s.host_hears(2)), {key: YES})
+    assert s.answer_to_server("git", "a")["result"] == YES
+
+
 def test_a_question_for_a_call_whose_host_cannot_answer_falls_back():
     s = modern_host("git")
     s.host_asks_modern(1, "tools/call", name="git__log", capabilities={})
