@@ -22,6 +22,7 @@ from conftest import PATIENCE
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.shared.exceptions import MCPError
+from pydantic import BaseModel
 
 from .harness import NODE
 
@@ -48,6 +49,10 @@ class Host(Protocol):
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One of the three methods in whose middle a server may ask."""
+        ...
+
+    def call_together(self, *calls: dict[str, Any]) -> list[dict[str, Any]]:
+        """Calls of tools, all at once; their results in order."""
         ...
 
     def listed(self) -> list[str]:
@@ -95,6 +100,10 @@ class Events:
 # ── Python ──
 
 
+def body(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(by_alias=True, mode="json", exclude_none=True)
+
+
 class PythonHost:
     """The SDK's client, in an event loop in a thread of its own."""
 
@@ -135,7 +144,21 @@ class PythonHost:
                 case _:
                     return await self._client.read_resource(params["uri"], meta=meta)
 
-        return self._play(send).model_dump(by_alias=True, mode="json", exclude_none=True)
+        return body(self._play(send))
+
+    def call_together(self, *calls: dict[str, Any]) -> list[dict[str, Any]]:
+        results: dict[int, dict[str, Any]] = {}
+
+        async def one(number: int, params: dict[str, Any]) -> None:
+            results[number] = body(await self._client.call_tool(params["name"], params["arguments"]))
+
+        async def send() -> None:
+            async with anyio.create_task_group() as group:
+                for number, params in enumerate(calls):
+                    group.start_soon(one, number, params)
+
+        self._play(send)
+        return [results[number] for number in range(len(calls))]
 
     def listed(self) -> list[str]:
         async def send() -> list[str]:
@@ -232,11 +255,10 @@ class PythonHost:
         return types.ListRootsResult(roots=[types.Root(uri=ROOT, name="home")])
 
     def _asked(self, method: str, params: types.RequestParams) -> None:
-        body = params.model_dump(by_alias=True, mode="json", exclude_none=True)
-        self.events.put("asked", {"method": method, "params": body})
+        self.events.put("asked", {"method": method, "params": body(params)})
 
     async def _log(self, params: types.LoggingMessageNotificationParams) -> None:
-        self.events.put("log", params.model_dump(by_alias=True, mode="json", exclude_none=True))
+        self.events.put("log", body(params))
 
     async def _message(self, message: Any) -> None:
         """A modern host hears of changes where it listens."""
@@ -284,6 +306,9 @@ class TypeScriptHost:
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._do("call", method=method, params=params)
+
+    def call_together(self, *calls: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._do("together", calls=calls)
 
     def listed(self) -> list[str]:
         return self._do("list")

@@ -118,7 +118,7 @@ ASKING: dict[str, Callable[[dict[str, Any]], Asking]] = {
     "two-rounds": two_rounds,
     "two-at-once": two_at_once,
 }
-tools = [*ASKING, "era", "hold", "cancelled", "log", "grow", "touch", "line", "raw", "ask"]
+tools = [*ASKING, "era", "hold", "cancelled", "log", "grow", "touch", "line", "raw", "ask", "pages"]
 
 # ── how questions travel ──
 
@@ -211,6 +211,7 @@ listening: dict[Any, dict[str, Any]] = {}  # modern: filters by subscription
 held: list[Any] = []
 ended: list[Any] = []  # held calls that were cancelled
 wanting: list[Any] = []  # calls of `cancelled` that wait for one
+visited: set[str] = set()  # legacy: pages that a call of `pages` needs
 waiting: list[Any] = []  # legacy: calls of `ask`
 
 
@@ -251,6 +252,13 @@ def call_tool(id: Any, params: dict[str, Any], line: bytes) -> None:
             else:
                 waiting.append(id)
                 write(b'{"jsonrpc":"2.0","id":"q","method":"%b","params":%b}' % (SAMPLING.encode(), question))
+        case "pages" if visited:
+            succeed(id, text("visited"))
+        case "pages":
+            visited.add("e-9")
+            page = {"mode": "url", "elicitationId": "e-9", "url": "https://example.org/in", "message": "please accept"}
+            fail(id, {"code": -32042, "message": "visit it first", "data": {"elicitations": [page]}})
+            send(method="notifications/elicitation/complete", params={"elicitationId": "e-9"})
         case "line":
             succeed(id, text(line.decode()))
         case "era":

@@ -55,6 +55,9 @@ const ways = {
     if (method === "tools/call") return client.callTool(params);
     return method === "prompts/get" ? client.getPrompt(params) : client.readResource(params);
   },
+  together({ calls }) {
+    return Promise.all(calls.map((params) => client.callTool(params)));
+  },
   async list() {
     const { tools } = await client.listTools(undefined, { cacheMode: "refresh" });
     const { resources } = await client.listResources(undefined, { cacheMode: "refresh" });
