@@ -3797,8 +3797,8 @@ class Core:
 
     def _sweep(self, _: str) -> None:
         for pending in self.in_flight:
-            if pending.deadline > self._now:
-                continue
+            if pending.deadline > self._now or self.in_flight.get(pending.id) is None:
+                continue  # not yet; or it has ended with another one
             if pending.asker == PARKED or (pending.peer in self.servers and self.in_flight.asked_by(pending.peer)):
                 pending.deadline = self._now + pending.patience  # a person is being asked: the clock stands still
                 continue

@@ -710,6 +710,17 @@ def test_a_round_with_a_state_only_is_tried_again_after_a_moment():
     assert "inputResponses" not in called(s, "git")["params"]
 
 
+def test_questions_that_nobody_answers_end_their_call_once_even_if_their_time_is_up_together():
+    """Our choice: input_timeout_sec."""
+    s = Script(["git"], modern=("git",), capabilities=ALL)
+    s.host_asks(1, "tools/call", name="git__log")
+    needs(s, a=ASK, b=ASK, c=ROOTS)
+    s.advance(601)
+    assert s.host_hears(1).is_error
+    assert len(s.host_told("notifications/cancelled")) == 3
+    assert s.core._rounds == {}
+
+
 def test_a_server_that_never_has_enough_is_stopped_after_ten_rounds():
     s = Script(["git"], modern=("git",))
     s.host_asks(1, "tools/call", name="git__log")
