@@ -3138,8 +3138,8 @@ class Core:
     def _calls_of(self, server: Server, params: Raw | bytes | UnsetType) -> tuple[int, ...]:
         """The host's calls that this server knows: a question does not say in which of them it is asked, unless it
         is asked in a task."""
-        if _RELATED_TASK in object_of(object_of(params).get("_meta")):
-            return ()
+        if server.modern or _RELATED_TASK in object_of(object_of(params).get("_meta")):
+            return ()  # those of a modern server end with their round
         owed = [call for call in self.in_flight.owed_by(server.name) if not self._is_waiting(call)]
         return tuple(call.id for call in owed if call.asker == HOST and call.method in CARRIERS)
 

@@ -700,6 +700,20 @@ def test_a_host_that_cancels_meanwhile_is_asked_no_more():
     assert s.core._rounds == {}
 
 
+def test_when_another_call_is_cancelled_the_questions_of_this_one_stay_open():
+    """A modern server's questions are its call's, and it is sent no answers (basic/transports/stdio)."""
+    s = Script(["git"], modern=("git",), capabilities=ALL)
+    s.host_asks(1, "tools/call", name="git__log")
+    first = called(s, "git")
+    s.host_asks(2, "tools/call", name="git__log")
+    s.server_sends("git", id=first["id"], result={"resultType": "input_required", "inputRequests": {"a": ASK}})
+    s.host_sends(method="notifications/cancelled", params={"requestId": 2})
+    assert not s.host_told("notifications/cancelled")
+    s.host_sends(id=s.host_told("elicitation/create")[0]["id"], result=YES)
+    assert called(s, "git")["params"]["inputResponses"] == {"a": YES}
+    assert not [message for message in s.to_server["git"] if "method" not in message]
+
+
 def test_a_round_with_a_state_only_is_tried_again_after_a_moment():
     s = Script(["git"], modern=("git",))
     s.host_asks(1, "tools/call", name="git__log")
