@@ -1213,6 +1213,22 @@ def identity(method: str, params: Fields) -> tuple[str, dict[str, Any]]:
     return method, {key: value_of(raw) for key, raw in params.items() if key not in apart}
 
 
+def brought(question: Fields, answer: Raw | None, host: Fields) -> Reply | None:
+    """What a retry brings for a question; None if it is to be asked again. That may be only a request which declares
+    the capability itself, and `host` is what this one declares."""
+    if answer is not None and is_object(answer):
+        return Reply(answer, None)
+    method, params = value_of(question.get("method")), object_of(question.get("params"))
+    if method == "elicitation/create":
+        can = value_of(params.get("mode"), "form") in elicitation_modes(host)
+        return None if can else Reply(Raw(DECLINE), None)
+    needed = ("roots",) if method == "roots/list" else ("sampling",)
+    if needed == ("sampling",) and ("tools" in params or "toolChoice" in params):
+        needed = ("sampling", "tools")
+    error = RpcError(METHOD_NOT_FOUND, f"the host came back without an answer and declares no {'.'.join(needed)} now")
+    return None if offers(host, *needed) else Reply(None, error_body(error))
+
+
 class Phase(Enum):
     ASKING = "the host's request is open; more questions may come within moments"
     PARKED = "the host has the questions; it has to come back"
@@ -2877,17 +2893,19 @@ class Core:
         del self._round_of_token[token]
         responses = object_of(ask.fields.get("inputResponses"))
         for key, question in list(found.questions.items()):
-            answer = responses.get(key)
-            if answer is None or not is_object(answer) or not question.is_open or not bytes(question.shown):
+            if not question.is_open or not bytes(question.shown):
+                continue
+            reply = brought(object_of(question.shown), responses.get(key), ask.caller.capabilities)
+            pending = self.in_flight.get(question.number)
+            if reply is None:
                 continue
             question.is_open = False
-            pending = self.in_flight.get(question.number)
             if pending is None:
-                found.answers[key] = answer.copy()
+                self._gathered(found, key, call, reply)
             else:
-                if pending.method == "roots/list":
-                    self._host_roots = bytes(answer)
-                self._answered(self.in_flight.settle(pending.id), Reply(answer, None))
+                if pending.method == "roots/list" and reply.result is not None:
+                    self._host_roots = bytes(reply.result)
+                self._answered(self.in_flight.settle(pending.id), reply)
         if any(one.is_open and bytes(one.shown) for one in found.questions.values()) and not found.kept:
             found.phase = next_phase(found.phase, Turn.PARTIAL)
             self._put_to_host(found, ask.id, ask.caller)

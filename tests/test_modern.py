@@ -467,6 +467,21 @@ def test_a_retry_with_other_arguments_is_refused_and_the_right_one_still_works(m
     assert s.answer_to_server("git", "a")["result"] == YES
 
 
+def test_a_retry_is_asked_again_only_for_what_it_declares_itself():
+    """basic/patterns/mrtr#server-requirements-basic-workflow: capabilities are those of the request."""
+    s = modern_host("git", capabilities=ALL)
+    s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
+    asks_host(s, "a")
+    asks_host(s, "b", "roots/list", {})
+    asks_host(s, "c", "sampling/createMessage", {"messages": [], "maxTokens": 1})
+    s.advance(0.02)
+    retry(s, 2, state_of(s.host_hears(1)), {}, capabilities={"sampling": {}})
+    assert s.answer_to_server("git", "a")["result"] == {"action": "decline"}
+    assert s.answer_to_server("git", "b")["error"]["code"] == -32601
+    [request] = s.host_hears(2)["result"]["inputRequests"].values()
+    assert request["method"] == "sampling/createMessage"
+
+
 def test_a_result_that_comes_while_its_call_is_parked_is_kept_for_the_retry():
     s = modern_host("git")
     state, [key] = parked(s, "a")
