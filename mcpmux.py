@@ -3012,7 +3012,7 @@ class Core:
             self._wait_for(opened, call.asker_id, call.caller)
         for key, (method, request, verdict) in verdicts.items():
             if self._rounds.get(opened.id) is None or opened.kept:
-                return  # one of them has failed already
+                break  # one of them has failed already
             question = opened.questions[key] = Question(Raw(b""))
             asker_id = encode([opened.id, key])  # no id of its own can be a list
             then = functools.partial(self._gathered, opened, key)
@@ -3037,7 +3037,10 @@ class Core:
                 self._gathered(opened, key, call, Reply(None, error_body(wrong)))
         if self._rounds.get(opened.id) is None:
             return
-        if parks:
+        if opened.kept:  # the host need not be asked the rest
+            self._close_round(opened, Turn.END)
+            self._answer_host(server.name, call.asker_id, call.method, call.caller, opened.kept)
+        elif parks:
             self._put_to_host(opened, call.asker_id, call.caller)
         elif not verdicts:
             self._set_timer("round", str(opened.id), self._now + STATE_ONLY_WAIT)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from script import PREFIX, TOOL, Message, Script, envelope
 
-from mcpmux import SamplingOptions, ServerOptions
+from mcpmux import SamplingLimits, SamplingOptions, ServerOptions
 
 ELICIT = {"message": "who?", "requestedSchema": {"type": "object", "properties": {}}}
 FORM = {"elicitation": {"form": {}}}
@@ -795,6 +795,19 @@ def test_a_model_that_fails_while_the_host_is_asked_the_rest_fails_the_retry():
     assert "no credit" in s.host_hears(2).text
     assert s.host_hears(2)["result"]["resultType"] == "complete"
     assert len(s.server_heard("git", "tools/call")) == 1
+    assert s.core._rounds == {}
+
+
+def test_a_question_that_cannot_be_answered_here_ends_the_call_before_the_host_is_asked_the_rest():
+    """An answer that is an error cannot be given to a modern server."""
+    sampling = SamplingOptions(limits=SamplingLimits(max_concurrency=1))
+    s = modern_host("git", modern=("git",), capabilities=FORM, sampling=sampling)
+    s.host_asks_modern(1, "tools/call", name="git__log")
+    needs(s, a=SAMPLE, b=SAMPLE, c=ASK)
+    assert s.host_hears(1).is_error
+    assert "max_concurrency" in s.host_hears(1).text
+    assert s.host_hears(1)["result"]["resultType"] == "complete"
+    assert s.withdrawn_from_model() == [s.model_asked()[0]["id"]]
     assert s.core._rounds == {}
 
 
