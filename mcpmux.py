@@ -2645,14 +2645,15 @@ class Core:
             if kind != "complete" and (kind == "input_required" or not is_of_extension):
                 wrong = f"{server.name} sent a result of type {str(kind)[:TEXT_MOST]!r}, which nobody here knows"
                 reply = Reply(None, error_body(RpcError(INTERNAL_ERROR, wrong)))
-        elif (
-            pending.caller.modern
-            and pending.method in CARRIERS
-            and value_of(object_of(reply.error).get("code")) == URL_ELICITATION_REQUIRED
-        ):
-            self._pages_required(server, pending, object_of(reply.error))
-            return
-        if pending.then:
+        self._pass_answer(server, pending, reply)
+
+    def _pass_answer(self, server: Server, pending: Pending, reply: Reply) -> None:
+        """What a server has answered is on its way, unless it is a question in the words of 2025-11-25."""
+        error = object_of(reply.error)
+        is_refusal = value_of(error.get("code")) == URL_ELICITATION_REQUIRED
+        if is_refusal and pending.caller.modern and pending.method in CARRIERS and not server.modern:
+            self._pages_required(server, pending, error)
+        elif pending.then:
             pending.then(pending, reply)
         else:
             self._deliver(pending, reply)
@@ -2778,6 +2779,9 @@ class Core:
         """Without an outcome: what is open is withdrawn; a legacy server's own questions go to another of its calls, or
         wait for the next one."""
         self._close_round(ended, Turn.END)
+        self._let_go(ended)
+
+    def _let_go(self, ended: Round) -> None:
         server = self.servers[ended.server]
         for question in ended.questions.values():
             pending = self.in_flight.get(question.number)
@@ -2942,12 +2946,11 @@ class Core:
         call.caller, call.token, call.progress = ask.caller, progress_token(ask.fields), -FOREVER
         if found.kept:
             call.asker, call.asker_id = HOST, ask.id
-            if call.then:
-                call.then(call, found.kept)
-            elif server.modern:  # its part ended with its questions: what is kept is ours
-                self._answer_host(server.name, ask.id, call.method, ask.caller, found.kept)
+            if server.modern:  # its own answers are never kept: this is a failure of ours
+                self._answer_host(server.name, ask.id, ask.method, ask.caller, found.kept)
             else:
-                self._deliver(call, found.kept)
+                self._let_go(found)
+                self._pass_answer(server, call, found.kept)
             return
         self.in_flight.hand_over(call, HOST, ask.id)
         call.deadline = min(self._now + call.patience, call.limit)

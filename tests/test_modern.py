@@ -491,6 +491,20 @@ def test_a_result_that_comes_while_its_call_is_parked_is_kept_for_the_retry():
     assert s.answer_to_server("git", "a")["result"] == YES
 
 
+def test_a_question_that_outlives_its_call_waits_for_the_next_one():
+    """Our choice: its server has neither withdrawn it nor been answered."""
+    s = modern_host("git")
+    state, _ = parked(s, "a")
+    s.server_answers("git", "tools/call", {"content": []})
+    retry(s, 2, state, {})
+    assert s.host_hears(2)["result"]["content"] == []
+    s.host_asks_modern(3, "tools/call", name="git__log", arguments={})
+    s.advance(0.02)
+    [key] = s.host_hears(3)["result"]["inputRequests"]
+    retry(s, 4, state_of(s.host_hears(3)), {key: YES})
+    assert s.answer_to_server("git", "a")["result"] == YES
+
+
 def test_a_server_that_dies_while_parked_fails_the_retry():
     s = modern_host("git")
     state, [key] = parked(s, "a")
@@ -632,6 +646,16 @@ def test_the_new_call_is_made_after_60_s_without_word_and_not_at_all_after_a_no(
     retry(s, 3, state_of(s.host_hears(2)), {key: {"action": "decline"}})
     assert s.host_hears(3).is_error
     assert len(s.server_heard("git", "tools/call")) == 2
+
+
+def test_pages_that_are_required_while_the_call_is_parked_are_asked_for_on_the_retry():
+    """-32042 is no code of the modern era (basic/index#error-codes)."""
+    s = modern_host("git")
+    state, [key] = parked(s, "a")
+    s.server_answers("git", "tools/call", error=REQUIRED)
+    retry(s, 2, state, {key: YES})
+    [request] = s.host_hears(2)["result"]["inputRequests"].values()
+    assert request["params"]["url"] == PAGE["url"]
 
 
 def test_a_host_that_cannot_open_pages_is_told_what_is_missing():
@@ -820,6 +844,16 @@ def test_a_servers_state_that_looks_like_ours_comes_back_to_it_as_it_was():
     retry(s, 2, state, {"a": YES})
     assert called(s, "git")["params"]["requestState"] == "mcpmux:1.1."
     assert called(s, "git")["params"]["inputResponses"] == {"a": YES}
+
+
+@pytest.mark.parametrize("result", [{"resultType": "input_required"}, {"content": []}])
+def test_every_result_to_a_modern_host_has_its_type(result: dict[str, Any]):
+    """basic/index#resulttype: also our own word on a result that is none, and one of a server that gives no type."""
+    s = modern_host("git", modern=("git",))
+    s.host_asks_modern(1, "tools/call", name="git__log")
+    s.server_answers("git", "tools/call", result)
+    assert s.host_hears(1).is_error is ("resultType" in result)
+    assert s.host_hears(1)["result"]["resultType"] == "complete"
 
 
 def test_a_server_that_died_meanwhile_is_started_again_for_the_retry():
