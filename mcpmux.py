@@ -2806,7 +2806,8 @@ class Core:
             call.round = joined.id
             self._set_timer("round", str(joined.id), self._now + ASK_TOGETHER)
         joined.questions[f"{server.name}-{question.id}"] = Question(shown, question.id)
-        question.round, question.calls = joined.id, (call.id,)
+        question.round = joined.id
+        question.calls = self._calls_of(server, encode(question.params)) or (call.id,)  # which of them, is a guess
 
     def _leave(self, server: Server, question: Pending) -> None:
         """A question outside any call, or with all calls parked: it waits for the next one."""
