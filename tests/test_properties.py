@@ -6,13 +6,14 @@ Our promise, and the one property that a multiplexer must have.
 from __future__ import annotations
 
 import collections
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
-from script import TOOL, Script
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
+from script import TOOL, Message, Script, envelope
 
 import mcpmux
 from mcpmux import MODEL, MuxOptions, SamplingLimits, SamplingOptions, ServerOptions, State
@@ -291,6 +292,429 @@ class Traffic(Questions):
         self.s.model_sends(method="log", params={"level": "debug", "text": "sampled"})
 
 
+# ── the bridge ──
+
+OWED = re.compile(rb"question-(\d+)\.")  # in a question, and in its answer
+CALL = re.compile(rb"call-(\d+)\.")  # in a call, and in its result
+ALL = {"elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}}, "roots": {}}
+DECLARED: list[dict[str, Any]] = [ALL, ALL, ALL, ALL, {"elicitation": {}}, {"sampling": {}, "roots": {}}, {}]
+KINDS = ("form", "url", "sampling", "roots")
+INPUT_TIMEOUT = 30
+
+
+def call_of(kind: str, server: str, number: int) -> tuple[str, dict[str, Any]]:
+    mark = f"call-{number}."
+    return {
+        "tool": ("tools/call", {"name": f"{server}__log", "arguments": {"mark": mark}}),
+        "prompt": ("prompts/get", {"name": f"{server}__p", "arguments": {"mark": mark}}),
+        "resource": ("resources/read", {"uri": f"{server}://{mark}"}),
+    }[kind]
+
+
+def question_of(kind: str, number: int) -> dict[str, Any]:
+    mark = f"question-{number}."
+    said = {"role": "user", "content": {"type": "text", "text": mark}}
+    return {
+        "form": {"method": "elicitation/create", "params": {"message": mark, "requestedSchema": {}}},
+        "url": {"method": "elicitation/create", "params": {"mode": "url", "message": "?", "url": f"https://x/{mark}"}},
+        "sampling": {"method": "sampling/createMessage", "params": {"messages": [said], "maxTokens": 1}},
+        "roots": {"method": "roots/list", "params": {"_meta": {"x/y": mark}}},
+    }[kind]
+
+
+def answer_to(question: Any, *, no: bool = False) -> dict[str, Any]:
+    """What a host or a model says to a question, with the mark of that question."""
+    mark = f"question-{OWED.findall(mcpmux.encode(question))[0].decode()}."
+    text = {"type": "text", "text": mark}
+    return {
+        "elicitation/create": {"action": "decline" if no else "accept", "content": {"mark": mark}},
+        "sampling/createMessage": {"role": "assistant", "content": text, "model": "m"},
+        "roots/list": {"roots": [{"uri": f"file:///{mark}"}]},
+    }[question["method"]]
+
+
+def marks(pattern: re.Pattern[bytes], value: Any) -> set[int]:
+    return {int(mark) for mark in pattern.findall(value if isinstance(value, bytes) else mcpmux.encode(value))}
+
+
+# What is called, what the host declares in it, and whether it is of the modern era where both can be.
+NewCall = tuple[str, dict[str, Any], bool]
+NEW_CALL = st.tuples(st.sampled_from(["tool", "tool", "prompt", "resource"]), st.sampled_from(DECLARED), st.booleans())
+
+
+class Request(NamedTuple):
+    """One of the host's."""
+
+    id: int
+    number: int  # of the call that it makes, or goes on with
+    server: str
+    method: str
+    params: dict[str, Any]
+    declared: dict[str, Any] | None  # None: it is of the legacy era
+    is_refused: bool | None = None  # whether its requestState must be; None where either may be
+
+
+class Bridge(RuleBasedStateMachine):
+    """A host of either era or of both, a server of each, and a model; questions in calls and outside them, and every
+    way in which they end. Each call and each question has a mark, which shows in all that is said of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = ServerOptions(command="x", tool_timeout_sec=20, startup_timeout_sec=5)
+        lists = {"tools/list": [TOOL], "prompts/list": [{"name": "p"}]}
+        self.s = Script(
+            {"old": table, "new": msgspec.structs.replace(table, roots=("file:///table",))},
+            sampling=SamplingOptions(timeout_sec=10, limits=SamplingLimits(requests_per_minute=8, max_concurrency=3)),
+            offers={
+                of: {**lists, "resources/templates/list": [{"name": "t", "uriTemplate": of + "://{x}"}]}
+                for of in ("old", "new")
+            },
+            modern=("new",),
+            options=MuxOptions(input_timeout_sec=INPUT_TIMEOUT),
+            begin=False,
+        )
+        self.initialized = False
+        self.next = 0
+        self.then = self.s.now  # before the present step
+        self.read = {"host": 0, "old": 0, "new": 0}  # of each one's messages, how many have been looked at
+        self.open: dict[int, Request] = {}  # the host's, that must end
+        self.put: list[tuple[Request, dict[str, Any], float]] = []  # what it was asked in answers, and when
+        self.used: set[str] = set()  # states of mcpmux's that it has come back with
+        self.own_ways: set[int] = set()  # calls that the host goes on with by itself, so that it may mix up rounds
+        self.asked_of_host: dict[int, Message] = {}  # open requests to it
+        self.calls: dict[str, dict[int, Message]] = {"old": {}, "new": {}}  # open at a server, by mcpmux's id
+        self.questions: list[str] = []  # the legacy server's that must have an answer
+        self.methods: dict[int, str] = {}  # of each question, by its mark
+        self.rounds: dict[tuple[int, str | None], dict[str, int]] = {}  # what the modern one asked: by call and state
+        self.progress: dict[str, float] = {}  # the last of each token
+
+    @initialize(declared=st.sampled_from([None, None, *DECLARED]))
+    def begins(self, declared: dict[str, Any] | None) -> None:
+        self.initialized = declared is not None
+        if declared is not None:
+            self.s.capabilities = declared
+            self.s.initialize()
+        else:
+            self.s.asks_modern("list", "server/discover")
+
+    def fresh(self) -> int:
+        self.next += 1
+        return self.next
+
+    def alive(self, server: str) -> bool:
+        return self.s.core.servers[server].state in (State.STARTING, State.READY)
+
+    def sends(self, request: Request) -> None:
+        meta: dict[str, Any] = {"progressToken": f"token-{request.id}"}
+        meta |= {} if request.declared is None else envelope(request.declared)
+        self.open[request.id] = request
+        self.s.host_asks(request.id, request.method, **request.params, _meta=meta)
+
+    # ── the host ──
+
+    @rule(server=st.sampled_from(["old", "new"]), call=NEW_CALL)
+    def host_calls(self, server: str, call: NewCall) -> None:
+        kind, declared, modern = call
+        number = self.fresh()
+        method, params = call_of(kind, server, number)
+        caps = declared if modern or not self.initialized else None
+        self.sends(Request(self.fresh(), number, server, method, params, caps))
+
+    @rule(
+        nth=st.sampled_from([0, 0, 0, 1, 2]),
+        part=st.sampled_from(["all", "all", "all", "some", "none", "more"]),
+        no=st.sampled_from([False, False, True]),
+        wrong=st.sampled_from(["", "", "", "", "", "arguments", "method", "state"]),
+        declared=st.sampled_from([None, None, None, *DECLARED]),
+        new=NEW_CALL,
+    )
+    def host_comes_back(
+        self, nth: int, part: str, no: bool, wrong: str, declared: dict[str, Any] | None, new: NewCall
+    ) -> None:
+        for server_asks in (self.old_server_asks, self.new_server_asks):
+            if not self.put:
+                server_asks(["form", "sampling", "roots"], new=new)
+                self.the_host_hears_what_is_its_own()
+        if not self.put:
+            return  # it declares nothing, or is of the legacy era
+        before, result, at = self.put[-1 - nth % len(self.put)]
+        state, number = result.get("requestState"), before.number
+        answers = {key: answer_to(one, no=no) for key, one in result.get("inputRequests", {}).items()}
+        if part == "some" and answers:
+            answers.pop(min(answers))
+        elif part == "more":
+            answers |= {"old-1": {"action": "accept"}, "nobody": {}}
+        elif part == "none":
+            answers = {}
+        method = before.method
+        params = {key: before.params[key] for key in ("name", "arguments", "uri") if key in before.params}
+        if wrong in ("arguments", "method"):
+            number = self.fresh()
+            kind = "tool" if (method == "tools/call") == (wrong == "arguments") else "prompt"
+            method, params = call_of(kind, before.server, number)
+        if wrong == "state":
+            state = "mcpmux:77.77." if state and state.startswith("mcpmux:") else "nobody's"
+        is_ours = state is not None and state.startswith("mcpmux:")
+        refused = None
+        if is_ours:
+            in_time = self.s.now < at + INPUT_TIMEOUT
+            refused = True if wrong or state in self.used else False if in_time else None
+            if not wrong:
+                self.used.add(state)
+        elif before.server == "old" and method != "resources/read":
+            refused = True
+        if not is_ours:
+            self.own_ways.add(number)
+        params |= {"requestState": state} if state is not None else {}
+        params |= {"inputResponses": answers} if answers or part == "none" else {}
+        caps = before.declared if declared is None else declared
+        self.sends(Request(self.fresh(), number, before.server, method, params, caps, refused))
+
+    @precondition(lambda self: self.open)
+    @rule(nth=st.integers(0, 3))
+    def host_cancels(self, nth: int) -> None:
+        id = list(self.open)[-1 - nth % len(self.open)]
+        del self.open[id]
+        self.s.host_sends(method="notifications/cancelled", params={"requestId": id})
+
+    @precondition(lambda self: self.asked_of_host)
+    @rule(nth=st.integers(0, 3), way=st.sampled_from(["yes", "yes", "no", "error", "wrong"]), twice=st.booleans())
+    def host_answers(self, nth: int, way: str, twice: bool) -> None:
+        id = list(self.asked_of_host)[-1 - nth % len(self.asked_of_host)]
+        result = answer_to(self.asked_of_host.pop(id), no=way == "no")
+        ways: dict[str, Any] = {"error": {"error": {"code": -1, "message": "no"}}, "wrong": {"result": 7}}
+        for _ in range(1 + twice):
+            self.s.host_sends(id=id, **ways.get(way, {"result": result}))
+
+    # ── the servers ──
+
+    def some_call(self, server: str, nth: int, call: NewCall) -> Message | None:
+        """One that is open there, if need be a new one, and now has an answer; None where there can be none."""
+        calls = self.calls[server]
+        if not calls:
+            self.host_calls(server, call)
+            self.s.advance(0.2)
+            self.servers_hear_answers_to_their_own_questions()
+        return calls.pop(list(calls)[-1 - nth % len(calls)]) if calls and self.alive(server) else None
+
+    @rule(
+        server=st.sampled_from(["old", "new"]),
+        nth=st.integers(0, 3),
+        way=st.sampled_from(["result", "typed", "error", "wrong"]),
+        new=NEW_CALL,
+    )
+    def server_answers(self, server: str, nth: int, way: str, new: NewCall) -> None:
+        call = self.some_call(server, nth, new)
+        if call:
+            text = f"call-{min(marks(CALL, call['params']))}."
+            result = {"content": [{"type": "text", "text": text}], "messages": [], "contents": []}
+            typed = {"result": {**result, "resultType": "complete"}}
+            ways: dict[str, Any] = {
+                "typed": typed,
+                "error": {"error": {"code": -32050, "message": text}},
+                "wrong": {"result": 7},
+            }
+            self.s.server_sends(server, id=call["id"], **ways.get(way, {"result": result}))
+
+    @rule(
+        kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3),
+        outside=st.sampled_from([False, False, True]),
+        wait=st.sampled_from([0.02, 0.02, 0]),
+        new=NEW_CALL,
+    )
+    def old_server_asks(self, kinds: list[str], *, new: NewCall, outside: bool = False, wait: float = 0.02) -> None:
+        if not self.calls["old"] and not outside:
+            self.host_calls("old", new)
+            self.s.advance(0.2)
+        for kind in kinds if self.alive("old") else ():
+            id = f"q{self.fresh()}"
+            question = question_of(kind, self.next)
+            self.methods[self.next] = question["method"]
+            self.questions.append(id)
+            self.s.server_sends("old", id=id, **question)
+        self.s.advance(wait)
+
+    @precondition(lambda self: self.questions)
+    @rule(nth=st.integers(0, 3))
+    def old_server_withdraws(self, nth: int) -> None:
+        id = self.questions.pop(-1 - nth % len(self.questions))
+        self.s.server_sends("old", method="notifications/cancelled", params={"requestId": id})
+
+    @rule(nth=st.integers(0, 3), known=st.booleans(), number=st.integers(1, 2), new=NEW_CALL)
+    def old_server_needs_pages(self, nth: int, known: bool, number: int, new: NewCall) -> None:
+        call = self.some_call("old", nth, new)
+        if call:
+            pages: list[dict[str, Any]] = []
+            for _ in range(number):
+                page = question_of("url", self.fresh())["params"]
+                self.methods[self.next] = "elicitation/create"
+                pages.append(page | ({"elicitationId": f"e{self.next}"} if known else {}))
+            error = {"code": -32042, "message": "pages", "data": {"elicitations": pages}}
+            self.s.server_sends("old", id=call["id"], error=error)
+
+    @rule(back=st.integers(0, 5))
+    def old_server_says_that_a_page_is_done(self, back: int) -> None:
+        if self.alive("old"):
+            said = {"elicitationId": f"e{self.next - back}"}
+            self.s.server_sends("old", method="notifications/elicitation/complete", params=said)
+
+    @rule(
+        nth=st.integers(0, 3),
+        kinds=st.lists(st.sampled_from(KINDS), max_size=3),
+        state=st.sampled_from(["", "s", "s", "mcpmux:1.2."]),
+        new=NEW_CALL,
+    )
+    def new_server_asks(self, kinds: list[str], *, new: NewCall, nth: int = 0, state: str = "s") -> None:
+        call = self.some_call("new", nth, new)
+        if call:
+            asked: dict[str, Any] = {}
+            for key, kind in zip("xyz", kinds, strict=False):
+                asked[key] = question_of(kind, self.fresh())
+                self.methods[self.next] = asked[key]["method"]
+            result: dict[str, Any] = {"resultType": "input_required"} | ({"inputRequests": asked} if asked else {})
+            if state:
+                result["requestState"] = f"{state}{self.fresh()}"
+            number = min(marks(CALL, call["params"]))
+            keys = {key: min(marks(OWED, one)) for key, one in asked.items()}
+            self.rounds[number, result.get("requestState")] = keys
+            self.s.server_sends("new", id=call["id"], result=result)
+
+    @rule(server=st.sampled_from(["old", "new"]), nth=st.integers(0, 3), value=st.integers(0, 9))
+    def server_tells_progress(self, server: str, nth: int, value: int) -> None:
+        heard = self.s.server_heard(server, "tools/call")
+        if heard and self.alive(server):
+            params = {"progressToken": heard[-1 - nth % len(heard)]["id"], "progress": value}
+            self.s.server_sends(server, method="notifications/progress", params=params)
+
+    @rule(server=st.sampled_from(["old", "new"]))
+    def server_dies(self, server: str) -> None:
+        if self.s.core.servers[server].state in (State.STARTING, State.READY, State.STOPPING):
+            self.calls[server].clear()
+            if server == "old":
+                self.questions.clear()
+            self.s.server_dies(server)
+
+    # ── the model, and time ──
+
+    @rule(nth=st.integers(0, 3), fails=st.sampled_from([False, False, True]))
+    def model_answers(self, nth: int, fails: bool) -> None:
+        asked = self.s.model_asked()
+        if asked:
+            one = asked[-1 - nth % len(asked)]
+            error: dict[str, Any] = {"error": {"code": 1, "message": "no"}}
+            self.s.model_sends(id=one["id"], **(error if fails else {"result": answer_to(one)}))
+
+    @rule(seconds=st.sampled_from([0.001, 0.02, 0.02, 0.3, 0.3, 6.0, 6.0, 31.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.s.advance(seconds)
+
+    # ── what must hold ──
+
+    def news(self, who: str, messages: list[Message]) -> list[Message]:
+        new = messages[self.read[who] :]
+        self.read[who] = len(messages)
+        return new
+
+    @invariant()
+    def the_host_hears_what_is_its_own(self) -> None:
+        for message in self.news("host", self.s.to_host):
+            if "method" not in message:
+                self.answered(message)
+            elif "id" in message:
+                assert self.initialized
+                self.asked_of_host[message["id"]] = message
+            elif message["method"] == "notifications/cancelled":
+                assert self.asked_of_host.pop(message["params"]["requestId"])
+            elif message["method"] == "notifications/progress":
+                token, value = (message["params"][key] for key in ("progressToken", "progress"))
+                assert int(token.removeprefix("token-")) in self.open
+                assert value > self.progress.get(token, -1)
+                self.progress[token] = value
+        self.then = self.s.now
+
+    def answered(self, message: Message) -> None:
+        if isinstance(message.get("id"), str):
+            return  # of the beginning
+        request = self.open.pop(message["id"])
+        result = message.get("result", {})
+        assert marks(CALL, message.raw) <= {request.number}
+        if request.is_refused is not None:
+            assert (message.get("error", {}).get("code") == -32602) is request.is_refused
+        if result.get("resultType") != "input_required":
+            assert request.declared is None or "error" in message or result["resultType"] == "complete"
+            return
+        assert request.declared is not None
+        for one in result.get("inputRequests", {}).values():
+            assert one["method"].partition("/")[0] in request.declared
+            if one["method"] == "elicitation/create":
+                mode = one["params"].get("mode", "form")
+                assert mode in (request.declared["elicitation"] or {"form": {}})
+                asks = one["params"]["message"].partition("] ")[0][1:]  # any, where it is not known whose the URI is
+                assert asks == request.server or (request.method == "resources/read" and asks in ("old", "new"))
+        self.put.append((request, result, self.then))
+
+    @invariant()
+    def servers_hear_answers_to_their_own_questions(self) -> None:
+        for message in self.news("old", self.s.to_server["old"]):
+            if message.get("method") in mcpmux.CARRIERS:
+                assert not {"requestState", "inputResponses"} & message["params"].keys()
+                self.calls["old"][message["id"]] = message
+            elif message.get("method") == "notifications/cancelled":
+                assert self.calls["old"].pop(message["params"]["requestId"])
+            elif "method" not in message and message["id"][0] == "q":
+                self.questions.remove(message["id"])
+                number = int(message["id"][1:])
+                assert all(self.is_for(number, mark) for mark in marks(OWED, message.raw))
+        for message in self.news("new", self.s.to_server["new"]):
+            assert "method" in message  # a modern server is sent no answers
+            if message["method"] in mcpmux.CARRIERS:
+                self.calls["new"][message["id"]] = message
+                self.tried_again(message["params"])
+            elif message["method"] == "notifications/cancelled":
+                id = message["params"]["requestId"]
+                listens = {one["id"] for one in self.s.server_heard("new", "subscriptions/listen")}
+                assert id in listens or self.calls["new"].pop(id)
+
+    def is_for(self, question: int, mark: int) -> bool:
+        """The roots are the host's: those that it gave for one question are good for another."""
+        return mark == question or self.methods[mark] == self.methods[question] == "roots/list"
+
+    def tried_again(self, params: dict[str, Any]) -> None:
+        number, state = min(marks(CALL, params)), params.get("requestState")
+        answers = params.get("inputResponses", {})
+        if number in self.own_ways:
+            return
+        asked = self.rounds.get((number, state), {})
+        assert answers.keys() == asked.keys()
+        for key, answer in answers.items():
+            assert all(self.is_for(asked[key], mark) for mark in marks(OWED, answer))
+
+    @invariant()
+    def no_bug_shows(self) -> None:
+        assert not any("a bug in mcpmux" in line for line in self.s.logged)
+
+    def teardown(self) -> None:
+        s = self.s
+        if self.next % 3 == 0:
+            s.feed(mcpmux.HostGone("end"))
+            self.the_host_hears_what_is_its_own()
+            assert not self.open
+            return
+        s.advance(1000)  # whatever can time out has
+        self.the_host_hears_what_is_its_own()
+        self.servers_hear_answers_to_their_own_questions()
+        assert not self.open
+        assert not self.questions
+        assert not self.asked_of_host
+        assert not any(self.calls.values())
+        assert all(one.method == "subscriptions/listen" for one in s.core.in_flight)
+        assert not s.core._rounds and not s.core._round_of_token and not s.core._held
+        assert all(not one.waiting and not one.questions and not one.listing for one in s.core.servers.values())
+        assert not [key for key in s.due if key[0] not in ("rested", "calls")]
+
+
 TestQuestions = Questions.TestCase
 TestTraffic = Traffic.TestCase
+TestBridge = Bridge.TestCase
 TestQuestions.settings = TestTraffic.settings = settings(stateful_step_count=60)
+TestBridge.settings = settings(TestTraffic.settings, max_examples=3 * settings.default.max_examples)
