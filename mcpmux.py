@@ -3368,7 +3368,7 @@ class Core:
                 server.starter = self._caller
                 server.trying = ""
                 server.started_at = self._now
-                server.way = []
+                server.way, server.trying = [], ""
                 self._log("debug", f"= {server.name} starting")
                 self._effects.append(Start(server.name, server.run))
                 self._set_timer("late", server.name, self._now + server.options.startup_timeout_sec)

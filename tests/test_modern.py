@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from script import PREFIX, TOOL, Message, Script, envelope
 
+import mcpmux
 from mcpmux import SamplingLimits, SamplingOptions, ServerOptions
 
 ELICIT = {"message": "who?", "requestedSchema": {"type": "object", "properties": {}}}
@@ -283,6 +284,20 @@ def test_what_was_found_is_remembered_until_it_fails():
     assert called(s, "git")["params"]["name"] == "log"
 
 
+def test_a_server_that_cannot_even_be_started_any_more_is_not_taken_for_one_that_died_of_the_question():
+    """It would be started again and again without a rest."""
+    s = modern_host("git", modern=("git",))
+    s.server_dies("git")
+    s.advance(1)
+    asked = {"name": "git__log", "_meta": envelope(ALL)}
+    line = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": asked}).encode()
+    [start] = [one for one in s.core.handle(mcpmux.HostLines([line]), s.now) if isinstance(one, mcpmux.Start)]
+    gone = mcpmux.ServerGone("git", start.run, "git: no such file", "look", [])
+    effects = s.core.handle(gone, s.now)
+    assert not [one for one in effects if isinstance(one, mcpmux.Start)]
+    assert [one for one in effects if isinstance(one, mcpmux.SendHost)]
+
+
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 def test_a_table_can_say_the_era(era: Any):
     tables = {"git": ServerOptions(command="git", protocol=era)}
@@ -349,7 +364,7 @@ def test_a_listener_hears_what_it_asked_for_and_nothing_else(modern: tuple[str, 
 def test_subscriptions_end_with_their_result_when_we_stop():
     s = modern_host("git")
     listens(s, 5, toolsListChanged=True)
-    s.feed(__import__("mcpmux").HostGone("bye"))
+    s.feed(mcpmux.HostGone("bye"))
     result = s.host_hears(5)["result"]
     assert result["resultType"] == "complete"
     assert result["_meta"][PREFIX + "subscriptionId"] == 5
