@@ -1653,7 +1653,7 @@ class Server:
         self.clogged = False
         self.starter = NOBODY  # the host as the request showed it for which it was started
         self.told: Fields = {}
-        self.told_last: tuple[bytes, Fields] = (b"", {})  # for the host that declared this
+        self.told_last: tuple[bytes, bool, Fields] = (b"", False, {})  # by declaration, and whether both are legacy
         self.era = ""  # "legacy" or "modern": what worked last
         self.way: list[str] = []  # what is still to be tried to find its era
         self.trying = ""
@@ -2455,13 +2455,14 @@ class Core:
 
     def _told(self, server: Server, caller: Caller) -> Fields:
         """What this server is told of the host's capabilities."""
-        if server.told_last[0] != caller.declared:
+        is_legacy = not (caller.modern or server.modern)
+        if server.told_last[:2] != (caller.declared, is_legacy):
             has_model = self._sampling is not None
             told = capabilities_for_server(caller.capabilities, server.options, has_model=has_model)
-            if caller.modern or server.modern:
+            if not is_legacy:
                 told.pop("tasks", None)  # those of the legacy era are between its peers
-            server.told_last = caller.declared, told
-        return server.told_last[1]
+            server.told_last = caller.declared, is_legacy, told
+        return server.told_last[2]
 
     def _host_is_ready(self, params: Fields) -> None:
         self._host_ready = True

@@ -306,6 +306,15 @@ def test_a_table_can_say_the_era(era: Any):
     assert s.tools() == ["git__log"]
 
 
+def test_the_tasks_of_2025_11_25_are_told_only_from_legacy_to_legacy():
+    """Whichever handshake was tried before."""
+    s = Script(["git"], modern=("git",), capabilities={"tasks": {"list": {}}, "roots": {}})
+    assert "tasks" in s.server_hears("git", "initialize")["params"]["capabilities"]
+    s.host_asks(1, "tools/call", name="git__log")
+    assert called(s, "git")["params"]["_meta"][PREFIX + "clientCapabilities"] == {"roots": {}}
+    assert "tasks" not in s.asks_modern(2, "server/discover")["result"]["capabilities"]
+
+
 def test_a_result_type_that_nobody_knows_is_refused():
     """basic/index#resulttype."""
     s = modern_host("git", modern=("git",))
