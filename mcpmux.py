@@ -2827,7 +2827,9 @@ class Core:
                     self._join(server, call, question, verdict.params)
                     continue
                 if isinstance(verdict, Locally):
-                    raise RpcError(INTERNAL_ERROR, "ask again: a model of mcpmux's own answers now")
+                    self.in_flight.settle(question.id)
+                    self._sample(server, question.asker_id, params)
+                    continue
                 reply = Reply(Raw(verdict.result), None)
             except RpcError as error:
                 reply = Reply(None, error_body(error))

@@ -621,6 +621,17 @@ def test_a_question_for_a_call_whose_host_cannot_answer_falls_back():
     assert s.answer_to_server("git", "c")["error"]["code"] == -32601
 
 
+def test_a_question_that_waited_for_a_call_falls_back_to_the_model_if_that_declares_no_sampling():
+    s = modern_host("git", sampling=SamplingOptions())
+    asks_host(s, "a", "sampling/createMessage", {"messages": [], "maxTokens": 1})
+    assert s.model_asked() == []
+    s.host_asks_modern(1, "tools/call", name="git__log", capabilities={})
+    s.model_answers({"role": "assistant", "content": [], "model": "m"})
+    assert s.answer_to_server("git", "a")["result"]["model"] == "m"
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"]["content"] == []
+
+
 def test_a_prompt_and_a_resource_can_be_parked_too():
     offers = {"git": {"prompts/list": [{"name": "p"}], "resources/list": [RESOURCE]}}
     for method, params in (("prompts/get", {"name": "git__p"}), ("resources/read", {"uri": "x://1"})):
