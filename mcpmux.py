@@ -3102,7 +3102,10 @@ class Core:
         """-32042: a legacy server has ended a call until the person has visited some pages (2025-11-25,
         client/elicitation). A modern host is asked to have them visited, and its retry is a new call."""
         pages = [object_of(one) for one in items_of(object_of(error.get("data")).get("elicitations"))]
-        if "url" not in elicitation_modes(call.caller.capabilities) or not server.options.elicitation or not pages:
+        if not pages or not server.options.elicitation:
+            self._deliver(call, Reply(None, encode(error)))
+            return
+        if "url" not in elicitation_modes(call.caller.capabilities):
             data = {"requiredCapabilities": {"elicitation": {"url": {}}}}
             missing = RpcError(MISSING_CAPABILITY, f"{server.name} needs the person to visit a page first", data)
             reply = Reply(None, error_body(missing))

@@ -701,6 +701,17 @@ def test_a_host_that_cannot_open_pages_is_told_what_is_missing():
     assert s.host_hears(1)["error"]["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
 
 
+@pytest.mark.parametrize("elicitation", [True, False])
+def test_pages_that_are_none_or_that_the_table_forbids_are_no_missing_capability(elicitation: bool):
+    """basic/index#error-codes: a defined code only with its meaning."""
+    s = Script({"git": ServerOptions(command="git", elicitation=elicitation)}, begin=False)
+    s.host_asks_modern("first", "tools/list", capabilities=ALL)
+    s.advance(0.3)
+    s.host_asks_modern(1, "tools/call", name="git__log", capabilities=ALL)
+    s.server_answers("git", "tools/call", error={**REQUIRED, "data": {}} if elicitation else REQUIRED)
+    assert s.host_hears(1)["error"]["code"] == -32603
+
+
 def test_a_legacy_host_hears_of_pages_as_they_are_with_the_servers_name():
     s = Script(["git"], capabilities=ALL)
     s.host_asks(1, "tools/call", name="git__log")
