@@ -3269,7 +3269,7 @@ class Core:
             self._to_ready_host(peer, line)
         elif pending.asker == PARKED:
             pass  # that host request has ended
-        elif self.servers[pending.asker].state is State.READY:
+        elif self.servers[pending.asker].state is State.READY and not self.servers[pending.asker].modern:
             self._send_server(self.servers[pending.asker], line)
 
     def _server_logs(self, server: Server, message: Envelope) -> None:

@@ -799,6 +799,16 @@ def test_when_another_call_is_cancelled_the_questions_of_this_one_stay_open():
     assert not [message for message in s.to_server["git"] if "method" not in message]
 
 
+def test_a_modern_server_hears_no_progress_of_the_host():
+    """basic/patterns: a client sends it requests, and notifications that end them."""
+    s = Script(["git"], modern=("git",), capabilities=ALL)
+    s.host_asks(1, "tools/call", name="git__log")
+    needs(s, a={"method": "elicitation/create", "params": {**ELICIT, "_meta": {"progressToken": 7}}})
+    token = s.host_told("elicitation/create")[0]["params"]["_meta"]["progressToken"]
+    s.host_sends(method="notifications/progress", params={"progressToken": token, "progress": 1})
+    assert not s.server_heard("git", "notifications/progress")
+
+
 def test_a_round_with_a_state_only_is_tried_again_after_a_moment():
     s = Script(["git"], modern=("git",))
     s.host_asks(1, "tools/call", name="git__log")
