@@ -3646,6 +3646,8 @@ class Core:
             for pending in self.in_flight.owed_by(server.name):
                 if pending.asker == OURSELVES:
                     self.in_flight.settle(pending.id)
+            for pending in self.in_flight.asked_by(server.name):  # the fresh one has asked nothing yet
+                self._withdraw(pending, {})
             self._use(server)
             server.way, server.started_at = way, since
             self._set_timer("late", server.name, since + server.options.startup_timeout_sec)

@@ -275,6 +275,18 @@ def test_a_server_that_its_first_request_has_locked_is_asked_in_a_fresh_process(
     assert s.core.servers["git"].modern
 
 
+def test_what_a_server_asked_before_its_fresh_process_is_not_answered_to_that():
+    s = Script(["git"], silent=("git",), capabilities=ALL)
+    asks_host(s, "early")
+    for method in ("initialize", "server/discover"):
+        s.server_answers("git", method, error={"code": -32600, "message": "locked"})
+    s.server_dies("git", 0)
+    [asked] = s.host_told("elicitation/create")
+    assert s.host_told("notifications/cancelled")[0]["params"]["requestId"] == asked["id"]
+    s.host_sends(id=asked["id"], result=YES)
+    assert not [message for message in s.to_server["git"] if "method" not in message]
+
+
 def test_what_was_found_is_remembered_until_it_fails():
     s = Script(["git"], modern=("git",))
     s.server_dies("git")
