@@ -1727,6 +1727,7 @@ class Core:
         self._caller = NOBODY  # the host as it showed itself last
         self._ending = False
         self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
+        self._former_runs = 0  # no process of a server that was removed had a higher `run`
         self._begun = False  # the servers have been started for the first time
         self._listens: dict[bytes, Listen] = {}
         self._rounds: dict[int, Round] = {}
@@ -2355,7 +2356,8 @@ class Core:
         if ask.blamed is None:
             waits = any(server.settling and not server.tried for server in self.servers.values())
         else:
-            waits = self.servers[ask.blamed].settling
+            blamed = self.servers.get(ask.blamed)  # None: it has left the config meanwhile
+            waits = blamed is not None and blamed.settling
         if waits:
             if ask.params is not UNSET:
                 ask.params = ask.params.copy()
@@ -3582,6 +3584,10 @@ class Core:
         server.settling, server.tried = False, True
         if server.name in self._reloading:
             self._reloaded()
+        self._release()
+
+    def _release(self) -> None:
+        """Requests that were held go on, or are held for what is still to be known."""
         held, self._held = self._held, {}
         for ask in held.values():
             self._receive(ask)
@@ -3744,9 +3750,10 @@ class Core:
                     self._set_timer("rested", name, None)
             else:
                 server = Server(name, table)
+                server.run = max(self._former_runs, old.run if old else 0)
                 started.append(server)
                 if old:
-                    server.run, server.lists, server.known, server.stale = old.run, old.lists, old.known, True
+                    server.lists, server.known, server.stale = old.lists, old.known, True
                     server.subscriptions = old.subscriptions
             kept[name] = server
         kept |= {name: _broken_server(name, reason) for name, reason in config.broken.items()}
@@ -3766,10 +3773,12 @@ class Core:
             server.settling = True
         self._reloading = {server.name for server in started}
         self._reloaded()
+        self._release()  # they may have waited for a server that is no more
 
     def _retire(self, server: Server) -> None:
         """It is no longer in the config, or not like this: it ends with all that it owes and is owed."""
         text = f"mcpmux: {server.name} was removed from the config, or its table has changed"
+        self._former_runs = max(self._former_runs, server.run)
         for timer in ("late", "silent", "open", "relist", "listen", "idle", "orphans", "rested"):
             self._set_timer(timer, server.name, None)
         for question in self.in_flight.asked_by(server.name):

@@ -6,7 +6,7 @@ from typing import Any
 
 from script import TOOL, Script
 
-from mcpmux import ConfigChanged, MuxOptions, SamplingOptions, ServerOptions, State
+from mcpmux import ConfigChanged, MuxOptions, SamplingOptions, ServerGone, ServerOptions, State
 
 
 def table(*names: str, **more: ServerOptions) -> dict[str, ServerOptions]:
@@ -118,3 +118,35 @@ def test_a_call_parked_at_a_server_that_is_removed_ends_with_its_retry():
     assert s.host_hears(2).is_error
     assert not s.core._rounds
     assert len(s.core.in_flight) == 0
+
+
+def test_a_list_that_waits_for_a_server_does_not_wait_for_one_that_is_removed_or_broken():
+    for broken in ({}, {"git": "mcpmux.toml: mcp_servers.git.comand: unknown key"}):
+        s = Script(["git", "time"], silent=("git",))
+        s.host_asks(1, "tools/list")
+        reload(s, table("time"), broken=broken)
+        assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["time__log"]
+
+
+def test_a_call_that_waits_for_a_server_is_refused_when_that_is_removed():
+    s = Script(["git", "time"])
+    s.server_dies("git")
+    reload(s, table("time"))
+    reload(s, table("time", "git"))
+    s.silent = {"git"}
+    s.host_asks(1, "tools/call", name="git__log")
+    reload(s, table("time"))
+    assert "git__log" in s.host_hears(1)["error"]["message"]
+    assert not s.core._held
+
+
+def test_the_end_of_a_removed_servers_process_is_not_that_of_one_with_its_name():
+    s = Script(["git"])
+    former = s.runs["git"]
+    reload(s, {})
+    reload(s, table("git"))
+    s.advance(0.3)
+    s.host_asks(1, "tools/call", name="git__log")
+    s.feed(ServerGone("git", former, "git was killed", "look", []))
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"] == {"content": []}
