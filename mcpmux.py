@@ -3744,7 +3744,7 @@ class Core:
             old = former.get(name)
             if old and old.options == table and old.hint != _broken_server("", "").hint:
                 server = former.pop(name)
-                server.told_last = (b"", {})
+                server.told_last = (b"", False, {})
                 if server.state is State.FAILED:
                     server.state = next_state(server.state, Life.DUE)
                     self._set_timer("rested", name, None)
