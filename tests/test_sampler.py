@@ -1716,6 +1716,23 @@ def test_without_the_extra_the_commands_say_how_to_get_it(
     assert said[0].endswith(INSTALL)
 
 
+def test_a_sampler_that_cannot_load_ends_its_requests_with_its_last_words(
+    serve: Start, provider: Provider, tmp_path: Path
+):
+    """Each request tries again: the person may have mended it."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "litellm.py").write_text("raise ImportError('half of it is missing')")
+    host = serve(model_table(provider.url), server_table("a"), env={"PYTHONPATH": str(tmp_path / "broken")})
+    host.initialize()
+    for _ in range(2):
+        error = heard(host, asking(host, "a", ASKED))["error"]
+        assert error["message"] == (
+            "mcpmux: the mcpmux sampler exited with code 1 while it was asked: "
+            '"ImportError: half of it is missing"; ask again'
+        )
+    assert json.loads(host.text("a__echo", n=1)) == {"n": 1}
+
+
 def test_a_key_that_is_not_set_is_named_and_costs_sampling_only(serve: Start, provider: Provider):
     host = serve(model_table(provider.url, api_key="${NO_SUCH_KEY_ANYWHERE}"), server_table("a"))
     host.initialize()
