@@ -70,6 +70,28 @@ def test_what_the_modern_era_has_no_more_is_not_found(method: str):
     assert s.asks_modern(1, method, uri="x://1", level="info")["error"]["code"] == -32601
 
 
+def test_a_host_that_has_looked_may_still_initialize_and_use_both_eras():
+    """basic/versioning#compatibility-matrix: the era goes with each request; `initialize` is always legacy."""
+    s = Script(["git"], begin=False)
+    s.asks_modern("look", "server/discover")
+    answer = s.initialize(_meta=envelope({}))
+    assert answer["result"]["protocolVersion"] == "2025-11-25"
+    assert "resultType" not in answer["result"]
+    assert s.asks(1, "ping").raw == b'{"jsonrpc":"2.0","id":1,"result":{}}'
+    assert "resultType" not in s.asks(2, "tools/list")["result"]
+    assert s.asks_modern(3, "tools/list")["result"]["resultType"] == "complete"
+    assert s.asks(4, "server/discover")["error"]["code"] == -32601
+
+
+def test_a_modern_hosts_notifications_are_never_answered():
+    """basic/index#notifications."""
+    s = modern_host("git")
+    before = len(s.to_host)
+    for method in ("notifications/cancelled", "notifications/unknown", "tools/list"):
+        s.host_sends(method=method, params={"requestId": "none", "_meta": envelope(ALL)})
+    assert len(s.to_host) == before
+
+
 def test_discover_says_who_we_are_and_starts_nothing():
     """server/discover; server/utilities/caching."""
     s = Script(["git"], begin=False)
@@ -80,6 +102,56 @@ def test_discover_says_who_we_are_and_starts_nothing():
     assert result["_meta"][PREFIX + "serverInfo"]["name"] == "mcpmux"
     assert result["capabilities"]["tools"] == {"listChanged": True}
     assert s.started == []
+
+
+def test_what_may_be_cached_says_for_how_long_and_what_a_legacy_server_is():
+    """server/utilities/caching; basic/index#meta."""
+    offers = {"git": {"resources/list": [RESOURCE], "prompts/list": [{"name": "p"}]}}
+    s = modern_host("git", offers=offers)
+    for method in ("tools/list", "prompts/list", "resources/list", "resources/templates/list"):
+        result = s.asks_modern(method, method)["result"]
+        assert (result["ttlMs"], result["cacheScope"]) == (0, "private")
+    s.host_asks_modern(1, "resources/read", uri="x://1")
+    s.server_answers("git", "resources/read", {"contents": []})
+    result = s.host_hears(1)["result"]
+    assert (result["ttlMs"], result["cacheScope"]) == (0, "private")
+    assert result["_meta"][PREFIX + "serverInfo"] == {"name": "git"}
+    s.host_asks_modern(2, "prompts/get", name="git__p")
+    s.server_answers("git", "prompts/get", {"messages": []})
+    assert "ttlMs" not in s.host_hears(2)["result"]
+    s.host_asks_modern(3, "resources/read", uri="x://1")
+    asks_host(s)
+    s.advance(0.02)
+    assert s.host_hears(3)["result"]["resultType"] == "input_required"
+    assert not {"ttlMs", "cacheScope"} & s.host_hears(3)["result"].keys()
+
+
+def test_a_host_that_does_not_say_who_it_is_is_called_by_our_name():
+    """basic/index#meta: `clientInfo` is no required field."""
+    for modern in ((), ("git",)):
+        s = Script(["git"], modern=modern, begin=False)
+        meta = {key: value for key, value in envelope({}).items() if not key.endswith("clientInfo")}
+        s.host_asks(1, "tools/list", _meta=meta)
+        s.advance(0.3)
+        s.host_asks(2, "tools/call", name="git__log", _meta=meta)
+        if modern:
+            info = called(s, "git")["params"]["_meta"][PREFIX + "clientInfo"]
+        else:
+            info = s.server_hears("git", "initialize")["params"]["clientInfo"]
+        assert info["name"] == "mcpmux"
+
+
+def test_a_tools_own_output_schema_is_shown_to_a_modern_host_and_wrapped_for_a_legacy_one():
+    """2026-07-28 allows schemas that are no objects; TypeScript's hosts of the legacy era refuse the whole list."""
+    tool = {**TOOL, "outputSchema": {"type": "array"}}
+    s = Script(["git"], offers={"git": {"tools/list": [tool]}})
+    assert s.asks(1, "tools/list")["result"]["tools"][0]["outputSchema"]["type"] == "object"
+    assert s.asks_modern(2, "tools/list")["result"]["tools"][0]["outputSchema"] == {"type": "array"}
+    for id, ask in ((3, s.host_asks), (4, s.host_asks_modern)):
+        ask(id, "tools/call", name="git__log")
+        s.server_answers("git", "tools/call", {"content": [], "structuredContent": [1]})
+    assert s.host_hears(3)["result"]["structuredContent"] == {"result": [1]}
+    assert s.host_hears(4)["result"]["structuredContent"] == [1]
 
 
 @pytest.mark.parametrize("modern", [(), ("git",)])
@@ -148,6 +220,13 @@ def test_a_modern_host_hears_no_codes_of_the_legacy_era(code: int, becomes: int)
     s.host_asks_modern(1, "tools/call", name="git__log")
     s.server_answers("git", "tools/call", error={"code": code, "message": "m", "data": 1})
     assert s.host_hears(1)["error"] == {"code": becomes, "message": "m", "data": 1}
+
+
+def test_our_own_refusals_have_codes_of_the_modern_era_too():
+    """basic/index#error-codes: -32002 is of 2025-11-25."""
+    s = modern_host("git", server_capabilities={"tools": {}})
+    assert s.asks_modern(1, "resources/read", uri="x://nobody")["error"]["code"] == -32602
+    assert s.asks_modern(2, "tools/list", cursor="c")["error"]["code"] == -32602
 
 
 def test_a_modern_host_is_asked_nothing_and_told_nothing_it_did_not_want():
@@ -247,6 +326,26 @@ def test_a_slow_modern_server_is_found_by_its_refusal_of_initialize():
     for message in [m for m in s.to_server["git"] if m.get("method") in ("initialize", "server/discover")]:
         s._server_gets("git", message)
     s.advance(0.3)
+    assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"result": {"supportedVersions": ["2025-11-25"], "capabilities": {}}},
+        {"error": {"code": -32022, "message": "no", "data": {"supported": ["2025-11-25"]}}},
+        {"error": {"code": -31234, "message": "what?"}},
+    ],
+)
+def test_a_server_that_names_no_modern_version_is_a_legacy_one(answer: dict[str, Any]):
+    """basic/transports/stdio#backward-compatibility: whatever the code of its error."""
+    s = Script(["git"], silent=("git",), begin=False)
+    s.host_asks_modern(1, "tools/list")
+    s.silent.clear()
+    s.server_sends("git", id=s.server_hears("git", "server/discover")["id"], **answer)
+    s.advance(0.3)
+    assert hellos(s, "git") == ["server/discover", "initialize"]
+    assert len(s.started) == 1
     assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
 
 
@@ -350,6 +449,53 @@ def listens(s: Script, id: Any, **wanted: Any) -> dict[str, Any]:
 
 def subscription(message: Message) -> Any:
     return message["params"]["_meta"][PREFIX + "subscriptionId"]
+
+
+def test_a_subscription_that_waits_for_the_lists_is_acknowledged_before_anything_else_of_it():
+    """basic/patterns/subscriptions#acknowledgment."""
+    offers = {"git": {"resources/list": [RESOURCE]}}
+    s = Script(["git"], begin=False, offers=offers)
+    wanted = {"toolsListChanged": True, "resourceSubscriptions": ["x://1"]}
+    s.host_asks_modern("a", "subscriptions/listen", notifications=wanted)
+    assert s.to_host == []
+    s.advance(0.3)
+    s.server_sends("git", method="notifications/resources/updated", params={"uri": "x://1"})
+    told = [m for m in s.to_host if m.get("method")]
+    assert told[0]["method"] == "notifications/subscriptions/acknowledged"
+    assert told[0]["params"]["notifications"] == wanted
+    assert told[-1]["method"] == "notifications/resources/updated"
+    assert {subscription(m) for m in told} == {"a"}
+
+
+def test_a_subscription_without_a_filter_is_refused_and_a_cancelled_one_never_answered():
+    """basic/patterns/subscriptions#opening-a-stream, #cancellation."""
+    s = modern_host("git")
+    assert s.asks_modern(1, "subscriptions/listen")["error"]["code"] == -32602
+    listens(s, 2, toolsListChanged=True)
+    s.host_sends(method="notifications/cancelled", params={"requestId": 2})
+    s.offers["git"] = {"tools/list": [TOOL, {**TOOL, "name": "new"}]}
+    s.server_sends("git", method="notifications/tools/list_changed")
+    s.advance(3)
+    s.feed(mcpmux.HostGone("bye"))
+    assert not [m for m in s.to_host if m.get("id") == 2 or m.get("method") == "notifications/tools/list_changed"]
+
+
+def test_what_only_extensions_know_of_a_filter_goes_to_modern_servers_and_task_ids_to_their_owner():
+    """basic/versioning#extension-negotiation; the tasks extension."""
+    tasks = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+    s = modern_host("a", "b", modern=("a", "b"), capabilities=tasks)
+    s.host_asks_modern(1, "tools/call", name="a__log")
+    s.server_answers("a", "tools/call", {"resultType": "task", "taskId": "t1", "status": "working"})
+    assert s.host_hears(1)["result"]["taskId"] == "t1"
+    listens(s, 2, taskIds=["t1"], vendor={"x": 1})
+    for server, owned in (("a", ["t1"]), ("b", [])):
+        wanted = s.server_hears(server, "subscriptions/listen")["params"]["notifications"]
+        assert wanted["taskIds"] == owned
+        assert wanted["vendor"] == {"x": 1}
+    meta = {PREFIX + "subscriptionId": s.server_hears("a", "subscriptions/listen")["id"]}
+    s.server_sends("a", method="notifications/tasks", params={"taskId": "t1", "_meta": meta})
+    [told] = s.host_told("notifications/tasks")
+    assert subscription(told) == 2
 
 
 RESOURCE = {"uri": "x://1", "name": "one"}
@@ -622,6 +768,59 @@ def test_a_question_goes_to_another_call_if_the_one_that_it_joined_ends_meanwhil
     assert s.answer_to_server("git", "a")["result"] == YES
 
 
+def test_a_call_that_waits_for_its_server_can_carry_what_that_asks_first():
+    """server-filesystem refuses every path until its roots/list is answered."""
+    s = Script(["git"], begin=False, capabilities=ALL)
+    s.offers["git"]["tools/list"] = [TOOL]
+    s.host_asks_modern("first", "tools/list")
+    s.advance(0.3)
+    s.server_dies("git")
+    s.advance(1)
+    s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
+    asks_host(s, "r", "roots/list", {})
+    s.advance(0.02)
+    [key] = s.host_hears(1)["result"]["inputRequests"]
+    assert not s.server_heard("git", "tools/call")
+    retry(s, 2, state_of(s.host_hears(1)), {key: {"roots": []}})
+    assert s.answer_to_server("git", "r")["result"] == {"roots": []}
+    s.advance(0.2)
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(2)["result"]["content"] == []
+
+
+def test_what_a_question_says_of_its_own_connection_does_not_reach_a_modern_host():
+    """The rest of `_meta` stays: a host may know a call by it."""
+    s = modern_host("git")
+    s.host_asks_modern(1, "tools/call", name="git__log")
+    meta = {"progressToken": 1, PREFIX + "related-task": {"taskId": "t"}, "x/tool-call": "c"}
+    asks_host(s, "a", params={**ELICIT, "task": {"ttl": 1}, "_meta": meta})
+    s.advance(0.02)
+    [request] = s.host_hears(1)["result"]["inputRequests"].values()
+    assert request["params"] == {**ELICIT, "message": "[git] who?", "_meta": {"x/tool-call": "c"}}
+
+
+def test_a_mode_that_was_never_declared_is_an_error_and_one_that_this_call_lacks_a_no():
+    """client/elicitation#capabilities."""
+    s = modern_host("git", capabilities=FORM)
+    s.host_asks_modern(1, "tools/call", name="git__log", capabilities=ALL)
+    asks_host(s, "a", params={"mode": "url", "url": "https://x", "message": "m"})
+    assert s.answer_to_server("git", "a")["error"]["code"] == -32602
+    s = modern_host("git", capabilities=ALL)
+    s.host_asks_modern(1, "tools/call", name="git__log", capabilities=FORM)
+    asks_host(s, "a", params={"mode": "url", "url": "https://x", "message": "m"})
+    assert s.answer_to_server("git", "a")["result"] == {"action": "decline"}
+
+
+def test_where_a_host_follows_tasks_of_the_modern_era_the_model_answers_nothing():
+    """What is asked inside such a task is asked of the host, past us."""
+    tasks = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+    s = modern_host("git", modern=("git",), sampling=SamplingOptions(), capabilities=tasks)
+    s.host_asks_modern(1, "tools/call", name="git__log")
+    assert "sampling" not in called(s, "git")["params"]["_meta"][PREFIX + "clientCapabilities"]
+    s.host_asks_modern(2, "tools/call", name="git__log", capabilities={})
+    assert "sampling" in called(s, "git")["params"]["_meta"][PREFIX + "clientCapabilities"]
+
+
 def test_a_question_for_a_call_whose_host_cannot_answer_falls_back():
     s = modern_host("git")
     s.host_asks_modern(1, "tools/call", name="git__log", capabilities={})
@@ -770,6 +969,94 @@ def test_a_legacy_host_is_asked_all_at_once_and_the_call_is_made_again():
     s.server_answers("git", "tools/call", {"resultType": "complete", "content": []})
     assert s.host_hears(1)["result"]["content"] == []
     assert s.core._rounds == {}
+
+
+def test_a_page_has_an_elicitation_id_for_a_legacy_host_and_none_for_a_modern_one():
+    """2025-11-25 requires it; 2026-07-28 has none."""
+    page = {"method": "elicitation/create", "params": {"mode": "url", "url": "https://x", "message": "m"}}
+    s = Script(["git"], modern=("git",), capabilities=ALL)
+    for id in (1, 2):
+        s.host_asks(id, "tools/call", name="git__log")
+        needs(s, a=page)
+    first, second = (m["params"] for m in s.host_told("elicitation/create"))
+    assert first["elicitationId"] != second["elicitationId"]
+    s.host_asks_modern(3, "tools/call", name="git__log")
+    needs(s, a=page)
+    assert "elicitationId" not in s.host_hears(3)["result"]["inputRequests"]["a"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("tools/call", {"inputRequests": {"a": {"method": "tools/list"}}}),
+        ("tools/call", {"inputRequests": {"a": 5}}),
+        ("completion/complete", {"requestState": "s"}),
+    ],
+)
+def test_questions_that_may_not_be_asked_end_the_request_with_an_error(method: str, answer: dict[str, Any]):
+    """basic/patterns/mrtr#supported-requests."""
+    s = modern_host("git", modern=("git",), offers={"git": {"tools/list": [TOOL], "prompts/list": [{"name": "p"}]}})
+    params: dict[str, Any] = {"name": "git__log"}
+    if method == "completion/complete":
+        params = {"ref": {"type": "ref/prompt", "name": "git__p"}, "argument": {"name": "a", "value": ""}}
+    s.host_asks_modern(1, method, **params)
+    s.server_answers("git", method, {"resultType": "input_required", **answer})
+    assert s.host_hears(1).is_error
+    assert s.core._rounds == {}
+
+
+def test_what_the_table_and_the_model_answer_a_legacy_host_never_sees():
+    table = ServerOptions(command="git", roots=("file:///table",))
+    s = Script({"git": table}, modern=("git",), sampling=SamplingOptions(), capabilities=FORM)
+    s.host_asks(1, "tools/call", name="git__log")
+    needs(s, a=ROOTS, b=SAMPLE, c=ASK)
+    s.model_answers({"role": "assistant", "content": [], "model": "m"})
+    assert len(s.server_heard("git", "tools/call")) == 1
+    s.host_sends(id=s.host_told("elicitation/create")[0]["id"], result=YES)
+    assert called(s, "git")["params"]["inputResponses"] == {
+        "a": {"roots": [{"uri": "file:///table"}]},
+        "b": {"role": "assistant", "content": [], "model": "m"},
+        "c": YES,
+    }
+    assert not s.host_told("roots/list") and not s.host_told("sampling/createMessage")
+
+
+def test_what_is_answered_here_is_kept_until_a_modern_host_brings_the_rest():
+    s = modern_host("git", modern=("git",), sampling=SamplingOptions(), capabilities=FORM)
+    s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
+    needs(s, b=SAMPLE, c=ASK)
+    assert list(s.host_hears(1)["result"]["inputRequests"]) == ["c"]
+    retry(s, 2, state_of(s.host_hears(1)), {"c": YES})
+    assert len(s.server_heard("git", "tools/call")) == 1
+    s.model_answers({"role": "assistant", "content": [], "model": "m"})
+    params = called(s, "git")["params"]
+    assert params["inputResponses"] == {"b": {"role": "assistant", "content": [], "model": "m"}, "c": YES}
+    assert params["requestState"] == "theirs"
+    s.server_answers("git", "tools/call", {"resultType": "complete", "content": []})
+    assert s.host_hears(2)["result"]["content"] == []
+
+
+def test_a_modern_server_is_told_of_what_is_cancelled_and_of_nothing_that_its_era_has_not():
+    """basic/patterns/cancellation; basic/transports/stdio#cancellation."""
+    s = Script(["git"], modern=("git",), capabilities={"roots": {"listChanged": True}})
+    s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": "p"})
+    number = called(s, "git")["id"]
+    s.host_sends(method="notifications/cancelled", params={"requestId": 1, "reason": "enough"})
+    assert s.server_hears("git", "notifications/cancelled")["params"] == {"requestId": number, "reason": "enough"}
+    before = len(s.to_host)
+    s.server_sends("git", method="notifications/progress", params={"progressToken": number, "progress": 1})
+    s.server_sends("git", id=number, result={"resultType": "complete", "content": []})
+    assert len(s.to_host) == before
+    s.host_sends(method="notifications/roots/list_changed")
+    s.server_sends("git", id=1, method="ping")
+    assert {m.get("method") for m in s.to_server["git"]} == {
+        "initialize",
+        "server/discover",
+        "subscriptions/listen",
+        *mcpmux.LISTS,
+        "tools/call",
+        "notifications/cancelled",
+    }
 
 
 def test_a_refusal_of_the_host_ends_the_call_and_the_other_questions():
