@@ -4224,6 +4224,9 @@ def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple
         return None, problems
     for key in ("command", "args", "env", "cwd"):
         problems += _bad_placeholders(getattr(options, key), f"{where}.{key}")
+    for one in options.roots:
+        if "://" in one and not one.startswith("file://"):  # the protocol has no others (client/roots)
+            problems.append(f"{where}.roots: {one[:TEXT_MOST]!r} is neither a folder nor a file:// URI")
     if problems:
         return None, problems
     roots = [one if "://" in one else _absolute(one, folder).as_uri() for one in options.roots]

@@ -190,17 +190,22 @@ def test_without_a_sampling_table_there_is_no_model():
 
 
 def test_relative_paths_start_at_the_config_file_and_not_where_the_host_happened_to_be():
-    x = server('roots = ["src", "/abs/olute", "file:///as/it/is", "https://example.org/"]')
+    x = server('roots = ["src", "/abs/olute", "file:///as/it/is"]')
     assert x.roots == [
         (FOLDER / "src").as_uri(),
         Path("/abs/olute").absolute().as_uri(),
         "file:///as/it/is",
-        "https://example.org/",
     ]
 
 
 def test_a_root_with_a_space_becomes_a_uri():
     assert server('roots = ["/with a/space"]').roots[0].endswith("/with%20a/space")
+
+
+def test_a_root_is_a_folder_or_a_file_uri():
+    """2026-07-28, client/roots#root."""
+    refused = "mcp_servers.x.roots: 'https://example.org/' is neither a folder nor a file:// URI"
+    check('[mcp_servers.x]\ncommand = "a"\nroots = ["src", "https://example.org/"]', x=refused)
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
