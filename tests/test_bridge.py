@@ -174,3 +174,37 @@ def test_only_the_message_of_an_elicitation_is_changed():
     host = mcpmux.fields_of(b'{"elicitation":{}}')
     verdict = mcpmux.judge_question("elicitation/create", mcpmux.Raw(raw), "git", ServerOptions(), host, host)
     assert verdict == Forward(raw.replace(b'"Sure?"', b'"[git] Sure?"'))
+
+
+USE = {"type": "tool_use", "id": "1", "name": "t", "input": {}}
+RESULT = {"type": "tool_result", "toolUseId": "1", "content": []}
+TEXT = {"type": "text", "text": "t"}
+
+
+@pytest.mark.parametrize(
+    ("contents", "is_balanced"),
+    [
+        ([TEXT], True),
+        ([TEXT, USE, RESULT], True),
+        ([TEXT, [TEXT, USE], [RESULT], TEXT], True),
+        ([TEXT, USE], False),
+        ([TEXT, USE, TEXT], False),
+        ([TEXT, USE, [RESULT, TEXT]], False),
+        ([TEXT, [USE, {**USE, "id": "2"}], RESULT], False),
+        ([TEXT, TEXT, RESULT], False),
+    ],
+)
+def test_each_use_of_a_tool_has_its_result_in_the_next_message_and_that_has_nothing_else(
+    contents: list[Any], is_balanced: bool
+):
+    """2026-07-28, client/sampling#message-content-constraints."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    assert (mcpmux.tools_out_of_balance(messages) is None) is is_balanced
+
+
+@pytest.mark.parametrize(("asked", "given"), [(5, 5), (50, 10)])
+def test_the_model_is_allowed_as_many_tokens_as_were_asked_for_and_never_more_than_the_limit(asked: int, given: int):
+    """2026-07-28, client/sampling#sampling-parameters; `sampling.limits.max_tokens`."""
+    params = {"messages": [{"role": "user", "content": TEXT}], "maxTokens": asked}
+    assert mcpmux.chat_arguments(params, 10)["max_tokens"] == given
