@@ -385,6 +385,9 @@ class Bridge(RuleBasedStateMachine):
         self.calls: dict[str, dict[int, Message]] = {"old": {}, "new": {}}  # open at a server, by mcpmux's id
         self.questions: list[str] = []  # the legacy server's that must have an answer
         self.methods: dict[int, str] = {}  # of each question, by its mark
+        self.lost: set[int | str] = (
+            set()
+        )  # requests of which nobody need hear any more: their server is gone, or clogged
         self.rounds: dict[tuple[int, str | None], dict[str, int]] = {}  # what the modern one asked: by call and state
         self.progress: dict[str, float] = {}  # the last of each token
 
@@ -530,7 +533,10 @@ class Bridge(RuleBasedStateMachine):
             id = f"q{self.fresh()}"
             question = question_of(kind, self.next)
             self.methods[self.next] = question["method"]
-            self.questions.append(id)
+            if self.s.core.servers["old"].clogged:
+                self.lost.add(id)
+            else:
+                self.questions.append(id)
             self.s.server_sends("old", id=id, **question)
         self.s.advance(wait)
 
@@ -586,13 +592,24 @@ class Bridge(RuleBasedStateMachine):
             params = {"progressToken": heard[-1 - nth % len(heard)]["id"], "progress": value}
             self.s.server_sends(server, method="notifications/progress", params=params)
 
+    def forgets(self, server: str) -> None:
+        """It is gone or does not read: it is owed nothing any more, and will not be told of what it owes."""
+        self.lost |= {*self.calls[server], *(self.questions if server == "old" else ())}
+        self.calls[server].clear()
+        if server == "old":
+            self.questions.clear()
+
     @rule(server=st.sampled_from(["old", "new"]))
     def server_dies(self, server: str) -> None:
         if self.s.core.servers[server].state in (State.STARTING, State.READY, State.STOPPING):
-            self.calls[server].clear()
-            if server == "old":
-                self.questions.clear()
+            self.forgets(server)
             self.s.server_dies(server)
+
+    @rule(server=st.sampled_from(["old", "new"]), clogged=st.sampled_from([True, False, False]))
+    def server_clogs(self, server: str, clogged: bool) -> None:
+        if self.alive(server):
+            self.forgets(server)
+            self.s.feed(mcpmux.ServerClogged(server, self.s.runs[server], clogged))
 
     # ── the model, and time ──
 
@@ -660,9 +677,11 @@ class Bridge(RuleBasedStateMachine):
                 assert not {"requestState", "inputResponses"} & message["params"].keys()
                 self.calls["old"][message["id"]] = message
             elif message.get("method") == "notifications/cancelled":
-                assert self.calls["old"].pop(message["params"]["requestId"])
+                id = message["params"]["requestId"]
+                assert id in self.lost or self.calls["old"].pop(id)
             elif "method" not in message and message["id"][0] == "q":
-                self.questions.remove(message["id"])
+                if message["id"] not in self.lost:
+                    self.questions.remove(message["id"])
                 number = int(message["id"][1:])
                 assert all(self.is_for(number, mark) for mark in marks(OWED, message.raw))
         for message in self.news("new", self.s.to_server["new"]):
@@ -673,7 +692,7 @@ class Bridge(RuleBasedStateMachine):
             elif message["method"] == "notifications/cancelled":
                 id = message["params"]["requestId"]
                 listens = {one["id"] for one in self.s.server_heard("new", "subscriptions/listen")}
-                assert id in listens or self.calls["new"].pop(id)
+                assert id in listens or id in self.lost or self.calls["new"].pop(id)
 
     def is_for(self, question: int, mark: int) -> bool:
         """The roots are the host's: those that it gave for one question are good for another."""
