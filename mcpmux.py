@@ -4421,7 +4421,6 @@ class Journal:
         self.threshold = LEVELS[level]
         self.folder = folder
         self._secrets: tuple[str, ...] = ()
-        self._heard: set[str] = set()
         self._queue: collections.deque[tuple[str | Callable[[], None], bytes]] = collections.deque()
         self._lock = threading.Lock()
         self._waiting = 0  # bytes
@@ -4449,12 +4448,15 @@ class Journal:
 
     def keep(self, server: str, data: bytes) -> None:
         """Output of a server, for its file."""
-        self._heard.add(server)
         self._put(server, data)
 
     def path(self, server: str) -> Path | None:
-        """Its log file, if it has said anything."""
-        return self.folder / f"{server}.log" if self.folder and server in self._heard else None
+        """Its log file."""
+        return self.folder / f"{server}.log" if self.folder else None
+
+    def rest(self, server: str) -> None:
+        """Its process has ended. What the next one says opens the file anew, or tries to."""
+        self.later(functools.partial(self._close_file, server))
 
     def later(self, job: Callable[[], None]) -> None:
         """What else may wait for the disk; an `OSError` of it is logged."""
@@ -4507,6 +4509,7 @@ class Journal:
                 os.write(2, data)
         except OSError as wrong:
             if name and self._files.get(name) != CLOSED:
+                self._close_file(name)
                 self._files[name] = CLOSED
                 self._write("", f"mcpmux warning: {self.path(name)} cannot be written: {wrong}\n".encode())
 
@@ -4518,7 +4521,7 @@ class Journal:
         if self._secrets:
             data = self.redact(data.decode(errors="replace")).encode()
         if file is not None and self._sizes[name] + len(data) > LOG_FILE_MOST:
-            os.close(file)
+            self._close_file(name)
             os.replace(path, path.with_suffix(".log.1"))
             file = None
         if file is None:
@@ -4529,6 +4532,12 @@ class Journal:
         self._sizes[name] += len(data)
         while data:
             data = data[os.write(file, data) :]
+
+    def _close_file(self, name: str) -> None:
+        file = self._files.pop(name, CLOSED)
+        self._sizes.pop(name, None)
+        if file != CLOSED:
+            os.close(file)
 
 
 def take_over_stdio() -> tuple[int, int]:
@@ -4657,12 +4666,14 @@ class HostPipes:
         """At least a line and at most about `FAIR_BITE` of each queue; and the sources that may be read again."""
         pieces: list[bytes] = []
         emptied: list[str] = []
-        for source, queue in self._queues.items():
+        for source, queue in list(self._queues.items()):
             bite = 0
             while queue and bite < FAIR_BITE:
                 bite += len(queue[0])
                 pieces.append(queue.popleft())
             self._sizes[source] -= bite
+            if not queue:  # nothing is kept of a server that may never come back
+                del self._queues[source], self._sizes[source]
             if not queue and source in self._full:
                 self._full.discard(source)
                 emptied.append(source)
@@ -4880,6 +4891,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._splitter = LineSplitter(limit)
         self._words: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         self._word = b""  # stderr's last line, still incomplete
+        self._has_log = False  # it has said something there
         self._open_pipes = {1, 2}
         self._gone = False
         self._stopping = False
@@ -4901,6 +4913,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
                 self._post(ServerLines(self.name, self.run, lines))
         else:
             self._journal.keep(self.name, data)
+            self._has_log = True
             *lines, self._word = (self._word + data).split(b"\n")
             self._word = self._word[-EDGE:]
             self._words.extend(
@@ -4988,7 +5001,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
         if self._word.strip():
             self._words.append(self._word.decode(errors="replace").strip()[:500])
         how = _ended_how(code)
-        log = self._journal.path(self.name)
+        log = self._journal.path(self.name) if self._has_log else None
+        self._journal.rest(self.name)
         hint = (f"its log is {log}; " if log else "") + "the next call starts it again"
         words = [self._journal.redact(line) for line in list(self._words)[-5:]]
         self._post(ServerGone(self.name, self.run, f"{self.name} {how}", hint, words))
@@ -5825,12 +5839,21 @@ class Mux:
         if handle:
             handle.cancel()
         if at is not None:
-            heard = self._rest_sampler if key[0] == MODEL else functools.partial(self.post, TimerDue(key))
-            self._timers[key] = self._loop.call_at(at, heard)
+            self._timers[key] = self._loop.call_at(at, self._timer_due, key)
+
+    def _timer_due(self, key: tuple[str, str]) -> None:
+        del self._timers[key]
+        if key[0] == MODEL:
+            self._rest_sampler()
+        else:
+            self.post(TimerDue(key))
 
     async def _start(self, name: str, run: int) -> None:
         try:
-            command = await prepare(name, self._config.servers[name], self._config)
+            table = self._config.servers.get(name)
+            if table is None:
+                return  # a new config is on its way to the core
+            command = await prepare(name, table, self._config)
             self._journal.hide(command.secrets)
             limit = int(self._config.options.max_message_mb * MB)
             process = ServerProcess(name, run, self.post, limit, self._journal)
@@ -5915,9 +5938,15 @@ class Mux:
         self._ladder(process)
 
     def _ladder(self, process: ServerProcess) -> None:
-        task = self._loop.create_task(process.stop())
+        self._await_end(self._loop.create_task(process.stop()))
+
+    def _await_end(self, task: asyncio.Task[None]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._stopping.discard(task)
+            self._child_ended()
+
         self._stopping.add(task)
-        task.add_done_callback(self._stopping.discard)
+        task.add_done_callback(ended)
 
     def _stop(self, name: str, run: int) -> None:
         process = self._processes.get(name)
@@ -5925,7 +5954,9 @@ class Mux:
             self._ladder(process)
         else:
             if name in self._starting:
-                self._starting[name].cancel()  # asyncio kills what it has started by then
+                starting = self._starting.pop(name)
+                starting.cancel()  # asyncio kills what it has started by then
+                self._await_end(starting)
             self.post(ServerGone(name, run, f"{name} was stopped while it started", "", []))
 
     def _make_room(self, source: str, room: bool) -> None:
@@ -6001,7 +6032,8 @@ class Mux:
             self._loop.add_signal_handler(signal.SIGCHLD, self._child_ended)
 
     def _child_ended(self) -> None:
-        if not self._starting:  # a process that has just been started is not among the known ones yet
+        # One that is being started or replaced is not among the known ones: asyncio is to hear of its end.
+        if sys.platform == "linux" and not self._starting and not self._stopping:
             reap(process.pid for process in self._processes.values())
 
 

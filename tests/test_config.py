@@ -1016,6 +1016,21 @@ def test_a_secret_is_not_in_a_servers_log_file(tmp_path: Path):
     assert lines[1] == "after ***\N{REPLACEMENT CHARACTER}"
 
 
+def test_a_servers_log_file_is_open_only_while_it_has_a_process(tmp_path: Path):
+    """A config that changes for weeks must not use up the file descriptors. Nor is one trouble with a disk for ever."""
+    journal = Journal("info", tmp_path / "logs")
+    (tmp_path / "logs").write_text("a file where the folder belongs")
+    journal.keep("x", b"lost\n")
+    journal.rest("x")
+    journal.later((tmp_path / "logs").unlink)
+    for words in (b"first\n", b"second\n"):
+        journal.keep("x", words)
+        journal.rest("x")
+    journal.close()
+    assert journal._files == journal._sizes == {}
+    assert (tmp_path / "logs" / "x.log").read_bytes() == b"first\nsecond\n"
+
+
 @pytest.mark.parametrize("level", ["error", "warning", "info", "debug", "trace"])
 def test_the_log_level_says_what_is_logged(level: str, capfd: pytest.CaptureFixture[str]):
     order = ["error", "warning", "info", "debug", "trace"]
