@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import pytest
 from conftest import MCPMUX, PATIENCE, RawHost, server_table
+from soak import VICTIMS, soak
 
 Serve = Callable[..., RawHost]
 
@@ -585,3 +586,15 @@ def test_a_call_that_is_cancelled_while_its_server_rests_is_never_sent(liar: Raw
     liar.cancel(waiting)
     assert text_of(liar.answer(kept)) == "{}"
     assert json.loads(liar.text("liar__release")) == {"released": 0, "cancelled": 0}
+
+
+# ── for a while ──
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts processes and descriptors in /proc: Linux only")
+def test_servers_killed_all_the_time_under_a_changing_config_leave_nothing_behind(tmp_path: Path) -> None:
+    """Our choice: each call is answered or refused with its server's name, none twice. `tests/soak.py` runs longer."""
+    done = soak(tmp_path, seconds=7, seed=7)
+    assert done.wrong == []
+    assert done.counts["killed"] >= len(VICTIMS)
+    assert done.counts["answered"] > 100
