@@ -2799,7 +2799,8 @@ class Core:
     def _join(self, server: Server, call: Pending, question: Pending, params: Raw | bytes | UnsetType) -> None:
         """A legacy server's question becomes part of what the modern host of this call is asked."""
         shown = embedded(question.method, params)
-        if len(bytes(shown)) > self._host_limit - EDGE:
+        others = self._rounds[call.round].questions.values() if call.round else ()
+        if sum(len(bytes(one)) for one in (shown, *(other.shown for other in others))) > self._host_limit - EDGE:
             self.in_flight.settle(question.id)
             raise RpcError(INVALID_PARAMS, "the request is larger than hosts take")
         if call.round:

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 REQUIREMENTS: dict[str, list[str]] = {
     "Towards the host a message has at most host_message_mb; a longer answer becomes an error with server and size": [
         "test_core.py::test_an_answer_that_hosts_do_not_take_becomes_an_error_that_names_server_and_size",
+        "test_modern.py::test_questions_that_are_more_together_than_hosts_take_are_refused_and_the_others_asked",
     ],
     "From a server a line has at most max_message_mb": [
         "test_wire.py::test_a_line_is_too_long_exactly_above_the_limit",

@@ -639,6 +639,19 @@ def test_questions_that_come_together_travel_together_and_missing_answers_are_as
     assert s.host_hears(4)["result"]["content"] == []
 
 
+def test_questions_that_are_more_together_than_hosts_take_are_refused_and_the_others_asked():
+    """Our choice: host_message_mb."""
+    s = modern_host("git", options=mcpmux.MuxOptions(host_message_mb=0.1))
+    s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
+    for id in ("a", "b"):
+        asks_host(s, id, params={**ELICIT, "message": "x" * 60_000})
+    assert "larger than hosts take" in s.answer_to_server("git", "b").text
+    s.advance(0.02)
+    [key] = s.host_hears(1)["result"]["inputRequests"]
+    retry(s, 2, state_of(s.host_hears(1)), {key: YES})
+    assert s.answer_to_server("git", "a")["result"] == YES
+
+
 @pytest.mark.parametrize("more", [{"arguments": {"b": 1}}, {"name": "git__other"}])
 def test_a_retry_with_other_arguments_is_refused_and_the_right_one_still_works(more: dict[str, Any]):
     s = modern_host("git")
