@@ -2407,7 +2407,7 @@ class Core:
             self._fail_ask(ask, self._why(server))
             return None
         if server.clogged:
-            self._fail_ask(ask, f"{name} does not read its input: {self.options.outbox_mb:g} MB wait for it already")
+            self._fail_ask(ask, self._does_not_read(server))
             return None
         seconds = patience or server.options.tool_timeout_sec
         pending = self.in_flight.open(
@@ -2425,6 +2425,9 @@ class Core:
         if ask.caller.modern and server.questions and ask.method in CARRIERS:
             self._carry(server, pending)
         return pending
+
+    def _does_not_read(self, server: Server) -> str:
+        return f"{server.name} does not read its input: {self.options.outbox_mb:g} MB wait for it already"
 
     def _to_server(self, server: Server, pending: Pending, params: Fields | UnsetType) -> None:
         """At once, or when it is ready."""
@@ -3493,7 +3496,9 @@ class Core:
         waiting, server.waiting = server.waiting, {}
         for number, params in waiting.items():
             call = self.in_flight.get(number)
-            if call:
+            if call and server.clogged:
+                self._fail(self.in_flight.settle(number), self._does_not_read(server))
+            elif call:
                 self._dispatch(server, call, params)
         questions, server.questions = server.questions, []
         for question in [found for number in questions if (found := self.in_flight.get(number))]:

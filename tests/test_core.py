@@ -1847,6 +1847,16 @@ def test_a_server_that_does_not_read_is_refused_new_calls_until_it_does():
     assert s.server_heard("git", "tools/call")
 
 
+def test_a_call_that_waits_for_a_server_that_does_not_even_read_when_it_is_ready_is_refused():
+    s = Script(["git"])
+    s.server_dies("git")
+    s.advance(1)
+    s.host_asks(1, "tools/call", name="git__log")
+    s.feed(mcpmux.ServerClogged("git", s.runs["git"], True))
+    s.advance(0.2)
+    assert "does not read" in s.host_hears(1).text
+
+
 def test_at_the_end_every_open_request_is_answered_and_every_server_stopped():
     s = Script(["git", "mute"], silent=("mute",))
     s.host_asks(1, "tools/list")
