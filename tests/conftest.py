@@ -54,6 +54,7 @@ class RawHost:
         self.seen: list[dict[str, Any]] = []  # all that came, in order
         self.questions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
         self.cancelled: set[int] = set()
+        self.routine: dict[str, Callable[[dict[str, Any]], None]] = {}  # by id: who takes an answer out of the way
         self._next = 100
         self._threads = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
         for thread in self._threads:
@@ -77,11 +78,15 @@ class RawHost:
 
     def receive(self) -> dict[str, Any]:
         """The next message; a question with an answer in `questions` is answered on the way."""
-        line = self.lines.get(timeout=PATIENCE)
-        if not line:
-            self.lines.put(b"")  # it stays at its end
-            raise EOFError(b"".join(self.errors).decode(errors="replace"))
-        message = json.loads(line)
+        while True:
+            line = self.lines.get(timeout=PATIENCE)
+            if not line:
+                self.lines.put(b"")  # it stays at its end
+                raise EOFError(b"".join(self.errors).decode(errors="replace"))
+            message = json.loads(line)
+            if "method" in message or message.get("id") not in self.routine:
+                break
+            self.routine.pop(message["id"])(message)
         message["raw"] = line
         self.seen.append(message)
         if "method" in message and "id" in message and message["method"] in self.questions:

@@ -42,6 +42,7 @@ parser.add_argument("--mute", help="never answers this method")
 parser.add_argument("--hello", default="{}", help="JSON members for the result of initialize")
 parser.add_argument("--list", help="the result of tools/list, byte for byte")
 parser.add_argument("--also", default="", help="NAME,…: lists these tools too (write, where, flood, calm)")
+parser.add_argument("--gate", help="initialize is answered when somebody has written to this fifo")
 options = parser.parse_args()
 
 stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
@@ -171,7 +172,8 @@ def call(id: object, name: str, arguments: dict, params: dict, line: bytes) -> N
         case "big":
             send(id=id, result=text("x" * arguments["bytes"]))
         case "write":  # any bytes at all; $ID is this call's id, $OLD that of the call cancelled last, $PAD much
-            raw = arguments["text"].encode("latin-1").replace(b"$ID", json.dumps(id).encode())
+            raw = arguments.get("before", "").encode() * arguments.get("times", 1)
+            raw += arguments["text"].encode("latin-1").replace(b"$ID", json.dumps(id).encode())
             raw = raw.replace(b"$OLD", json.dumps(cancelled[-1] if cancelled else None).encode())
             stdout.write(raw.replace(b"$PAD", b"x" * arguments.get("pad", 0)))
             stdout.flush()
@@ -219,6 +221,9 @@ def handle(line: bytes) -> None:
             if options.refuse:
                 send(id=id, error={"code": -32603, "message": "not today"})
                 return
+            if options.gate:
+                with open(options.gate) as gate:
+                    gate.read(1)
             global told  # noqa: PLW0603
             told = params
             send(

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import select
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from conftest import MCPMUX, PATIENCE, RawHost, server_table
+from conftest import MCPMUX, PATIENCE, RawHost, assert_lines_are_clean, is_running, server_table
 from soak import VICTIMS, soak
+
+from mcpmux import descendants
 
 Serve = Callable[..., RawHost]
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="select takes sockets only there")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc: Linux only")
 
 LIAR = server_table("liar", "--also", "write")
 GOOD = server_table("good")
@@ -51,7 +57,224 @@ def liar(serve: Serve) -> RawHost:
     return host
 
 
+class Traffic:
+    """Calls of good servers, as fast as they are answered and so many in flight all the time, while `host` is waited
+    with for anything else. Each answer is compared with what was asked."""
+
+    def __init__(self, host: RawHost, servers: list[str], width: int = 16) -> None:
+        self.host, self.servers = host, servers
+        self.asked = self.answered = 0
+        self.running = True
+        for _ in range(width):
+            self._ask()
+
+    def _ask(self) -> None:
+        self.asked += 1
+        number = self.asked
+
+        def heard(message: dict[str, Any]) -> None:
+            assert json.loads(text_of(message)) == {"n": number}
+            self.answered += 1
+            if self.running:
+                self._ask()
+
+        self.host.routine[f"t{number}"] = heard
+        call = {"name": f"{self.servers[number % len(self.servers)]}__echo", "arguments": {"n": number}}
+        self.host.send(id=f"t{number}", method="tools/call", params=call)
+
+    def stop(self) -> None:
+        """Waits for the last of them. An answer that comes twice stays in what the host has seen, or is yet to see."""
+        self.running = False
+        while self.host.routine:
+            self.host.request("ping")
+        self.host.request("ping")
+        assert not [one for one in self.host.seen if str(one.get("id")).startswith("t")]
+        assert self.answered == self.asked
+
+
+def memory_of(host: RawHost) -> int:
+    """Bytes resident; what is not to be known counts as none."""
+    if sys.platform != "linux":
+        return 0
+    for line in Path(f"/proc/{host.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("it has ended")
+
+
+def assert_memory_comes_back(host: RawHost, before: int) -> None:
+    end = time.monotonic() + PATIENCE
+    while memory_of(host) > before + 24_000_000:  # each round trip lets mcpmux's loop turn
+        assert time.monotonic() < end, f"{memory_of(host)} bytes, and {before} before"
+        host.request("ping")
+
+
 # ── all at once ──
+
+
+def told_to(text: str, **arguments: Any) -> dict[str, Any]:
+    return {"name": "write", "arguments": {"text": text, **arguments}}
+
+
+ECHO: dict[str, Any] = {"name": "echo"}
+CRASH: dict[str, Any] = {"name": "crash"}
+
+# What one server does: its vices, what it is called for, and what its caller is told beside its name.
+FAULTS: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "exits before initialize": (["--exit", "3"], ECHO, "exited with code 3"),
+    "never answers the handshake": (["--silent"], ECHO, "has not answered `initialize` within 2 s"),
+    "refuses the handshake": (["--refuse"], ECHO, "refused `initialize`: not today"),
+    "speaks no known revision": (["--revision", "1999-01-01"], ECHO, "speaks protocol revision '1999-01-01'"),
+    "exits in a call": ([], CRASH, 'exited with code 3; its last words: "about to crash"'),
+    "exits in a line": ([], told_to(answer()[:-20], exit=4), ""),
+    "closes its output": ([], told_to("", close=[1]), ""),
+    "closes its input": ([], told_to("", close=[0]), ""),
+    "stops writing": ([], {"name": "hold"}, "did not answer tools/call within 2 s (tool_timeout_sec)"),
+    "stops reading": ([], told_to("", deaf=True), "did not answer tools/call within 2 s (tool_timeout_sec)"),
+    "floods stderr and crashes": (["--flood-stderr"], CRASH, "exited with code 3"),
+    "prints garbage and crashes": (["--garbage"], CRASH, "exited with code 3"),
+    "answers with NUL bytes": ([], told_to(answer('{"x":"\0"}')), "cannot be read"),
+    "answers with nonsense": ([], told_to(answer('{"x":' + "[" * 100_000 + "}")), "cannot be read"),
+    "answers with 11 MB": (
+        [],
+        told_to(answer('{"content":[{"type":"text","text":"$PAD"}]}'), pad=11_000_000),
+        "over max_message_mb = 8",
+    ),
+    "answers with more than hosts take": ([], {"name": "big", "arguments": {"bytes": 3_000_000}}, "host_message_mb"),
+    "answers with an error": ([], told_to('{"id":$ID,"error":{"code":1,"message":"no"}}\n'), "no"),
+    "answers with both": ([], told_to('{"id":$ID,"result":{},"error":{"code":1,"message":"x"}}\n'), "both a result"),
+    "answers with a list": ([], told_to(answer("[]")), "a result that is no object"),
+    "cancels it": ([], told_to('{"method":"notifications/cancelled","params":{"requestId":$ID}}\n'), ""),
+}
+
+# What costs no call: a server's vices, what it is called for, and what its caller is told.
+ODDITIES: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "lists with a cursor that stands still": (["--stuck-cursor"], ECHO, "{}"),
+    "lists a thing of the wrong type": (["--list", '{"tools":7}'], ECHO, "nknown tool"),
+    "lists a tool without a name": (["--list", '{"tools":[{"inputSchema":{}},{"name":"echo"}]}'], ECHO, "{}"),
+    "asks the host for what there is not": ([], {"name": "ask", "arguments": {"method": "x/y"}}, "-32601"),
+    "answers what nobody asked": ([], told_to('{"jsonrpc":"2.0","id":77,"result":{}}\n' + answer()), "real"),
+    "answers twice": ([], told_to(answer() * 2), "real"),
+    "stays when it is told to end": (["--ignore-eof", "--ignore-term"], ECHO, "{}"),
+    "has a child that holds its pipes": (["--grandchild", os.devnull, "--ignore-eof"], ECHO, "{}"),
+    "has a child that leads a session": (["--grandchild", os.devnull, "--grandchild-session"], ECHO, "{}"),
+}
+
+
+def test_the_others_calls_are_answered_at_full_rate_whatever_one_server_does(serve: Serve) -> None:
+    """Our choice: the callers of the bad ones are told who and why, and nobody else notices. Nothing stays of them."""
+    bad = {
+        f"bad{n}": server_table(f"bad{n}", "--also", "write", *vices, startup_timeout_sec=2, tool_timeout_sec=2)
+        for n, (vices, _, _) in enumerate(FAULTS.values())
+    }
+    odd = {f"odd{n}": server_table(f"odd{n}", "--also", "write", *v) for n, (v, _, _) in enumerate(ODDITIES.values())}
+    limits = "[mux]\nmax_message_mb = 8\nhost_message_mb = 2\n"
+    host = serve(limits, *bad.values(), *odd.values(), server_table("killed"), server_table("good1", "--also", "write"))
+    host.initialize()
+    host.tools()
+    before = memory_of(host)
+    traffic = Traffic(host, ["good1"])
+    asked = {
+        what: host.ask("tools/call", {**call, "name": f"{name}__{call['name']}"})
+        for (what, (_, call, _)), name in zip(FAULTS.items(), bad, strict=True)
+    }
+    for (what, (_, _, words)), name in zip(FAULTS.items(), bad, strict=True):
+        said = host.answer(asked[what])
+        text = failure(said) if "result" in said else said["error"]["message"]
+        assert words in text, what
+        assert name in text or what == "answers with an error", what
+    for (what, (_, call, words)), name in zip(ODDITIES.items(), odd, strict=True):
+        said = host.request("tools/call", {**call, "name": f"{name}__{call['name']}"})
+        assert words in (text_of(said) if "result" in said else said["error"]["message"]), what
+    held = host.hold("killed")
+    os.kill(int(host.text("killed__pid")), getattr(signal, "SIGKILL", signal.SIGTERM))
+    assert "killed" in failure(host.answer(held))
+    assert host.text("killed__echo") == "{}"
+    traffic.stop()
+    assert traffic.answered > 100
+    assert_memory_comes_back(host, before)
+    started = descendants(host.process.pid)
+    assert host.close() == 0
+    assert [pid for pid in started if is_running(pid)] == []
+
+
+@posix
+def test_a_server_that_answers_its_handshake_late_is_announced_then(serve: Serve, tmp_path: Path) -> None:
+    """Our choice: lists wait for startup_timeout_sec; many cold servers take longer."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    host = serve(server_table("slow", "--gate", str(gate), startup_timeout_sec=1.5), GOOD)
+    host.initialize()
+    assert {name.partition("__")[0] for name in host.tools()} == {"good"}
+    traffic = Traffic(host, ["good"])
+    assert "slow has not answered `initialize` within 1.5 s" in host.text("slow__echo")
+    gate.write_text("x")
+    host.until(lambda message: message.get("method") == "notifications/tools/list_changed")
+    assert {name.partition("__")[0] for name in host.tools()} == {"slow", "good"}
+    assert host.text("slow__echo") == "{}"
+    traffic.stop()
+
+
+# ── much at once ──
+
+
+def test_an_answer_of_60_mb_is_refused_with_its_size_and_its_memory_comes_back(serve: Serve) -> None:
+    """Our choice: TypeScript hosts close the connection above 10 MiB a message."""
+    host = serve(LIAR, GOOD)
+    host.initialize()
+    host.tools()
+    before = memory_of(host)
+    traffic = Traffic(host, ["good"])
+    said = host.call("liar__big", bytes=60_000_000)
+    assert said["isError"] is True
+    assert "liar answered with 600000" in said["content"][0]["text"]
+    assert "host_message_mb" in said["content"][0]["text"]
+    assert host.text("liar__echo") == "{}"
+    traffic.stop()
+    assert_memory_comes_back(host, before)
+
+
+def test_100_000_notifications_all_arrive_in_their_time_and_their_memory_comes_back(serve: Serve) -> None:
+    """Our choice: nothing is dropped on the way to a host that reads, and nobody else waits for it."""
+    host = serve(LIAR, GOOD)
+    host.initialize()
+    host.tools()
+    before = memory_of(host)
+    traffic = Traffic(host, ["good"])
+    logged = '{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"x"}}\n'
+    flood = host.ask(
+        "tools/call",
+        {"name": "liar__write", "arguments": {**told_to(answer())["arguments"], "before": logged, "times": 100_000}},
+    )
+    count = 0
+    while (message := host.receive()).get("id") != flood:
+        count += message.get("method") == "notifications/message"
+    assert count == 100_000
+    assert text_of(message) == "real"
+    traffic.stop()
+    assert_memory_comes_back(host, before)
+
+
+def test_100_000_announcements_of_a_list_that_is_as_it_was_reach_nobody(serve: Serve) -> None:
+    """Our choice: the server is asked for it again, seldom; the host hears of a change only if there is one."""
+    host = serve(LIAR, GOOD)
+    host.initialize()
+    host.tools()
+    traffic = Traffic(host, ["good"])
+    changed = '{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n'
+    assert text_of(host.answer(write(host, answer(), before=changed, times=100_000))) == "real"
+    traffic.stop()
+    assert not [one for one in host.seen if one.get("method") == "notifications/tools/list_changed"]
+
+
+def test_10_000_pipelined_calls_are_each_answered_with_their_own_content(serve: Serve) -> None:
+    """2025-11-25 basic: ids match answers to requests; requests need not wait for one another."""
+    host = serve(*(server_table(name) for name in ("a", "b", "c")))
+    host.initialize()
+    host.tools()
+    traffic = Traffic(host, ["a", "b", "c"], width=10_000)
+    traffic.stop()
+    assert traffic.answered == 10_000
 
 
 def test_bad_servers_are_named_and_good_ones_serve_as_if_alone(serve: Serve) -> None:
@@ -128,8 +351,10 @@ def test_others_are_served_while_a_server_floods(serve: Serve) -> None:
     host = serve(server_table("flood", "--also", "flood,calm"), GOOD)
     host.initialize()
     assert host.text("flood__flood") == "flooding"
-    for n in range(20):
-        assert json.loads(host.text("good__echo", n=n)) == {"n": n}
+    traffic = Traffic(host, ["good"])
+    while traffic.answered < 500:
+        host.receive()
+    traffic.stop()
     while host.receive().get("method") != "notifications/message":
         pass  # it floods still
     assert host.text("flood__calm") == "calm"
@@ -202,6 +427,74 @@ def test_a_server_that_does_not_read_has_its_calls_refused_once_its_outbox_is_fu
     assert "liar does not read its input: 0.5 MB wait for it already" in host.text("liar__echo")
     assert host.text("good__echo") == "{}"
     assert not {message.get("id") for message in host.seen} & set(waiting)  # ended when mcpmux ends
+
+
+# ── disks ──
+
+
+def no_space(host_of: Callable[[list[str], dict[str, str]], RawHost], config: Path, home: dict[str, str]) -> RawHost:
+    """No file may grow by a byte: what a full disk does."""
+    limited = 'ulimit -f 0; exec "$@"'
+    return host_of(["sh", "-c", limited, "sh", sys.executable, str(MCPMUX), "--config", str(config)], home)
+
+
+def no_folder(host_of: Callable[[list[str], dict[str, str]], RawHost], config: Path, home: dict[str, str]) -> RawHost:
+    """A place where nothing can be made, not even by root."""
+    file = config.parent / "file"
+    file.touch()
+    places = dict.fromkeys(("XDG_CACHE_HOME", "XDG_STATE_HOME"), str(file / "below"))
+    return host_of([sys.executable, str(MCPMUX), "--config", str(config)], home | places)
+
+
+@linux  # others have other folders, and some no such limits
+@pytest.mark.parametrize("place", [no_space, no_folder])
+def test_a_disk_that_takes_nothing_costs_the_cache_and_the_logs_alone(
+    place: Callable[..., RawHost], tmp_path: Path, home: dict[str, str]
+) -> None:
+    """Our choice: each is told once in mcpmux's own log; a server's last words are known all the same."""
+    config = tmp_path / "mcpmux.toml"
+    config.write_text(server_table("one", "--stderr", "one speaks") + server_table("two", "--flood-stderr") + GOOD)
+    host = place(RawHost, config, home)
+    try:
+        host.initialize()
+        names = host.tools()
+        traffic = Traffic(host, ["good", "two"])
+        assert {name.partition("__")[0] for name in names} == {"one", "two", "good"}
+        assert 'one exited with code 3; its last words: "one speaks | about to crash"' in host.text("one__crash")
+        assert host.text("one__echo") == "{}"
+        assert host.tools() == names
+        traffic.stop()
+    finally:
+        assert host.close() == 0
+    assert_lines_are_clean(host)
+    log = host.log().splitlines()
+    assert 3 <= len([line for line in log if "the cache cannot be written" in line]) <= 5
+    assert len([line for line in log if "two.log cannot be written" in line]) == 1
+    assert (
+        1 <= len([line for line in log if "one.log cannot be written" in line]) <= 2
+    )  # its second process tries again
+
+
+def test_a_config_file_that_is_removed_changes_nothing_and_one_that_comes_back_is_read(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """Our choice: editors and sync tools remove a file to write it."""
+    host = serve(server_table("one"), GOOD)
+    host.initialize()
+    names = host.tools()
+    pid = host.text("one__pid")
+    traffic = Traffic(host, ["good"])
+    (tmp_path / "mcpmux.toml").unlink()
+    end = time.monotonic() + PATIENCE
+    while "is gone (the former configuration stands)" not in host.log():
+        assert host.text("one__pid") == pid
+        assert time.monotonic() < end
+    assert host.tools() == names
+    (tmp_path / "mcpmux.toml").write_text(server_table("one") + GOOD + server_table("two"))
+    host.until(lambda message: message.get("method") == "notifications/tools/list_changed")
+    assert "two__echo" in host.tools()
+    assert host.text("one__pid") == pid
+    traffic.stop()
 
 
 # ── at the start ──
@@ -377,9 +670,10 @@ def test_a_bad_line_costs_that_line_only(serve: Serve) -> None:
     host = serve("[mux]\nmax_message_mb = 1", LIAR, GOOD)
     host.initialize()
     host.tools()
+    traffic = Traffic(host, ["good"], width=4)
     for what, line in WRONG_LINES.items():
         assert text_of(host.answer(write(host, line + answer(), pad=1_100_000))) == "real", what
-        assert host.text("good__echo") == "{}", what
+    traffic.stop()
     assert not [one for one in host.seen if one.get("method", "notifications/message") != "notifications/message"]
 
 
@@ -429,12 +723,13 @@ WRONG_RESPONSES = {
 
 def test_a_response_that_is_none_ends_its_call_with_an_error(liar: RawHost) -> None:
     """JSON-RPC 2.0, 5: either a result or an error with an integer code and a message; MCP's results are objects."""
+    traffic = Traffic(liar, ["good"], width=4)
     for members, wrong in WRONG_RESPONSES.items():
         error = liar.answer(write(liar, f'{{"jsonrpc":"2.0","id":$ID,{members}}}\n'))["error"]
         assert error["code"] == -32603, members
         assert error["message"].startswith("liar sent "), members
         assert wrong in error["message"], members
-    assert liar.text("good__echo") == "{}"
+    traffic.stop()
 
 
 def test_an_error_is_passed_on_as_it_is(liar: RawHost) -> None:
@@ -468,9 +763,11 @@ TEXTS = {
 
 def test_text_reaches_the_host_as_valid_utf8(liar: RawHost) -> None:
     """2025-11-25 basic/transports: messages MUST be UTF-8. Our choice: what is not is replaced, not refused."""
+    traffic = Traffic(liar, ["good"], width=4)
     for what, (sent, got) in TEXTS.items():
         message = liar.answer(write(liar, answer(f'{{"content":[{{"type":"text","text":"{sent}"}}]}}')))
         assert text_of(message) == got, what
+    traffic.stop()
 
 
 UNREADABLE = {
@@ -487,8 +784,10 @@ UNREADABLE = {
 def test_an_answer_that_cannot_be_read_ends_the_call_that_it_names(liar: RawHost) -> None:
     """Our choice: the call would wait for its timeout otherwise."""
     held = liar.hold("liar")
+    traffic = Traffic(liar, ["good"], width=4)
     for what, line in UNREADABLE.items():
         assert CANNOT_BE_READ in failure(liar.answer(write(liar, line))), what
+    traffic.stop()
     liar.call("liar__release")
     assert text_of(liar.answer(held)) == "released"
 
@@ -591,10 +890,10 @@ def test_a_call_that_is_cancelled_while_its_server_rests_is_never_sent(liar: Raw
 # ── for a while ──
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts processes and descriptors in /proc: Linux only")
+@linux
 def test_servers_killed_all_the_time_under_a_changing_config_leave_nothing_behind(tmp_path: Path) -> None:
     """Our choice: each call is answered or refused with its server's name, none twice. `tests/soak.py` runs longer."""
-    done = soak(tmp_path, seconds=7, seed=7)
+    done = soak(tmp_path, seconds=5, seed=7)
     assert done.wrong == []
     assert done.counts["killed"] >= len(VICTIMS)
     assert done.counts["answered"] > 100
