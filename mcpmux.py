@@ -122,7 +122,7 @@ STDERR_LINES: Final = 20  # kept for error messages
 HELD_FOR_HOST: Final = 200  # notifications that a server may send before the host has initialized
 KNOWN_TASKS: Final = 10_000  # task ids remembered; the oldest is forgotten first
 FAIR_BITE: Final = 16 * 1024  # bytes of one server's lines written to the host before the next has its turn
-READ_AHEAD: Final = 256 * 1024  # bytes waiting for the host above which their server is not read
+READ_AHEAD: Final = 256 * 1024  # bytes waiting for the host above which their server is not read; and the reverse
 URI_MOST: Final = 8192  # characters; a longer URI or template is matched as a whole only
 TEXT_MOST: Final = 500  # characters of a peer's own words in a message of ours
 MB: Final = 1024 * 1024
@@ -4587,6 +4587,9 @@ class HostPipes:
         self._wake = threading.Condition()
         self._gate = threading.Event()  # closed while what mcpmux itself has to say is not read
         self._gate.set()
+        self._heard: list[bytes | TooLong] = []  # lines that the loop has been told of and has not taken yet
+        self._heard_size = 0
+        self._hearing = threading.Condition()
         self._closing = False
         self._broken = False
 
@@ -4641,14 +4644,28 @@ class HostPipes:
                 chunk = os.read(self._reading, 65536)
             except OSError as wrong:
                 chunk, reason = b"", f"the host cannot be read: {wrong}"
+            self._hear(self._splitter.feed(chunk or b"\n"), len(chunk))  # a last line without its newline is a line
             if not chunk:
-                last = self._splitter.feed(b"\n")  # a last line without its newline is a line
-                self._call(self._post, HostLines(last))
                 self._call(self._post, HostGone(reason))
                 return
-            lines = self._splitter.feed(chunk)
-            if lines:
-                self._call(self._post, HostLines(lines))
+
+    def _hear(self, lines: list[bytes | TooLong], size: int) -> None:
+        """Wakes the loop once for all that comes while it is busy: each waking is a byte in the socket that signals
+        come through too, and a full one would lose SIGTERM. The host waits for a loop that is far behind."""
+        if not lines:
+            return
+        with self._hearing:
+            if not self._heard:
+                self._call(self._hand_over)
+            self._heard += lines
+            self._heard_size += size
+            self._hearing.wait_for(lambda: self._heard_size <= READ_AHEAD)
+
+    def _hand_over(self) -> None:
+        with self._hearing:
+            lines, self._heard, self._heard_size = self._heard, [], 0
+            self._hearing.notify()
+        self._post(HostLines(lines))
 
     def _write_all(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -257,6 +258,36 @@ def test_a_last_line_without_its_newline_is_served(serve: Serve) -> None:
     host.process.stdin.close()
     assert host.answer(7)["result"] == {}
     assert host.close() == 0
+
+
+@posix
+def test_a_loop_that_is_busy_is_woken_once_for_all_that_comes() -> None:
+    """Our choice: each waking is a byte in the socket that signals come through, which takes a few hundred."""
+    reading, host = os.pipe()
+    sent = [b'{"id":%d}' % n for n in range(1000)]
+    heard: list[mcpmux.Event] = []
+
+    async def while_nothing_runs() -> None:
+        gone = asyncio.Event()
+
+        def hear(event: mcpmux.Event) -> None:
+            heard.append(event)
+            if isinstance(event, mcpmux.HostGone):
+                gone.set()
+
+        pipes = mcpmux.HostPipes(reading, os.open(os.devnull, os.O_WRONLY), 1000)
+        pipes.start(hear, lambda source, room: None)
+        for line in sent:
+            os.write(host, line + b"\n")
+            while select.select([reading], [], [], 0)[0]:
+                pass  # the reader has not read it yet
+        os.close(host)
+        await gone.wait()
+
+    asyncio.run(while_nothing_runs())
+    lines = [event.lines for event in heard if isinstance(event, mcpmux.HostLines)]
+    assert [line for chunk in lines for line in chunk] == sent
+    assert len(lines) <= 2  # the last line may come after the loop has looked
 
 
 def test_half_a_last_line_is_refused_like_any_bad_line(serve: Serve) -> None:
