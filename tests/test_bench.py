@@ -1,0 +1,50 @@
+"""The benchmark's own reckoning; what it measures is asserted by nobody but `bench.py` itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bench
+import pytest
+from bench import DIRECT, MUX, Bar, Figure, Run
+
+
+def bar(monkeypatch: pytest.MonkeyPatch, values: list[float], limit: float, **keys: object) -> tuple[str, str]:
+    """What is said of a ratio of these values in as many repetitions."""
+    samples = {MUX: dict(enumerate(values, 1)), DIRECT: dict.fromkeys(range(1, len(values) + 1), 1.0)}
+    monkeypatch.setitem(bench.FIGURES, "x", Figure("x", "ms", samples))
+    return Bar("x", limit, bench.ratio(bench.sample("x", MUX), bench.sample("x", DIRECT)), **keys).verdict()  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("values", "limit", "said"),
+    [
+        ([1.0, 1.1, 1.2], 1.5, ("1.1", "met")),
+        ([1.0, 1.1, 1.2], 1.05, ("1.1", "MISSED")),
+        ([1.0, 5.0, 9.0], 10, ("scattered", "met")),  # no number is told, but each repetition speaks for itself
+        ([2.0, 5.0, 9.0], 1, ("scattered", "MISSED")),
+        ([1.0, 5.0, 9.0], 4, ("scattered", "void")),
+        ([], 4, ("", "not measured")),
+    ],
+)
+def test_a_ratio_is_told_only_where_it_means_something(
+    monkeypatch: pytest.MonkeyPatch, values: list[float], limit: float, said: tuple[str, str]
+) -> None:
+    assert bar(monkeypatch, values, limit) == said
+
+
+def test_repetitions_in_which_the_machine_was_slow_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bar(monkeypatch, [1.0, 50.0, 1.0], 2, void=lambda n: n == 2) == ("1", "met")
+    assert bar(monkeypatch, [1.0, 50.0], 2, void=lambda _: True) == ("", "void")
+
+
+@pytest.mark.parametrize("way", [DIRECT, MUX])
+def test_the_driver_gets_every_answer(tmp_path: Path, way: str) -> None:
+    """A rate of calls that nobody answered would be a good one."""
+    with bench.peer(Run(tmp_path, quick=True), way, servers=1 if way == DIRECT else 2, tools=3) as one:
+        assert one.pipelined(60, most=500) > 0
+        id, line = one.call(size=100_000, shape="deep", progress=10)
+        one.send(line)
+        answer, others = one.answer(id)
+        assert others == 10
+        assert 90_000 < len(answer) < 110_000
