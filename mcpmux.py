@@ -6080,6 +6080,8 @@ class Mux:
 # ══ 14. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server failed its check, 2 the command or the config cannot be used.
 
+_WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
+
 
 def main(argv: list[str] | None = None) -> int:
     """The console script. While serving, stdout is the protocol's and all that people read goes to stderr."""
@@ -6098,67 +6100,99 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+class Argument(NamedTuple):
+    """What `ArgumentParser.add_argument` takes."""
+
+    flags: tuple[str, ...]
+    keys: dict[str, Any]
+
+
+class Subcommand(NamedTuple):
+    """A row of the table of commands. The example is run by a test."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    help: str  # in the list of commands
+    description: str  # above its own arguments
+    example: str
+    arguments: tuple[Argument, ...] = ()
+
+
+def _argument(*flags: str, **keys: Any) -> Argument:
+    return Argument(flags, keys)
+
+
+def subcommands() -> list[Subcommand]:
+    """What mcpmux can be asked for besides serving."""
+    for_machines = _argument("--json", action="store_true", help="for machines")
+    config = _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG)
+    return [
+        Subcommand(
+            "check",
+            _check,
+            "start every server and say how each does",
+            "Starts every server, lists what it offers, stops it.",
+            "mcpmux check --json",
+            (config, for_machines),
+        ),
+        Subcommand(
+            "models",
+            _models,
+            "the models of [sampling], with scores and prices",
+            "Shows the models that answer sampling, and where each number comes from.",
+            """mcpmux models --prefer '{"hints": [{"name": "sonnet"}], "costPriority": 0.8}'""",
+            (config, _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why")),
+        ),
+        Subcommand(
+            "usage",
+            _usage,
+            "what sampling has cost, by day, server and model",
+            "Adds up the ledger of sampling. Days are those of UTC.",
+            "mcpmux usage --days 7",
+            (
+                _argument("--days", metavar="N", type=_number_of_days, default=30, help="counted back from today (30)"),
+                for_machines,
+            ),
+        ),
+        Subcommand(
+            "logs",
+            _logs,
+            "what a server has written to its stderr",
+            "Prints the end of a server's log. Without a name: which logs there are.",
+            "mcpmux logs",
+            (
+                _argument("server", nargs="?", metavar="SERVER", help="its name in the config"),
+                _argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"),
+                _argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)"),
+            ),
+        ),
+        Subcommand(
+            "demo",
+            _demo,
+            "see it work: no config, no key, no Node",
+            "Runs mcpmux over two small servers and plays the host.",
+            "mcpmux demo",
+        ),
+    ]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mcpmux",
         description="One MCP server over stdio that stands for many. Without a command it serves: a host starts it.",
         epilog="example: mcpmux --config ~/mcpmux.toml",
     )
-    where = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
-    parser.add_argument("--config", metavar="PATH", help=where)
+    parser.add_argument("--config", metavar="PATH", help=_WHICH_CONFIG)
     parser.add_argument("--version", action="version", version=f"mcpmux {__version__}")
     parser.set_defaults(run=_serve)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    check = commands.add_parser(
-        "check",
-        help="start every server and say how each does",
-        description="Starts every server, lists what it offers, stops it.",
-        epilog="example: mcpmux check --json",
-    )
-    check.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=where)
-    check.add_argument("--json", action="store_true", help="for machines")
-    check.set_defaults(run=_check)
-
-    models = commands.add_parser(
-        "models",
-        help="the models of [sampling], with scores and prices",
-        description="Shows the models that answer sampling, and where each number comes from.",
-        epilog="""example: mcpmux models --prefer '{"hints": [{"name": "sonnet"}], "costPriority": 0.8}'""",
-    )
-    models.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=where)
-    models.add_argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why")
-    models.set_defaults(run=_models)
-
-    usage = commands.add_parser(
-        "usage",
-        help="what sampling has cost, by day, server and model",
-        description="Adds up the ledger of sampling. Days are those of UTC.",
-        epilog="example: mcpmux usage --days 7",
-    )
-    usage.add_argument("--days", metavar="N", type=_number_of_days, default=30, help="counted back from today (30)")
-    usage.add_argument("--json", action="store_true", help="for machines")
-    usage.set_defaults(run=_usage)
-
-    logs = commands.add_parser(
-        "logs",
-        help="what a server has written to its stderr",
-        description="Prints the end of a server's log. Without a name: which logs there are.",
-        epilog="example: mcpmux logs",
-    )
-    logs.add_argument("server", nargs="?", metavar="SERVER", help="its name in the config")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
-    logs.add_argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)")
-    logs.set_defaults(run=_logs)
-
-    demo = commands.add_parser(
-        "demo",
-        help="see it work: no config, no key, no Node",
-        description="Runs mcpmux over two small servers and plays the host.",
-        epilog="example: mcpmux demo",
-    )
-    demo.set_defaults(run=_demo)
-
+    for row in subcommands():
+        command = commands.add_parser(
+            row.name, help=row.help, description=row.description, epilog=f"example: {row.example}"
+        )
+        for argument in row.arguments:
+            command.add_argument(*argument.flags, **argument.keys)
+        command.set_defaults(run=row.run)
     return parser
 
 
