@@ -72,7 +72,7 @@ import textwrap
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
@@ -5766,6 +5766,14 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
 
+def on_signal(loop: asyncio.AbstractEventLoop, number: int, heard: Callable[[int], Any]) -> None:
+    """`heard` is called in the loop's thread, in place of whatever was called before."""
+    if sys.platform == "win32":
+        signal.signal(number, lambda number, _: loop.call_soon_threadsafe(heard, number))
+    else:
+        loop.add_signal_handler(number, heard, number)
+
+
 SAMPLER: Final = "mcpmux sampler"  # in messages and as its log's name, which no server can have: it has a space
 AT_REST: Final = "the model at rest"  # the process of an idle sampler, until it has ended
 
@@ -5773,7 +5781,9 @@ AT_REST: Final = "the model at rest"  # the process of an idle sampler, until it
 class Mux:
     """A core, its host and its processes. `host` is `HostPipes`, or anything with its methods."""
 
-    def __init__(self, config: Config, host: Any, journal: Journal, *, cached: bool = True) -> None:
+    def __init__(
+        self, config: Config, host: Any, journal: Journal, *, cached: bool = True, watches: bool = True
+    ) -> None:
         known, notes = read_known(cache_folder(), config.servers) if cached else ({}, [])
         for note in notes:
             journal.log("warning", note)
@@ -5801,7 +5811,7 @@ class Mux:
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
         self._done = threading.Event()  # ends the watch over config and parent
-        self._watches = cached
+        self._watches = watches
         self._for_sampler: list[bytes] = []  # lines that wait until it is started
         self._sampler_runs = 0
 
@@ -6064,12 +6074,12 @@ class Mux:
             self.post(HostGone(signal.Signals(number).name))
 
         if sys.platform == "win32":
-            for number in (signal.SIGINT, signal.SIGBREAK):
-                signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(asked_to_stop, number))
+            numbers = (signal.SIGINT, signal.SIGBREAK)
         else:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._loop.add_signal_handler(number, asked_to_stop, number)
+            numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             self._loop.add_signal_handler(signal.SIGCHLD, self._child_ended)
+        for number in numbers:
+            on_signal(self._loop, number, asked_to_stop)
 
     def _child_ended(self) -> None:
         # One that is being started or replaced is not among the known ones: asyncio is to hear of its end.
@@ -6096,8 +6106,11 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as wrong:
         print(f"mcpmux: {wrong}".replace("\n", "\nmcpmux: "), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         return 130
+    except BrokenPipeError:  # as of `mcpmux tools | head`; Python flushes stdout once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
 
 
 class Argument(NamedTuple):
@@ -6221,35 +6234,160 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class CheckHost:
-    """A host that can do nothing, asks for the tools and goes: the lists wait for every server, so that is enough."""
+class Interrupted(McpmuxError):
+    """The person pressed Ctrl-C, or something else told a command to end."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.tools: list[str] = []
-        self.mux: Mux | None = None
+
+class InnerHost:
+    """A host in mcpmux's own process: what a command wants of servers, it asks as any host would.
+
+    `answers` are coroutines that answer what servers ask, by method; `hears` is given their notifications; `looks` is
+    called after each batch of events, for those who show how it goes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        cached: bool = True,
+        capabilities: Mapping[str, Any] | None = None,
+        answers: Mapping[str, Callable[[Fields], Coroutine[Any, Any, Any]]] | None = None,
+        hears: Callable[[str, Fields], None] | None = None,
+        looks: Callable[[Iterable[Server]], None] | None = None,
+    ) -> None:
+        self._journal = Journal("error", state_folder() / "logs")
+        self._journal.threshold = LEVELS["error"] + 1  # what is wrong is in the answers
+        self.mux = Mux(config, self, self._journal, cached=cached, watches=False)
+        self.about: Any = None  # the answer to `initialize`
+        self._capabilities = capabilities or {}
+        self._answers = answers or {}
+        self._hears, self._looks = hears, looks
+        self._open: dict[int, asyncio.Future[Reply]] = {}
+        self._bars: dict[int, Callable[[Fields], None]] = {}  # who hears of a request's progress
+        self._questions: dict[bytes, asyncio.Task[None]] = {}
+        self._asked = 0
+        self._trouble: Exception | None = None  # of the command's own functions: it ends the scene
+
+    def play(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+        """Serves itself while the scene lasts; then every server is stopped. Raises `Interrupted`."""
+        try:
+            return asyncio.run(self._play(scene))
+        finally:
+            self._journal.close()
+
+    async def _play(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+        self._started = asyncio.Event()
+        serving = asyncio.create_task(self.mux.run())
+        acting = self._acting = asyncio.create_task(self._act(scene))
+        await asyncio.wait({serving, acting}, return_when=asyncio.FIRST_COMPLETED)
+        acting.cancel()
+        await asyncio.wait({acting})  # a call that it has open is cancelled while its server is still there
+        self.mux.post(HostGone("the command is done"))
+        await serving
+        if self._trouble:
+            raise self._trouble
+        if acting.cancelled():
+            raise Interrupted
+        return acting.result()
+
+    async def _act(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+        await self._started.wait()
+        hello = {
+            "protocolVersion": LEGACY_REVISIONS[0],
+            "capabilities": self._capabilities,
+            "clientInfo": IMPLEMENTATION,
+        }
+        self.about = value_of((await self.ask("initialize", hello)).result)
+        self._say(notification_line("notifications/initialized"))
+        return await scene(self)
+
+    async def ask(
+        self, method: str, params: Mapping[str, Any] | None = None, bar: Callable[[Fields], None] | None = None
+    ) -> Reply:
+        """The answer to a request; who stops waiting for it cancels it. `bar` is told of its progress."""
+        self._asked += 1
+        number = self._asked
+        body = dict(params or {})
+        if bar:
+            body["_meta"] = {"progressToken": number}
+            self._bars[number] = bar
+        answer = self._open[number] = asyncio.get_running_loop().create_future()
+        self._say(request_line(number, method, encode(body) if body else UNSET))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._say(notification_line("notifications/cancelled", encode({"requestId": number})))
+            raise
+        finally:
+            self._bars.pop(number, None)
+            del self._open[number]
+
+    def _say(self, line: bytes) -> None:
+        self.mux.post(HostLines([line]))
+
+    # ── what the mux does with a host ──
 
     def start(self, post: Callable[[Event], None], on_room: Callable[[str, bool], None]) -> None:
-        self._post = post
-        hello = {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": {}, "clientInfo": IMPLEMENTATION}
-        lines = [request_line(1, "initialize", encode(hello)), notification_line("notifications/initialized")]
-        post(HostLines([*lines, request_line(2, "tools/list", UNSET)]))
+        on_signal(asyncio.get_running_loop(), signal.SIGINT, lambda _: self._acting.cancel())
+        self._started.set()
 
     def put(self, source: str, line: bytes) -> None:
-        if decode_line(line).id == Raw(b"2"):
-            assert self.mux
-            self.rows = [_report(server) for server in self.mux.core.servers.values()]
-            self.tools = list(self.mux.core.catalogue.tools)
-            self._post(HostGone("checked"))
+        message = decode_line(line)
+        params = object_of(message.params)
+        if message.method is UNSET:
+            answer = self._open.get((message.id is not UNSET and number_of_id(message.id)) or 0)
+            if answer and not answer.done():
+                answer.set_result(Reply(message.result or None, message.error or None))
+        elif message.id is not UNSET:
+            id = bytes(message.id)
+            self._questions[id] = asyncio.create_task(self._answer(id, message.method, params))
+        elif message.method == "notifications/cancelled":
+            question = self._questions.get(bytes(params.get("requestId", b"")))
+            if question:
+                question.cancel()
+        elif message.method == "notifications/progress":
+            bar = self._bars.get(value_of(params.get("progressToken")))
+            if bar:
+                self._survive(bar, params)
+        elif self._hears:
+            self._survive(self._hears, message.method, params)
+
+    async def _answer(self, id: bytes, method: str, params: Fields) -> None:
+        try:
+            if method not in self._answers:
+                raise RpcError(METHOD_NOT_FOUND, f"{method} is nothing that a terminal answers")
+            line = result_line(id, encode(await self._answers[method](params)))
+        except RpcError as error:
+            line = error_line(id, error_body(error))
+        except Exception as trouble:
+            self._end_with(trouble)
+            return
+        finally:
+            del self._questions[id]
+        self._say(line)
+
+    def _survive(self, show: Callable[..., None], *arguments: Any) -> None:
+        """A stdout that is closed, and whatever else a command stumbles over, ends its scene. The mux goes on, and so
+        stops its servers in order."""
+        try:
+            show(*arguments)
+        except Exception as trouble:
+            self._end_with(trouble)
+
+    def _end_with(self, trouble: Exception) -> None:
+        self._trouble = trouble
+        self._acting.cancel()
 
     def is_full(self, source: str) -> bool:
         return False
 
     def flush(self) -> None:
-        pass
+        if self._looks:
+            self._survive(self._looks, self.mux.core.servers.values())
 
     async def close(self) -> None:
-        pass
+        for question in list(self._questions.values()):
+            question.cancel()
 
 
 def _report(server: Server) -> dict[str, Any]:
@@ -6271,30 +6409,26 @@ def _report(server: Server) -> dict[str, Any]:
 
 def _check(arguments: argparse.Namespace) -> int:
     config = load_config(config_path(arguments.config))
-    journal = Journal("error", state_folder() / "logs")
-    journal.threshold = LEVELS["error"] + 1  # the table says it all
-    host = CheckHost()
     trouble: str | None = None
 
-    async def run() -> None:
+    async def look(host: InnerHost) -> tuple[list[dict[str, Any]], list[str]]:
         nonlocal trouble
         try:
             if config.sampling:
                 await sampler_setup(config, set())
         except StartError as wrong:
             trouble = "; ".join(wrong.args)
-        host.mux = Mux(config, host, journal, cached=False)
-        await host.mux.run()
+        await host.ask("tools/list")  # it waits for every server
+        return [_report(server) for server in host.mux.core.servers.values()], list(host.mux.core.catalogue.tools)
 
-    asyncio.run(run())
-    journal.close()
+    rows, tools = InnerHost(config, cached=False).play(look)
     order = list(config.servers) + list(config.broken)
-    rows = sorted(host.rows, key=lambda row: order.index(row["server"]))
+    rows.sort(key=lambda row: order.index(row["server"]))
     rows += [{"server": name, "state": "disabled"} for name in config.disabled]
     failed = [row for row in rows if row["state"] == "failed"]
     models = [model.model for model in config.sampling.models] if config.sampling else []
     if arguments.json:
-        report = {"config": str(config.path), "servers": rows, "tools": host.tools}
+        report = {"config": str(config.path), "servers": rows, "tools": tools}
         sampling = {"models": models, "reason": trouble} if config.sampling else None
         print(json.dumps(report | {"sampling": sampling}, indent=2))
     elif not config.exists:
@@ -6312,8 +6446,8 @@ def _check(arguments: argparse.Namespace) -> int:
         _print_table(heads, cells)
         if models:
             print("\nsampling: " + (f"does not work: {trouble}" if trouble else ", ".join(models)))
-        if host.tools:
-            print(f"\n{len(host.tools)} tools: " + textwrap.fill(", ".join(host.tools), 100, break_on_hyphens=False))
+        if tools:
+            print(f"\n{len(tools)} tools: " + textwrap.fill(", ".join(tools), 100, break_on_hyphens=False))
         for note in config.notes:
             print(f"\nnote: {note}")
         for row in failed:
@@ -6520,118 +6654,69 @@ def _demo_server(name: str) -> int:
     return 0
 
 
-class DemoHost:
-    """A host for the demo: blocking, one request at a time."""
-
-    def __init__(self, command: list[str]) -> None:
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        self._next = 0
-
-    def send(self, **message: Any) -> None:
-        assert self._process.stdin
-        self._process.stdin.write(encode({"jsonrpc": "2.0", **message}) + b"\n")
-        self._process.stdin.flush()
-
-    def ask(
-        self, method: str, params: dict[str, Any], on_progress: Callable[[dict[str, Any]], None] | None = None
-    ) -> dict[str, Any]:
-        """The result; meanwhile the servers' questions are answered, as a person and a model would."""
-        assert self._process.stdout
-        self._next += 1
-        number = self._next
-        self.send(id=number, method=method, params=params)
-        for line in iter(self._process.stdout.readline, b""):
-            message = _decode_any(line)
-            match message.get("method"):
-                case None:
-                    return message.get("result") or {"error": message["error"]}
-                case "notifications/progress" if on_progress:
-                    on_progress(message["params"])
-                case "elicitation/create":
-                    print(f"     the host shows  {message['params']['message']!r}")
-                    print("     you answer      'water the plants'")
-                    self.send(id=message["id"], result={"action": "accept", "content": {"text": "water the plants"}})
-                case "sampling/createMessage":
-                    asked = message["params"]["messages"][0]["content"]["text"]
-                    print(f"     the model gets  {asked!r}")
-                    reply = {"role": "assistant", "content": {"type": "text", "text": "Milk, Ada, plants."}}
-                    self.send(id=message["id"], result={**reply, "model": "demo", "stopReason": "endTurn"})
-                case _:
-                    pass
-        raise Bug("mcpmux ended in the middle of its demo")
-
-    def call(self, tool: str, on_progress: Callable[[dict[str, Any]], None] | None = None, **arguments: Any) -> str:
-        meta = {"_meta": {"progressToken": self._next}} if on_progress else {}
-        result = self.ask("tools/call", {"name": tool, "arguments": arguments, **meta}, on_progress)
-        return result["content"][0]["text"]
-
-    def close(self) -> int:
-        self._process.communicate()
-        return self._process.returncode
-
-
 def _demo(arguments: argparse.Namespace) -> int:
-    import tempfile  # noqa: PLC0415
+    me = os.path.abspath(__file__)
+    servers = {name: {"command": sys.executable, "args": [me, "_demo_server", name]} for name in ("notes", "clock")}
 
-    import tomli_w  # noqa: PLC0415
+    async def elicited(params: Fields) -> Any:
+        print(f"     the host shows  {value_of(params['message'])!r}")
+        print("     you answer      'water the plants'")
+        return {"action": "accept", "content": {"text": "water the plants"}}
 
-    me = [sys.executable, os.path.abspath(__file__)]
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / CONFIG_NAME
-        servers = {name: {"command": me[0], "args": [me[1], "_demo_server", name]} for name in ("notes", "clock")}
-        config.write_bytes(tomli_w.dumps({"mcp_servers": servers}).encode())
-        host = DemoHost([*me, "--config", str(config)])
-        try:
-            _play(host)
-        finally:
-            code = host.close()
-    if code:
-        raise Bug(f"mcpmux exited with code {code}")
+    async def sampled(params: Fields) -> Any:
+        asked = value_of(params["messages"])[0]["content"]["text"]
+        print(f"     the model gets  {asked!r}")
+        reply = {"role": "assistant", "content": {"type": "text", "text": "Milk, Ada, plants."}}
+        return {**reply, "model": "demo", "stopReason": "endTurn"}
+
+    host = InnerHost(
+        read_config({"mcp_servers": servers}, Path(CONFIG_NAME).absolute()),
+        cached=False,
+        capabilities={"sampling": {}, "elicitation": {}},
+        answers={"elicitation/create": elicited, "sampling/createMessage": sampled},
+    )
+    host.play(_scenes)
     print(_next_steps())
     return 0
 
 
-def _play(host: DemoHost) -> None:
+async def _scenes(host: InnerHost) -> None:
     tall = sys.stdout.isatty()
 
-    def bar(progress: dict[str, Any]) -> None:
-        done, total = progress["progress"], progress["total"]
+    async def call(tool: str, on_progress: Callable[[Fields], None] | None = None, **arguments: Any) -> str:
+        reply = await host.ask("tools/call", {"name": tool, "arguments": arguments}, on_progress)
+        return value_of(reply.result)["content"][0]["text"]
+
+    def bar(progress: Fields) -> None:
+        done, total = value_of(progress["progress"]), value_of(progress["total"])
         print(
             f"{chr(13) if tall else ''}     [{'#' * (done * 20 // total):20}] {done}/{total}",
             end="" if tall and done < total else "\n",
             flush=True,
         )
 
-    capabilities = {"sampling": {}, "elicitation": {}}
-    info = {"name": "mcpmux-demo", "version": __version__}
-    answer = host.ask(
-        "initialize", {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": capabilities, "clientInfo": info}
-    )
-    host.send(method="notifications/initialized")
-    print(f"1. A host starts mcpmux {answer['serverInfo']['version']}, and two servers look like one:")
-    for tool in host.ask("tools/list", {})["tools"]:
+    print(f"1. A host starts mcpmux {host.about['serverInfo']['version']}, and two servers look like one:")
+    for tool in value_of((await host.ask("tools/list")).result)["tools"]:
         print(f"     {tool['name']:18} {tool['description']}")
     print("\n2. A call to each:")
-    who = {name: host.call(f"{name}__whoami") for name in ("notes", "clock")}
+    who = {name: await call(f"{name}__whoami") for name in ("notes", "clock")}
     for name, text in who.items():
         print(f"     {name}__whoami  ->  {text}")
     print("\n3. Progress finds its way back:")
-    print(f"     clock__countdown  ->  {host.call('clock__countdown', bar, steps=10)}")
+    print(f"     clock__countdown  ->  {await call('clock__countdown', bar, steps=10)}")
     print("\n4. A server asks the person (elicitation: server -> mcpmux -> host and back):")
-    print(f"     notes__add_note  ->  {host.call('notes__add_note')}")
+    print(f"     notes__add_note  ->  {await call('notes__add_note')}")
     print("\n5. A server asks the host's model (sampling):")
-    print(f"     notes__summarize  ->  {host.call('notes__summarize')}")
+    print(f"     notes__summarize  ->  {await call('notes__summarize')}")
     print("\n6. A server is killed in the middle of a call:")
 
-    def kill_clock(progress: dict[str, Any]) -> None:
-        if progress["progress"] == 1:
+    def kill_clock(progress: Fields) -> None:
+        if value_of(progress["progress"]) == 1:
             os.kill(int(who["clock"].split()[-1]), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
-    print(f"     clock__countdown  ->  {host.call('clock__countdown', kill_clock, steps=100, seconds=30)}")
-    print(f"     notes__whoami  ->  {host.call('notes__whoami')}   (untouched)")
-    print(f"     clock__whoami  ->  {host.call('clock__whoami')}   (started again)")
+    print(f"     clock__countdown  ->  {await call('clock__countdown', kill_clock, steps=100, seconds=30)}")
+    print(f"     notes__whoami  ->  {await call('notes__whoami')}   (untouched)")
+    print(f"     clock__whoami  ->  {await call('clock__whoami')}   (started again)")
 
 
 def _next_steps() -> str:
