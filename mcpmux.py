@@ -32,9 +32,10 @@ The file is read top to bottom, and no section names anything from a later one:
      9  config                         TOML -> options; the only reader of the file and of the environment
     10  pipes                          the host's two pipes, and the log
     11  processes                      spawning servers, and the ladder that stops them
-    12  sampler                        the child process that asks a model, through litellm
-    13  mux                            the loop that feeds the core and performs its effects
-    14  CLI                            serve, check, models, usage, logs, demo
+    12  remote                         servers over HTTP, each made to look like a process
+    13  sampler                        the child process that asks a model, through litellm
+    14  mux                            the loop that feeds the core and performs its effects
+    15  CLI                            serve, check, models, usage, logs, demo
 
 Invariants:
 
@@ -54,6 +55,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import collections
 import difflib
 import fnmatch
@@ -66,13 +68,15 @@ import re
 import shlex
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
@@ -156,14 +160,29 @@ class ToolOverride(Struct, frozen=True, kw_only=True):
     description: str | None = None
 
 
+class OAuthOptions(Struct, frozen=True, kw_only=True):
+    """`[mcp_servers.X.oauth]`: for a server that lets nobody register by himself. Without it mcpmux does that."""
+
+    client_id: Annotated[str, Meta(min_length=1)] | None = None  # or the https:// address of a client metadata document
+    client_secret: Annotated[str, Meta(min_length=1)] | None = None
+    callback_port: Annotated[int, Meta(ge=0, le=65535)] = 0  # where the browser comes back to; 0: any that is free
+
+
 class ServerOptions(Struct, frozen=True, kw_only=True):
     """A `[mcp_servers.NAME]` table. The keys are Codex's where Codex has them."""
 
-    command: Annotated[str, Meta(min_length=1)] | None = None
+    command: Annotated[str, Meta(min_length=1)] | None = None  # either this, for a program of this machine,
+    url: Annotated[str, Meta(min_length=1)] | None = None  # or this, for a server over HTTP
     args: list[str] = []
     env: dict[str, str] = {}
     env_vars: list[str] = []  # names passed on from mcpmux's own environment; ["*"] passes all
     cwd: str | None = None
+    transport: Literal["http", "sse"] | None = None  # None: Streamable HTTP, and SSE where the server knows only that
+    http_headers: dict[str, str] = {}
+    env_http_headers: dict[str, str] = {}  # headers by the variables that hold them
+    bearer_token_env_var: str | None = None
+    scopes: list[str] = []  # asked for at a login; none: those that the server names
+    oauth: OAuthOptions = OAuthOptions()
     enabled: bool = True
     startup_timeout_sec: Seconds = 30.0
     tool_timeout_sec: Seconds = 300.0
@@ -223,6 +242,7 @@ INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 RESOURCE_NOT_FOUND: Final = -32002  # legacy era
 URL_ELICITATION_REQUIRED: Final = -32042  # 2025-11-25 only
+HEADER_MISMATCH: Final = -32020  # modern era, over HTTP
 MISSING_CAPABILITY: Final = -32021  # modern era
 UNSUPPORTED_VERSION: Final = -32022  # modern era
 
@@ -303,10 +323,12 @@ _ID_AT_TAIL: Final = re.compile(rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonr
 
 
 class LineSplitter:
-    """Joins chunks and cuts them at newlines, whatever the chunking; a line over `limit` bytes becomes a `TooLong`."""
+    """Joins chunks and cuts them at newlines, whatever the chunking; a line over `limit` bytes becomes a `TooLong`.
+    Blank lines are left out, unless they mean something."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, blank: bool = False) -> None:
         self._limit = limit
+        self._blank = blank
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -316,7 +338,7 @@ class LineSplitter:
         lines: list[bytes | TooLong] = []
         for part in rest:
             line = self._take()
-            if not isinstance(line, bytes) or line.strip():
+            if self._blank or not isinstance(line, bytes) or line.strip():
                 lines.append(line)
             self._add(part)
         return lines
@@ -851,6 +873,8 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
         schema = entry.setdefault("inputSchema", Raw(b'{"type":"object"}'))
         if value_of(object_of(schema).get("type"), "object") != "object" or not is_object(schema):
             return f'tool {name!r}: its inputSchema is not of type "object"'
+        if options.url and isinstance(wrong := parameter_headers(value_of(schema)), str):
+            return f"tool {name!r}: {wrong}"
         entry["inputSchema"] = _object_schema(schema)
         if "outputSchema" in entry:
             output = entry["outputSchema"]
@@ -887,6 +911,49 @@ _ARGUMENT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "description": str,
     "required": bool,
 }
+
+
+# Where a JSON schema holds further ones; what is under other keywords is data.
+_SCHEMA_IN: Final = frozenset(
+    {
+        *("items", "contains", "unevaluatedItems", "additionalProperties", "propertyNames", "unevaluatedProperties"),
+        *("not", "if", "then", "else", "contentSchema", "allOf", "anyOf", "oneOf", "prefixItems"),
+    }
+)
+_SCHEMAS_IN: Final = frozenset({"patternProperties", "dependentSchemas", "$defs", "definitions"})
+HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def parameter_headers(schema: Any) -> dict[tuple[str, ...], str] | str:
+    """Which arguments of a tool its calls repeat in headers, by their path; a string says why its schema is wrong.
+    https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http#schema-extension"""
+    found: dict[tuple[str, ...], str] = {}
+    todo: list[tuple[tuple[str, ...] | None, Any]] = [((), schema)]
+    while todo:
+        path, here = todo.pop()
+        if isinstance(here, list):
+            todo += [(None, one) for one in here]
+        if not isinstance(here, dict):
+            continue
+        if "x-mcp-header" in here:
+            header, kind = here["x-mcp-header"], here.get("type")
+            if not path:
+                return "an x-mcp-header that is not at a property"
+            if not isinstance(header, str) or not HEADER_NAME.fullmatch(header):
+                return f"the x-mcp-header of {'.'.join(path)!r} is no name of a header"
+            if kind not in ("string", "integer", "boolean"):
+                return f"the x-mcp-header of {'.'.join(path)!r} is at no string, integer or boolean"
+            if header.lower() in (other.lower() for other in found.values()):
+                return f"two properties have the x-mcp-header {header!r}"
+            found[path] = header
+        for key, inner in here.items():
+            if key == "properties" and isinstance(inner, dict):
+                todo += [(None if path is None else (*path, name), one) for name, one in inner.items()]
+            elif key in _SCHEMAS_IN and isinstance(inner, dict):
+                todo += [(None, one) for one in inner.values()]
+            elif key in _SCHEMA_IN:
+                todo.append((None, inner))
+    return found
 
 
 def _fitting(fields: Fields, types: Mapping[str, type | tuple[type, ...]]) -> Fields:
@@ -1408,6 +1475,7 @@ class ServerGone(Struct):
     reason: str  # as in «git exited with code 1»
     hint: str
     stderr: list[str]
+    unread: list[bytes] = []  # requests that it has certainly not taken: they are for its next run
 
 
 class Sampled(Struct):
@@ -3621,9 +3689,12 @@ class Core:
             self._settle(server)
         if server.state is not State.STARTING:
             return
-        server.hint = (
-            "run its command in a terminal to see what it waits for, or raise startup_timeout_sec in its table"
+        look = (
+            "see whether its url is right"
+            if server.options.url
+            else "run its command in a terminal to see what it waits for"
         )
+        server.hint = f"{look}, or raise startup_timeout_sec in its table"
         hello = "`server/discover`" if server.trying == "modern" else "`initialize`"
         if server.late:
             self._give_up(server, f"{name} did not answer {hello} within {seconds * START_PATIENCE:g} s")
@@ -3696,8 +3767,14 @@ class Core:
             number for number, (_, call) in self._task_progress.items() if server.name in (call.peer, call.asker)
         ]:
             del self._task_progress[number]
-        # What came while a process was being stopped is for the next one.
-        kept = server.waiting if was_stopping and server.state is not State.FAILED else {}
+        # What came while a process was being stopped is for the next one, and so is what it never took.
+        kept = server.waiting if was_stopping else {}
+        for line in event.unread:
+            message = decode_line(line)
+            pending = self.in_flight.get(number_of_id(message.id)) if isinstance(message.id, Raw) else None
+            if pending and pending.peer == server.name and pending.asker == HOST:
+                kept[pending.id] = UNSET if message.params is UNSET else fields_of(message.params)
+        kept = {} if server.state is State.FAILED or self._ending else kept
         server.waiting = kept
         for pending in self.in_flight.owed_by(server.name):
             if pending.id not in kept:
@@ -4045,10 +4122,12 @@ _SERVER_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # Keys of Codex's that say how Codex uses a server, not how it is run: accepted, so that its blocks paste straight in.
 CODEX_KEYS: Final = frozenset(
-    {"required", "supports_parallel_tool_calls", "default_tools_approval_mode", "environment_id", "scopes", "oauth"}
+    {"required", "supports_parallel_tool_calls", "default_tools_approval_mode", "environment_id"}
     | {"experimental_environment", "oauth_resource", "startup_timeout_ms", "approval_mode", "parallel_tool_calls"}
 )
-REMOTE_KEYS: Final = frozenset({"url", "http_headers", "env_http_headers", "bearer_token_env_var", "transport"})
+# What goes with a program, and what with an address; the rest is any server's.
+LOCAL_KEYS: Final = ("args", "env", "env_vars", "cwd")
+REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "oauth")
 _IN_WORDS: Final = {
     "str": "a string",
     "int": "an integer",
@@ -4212,11 +4291,13 @@ def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple
             problems.append(_in_words(f"{where}.startup_timeout_ms", str(wrong)))
     if isinstance(names := table.get("env_vars"), list):  # Codex also has { name = "…", source = "…" }
         table["env_vars"] = [one["name"] if isinstance(one, dict) and "name" in one else one for one in names]
-    remote = sorted(REMOTE_KEYS & table.keys())
-    if remote:
-        problems.append(f"{where}.{remote[0]}: servers over HTTP are not supported by this version; give a `command`")
-    tools = table.pop("tools", {})
-    options, wrong = _read_table(ServerOptions, {k: v for k, v in table.items() if k not in REMOTE_KEYS}, where, notes)
+    tools, oauth = table.pop("tools", {}), table.pop("oauth", {})
+    options, wrong = _read_table(ServerOptions, table, where, notes)
+    problems += wrong
+    if "scopes" in table and "url" not in table:  # Codex allows that
+        options = msgspec.structs.replace(options, scopes=[])
+        notes.append(f"{where}.scopes: means nothing here and is ignored")
+    login, wrong = _read_table(OAuthOptions, oauth, f"{where}.oauth")
     problems += wrong
     overrides: dict[str, ToolOverride] = {}
     for tool, override in tools.items() if isinstance(tools, dict) else ():
@@ -4224,13 +4305,28 @@ def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple
         problems += wrong
     if not isinstance(tools, dict):
         problems.append(f"{where}.tools: expected tables, as in [{where}.tools.NAME]")
-    if "command" not in table and not remote:
-        near = difflib.get_close_matches("command", table, n=1)
-        problems.append(f"{where}: needs a command" + (f' ("{near[0]}" is unknown)' if near else ""))
+    if "command" in table and "url" in table:
+        problems.append(f"{where}.url: stands beside command; a server has one of the two")
+    elif "command" in table or "url" in table:
+        own, strange = ("command", REMOTE_KEYS) if "command" in table else ("url", LOCAL_KEYS)
+        other = "url" if own == "command" else "command"
+        given = {**table, **({"oauth": oauth} if oauth else {})}
+        problems += [f"{where}.{key}: goes with {other}; this server has a {own}" for key in strange if key in given]
+    else:
+        unknown = [key for key in table if key not in {field.name for field in msgspec.structs.fields(ServerOptions)}]
+        near = [key for wanted in ("command", "url") for key in difflib.get_close_matches(wanted, unknown, n=1)]
+        problems.append(f"{where}: needs a command or a url" + (f' ("{near[0]}" is unknown)' if near else ""))
     if problems:
         return None, problems
-    for key in ("command", "args", "env", "cwd"):
+    options = msgspec.structs.replace(options, oauth=login)
+    for key in ("command", "args", "env", "cwd", "url", "http_headers"):
         problems += _bad_placeholders(getattr(options, key), f"{where}.{key}")
+    problems += _bad_placeholders(login.client_secret, f"{where}.oauth.client_secret")
+    if options.url and "${" not in options.url and not re.match(r"https?://[^/\s]", options.url):
+        problems.append(f"{where}.url: expected an http:// or https:// address")
+    for key in ("http_headers", "env_http_headers"):
+        names = [name for name in getattr(options, key) if not HEADER_NAME.fullmatch(name)]
+        problems += [f"{where}.{key}: {name[:TEXT_MOST]!r} is no name of a header" for name in names]
     for one in options.roots:
         if "://" in one and not one.startswith("file://"):  # the protocol has no others (client/roots)
             problems.append(f"{where}.roots: {one[:TEXT_MOST]!r} is neither a folder nor a file:// URI")
@@ -5129,7 +5225,825 @@ def reap(known: Iterable[int]) -> None:
                 pass
 
 
-# ══ 12. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 12. Remote ═══════════════════════════════════════════════════════════════════════════════════════════════════════
+# Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out. The HTTP
+# client is the SDK's own dependency; the SDK's transport is not used, since it decodes every message into its types,
+# tells nothing of why a request failed, and gives up the server's event stream without a word.
+# https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http and, for the legacy era,
+# https://modelcontextprotocol.io/specification/2025-11-25/basic/transports
+
+IN_ORDER: Final = 5.0  # what changes a session is waited for before the next line goes out, but not for ever
+CONNECT_PATIENCE: Final = 10.0  # a host that drops packets would hold a call until its timeout
+RESUME_AFTER: Final = 1.0  # before a stream that broke is asked for again, where its server gives no time of its own
+RESUME_AFTER_MOST: Final = 30.0
+RESUMES: Final = 5  # in a row that bring nothing; the request then fails
+READ_OUT: Final = 0.1  # a server that does not end an answered request's stream would keep its task
+REDIRECTS: Final = 5
+# What may take long and changes nothing for the lines after it: these requests run side by side.
+SIDE_BY_SIDE: Final = frozenset({*CARRIERS, *LISTS, "completion/complete", "subscriptions/listen"})
+SESSION: Final = "mcp-session-id"
+_NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}  # what Mcp-Name repeats
+_PLAIN_HEADER: Final = re.compile(r"(?!=\?base64\?.*\?=$)(?:[!-~](?:[ -~]*[!-~])?)?")
+
+
+class RemoteError(McpmuxError):
+    """Something between us and a remote server: what, and what to do. `is_end`: the server is gone by it. `was_taken`:
+    it may have read what it was sent."""
+
+    def __init__(self, what: str, todo: str, *, is_end: bool = False, was_taken: bool = True) -> None:
+        super().__init__(what)
+        self.what, self.todo = what, todo
+        self.is_end, self.was_taken = is_end, was_taken
+
+
+class Address(Struct, frozen=True):
+    """A remote server's table, ready to be used."""
+
+    url: str
+    headers: dict[str, str]
+    secrets: frozenset[str]
+
+    @property
+    def shown(self) -> str:
+        """Without what may be secret."""
+        parts = urllib.parse.urlsplit(self.url)
+        return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    @property
+    def has_credentials(self) -> bool:
+        return any(name.lower() == "authorization" for name in self.headers)
+
+
+async def locate(name: str, options: ServerOptions, config: Config) -> Address:
+    """Placeholders, and headers from the environment. Raises `StartError`."""
+    secrets: set[str] = set()
+    where = f"mcp_servers.{name}"
+    assert options.url is not None
+    url = await expand(options.url, f"{where}.url", config.environment, secrets)
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise StartError("its url is no http:// or https:// address", f"correct {where}.url")
+    headers: dict[str, str] = {}
+    for header, value in options.http_headers.items():
+        headers[header] = await expand(value, f"{where}.http_headers.{header}", config.environment, secrets)
+        if _SECRET_NAME.search(header):
+            secrets.add(headers[header])
+    variables = {header: (variable, "env_http_headers") for header, variable in options.env_http_headers.items()}
+    if options.bearer_token_env_var:
+        variables["Authorization"] = (options.bearer_token_env_var, "bearer_token_env_var")
+    for header, (variable, key) in variables.items():
+        value = config.environment.get(variable, "")
+        if not value:
+            todo = f"set {variable} in the host's environment or in env_file"
+            raise StartError(f"{variable} is not set ({where}.{key})", todo)
+        secrets.add(value)
+        headers[header] = f"Bearer {value}" if key == "bearer_token_env_var" else value
+    for header, value in headers.items():
+        if not value.isascii() or not value.isprintable():
+            raise StartError(
+                f"its header {header} has a character that no header may have", f"correct it in {where} or its variable"
+            )
+    return Address(url, headers, frozenset(secrets))
+
+
+class SentEvent(NamedTuple):
+    """One server-sent event. Of several lines of data one is made: to JSON their ends are white space."""
+
+    kind: str
+    data: bytes | TooLong
+    id: str | None
+    retry: float | None  # seconds
+
+
+class EventSplitter:
+    """Makes server-sent events of chunks, whatever the chunking; data over `limit` bytes becomes a `TooLong`.
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation"""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lines = LineSplitter(limit, blank=True)
+        self._ended_by_return = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._kind, self._id, self._retry = "message", None, None
+        self._data: list[bytes] = []
+        self._size = 0
+        self._too_long: TooLong | None = None
+
+    def feed(self, chunk: bytes) -> list[SentEvent]:
+        if self._ended_by_return:
+            chunk = chunk.removeprefix(b"\n")
+        self._ended_by_return = chunk.endswith(b"\r")
+        events: list[SentEvent] = []
+        for line in self._lines.feed(chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")):
+            if line:
+                self._take(line)
+            else:
+                data = self._too_long or b" ".join(self._data)
+                if data or self._id is not None or self._retry is not None:
+                    events.append(SentEvent(self._kind, data, self._id, self._retry))
+                self._forget()
+        return events
+
+    def _take(self, line: bytes | TooLong) -> None:
+        if isinstance(line, TooLong):
+            head = line.head.removeprefix(b"data:").lstrip()
+            self._too_long = TooLong(line.size, head, line.tail)
+            return
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        match name:
+            case b"data":
+                self._size += len(value)
+                if self._size > self._limit:
+                    head = (self._data or [value])[0][:EDGE]
+                    self._too_long = TooLong(self._size, head, value[-EDGE:])
+                    self._data = [head]
+                else:
+                    self._data.append(value)
+            case b"event":
+                self._kind = value.decode(errors="replace")
+            case b"id" if b"\0" not in value:
+                self._id = value.decode(errors="replace")
+            case b"retry" if value.isdigit():
+                self._retry = min(int(value[:9]) / 1000, RESUME_AFTER_MOST)
+            case _:
+                pass  # a comment, or what nobody knows
+
+
+def header_value(text: str) -> str:
+    """As an HTTP header may hold it (2026-07-28, streamable-http#value-encoding)."""
+    if _PLAIN_HEADER.fullmatch(text):
+        return text
+    return f"=?base64?{base64.b64encode(text.encode(errors='replace')).decode()}?="
+
+
+def argument_headers(wanted: Mapping[tuple[str, ...], str], arguments: Any) -> dict[str, str]:
+    """The headers that repeat a call's arguments, where it has them (2026-07-28, streamable-http#client-behavior)."""
+    found: dict[str, str] = {}
+    for path, header in wanted.items():
+        value = arguments
+        for step in path:
+            value = value.get(step) if isinstance(value, dict) else None
+        if isinstance(value, str | int | float):
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            found[f"Mcp-Param-{header}"] = header_value(text)
+    return found
+
+
+@functools.cache
+def load_http() -> tuple[Any, Any]:
+    """The HTTP client's module, and what it knows of certificates. Takes a quarter of a second."""
+    import httpx2  # noqa: PLC0415 - for remote servers only
+
+    return httpx2, httpx2.create_ssl_context()
+
+
+def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
+    """What kept an HTTP client from its server, in one line, and what to do: from all that the exception stands on."""
+    below: list[BaseException] = [wrong]
+    for one in below:  # it grows while it is read
+        inner = [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+        below += [other for other in inner if other is not None and other not in below]
+    kinds = {kind.__name__ for one in below for kind in type(one).__mro__}
+    certificate = next((one for one in below if isinstance(one, ssl.SSLCertVerificationError)), None)
+    if certificate:
+        todo = "correct the host in its url, or name your company's CA file in SSL_CERT_FILE"
+        return f"has a TLS certificate that is not trusted: {certificate.verify_message} ({shown})", todo
+    if failed := next((one for one in below if isinstance(one, ssl.SSLError)), None):
+        todo = "does its url begin with https:// where the server speaks plain http://?"
+        return f"cannot be spoken to over TLS: {failed.reason or failed} ({shown})", todo
+    if "ProxyError" in kinds:
+        todo = "look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY in the host's environment"
+        return f"cannot be reached through the proxy: {wrong}", todo
+    if "gaierror" in kinds:
+        return f"cannot be found: no such host ({shown})", "correct its url, or look at the network"
+    if "ConnectionRefusedError" in kinds:
+        return f"cannot be reached: connection refused ({shown})", "is it running, and is its url right?"
+    if "TimeoutException" in kinds or "TimeoutError" in kinds:
+        seconds = f"{CONNECT_PATIENCE:g} s"
+        return f"cannot be reached: no connection within {seconds} ({shown})", "look at the network and at its url"
+    return f"cannot be reached: {str(wrong) or type(wrong).__name__} ({shown})", "look at the network and at its url"
+
+
+class RemoteServer:
+    """One connection to a remote server, from its handshake to its end. Everything here happens in the loop's thread.
+
+    A legacy server may have given it a session, and then has a stream of its own on which it speaks unasked; one that
+    knows SSE only says all on such a stream.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: int,
+        post: Callable[[Event], None],
+        limit: int,
+        outbox: int,
+        address: Address,
+        journal: Journal,
+        transport: str | None = None,
+    ) -> None:
+        self.name, self.run = name, run
+        self.outbox: list[bytes] = []  # lines of this batch
+        self.exited = asyncio.Event()
+        self._post = post
+        self._limit = limit
+        self._most = outbox
+        self._address = address
+        self._journal = journal
+        self._transport = transport
+        self._lines: collections.deque[bytes] = collections.deque()
+        self._waiting = 0  # bytes that the server has not taken
+        self._clogged = False
+        self._wake = asyncio.Event()
+        self._readable = asyncio.Event()
+        self._readable.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._requests: dict[bytes, asyncio.Task[None]] = {}  # by id
+        self._untaken: set[asyncio.Task[None]] = set()  # whose line the server may not have taken yet
+        self._unread: list[bytes] = []  # requests that it has certainly not taken
+        self._met = False  # it has answered something
+        self._session: str | None = None
+        self._revision: str | None = None  # what a legacy handshake came to
+        self._endpoint: str | None = None  # where lines go, if it knows SSE only
+        self._headers_of: dict[str, dict[tuple[str, ...], str]] = {}  # by tool: the arguments that headers repeat
+        self._losing: RemoteError | None = None
+        self._gone = False
+        self._client: Any = None
+
+    # ── what the mux does ──
+
+    async def start(self) -> None:
+        """Raises `StartError` if it cannot be spoken to at all. Whether it is there, the first line tells."""
+        self._http, trusted = await asyncio.to_thread(load_http)
+        try:
+            self._client = self._http.AsyncClient(
+                verify=trusted,
+                timeout=self._http.Timeout(None, connect=CONNECT_PATIENCE),
+                limits=self._http.Limits(max_connections=None, max_keepalive_connections=20),
+                headers={"User-Agent": f"mcpmux/{__version__}"} | self._address.headers,
+                follow_redirects=False,
+            )
+        except (ValueError, ImportError, self._http.InvalidURL) as wrong:
+            todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
+            raise StartError(f"the proxy of the environment cannot be used: {wrong}", todo) from None
+        try:
+            if self._transport == "sse":
+                await self._open_events()
+        except RemoteError as wrong:
+            raise StartError(wrong.what, wrong.todo) from None
+        except asyncio.CancelledError:
+            await self._close_all()
+            raise
+        self._spawn(self._send_all())
+
+    def flush(self) -> None:
+        self._waiting += sum(map(len, self.outbox))
+        self._lines += self.outbox
+        self.outbox.clear()
+        self._wake.set()
+        if self._waiting > self._most and not self._clogged:
+            self._clogged = True
+            self._post(ServerClogged(self.name, self.run, True))
+
+    def read(self, wanted: bool) -> None:
+        """Stops or resumes reading what it sends."""
+        if wanted:
+            self._readable.set()
+        else:
+            self._readable.clear()
+
+    async def stop(self) -> None:
+        """Its session is ended, if it takes that soon, and whatever is open is closed."""
+        await self._close_all()
+        if self._session and not self._gone:
+            try:
+                async with asyncio.timeout(STOP_STEP):
+                    response = await self._send("DELETE", self._address.url, self._common_headers())
+                    await response.aclose()
+            except (RemoteError, TimeoutError):
+                pass  # it forgets the session by itself
+        await self._end(RemoteError("was disconnected", "the next call connects it again"))
+
+    # ── lines to the server ──
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _send_all(self) -> None:
+        """Takes line by line. What changes the session is taken by the server before the next one is sent."""
+        while not self._losing:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._lines and not self._losing:
+                line = self._lines.popleft()
+                message = decode_line(line)
+                method = message.method if isinstance(message.method, str) else ""
+                is_request = bool(method) and message.id is not UNSET
+                if method == "notifications/cancelled" and not self._cancel(message):
+                    self._taken(line)
+                    continue
+                task = self._spawn(self._carry(line, message, method))
+                self._untaken.add(task)
+                if is_request:
+                    assert isinstance(message.id, Raw)
+                    self._requests[bytes(message.id)] = task
+                    task.add_done_callback(functools.partial(self._forget, bytes(message.id)))
+                if not is_request or method not in SIDE_BY_SIDE:
+                    await asyncio.wait([task], timeout=IN_ORDER)
+
+    def _forget(self, id: bytes, task: asyncio.Task[None]) -> None:
+        if self._requests.get(id) is task:
+            del self._requests[id]
+
+    def _cancel(self, message: Envelope) -> bool:
+        """Whether the server is to be told. A modern one learns it from its request's stream, which is closed; to a
+        legacy one that means nothing, but nothing that comes on it is wanted any more."""
+        task = self._requests.get(bytes(object_of(message.params).get("requestId", b"")))
+        if task and self._revision:
+            asyncio.get_running_loop().call_later(IN_ORDER, task.cancel)
+        elif task and not self._endpoint:
+            task.cancel()
+        return bool(self._revision or self._endpoint)
+
+    def _taken(self, line: bytes) -> None:
+        self._waiting -= len(line)
+        if self._clogged and not self._waiting:
+            self._clogged = False
+            self._post(ServerClogged(self.name, self.run, False))
+
+    async def _carry(self, line: bytes, message: Envelope, method: str) -> None:
+        """One line, and all that comes back for it. Whatever goes wrong ends its request, or the server."""
+        id = bytes(message.id) if method and isinstance(message.id, Raw) else None
+        task = asyncio.current_task()
+        assert task
+        taken = functools.partial(self._take_once, line, task)
+        try:
+            if self._endpoint:
+                await self._carry_to_endpoint(line, id, method, taken)
+            else:
+                await self._exchange(line, id, method, object_of(message.params), taken)
+        except RemoteError as wrong:
+            taken()
+            if wrong.is_end:
+                if id is not None and not wrong.was_taken:
+                    self._unread.append(line)
+                self._lose(wrong)
+            elif id is not None:
+                self._refuse(id, wrong)
+            else:
+                self._journal.log("warning", f"{self.name} {wrong.what} ({wrong.todo}); {label(line)} was lost")
+        finally:
+            taken()
+
+    def _take_once(self, line: bytes, task: asyncio.Task[None]) -> None:
+        if task in self._untaken:
+            self._untaken.discard(task)
+            self._taken(line)
+
+    def _refuse(self, id: bytes, wrong: RemoteError, code: int = INTERNAL_ERROR) -> None:
+        text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
+        self._hear([error_line(id, error_body(RpcError(code, text)))])
+
+    def _hear(self, lines: list[bytes | TooLong]) -> None:
+        if not self._gone:
+            self._post(ServerLines(self.name, self.run, lines))
+
+    async def _exchange(
+        self, line: bytes, id: bytes | None, method: str, params: Fields, taken: Callable[[], None]
+    ) -> None:
+        """One POST, and what is answered to it."""
+        is_modern = VERSION_KEY in object_of(params.get("_meta"))
+        url = self._address.url
+        for attempt in (1, 2):
+            response = await self._send("POST", url, self._headers(method, params, is_modern), line)
+            try:
+                taken()
+                if id is None:
+                    await self._check_taken(response)
+                elif 200 <= response.status_code < 300:
+                    await self._answer(response, id, method, is_modern)
+                else:
+                    said = await self._beginning(response)
+                    error = object_of(said).get("error")
+                    code = value_of(object_of(error).get("code"))
+                    if code == HEADER_MISMATCH and method == "tools/call" and attempt == 1:
+                        await self._learn_headers(params)
+                        continue
+                    await self._not_answered(response, line, id, method, error, said)
+            finally:
+                await response.aclose()
+            break
+        if method == "notifications/initialized" and self._session:
+            opened = asyncio.Event()
+            self._spawn(self._listen(opened))
+            try:
+                async with asyncio.timeout(IN_ORDER):
+                    await opened.wait()  # what it then says unasked is heard from the first word on
+            except TimeoutError:
+                pass
+
+    def _common_headers(self) -> dict[str, str]:
+        headers = {"Accept": "application/json, text/event-stream"}
+        if self._session:
+            headers[SESSION] = self._session
+        if self._revision:
+            headers["MCP-Protocol-Version"] = self._revision
+        return headers
+
+    def _headers(self, method: str, params: Fields, is_modern: bool) -> dict[str, str]:
+        headers = self._common_headers() | {"Content-Type": "application/json"}
+        if is_modern:
+            headers["MCP-Protocol-Version"] = str(value_of(object_of(params.get("_meta")).get(VERSION_KEY)))
+            headers["Mcp-Method"] = header_value(method)
+            name = value_of(params.get(_NAMED_BY.get(method, "")))
+            if isinstance(name, str):
+                headers["Mcp-Name"] = header_value(name)
+                if wanted := self._headers_of.get(name):
+                    headers |= argument_headers(wanted, value_of(params.get("arguments")))
+        return headers
+
+    async def _send(self, method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> Any:
+        """The response, of whatever status, its body still to be read. A redirect is followed where it stays at the
+        same place and keeps the message. Raises `RemoteError`."""
+        for _ in range(REDIRECTS):
+            request = self._client.build_request(method, url, headers=headers, content=body)
+            try:
+                response = await self._client.send(request, stream=True)
+            except (self._http.TransportError, OSError) as wrong:
+                raise self._trouble(wrong) from None
+            target = response.next_request
+            if target is None or target.method != method or not self._same_place(request.url, target.url):
+                break
+            await response.aclose()
+            url = str(target.url)
+        return response  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def _same_place(self, here: Any, there: Any) -> bool:
+        place = (there.scheme, there.host, there.port)
+        is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
+        return place == (here.scheme, here.host, here.port) or is_upgrade
+
+    def _trouble(self, wrong: Exception) -> RemoteError:
+        kinds = (self._http.ConnectError, self._http.ConnectTimeout, self._http.ProxyError)
+        if isinstance(wrong, kinds):
+            what, todo = connection_trouble(wrong, self._address.shown)
+            return RemoteError(what, todo, is_end=True, was_taken=False)
+        if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
+            return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
+        return self._cut_off(wrong)
+
+    def _cut_off(self, wrong: Exception | None) -> RemoteError:
+        why = f" ({str(wrong) or type(wrong).__name__})" if wrong else ""
+        todo = "it may have done what was asked; look before you ask again"
+        return RemoteError(f"closed the connection before it answered{why}", todo, is_end=not self._met)
+
+    async def _beginning(self, response: Any, most: int = MB) -> bytes:
+        """Of a body that is not a message, or only an error."""
+        body = b""
+        try:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > most:
+                    break
+        except self._http.TransportError:
+            pass
+        return body
+
+    async def _check_taken(self, response: Any) -> None:
+        """Of what has no answer."""
+        if response.status_code >= 300:
+            raise self._status_trouble(response, await self._beginning(response))
+
+    async def _not_answered(
+        self, response: Any, line: bytes, id: bytes, method: str, error: Raw | None, said: bytes
+    ) -> None:
+        """A request that came back with another status than 2xx: often the protocol's own error, which then counts."""
+        status = response.status_code
+        wrong = self._status_trouble(response, said)
+        if not wrong.is_end and status not in (401, 403) and error is not None and error_is_valid(error):
+            self._met = True
+            self._hear([error_line(id, error)])
+        elif method == "initialize" and status in (400, 404, 405) and self._transport is None:
+            try:
+                await self._open_events()
+            except RemoteError as other:
+                what = f"speaks neither Streamable HTTP ({wrong.what}) nor SSE ({other.what})"
+                raise RemoteError(what, wrong.todo, is_end=True) from None
+            await self._carry_to_endpoint(line, id, method, lambda: None)
+        elif method == "server/discover" and 400 <= status < 500 and status not in (401, 403, 407, 429):
+            self._refuse(id, wrong, METHOD_NOT_FOUND)  # as a legacy server says it: it may still know `initialize`
+        else:
+            wrong.is_end = wrong.is_end or not self._met
+            raise wrong
+
+    def _status_trouble(self, response: Any, said: bytes) -> RemoteError:
+        """What a status says, in words."""
+        status = response.status_code
+        shown = self._address.shown
+        text = "" if b"<html" in said[:EDGE].lower() else " ".join(said.decode(errors="replace").split())[:200]
+        quoted = f': "{text}"' if text else ""
+        if self._session and (status == 404 or (status == 400 and b"session" in said.lower())):
+            what = "has forgotten the session: it was restarted, or the session was too old"
+            return RemoteError(what, "the next call begins a new one", is_end=True, was_taken=False)
+        if 300 <= status < 400:
+            to = response.headers.get("location", "nowhere").partition("?")[0]
+            return RemoteError(f"redirects {shown} to {to}", "put that address into its url, if you trust it")
+        match status:
+            case 401 if self._address.has_credentials:
+                return RemoteError(
+                    f"refuses the credentials of its table (HTTP 401){quoted}",
+                    "correct bearer_token_env_var, http_headers or the variable",
+                )
+            case 401:
+                return RemoteError("needs a login", f"run `mcpmux login {self.name}`")
+            case 403:
+                return RemoteError(
+                    f"forbids this (HTTP 403){quoted}", f"check what you may do there, or `mcpmux login {self.name}`"
+                )
+            case 404 | 405:
+                return RemoteError(f"has no MCP at {shown} (HTTP {status})", "correct its url")
+            case 407:
+                return RemoteError("cannot be reached: the proxy asks for a login (HTTP 407)", "correct HTTPS_PROXY")
+            case 429 | 503:
+                after = response.headers.get("retry-after", "")
+                wait = f"try again in {after} s" if after.isdigit() else "try again later"
+                return RemoteError(f"is busy (HTTP {status}){quoted}", wait)
+            case _ if status >= 500:
+                return RemoteError(f"failed (HTTP {status}){quoted}", "try again later, or tell those who run it")
+            case _:
+                return RemoteError(f"refused a message (HTTP {status}){quoted}", "check its url and headers")
+
+    # ── what comes back ──
+
+    async def _answer(self, response: Any, id: bytes, method: str, is_modern: bool) -> None:
+        """The body of a good response: one message, or a stream that ends with it."""
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if method == "initialize":
+            self._session = response.headers.get(SESSION)
+        if kind == "text/event-stream":
+            await self._follow(response, id, method, is_modern)
+        elif kind == "application/json":
+            splitter = LineSplitter(self._limit)
+            try:
+                async for chunk in response.aiter_bytes():
+                    splitter.feed(chunk.replace(b"\n", b" "))
+                    await self._readable.wait()
+            except self._http.TransportError as wrong:
+                raise self._cut_off(wrong) from None
+            lines = splitter.feed(b"\n")
+            if not self._take_lines(lines, id, method):
+                raise RemoteError("answered with something that is no answer", "tell those who run it")
+        elif kind == "text/html":
+            what = f"answered with a web page ({self._address.shown})"
+            raise RemoteError(what, "correct its url", is_end=not self._met)
+        else:
+            what = f"answered without a message (HTTP {response.status_code} {kind})"
+            raise RemoteError(what, "correct its url", is_end=not self._met)
+
+    def _take_lines(self, lines: list[bytes | TooLong], id: bytes | None, method: str) -> bool:
+        """Passes them on, and tells whether one of them answers this request."""
+        answered = False
+        for line in lines:
+            if isinstance(line, TooLong):
+                continue
+            try:
+                message = decode_line(line)
+            except BadLine:
+                continue  # whom it harms, the core finds out
+            if id and message.method is UNSET and isinstance(message.id, Raw):
+                if number_of_id(message.id) != number_of_id(id):
+                    continue
+                answered = self._met = True
+                if method == "initialize" and message.result is not UNSET:
+                    revision = value_of(object_of(message.result).get("protocolVersion"))
+                    self._revision = revision if isinstance(revision, str) else None
+                elif method == "tools/list" and b"x-mcp-header" in line:
+                    self._learn(message.result)
+        self._hear(lines)
+        return answered
+
+    async def _events(self, response: Any) -> AsyncIterator[list[SentEvent]]:
+        """What comes on a stream, chunk by chunk, for as long as anybody wants it. Raises `RemoteError`."""
+        splitter = EventSplitter(self._limit)
+        try:
+            async for chunk in response.aiter_bytes():
+                if events := splitter.feed(chunk):
+                    yield events
+                await self._readable.wait()
+        except self._http.TransportError as wrong:
+            raise self._cut_off(wrong) from None
+
+    async def _follow(self, response: Any, id: bytes, method: str, is_modern: bool) -> None:
+        """A request's stream, until it is answered. A legacy server may close it before, and go on where it is asked
+        to; so it is asked again when the connection broke. Raises `RemoteError`."""
+        last, wait, fruitless = "", RESUME_AFTER, 0
+        while True:
+            broken = self._cut_off(None)
+            stream = self._events(response)
+            try:
+                async for events in stream:
+                    fruitless = 0
+                    for event in events:
+                        last, wait = event.id or last, wait if event.retry is None else event.retry
+                    lines = [one.data for one in events if one.data and one.kind == "message"]
+                    if lines and self._take_lines(lines, id, method):
+                        await self._read_out(stream)
+                        return
+            except RemoteError as wrong:
+                broken = wrong
+            finally:
+                await response.aclose()
+            fruitless += 1
+            if is_modern or not last or fruitless > RESUMES:
+                raise broken
+            await asyncio.sleep(wait)
+            response = await self._send("GET", self._address.url, self._common_headers() | {"Last-Event-ID": last})
+            if response.status_code != 200:
+                await response.aclose()
+                raise broken
+
+    async def _read_out(self, stream: AsyncIterator[list[SentEvent]]) -> None:
+        """To its end, which follows the answer at once: a connection that is read out serves the next request."""
+        try:
+            async with asyncio.timeout(READ_OUT):
+                async for _ in stream:
+                    pass
+        except (TimeoutError, RemoteError):
+            pass
+
+    async def _listen(self, opened: asyncio.Event) -> None:
+        """The stream on which a legacy server speaks unasked. It is opened again whenever it ends; where that fails,
+        the server is gone, or has forgotten us."""
+        last, wait, fruitless = "", RESUME_AFTER, 0
+        try:
+            while True:
+                resume = {"Last-Event-ID": last} if last else {}
+                headers = self._common_headers() | {"Accept": "text/event-stream"} | resume
+                response = await self._send("GET", self._address.url, headers)
+                try:
+                    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+                    if response.status_code != 200 or kind != "text/event-stream":
+                        wrong = self._status_trouble(response, await self._beginning(response))
+                        if wrong.is_end:
+                            raise wrong
+                        return  # it has none (405), or none any more
+                    opened.set()
+                    fruitless += 1
+                    async for events in self._events(response):
+                        fruitless = 0
+                        for event in events:
+                            last, wait = event.id or last, wait if event.retry is None else event.retry
+                        lines = [one.data for one in events if one.data and one.kind == "message"]
+                        if lines:
+                            self._take_lines(lines, None, "")
+                except RemoteError as wrong:
+                    if wrong.is_end:
+                        raise
+                finally:
+                    await response.aclose()
+                await asyncio.sleep(min(RESUME_AFTER_MOST, wait * 2 ** min(fruitless - 1, 5)) if fruitless else wait)
+        except RemoteError as wrong:
+            if wrong.is_end:
+                self._lose(wrong)
+        finally:
+            opened.set()
+
+    # ── servers that know SSE only ──
+
+    async def _open_events(self) -> None:
+        """Returns when the server has said where lines go. Raises `RemoteError`."""
+        response = await self._send("GET", self._address.url, {"Accept": "text/event-stream"})
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if response.status_code != 200 or kind != "text/event-stream":
+            try:
+                raise self._status_trouble(response, await self._beginning(response))
+            finally:
+                await response.aclose()
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._spawn(self._hear_events(response, ready))
+        try:
+            async with asyncio.timeout(CONNECT_PATIENCE):
+                self._endpoint = await asyncio.shield(ready)
+        except TimeoutError:
+            raise RemoteError("opened an event stream and says nothing on it", "correct its url") from None
+        self._met = True
+
+    async def _hear_events(self, response: Any, ready: asyncio.Future[str]) -> None:
+        wrong = RemoteError("closed its event stream", "the next call opens it again", is_end=True)
+        try:
+            async for events in self._events(response):
+                lines: list[bytes | TooLong] = []
+                for event in events:
+                    if event.kind == "endpoint" and isinstance(event.data, bytes) and not ready.done():
+                        ready.set_result(self._endpoint_at(response.request.url, event.data))
+                    elif event.kind == "message" and event.data:
+                        lines.append(event.data)
+                if lines:
+                    self._hear(lines)
+        except RemoteError as broken:
+            wrong = broken
+        finally:
+            await response.aclose()
+        wrong.is_end = True
+        if ready.done():
+            self._lose(wrong)
+        else:
+            ready.set_exception(wrong)
+
+    def _endpoint_at(self, here: Any, said: bytes) -> str:
+        there = here.join(said.decode(errors="replace").strip())
+        if not self._same_place(here, there):
+            raise RemoteError(f"wants its messages at another place ({there.host})", "correct its url, if you trust it")
+        return str(there)
+
+    async def _carry_to_endpoint(self, line: bytes, id: bytes | None, method: str, taken: Callable[[], None]) -> None:
+        assert self._endpoint
+        if method == "server/discover" and id is not None:  # that era is never spoken in this way
+            self._refuse(id, RemoteError("speaks SSE", "it knows the legacy era only"), METHOD_NOT_FOUND)
+            return
+        response = await self._send("POST", self._endpoint, {"Content-Type": "application/json"}, line)
+        try:
+            taken()
+            if response.status_code == 404:
+                what = "has forgotten the session: it was restarted, or the session was too old"
+                raise RemoteError(what, "the next call begins a new one", is_end=True, was_taken=False)
+            await self._check_taken(response)
+        finally:
+            await response.aclose()
+
+    # ── arguments in headers ──
+
+    def _learn(self, result: Raw | UnsetType) -> Fields:
+        body = object_of(result)
+        for tool in items_of(body.get("tools")):
+            fields = object_of(tool)
+            wanted = parameter_headers(value_of(fields.get("inputSchema")))
+            self._headers_of[str(value_of(fields.get("name")))] = wanted if isinstance(wanted, dict) else {}
+        return body
+
+    async def _learn_headers(self, call: Fields) -> None:
+        """A call lacked headers that its tool wants: its list is read, which nobody has done yet in this run."""
+        meta = {key: raw for key, raw in object_of(call.get("_meta")).items() if key in ENVELOPE_KEYS}
+        seen: set[bytes] = set()
+        params: Fields | None = {"_meta": Raw(encode(meta))}
+        while params is not None:
+            line = encode({"jsonrpc": "2.0", "id": "mcpmux", "method": "tools/list", "params": params})
+            response = await self._send("POST", self._address.url, self._headers("tools/list", params, True), line)
+            body: Fields = {}
+            try:
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    async for events in self._events(response):
+                        for data in [one.data for one in events if isinstance(one.data, bytes) and one.data]:
+                            body = body or self._learn(object_of(data).get("result", UNSET))
+                        if body:
+                            break
+                else:
+                    body = self._learn(object_of(await self._beginning(response, self._limit)).get("result", UNSET))
+            finally:
+                await response.aclose()
+            cursor = next_cursor(body, seen)
+            params = None if cursor is None else {**params, "cursor": Raw(cursor)}
+
+    # ── the end ──
+
+    def _lose(self, wrong: RemoteError) -> None:
+        """The server is gone. What is on its way to it may still tell that it was not taken."""
+        if not self._losing:
+            self._losing = wrong
+            self._closing = asyncio.get_running_loop().create_task(self._lose_all(wrong))
+
+    async def _lose_all(self, wrong: RemoteError) -> None:
+        if self._untaken:
+            await asyncio.wait(self._untaken, timeout=EXIT_DRAIN)
+        self._unread += self._lines
+        await self._end(wrong)
+
+    async def _end(self, wrong: RemoteError) -> None:
+        """Once: the core is told, and what is open is closed."""
+        if self._gone:
+            return
+        self._gone = True
+        reason = self._journal.redact(f"{self.name} {wrong.what}")
+        self._post(ServerGone(self.name, self.run, reason, wrong.todo, [], self._unread))
+        self.exited.set()
+        await self._close_all()
+        await self._client.aclose()
+
+    async def _close_all(self) -> None:
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_LAST)
+
+
+# ══ 13. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════
 # The child process `mcpmux _sampler`: JSON-RPC lines round litellm, which takes seconds to load, 200 MB, and half a
 # second of the loop at its first call. A request is {server, params of sampling/createMessage}; the answer is what that
 # server gets. What is asked and answered is never logged, kept or quoted in an error. Nobody else imports litellm.
@@ -5762,7 +6676,7 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     return encode(setup) + b"\n"
 
 
-# ══ 13. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 14. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
 
@@ -5806,7 +6720,7 @@ class Mux:
         self._inbox: collections.deque[Event] = collections.deque()
         self._wake = asyncio.Event()
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
-        self._processes: dict[str, ServerProcess] = {}
+        self._processes: dict[str, ServerProcess | RemoteServer] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
@@ -5842,7 +6756,7 @@ class Mux:
 
     def _drain(self) -> None:
         core, now = self.core, self._loop.time
-        touched: dict[str, ServerProcess] = {}
+        touched: dict[str, ServerProcess | RemoteServer] = {}
         while self._inbox:
             event = self._inbox.popleft()
             if isinstance(event, HostGone):
@@ -5899,11 +6813,18 @@ class Mux:
             table = self._config.servers.get(name)
             if table is None:
                 return  # a new config is on its way to the core
-            command = await prepare(name, table, self._config)
-            self._journal.hide(command.secrets)
             limit = int(self._config.options.max_message_mb * MB)
-            process = ServerProcess(name, run, self.post, limit, self._journal)
-            await spawn(command, process, int(self._config.options.outbox_mb * MB))
+            outbox = int(self._config.options.outbox_mb * MB)
+            if table.url:
+                address = await locate(name, table, self._config)
+                self._journal.hide(address.secrets)
+                process = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
+                await process.start()
+            else:
+                command = await prepare(name, table, self._config)
+                self._journal.hide(command.secrets)
+                process = ServerProcess(name, run, self.post, limit, self._journal)
+                await spawn(command, process, outbox)
         except StartError as wrong:
             what, todo = wrong.args
             self.post(ServerGone(name, run, self._journal.redact(f"{name}: {what}"), todo, []))
@@ -5979,11 +6900,11 @@ class Mux:
             self._journal.log("debug", "the sampler is idle and is stopped")
             self._rest(self._processes.pop(MODEL))
 
-    def _rest(self, process: ServerProcess) -> None:
+    def _rest(self, process: ServerProcess | RemoteServer) -> None:
         self._processes[AT_REST] = process  # still known: nobody but the loop may take it out of the process table
         self._ladder(process)
 
-    def _ladder(self, process: ServerProcess) -> None:
+    def _ladder(self, process: ServerProcess | RemoteServer) -> None:
         self._await_end(self._loop.create_task(process.stop()))
 
     def _await_end(self, task: asyncio.Task[None]) -> None:
@@ -6084,10 +7005,10 @@ class Mux:
     def _child_ended(self) -> None:
         # One that is being started or replaced is not among the known ones: asyncio is to hear of its end.
         if sys.platform == "linux" and not self._starting and not self._stopping:
-            reap(process.pid for process in self._processes.values())
+            reap(process.pid for process in self._processes.values() if isinstance(process, ServerProcess))
 
 
-# ══ 14. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 15. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server failed its check, 2 the command or the config cannot be used.
 
 _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"

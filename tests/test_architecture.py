@@ -31,7 +31,19 @@ IMPURE_BUILTINS = {
     *("__import__", "breakpoint", "compile", "eval", "exec", "exit", "globals", "help", "input", "open", "print"),
     *("quit", "vars"),
 }
-HEAVY = {"anyio", "httpx", "litellm", "mcp", "openai", "pydantic", "pydantic_core", "starlette", "uvicorn"}
+HEAVY = {
+    "anyio",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "litellm",
+    "mcp",
+    "openai",
+    "pydantic",
+    "pydantic_core",
+    "starlette",
+    "uvicorn",
+}
 
 BANNER = re.compile(r"^# ══ (\d+)\. (.+?) ═+$")
 LINE_BELOW_CORE = "# Above this line: no I/O, no clock, no environment, no asyncio."

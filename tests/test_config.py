@@ -220,9 +220,9 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 # ── what is wrong with it ──
 
 KNOWN = (
-    "args, command, cwd, disabled_tools, elicitation, enabled, enabled_tools, env, env_vars, idle_timeout_sec, "
-    "prefix, protocol, roots, sampling, start, "
-    "startup_timeout_sec, tool_timeout_sec, tools"
+    "args, bearer_token_env_var, command, cwd, disabled_tools, elicitation, enabled, enabled_tools, env, "
+    "env_http_headers, env_vars, http_headers, idle_timeout_sec, oauth, prefix, protocol, roots, sampling, scopes, "
+    "start, startup_timeout_sec, tool_timeout_sec, tools, transport, url"
 )
 
 
@@ -263,14 +263,9 @@ KNOWN = (
         ("tools.t.name = ''", ".tools.t.name: expected a string of length >= 1"),
         ("prefix = 'a.b'", ".prefix: may have A-Z a-z 0-9 _ - only"),
         # Servers over HTTP.
-        (
-            "url = 'https://example.org/mcp'",
-            ".url: servers over HTTP are not supported by this version; give a `command`",
-        ),
-        (
-            "bearer_token_env_var = 'T'",
-            ".bearer_token_env_var: servers over HTTP are not supported by this version; give a `command`",
-        ),
+        ("url = 'https://example.org/mcp'", ".url: stands beside command; a server has one of the two"),
+        ("bearer_token_env_var = 'T'", ".bearer_token_env_var: goes with url; this server has a command"),
+        ("oauth.client_id = 'a'", ".oauth: goes with url; this server has a command"),
         # Placeholders of other programs'.
         ("env = { K = '${env:KEY}' }", ".env.K: ${env:KEY} is no placeholder that mcpmux knows; write ${KEY}"),
         (
@@ -371,13 +366,13 @@ def test_a_newline_is_in_no_name(document: dict[str, Any]):
 
 
 def test_a_server_needs_a_command():
-    check("[mcp_servers.x]\nargs = ['a']", x="mcp_servers.x: needs a command")
+    check("[mcp_servers.x]\nargs = ['a']", x="mcp_servers.x: needs a command or a url")
     check("[mcp_servers.x]\ncommand = ''", x="mcp_servers.x.command: expected a string of length >= 1")
     check(
         "[mcp_servers.x]\ncomand = 'a'",
         x=(
             'mcp_servers.x.comand: unknown key; did you mean "command"?',
-            'mcp_servers.x: needs a command ("comand" is unknown)',
+            'mcp_servers.x: needs a command or a url ("comand" is unknown)',
         ),
     )
 
@@ -482,7 +477,7 @@ def test_if_the_file_cannot_be_used_the_servers_problems_are_told_too():
             'mux.seperator: unknown key; did you mean "separator"?',
             "mux.log_level: expected a string, got an integer",
             'mcp_servers.x.comand: unknown key; did you mean "command"?',
-            "mcp_servers.y: needs a command",
+            "mcp_servers.y: needs a command or a url",
         ),
     )
 
@@ -551,7 +546,14 @@ SERVER_TABLES = tables(
     | {"prefix": st.sampled_from(["", "a", "x\n"]), "sampling": st.sampled_from(["auto", "off", "x"])}
     | {"env_vars": st.lists(TEXTS | st.fixed_dictionaries({}, optional={"name": TEXTS}), max_size=2)}
     | {"tools": st.dictionaries(TEXTS, TOOL_TABLES, max_size=2)},
-    *sorted(mcpmux.CODEX_KEYS | mcpmux.REMOTE_KEYS),
+    *sorted({*mcpmux.CODEX_KEYS, *mcpmux.REMOTE_KEYS}),
+)
+REMOTE_TABLES = tables(
+    {"url": st.sampled_from(["https://example.org/mcp", "ftp://x", "http://"]) | TEXTS, "transport": TEXTS}
+    | dict.fromkeys(["http_headers", "env_http_headers"], st.dictionaries(TEXTS, TEXTS, max_size=2))
+    | {"bearer_token_env_var": TEXTS, "scopes": st.lists(TEXTS, max_size=2), "enabled": st.booleans()}
+    | {"oauth": tables({"client_id": TEXTS, "client_secret": TEXTS, "callback_port": NUMBERS}) | VALUES},
+    *mcpmux.LOCAL_KEYS,
 )
 MODEL_TABLES = tables(
     dict.fromkeys(["model", "api_key", "api_base"], TEXTS)
@@ -565,7 +567,7 @@ SAMPLING = tables(
 )
 SERVERS = st.dictionaries(
     st.sampled_from([*"abcdefgh", "", "a b", "é"]),
-    SERVER_TABLES.map(lambda table: {"command": "a"} | table) | VALUES,
+    SERVER_TABLES.map(lambda table: {"command": "a"} | table) | REMOTE_TABLES | VALUES,
     max_size=3,
 )
 DOCUMENTS = st.fixed_dictionaries(

@@ -17,7 +17,7 @@ import pytest
 from conftest import MCPMUX, ROOT
 
 import mcpmux
-from mcpmux import ModelOptions, MuxOptions, SamplingLimits, SamplingOptions, ServerOptions, ToolOverride
+from mcpmux import ModelOptions, MuxOptions, OAuthOptions, SamplingLimits, SamplingOptions, ServerOptions, ToolOverride
 
 README = (ROOT / "README.md").read_text()
 # What can stand as it is, and the part on sampling, which is commented as a whole.
@@ -227,7 +227,7 @@ def test_the_places_of_files_are_the_ones_stated(monkeypatch: pytest.MonkeyPatch
 def test_the_example_loads_as_it_is(tmp_path: Path):
     config = mcpmux.read_config(tomllib.loads(EXAMPLE), tmp_path / "mcpmux.toml")
     assert list(config.servers) == ["time"]
-    assert config.disabled == ["github"]
+    assert config.disabled == ["github", "remote"]
     assert config.broken == {}
     assert config.options == MuxOptions()
     assert config.sampling is None
@@ -240,15 +240,17 @@ def test_the_examples_commented_keys_are_the_defaults_and_there_is_no_other_key(
     assert mcpmux.read_config(uncommented, tmp_path / "mcpmux.toml").servers == plain.servers
     assert mcpmux.read_config(uncommented, tmp_path / "mcpmux.toml").options == plain.options
     everything = tomllib.loads(re.sub(r"^##? (?=[a-z_]+ = )", "", EXAMPLE, flags=re.MULTILINE))
-    time = everything["mcp_servers"]["time"]
+    time, remote = (everything["mcp_servers"][name] for name in ("time", "remote"))
     keys: list[tuple[dict[str, Any], type[msgspec.Struct]]] = [
         (everything["mux"], MuxOptions),
-        (time, ServerOptions),
+        (time | remote, ServerOptions),
+        (remote["oauth"], OAuthOptions),
         (time["tools"]["get_current_time"], ToolOverride),
     ]
     for present, kind in keys:
         assert present.keys() == defaults(kind).keys()
     everything["mux"].pop("env_file")
+    remote.pop("enabled")
     assert mcpmux.read_config(everything, tmp_path / "mcpmux.toml").broken == {}
 
 

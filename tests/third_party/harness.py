@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -207,6 +208,58 @@ def all_parties(modules: Path, site: Site) -> dict[str, Party]:
     }
 
 
+@dataclass(frozen=True)
+class Remote:
+    """A server over HTTP; `keys` are further keys of its table."""
+
+    name: str
+    url: str
+    keys: dict[str, Any] = field(default_factory=dict)
+
+    def table(self) -> str:
+        keys = {"url": self.url, **self.keys}
+        return "\n".join([f"[mcp_servers.{self.name}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items())]) + "\n"
+
+
+class HttpServer:
+    """A process that serves HTTP on loopback, on a port that it keeps when it is started again."""
+
+    def __init__(self, command: list[str], ready: str, env: dict[str, str] | None = None) -> None:
+        """`ready` is a word of the line by which it says that it listens; `{port}` in the command is its port."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._command = [one.replace("{port}", str(self.port)) for one in command]
+        self._ready = ready
+        self._env = os.environ | (env or {}) | {"PORT": str(self.port)}
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert self._process.stdout
+        said = b""
+        for line in self._process.stdout:
+            said += line
+            if self._ready.replace("{port}", str(self.port)).encode() in line:
+                break
+        else:
+            raise AssertionError(said.decode(errors="replace"))
+        self._reader = threading.Thread(target=self._process.stdout.read)
+        self._reader.start()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        assert self._process.stdout
+        self._process.stdout.close()
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+
 class Launcher:
     """Starts servers and mcpmux in an environment with an empty home, and ends them all."""
 
@@ -224,11 +277,11 @@ class Launcher:
         self._alone.append(RawHost([party.command, *party.args], self.env | party.env))
         return self._alone[-1]
 
-    def through(self, *parties: Party, sampling: str = "") -> RawHost:
+    def through(self, *parties: Party | Remote, sampling: str = "") -> RawHost:
         self._through.append(RawHost(self.command(*parties, sampling=sampling), self.env))
         return self._through[-1]
 
-    def command(self, *parties: Party, sampling: str = "") -> list[str]:
+    def command(self, *parties: Party | Remote, sampling: str = "") -> list[str]:
         """The command of an mcpmux in front of these servers; `sampling` is the config's table of that name."""
         config = self._folder / f"{'-'.join(party.name for party in parties)}.toml"
         config.write_text("\n".join([sampling, *(party.table() for party in parties)]), encoding="utf-8")

@@ -1,14 +1,17 @@
 """A server of both eras, written with the official SDK: what it asks of the host, and tells it, in either.
 
-    python sdk_server.py NAME
+    python sdk_server.py NAME [PORT]
 
+With a port, over Streamable HTTP on loopback; the port, which may be 0 for any, is then printed.
 Its tools are those of `raw_server`. Where the SDK's own `Resolve` speaks both eras, that is used.
 """
 
+import socket
 import sys
 from typing import Annotated
 
 import anyio
+import uvicorn
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context, Resolve
 from mcp.server.mcpserver.prompts.base import UserMessage
@@ -249,4 +252,9 @@ inner = server._lowlevel_server
 inner.add_request_handler("resources/subscribe", SubscribeRequestParams, subscribe)
 inner.add_request_handler("resources/unsubscribe", SubscribeRequestParams, unsubscribe)
 
-server.run("stdio")
+if len(sys.argv) > 2:
+    listening = socket.create_server(("127.0.0.1", int(sys.argv[2])))
+    print(listening.getsockname()[1], flush=True)
+    uvicorn.Server(uvicorn.Config(server.streamable_http_app(), log_level="warning")).run(sockets=[listening])
+else:
+    server.run("stdio")
