@@ -639,6 +639,42 @@ def name_of(pid: int) -> str:
     return words[words.index(b"--name") + 1].decode() if b"--name" in words else ""
 
 
+@linux  # others have other folders
+def test_two_that_run_together_share_a_cache_and_neither_spoils_it(serve: Serve, tmp_path: Path) -> None:
+    """Our choice: Claude Desktop starts each server twice. Both are warm, and both learn new lists all the time."""
+    names = [f"s{number}" for number in range(4)]
+    tables = [server_table(name) for name in names]
+    first = serve(*tables)
+    first.initialize()
+    first.tools()
+    assert first.close() == 0
+    pair = [serve(*tables) for _ in range(2)]
+    for host, capabilities in zip(pair, ({}, {"roots": {}}), strict=True):  # each has a file of its own, then
+        host.initialize(capabilities)
+    for _ in range(5):
+        asked = [
+            (host, host.ask("tools/call", {"name": f"{n}__burst", "arguments": {}})) for n in names for host in pair
+        ]
+        for host, number in asked:
+            assert "result" in host.answer(number)
+    extra = {f"{name}__extra{number}" for name in names for number in range(5)}
+    end = time.monotonic() + PATIENCE
+    for host in pair:
+        while not extra <= set(host.tools()):
+            assert time.monotonic() < end
+        assert host.close() == 0
+        assert "cache" not in host.log()
+    folder = tmp_path / "home" / ".cache" / "mcpmux" / "servers"
+    config = mcpmux.load_config(tmp_path / "mcpmux.toml")
+    known, notes = mcpmux.read_known(folder, config.servers)
+    assert notes == []
+    assert {name: len(found) for name, found in known.items()} == dict.fromkeys(names, 2)
+    assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []  # half-written
+    last = serve(*tables)
+    last.initialize()
+    assert extra <= set(last.tools())
+
+
 @linux
 def test_mcpmux_ends_when_only_its_launcher_is_killed(home: dict[str, str], tmp_path: Path) -> None:
     """Some hosts kill `uvx` alone; the pipes that mcpmux has from them stay open."""
