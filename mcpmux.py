@@ -17,6 +17,7 @@ a client of each, and offers what they offer as if it were one server. What it n
     host  <--->  host pipes  <->  wire     ------>  core    ------->  mux  ---> host pipes, processes, timers, log
     git   <--->  process     <->  (framing,         (pure)            (performs)
     time  <--->  process     <->   envelopes)
+    docs  <--->  HTTP        <->
 
 The file is read top to bottom, and no section names anything from a later one:
 
@@ -35,7 +36,7 @@ The file is read top to bottom, and no section names anything from a later one:
     12  remote                         servers over HTTP, each made to look like a process
     13  sampler                        the child process that asks a model, through litellm
     14  mux                            the loop that feeds the core and performs its effects
-    15  CLI                            serve, check, models, usage, logs, demo
+    15  CLI                            serve, check, login, models, usage, logs, demo
 
 Invariants:
 
@@ -57,6 +58,7 @@ import argparse
 import asyncio
 import base64
 import collections
+import contextlib
 import difflib
 import fnmatch
 import functools
@@ -76,7 +78,7 @@ import threading
 import time
 import tomllib
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
@@ -1468,7 +1470,7 @@ class ServerClogged(Struct):
 
 
 class ServerGone(Struct):
-    """The process is over, or never came to be: what happened, and what its person can do."""
+    """The process or the connection is over, or never came to be: what happened, and what its person can do."""
 
     server: str
     run: int
@@ -1499,6 +1501,12 @@ class ConfigChanged(Struct):
     sampling: SamplingOptions | None
 
 
+class TryAgain(Struct):
+    """What kept a server from serving may be over: somebody has logged in."""
+
+    server: str
+
+
 class TimerDue(Struct):
     key: tuple[str, str]
 
@@ -1513,6 +1521,7 @@ Event = (
     | Sampled
     | SamplerGone
     | ConfigChanged
+    | TryAgain
     | TimerDue
 )
 
@@ -1875,6 +1884,14 @@ class Core:
                     self._fail(self.in_flight.settle(pending.id), f"mcpmux: {reason}")
             case ConfigChanged():
                 self._reconfigure(event)
+            case TryAgain(name):
+                server = self.servers.get(name)
+                if server and server.trouble and server.hint != _broken_server("", "").hint:
+                    server.deaths = Deaths()
+                    if server.state in (State.BACKOFF, State.FAILED):
+                        server.state = next_state(server.state, Life.DUE)
+                        self._set_timer("rested", name, None)
+                    self._use(server)
             case HostGone(reason):
                 self._end(reason)
             case HostLines() | ServerLines() | Sampled():
@@ -5427,6 +5444,404 @@ def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
     return f"cannot be reached: {str(wrong) or type(wrong).__name__} ({shown})", "look at the network and at its url"
 
 
+# ── logins ──
+
+LOGIN_SLACK: Final = 30.0  # an access token that runs out so soon is renewed before it is used
+LOCK_PATIENCE: Final = 20.0  # another mcpmux that renews the same login may hang
+LOCK_LOOK: Final = 0.05
+LOGIN_PATIENCE: Final = 600.0  # nobody may ever come back from the browser
+HTTP_PATIENCE: Final = 30.0  # of one request of a login
+
+
+class Login(Struct, frozen=True):
+    """What a login at one address has brought: a file that only its owner may read."""
+
+    url: str
+    access_token: str
+    token_endpoint: str
+    client_id: str
+    client_secret: str | None = None
+    auth_method: str | None = None  # how the client shows who it is
+    refresh_token: str | None = None
+    expires_at: float | None = None  # as `time.time` has it
+    resource: str | None = None
+    scope: str | None = None
+    revocation_endpoint: str | None = None
+
+    @property
+    def secrets(self) -> list[str]:
+        return [one for one in (self.access_token, self.refresh_token, self.client_secret) if one]
+
+
+def login_path(url: str) -> Path:
+    return state_folder() / "logins" / f"{hashlib.sha256(url.encode(errors='replace')).hexdigest()[:24]}.json"
+
+
+def read_login(url: str) -> Login | None:
+    """None where there is none, or none that can be read: the next login writes it anew."""
+    try:
+        return msgspec.json.decode(login_path(url).read_bytes(), type=Login)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def write_login(login: Login) -> None:
+    """Whole or not at all, and for nobody else's eyes. Raises `OSError`."""
+    path = login_path(login.url)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        try:
+            _make_private(new)
+            os.write(file, encode(login))
+        finally:
+            os.close(file)
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _make_private(path: Path) -> None:
+    """Windows: a list of rights with one entry, ours, and nothing inherited from the folder: what 0600 is elsewhere."""
+    if sys.platform == "win32":
+        import ntsecuritycon  # noqa: PLC0415
+        import win32api  # noqa: PLC0415
+        import win32con  # noqa: PLC0415
+        import win32security  # noqa: PLC0415
+
+        token: Any = win32security.OpenProcessToken(win32api.GetCurrentProcess(), win32con.TOKEN_QUERY)
+        owner: Any = win32security.GetTokenInformation(token, win32security.TokenUser)[0]
+        rights: Any = win32security.ACL()
+        rights.AddAccessAllowedAce(win32security.ACL_REVISION, ntsecuritycon.FILE_ALL_ACCESS, owner)
+        what = win32security.DACL_SECURITY_INFORMATION | win32security.PROTECTED_DACL_SECURITY_INFORMATION
+        win32security.SetNamedSecurityInfo(str(path), win32security.SE_FILE_OBJECT, what, None, None, rights, None)
+
+
+def _locks(file: int) -> bool:
+    """Whether the lock on this file is ours now. It ends with the file, and so with the process."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt  # noqa: PLC0415
+
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl  # noqa: PLC0415
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.asynccontextmanager
+async def login_lock(url: str) -> AsyncGenerator[None]:
+    """Of all mcpmux processes one at a time renews a login: a refresh token may be good for one use only. Raises
+    `TimeoutError` and `OSError`."""
+    path = login_path(url).with_suffix(".lock")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        async with asyncio.timeout(LOCK_PATIENCE):
+            while not _locks(file):  # noqa: ASYNC110 - no event tells that another process lets go
+                await asyncio.sleep(LOCK_LOOK)
+        yield
+    finally:
+        os.close(file)
+
+
+def _as_client(login: Login, form: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The form and the headers of a request to the authorization server (RFC 6749, 2.3.1)."""
+    form = form | {"client_id": login.client_id}
+    if login.client_secret and login.auth_method == "client_secret_basic":
+        pair = ":".join(urllib.parse.quote(one, safe="") for one in (login.client_id, login.client_secret))
+        return form, {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    if login.client_secret:
+        form["client_secret"] = login.client_secret
+    return form, {}
+
+
+class LoginKeeper:
+    """The login of one address while a server there is used: read from its file, renewed, and written back."""
+
+    def __init__(self, url: str, journal: Journal) -> None:
+        self._url = url
+        self._journal = journal
+        self._lock = asyncio.Lock()
+        self._refused: str | None = None  # a refresh token that is good for nothing any more
+        self._take(read_login(url))
+
+    def _take(self, login: Login | None) -> None:
+        self._login = login
+        if login:
+            self._journal.hide(login.secrets)
+
+    @property
+    def is_there(self) -> bool:
+        return self._login is not None
+
+    async def token(self) -> str | None:
+        """One that has not run out, if that can be helped."""
+        login = self._login
+        if login and login.expires_at is not None and login.expires_at - LOGIN_SLACK < time.time():
+            try:
+                await self.renew(login.access_token)
+            except RemoteError as wrong:  # perhaps it is still taken
+                self._journal.log("debug", f"a login was not renewed: it {wrong.what}")
+        return self._login.access_token if self._login else None
+
+    async def renew(self, used: str | None) -> bool:
+        """Whether there is another token than `used` now. Raises `RemoteError` where that could not be found out."""
+        async with self._lock:
+            try:
+                if self._login and self._login.access_token != used:
+                    return True
+                if self._login is None and not login_path(self._url).exists():
+                    return False
+                async with login_lock(self._url):
+                    self._take(read_login(self._url))  # another process may have renewed it
+                    login = self._login
+                    if login is None or login.access_token != used:
+                        return login is not None
+                    if login.refresh_token in (None, self._refused):
+                        return False
+                    renewed = await self._refresh(login)
+                    if renewed is None:
+                        self._refused = login.refresh_token
+                        return False
+                    self._take(renewed)
+                    write_login(renewed)
+                    return True
+            except (OSError, TimeoutError) as wrong:
+                what = f"cannot be logged in to: the file of its login: {wrong or 'another mcpmux holds it'}"
+                raise RemoteError(what, f"look at {login_path(self._url)}") from None
+
+    async def _refresh(self, login: Login) -> Login | None:
+        """None where the authorization server does not take the refresh token."""
+        http, trusted = await asyncio.to_thread(load_http)
+        fields = {"grant_type": "refresh_token", "refresh_token": login.refresh_token or ""}
+        form, headers = _as_client(login, fields | ({"resource": login.resource} if login.resource else {}))
+        place = urllib.parse.urlsplit(login.token_endpoint).netloc
+        try:
+            async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client:
+                response = await client.post(login.token_endpoint, data=form, headers=headers)
+        except (http.TransportError, OSError) as wrong:
+            what, todo = connection_trouble(wrong, place)
+            raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
+        given = value_of(response.content)
+        if response.status_code in (400, 401, 403):
+            return None
+        if response.status_code != 200 or not isinstance(given, dict) or not isinstance(given.get("access_token"), str):
+            what = f"cannot be logged in to: {place} answered HTTP {response.status_code}"
+            raise RemoteError(what, "try again later")
+        seconds, again, scope = given.get("expires_in"), given.get("refresh_token"), given.get("scope")
+        return msgspec.structs.replace(
+            login,
+            access_token=given["access_token"],
+            expires_at=time.time() + seconds if isinstance(seconds, int | float) else None,
+            refresh_token=again if isinstance(again, str) else login.refresh_token,
+            scope=scope if isinstance(scope, str) else login.scope,
+        )
+
+
+class WayBack:
+    """The page on loopback to which a browser brings the answer (RFC 8252, 7.3)."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+
+    async def open(self, port: int) -> str:
+        """Its address. Raises `OSError`."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/callback"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_PATIENCE):
+                head = await reader.readuntil(b"\r\n\r\n")
+            target = urllib.parse.urlsplit(head.split(b" ", 2)[1].decode())
+            query = {key: values[0] for key, values in urllib.parse.parse_qs(target.query).items()}
+            is_answer = target.path == "/callback" and bool({"code", "error"} & query.keys())
+            text = "mcpmux has its answer; this page may be closed." if is_answer else "There is nothing here."
+            status = "200 OK" if is_answer else "404 Not Found"
+            kind = "Content-Type: text/plain; charset=utf-8\r\nConnection: close"
+            writer.write(f"HTTP/1.1 {status}\r\n{kind}\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+            await writer.drain()
+            if is_answer and not self.answer.done():
+                self.answer.set_result(query)
+        except (OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # not a browser, or one that went
+        finally:
+            writer.close()
+
+    def close(self) -> None:
+        self._server.close()
+
+
+async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Login | None:
+    """The whole way: what protects the server is found, mcpmux registers there, a person agrees in a browser, and the
+    answer becomes a login, which is kept. None where the server asks for none. Raises `StartError`, `RemoteError`."""
+    import logging  # noqa: PLC0415
+    import webbrowser  # noqa: PLC0415
+
+    from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider, OAuthFlowError  # noqa: PLC0415
+    from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken  # noqa: PLC0415
+    from pydantic import AnyUrl  # noqa: PLC0415
+
+    logging.getLogger("mcp").addHandler(logging.NullHandler())  # what it logs it raises too
+    address = await locate(name, options, config)
+    if address.has_credentials:
+        raise StartError("has credentials in its table already", "take them out of it to log in instead")
+    http, trusted = load_http()
+    where = f"mcp_servers.{name}.oauth"
+    oauth = options.oauth
+    secret = oauth.client_secret and await expand(oauth.client_secret, where, config.environment, set())
+    back = WayBack()
+    try:
+        callback = await back.open(oauth.callback_port)
+    except OSError as wrong:
+        raise StartError(
+            f"port {oauth.callback_port} cannot be used: {wrong}", f"change {where}.callback_port"
+        ) from None
+    is_document = bool(oauth.client_id and re.match(r"https://[^/]+/.", oauth.client_id))
+
+    class Storage:
+        """In memory: what was there before must not stand in a new login's way."""
+
+        client = (
+            OAuthClientInformationFull(
+                client_id=oauth.client_id,
+                client_secret=secret,
+                redirect_uris=[AnyUrl(callback)],
+                token_endpoint_auth_method="client_secret_post" if secret else "none",
+            )
+            if oauth.client_id and not is_document
+            else None
+        )
+
+        async def get_tokens(self) -> OAuthToken | None:
+            return None
+
+        async def set_tokens(self, tokens: OAuthToken) -> None:
+            pass
+
+        async def get_client_info(self) -> OAuthClientInformationFull | None:
+            return self.client
+
+        async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+            self.client = client_info
+
+    async def send_there(url: str) -> None:
+        if options.scopes:  # the SDK asks for what the server names
+            parts = urllib.parse.urlsplit(url)
+            query = dict(urllib.parse.parse_qsl(parts.query)) | {"scope": " ".join(options.scopes)}
+            url = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(query)))
+        say(f"Your browser is opened for the login. If it is not, open this address:\n\n  {url}\n")
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+    async def come_back() -> AuthorizationCodeResult:
+        async with asyncio.timeout(LOGIN_PATIENCE):
+            answer = await back.answer
+        if "error" in answer:
+            said = answer.get("error_description", answer["error"])
+            raise OAuthFlowError(f"the login was refused: {said[:TEXT_MOST]}")
+        return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=answer.get("iss"))
+
+    provider = OAuthClientProvider(
+        address.url,
+        OAuthClientMetadata(
+            client_name="mcpmux",
+            redirect_uris=[AnyUrl(callback)],
+            scope=" ".join(options.scopes) or None,
+            token_endpoint_auth_method="none",  # noqa: S106
+        ),
+        Storage(),
+        send_there,
+        come_back,
+        client_metadata_url=oauth.client_id if is_document else None,
+    )
+    hello = {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": {}, "clientInfo": IMPLEMENTATION}
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    place = urllib.parse.urlsplit(address.url).netloc
+    response: Any = None
+    try:
+        async with http.AsyncClient(auth=provider, verify=trusted, timeout=HTTP_PATIENCE) as client:
+            for method in ("GET",) if options.transport == "sse" else ("POST", "GET"):
+                body = None if method == "GET" else request_line(1, "initialize", encode(hello))
+                request = client.build_request(method, address.url, headers=address.headers | headers, content=body)
+                response = await client.send(request, stream=True)
+                session = response.headers.get(SESSION)
+                await response.aclose()
+                if session:
+                    await client.delete(address.url, headers=address.headers | {SESSION: session})
+                if provider.context.current_tokens or response.status_code not in (404, 405):
+                    break
+    except TimeoutError:
+        raise RemoteError("was not logged in to: nobody came back from the browser", "try again") from None
+    except (http.TransportError, OSError) as wrong:
+        what, todo = connection_trouble(wrong, place)
+        raise RemoteError(what, todo) from None
+    except (OAuthFlowError, ValueError) as wrong:  # of the SDK's checks, some are pydantic's
+        todo = "try again; where nobody may register by himself, give a client_id in its table's oauth"
+        raise RemoteError(f"cannot be logged in to: {' '.join(str(wrong).split())[:TEXT_MOST]}", todo) from None
+    finally:
+        back.close()
+    context = provider.context
+    tokens, client_info = context.current_tokens, context.client_info
+    if tokens is None or client_info is None:
+        if response.status_code in (401, 403):
+            what = f"refuses (HTTP {response.status_code}) and does not say how to log in"
+            raise RemoteError(what, "ask those who run it for a token, and give it by bearer_token_env_var")
+        return None
+    if response.status_code in (401, 403):
+        what = f"does not take the login that it has just given (HTTP {response.status_code})"
+        raise RemoteError(what, "try again, with `scopes` in its table if it names any")
+    found = context.oauth_metadata
+    revocation = found.revocation_endpoint if found else None
+    login = Login(
+        address.url,
+        tokens.access_token,
+        str(found.token_endpoint) if found else urllib.parse.urljoin(address.url, "/token"),
+        client_info.client_id,
+        client_info.client_secret,
+        client_info.token_endpoint_auth_method,
+        tokens.refresh_token,
+        None if tokens.expires_in is None else time.time() + tokens.expires_in,
+        context.get_resource_url() if context.should_include_resource_param(context.protocol_version) else None,
+        tokens.scope,
+        str(revocation) if revocation else None,
+    )
+    async with login_lock(address.url):
+        write_login(login)
+    return login
+
+
+async def log_out(url: str) -> tuple[bool, str | None]:
+    """Whether there was a login, and why it could not be revoked, if that was so. Its file is removed all the same."""
+    login = read_login(url)
+    trouble: str | None = None
+    if login and login.revocation_endpoint:
+        http, trusted = load_http()
+        try:
+            async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client:
+                for token in [one for one in (login.refresh_token, login.access_token) if one]:
+                    form, headers = _as_client(login, {"token": token})
+                    form.setdefault("client_secret", "")  # as good as none (RFC 6749, 2.3.1); the SDK's server wants it
+                    response = await client.post(login.revocation_endpoint, data=form, headers=headers)
+                    if response.status_code >= 300:
+                        trouble = f"HTTP {response.status_code}"
+        except (http.TransportError, OSError) as wrong:
+            trouble = connection_trouble(wrong, urllib.parse.urlsplit(login.revocation_endpoint).netloc)[0]
+    async with login_lock(url):
+        there = login_path(url).exists()
+        login_path(url).unlink(missing_ok=True)
+    return there, trouble
+
+
+# ── a connection ──
+
+
 class RemoteServer:
     """One connection to a remote server, from its handshake to its end. Everything here happens in the loop's thread.
 
@@ -5472,6 +5887,7 @@ class RemoteServer:
         self._losing: RemoteError | None = None
         self._gone = False
         self._client: Any = None
+        self._keeper = None if address.has_credentials else LoginKeeper(address.url, journal)
 
     # ── what the mux does ──
 
@@ -5670,19 +6086,26 @@ class RemoteServer:
 
     async def _send(self, method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> Any:
         """The response, of whatever status, its body still to be read. A redirect is followed where it stays at the
-        same place and keeps the message. Raises `RemoteError`."""
-        for _ in range(REDIRECTS):
-            request = self._client.build_request(method, url, headers=headers, content=body)
+        same place and keeps the message; a login that is not taken is renewed once. Raises `RemoteError`."""
+        followed, renewed = 0, False
+        while True:
+            token = await self._keeper.token() if self._keeper else None
+            bearer = {"Authorization": f"Bearer {token}"} if token else {}
+            request = self._client.build_request(method, url, headers=headers | bearer, content=body)
             try:
                 response = await self._client.send(request, stream=True)
             except (self._http.TransportError, OSError) as wrong:
                 raise self._trouble(wrong) from None
             target = response.next_request
-            if target is None or target.method != method or not self._same_place(request.url, target.url):
-                break
+            if response.status_code == 401 and self._keeper and not renewed and await self._keeper.renew(token):
+                renewed = True
+            elif target is None or target.method != method or followed == REDIRECTS:
+                return response
+            elif self._same_place(request.url, target.url):
+                url, followed = str(target.url), followed + 1
+            else:
+                return response
             await response.aclose()
-            url = str(target.url)
-        return response  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _same_place(self, here: Any, there: Any) -> bool:
         place = (there.scheme, there.host, there.port)
@@ -5761,7 +6184,13 @@ class RemoteServer:
                     "correct bearer_token_env_var, http_headers or the variable",
                 )
             case 401:
-                return RemoteError("needs a login", f"run `mcpmux login {self.name}`")
+                what = "does not take its login any more" if self._keeper and self._keeper.is_there else "needs a login"
+                return RemoteError(what, f"run `mcpmux login {self.name}`")
+            case 403 if "insufficient_scope" in (asked := response.headers.get("www-authenticate", "")):
+                scope = re.search(r'scope="([^"]*)"', asked)
+                listed = ", ".join(f'"{one}"' for one in scope[1].split()) if scope else "…"
+                todo = f"add scopes = [{listed}] to its table and run `mcpmux login {self.name}`"
+                return RemoteError("asks for more than the login gives (HTTP 403)", todo)
             case 403:
                 return RemoteError(
                     f"forbids this (HTTP 403){quoted}", f"check what you may do there, or `mcpmux login {self.name}`"
@@ -6724,7 +7153,8 @@ class Mux:
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
-        self._done = threading.Event()  # ends the watch over config and parent
+        self._logins: dict[str, str] = {}  # by server: the address whose login it uses
+        self._done = threading.Event()  # ends the watch over config, logins and parent
         self._watches = watches
         self._for_sampler: list[bytes] = []  # lines that wait until it is started
         self._sampler_runs = 0
@@ -6818,6 +7248,7 @@ class Mux:
             if table.url:
                 address = await locate(name, table, self._config)
                 self._journal.hide(address.secrets)
+                self._logins[name] = address.url
                 process = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
                 await process.start()
             else:
@@ -6951,6 +7382,7 @@ class Mux:
         stood still between two looks."""
         path = self._config.path
         seen = taken = self._config.mark
+        logins: dict[str, tuple[int, int] | None] = {}
         trim, worked = memory_trimmer(), time.process_time()
         while not self._done.wait(WATCH_TICK):
             if time.process_time() - worked > TRIM_AFTER:
@@ -6959,6 +7391,11 @@ class Mux:
             if parent_is_gone():
                 self._in_loop(self.post, HostGone("the process that started mcpmux is gone"))
                 return
+            for name, url in list(self._logins.items()):
+                mark = mark_of(login_path(url))
+                if mark and logins.get(name, mark) != mark:
+                    self._in_loop(self.post, TryAgain(name))
+                logins[name] = mark
             former, seen = seen, mark_of(path)
             if seen == taken or seen != former:
                 continue
@@ -7060,6 +7497,7 @@ def subcommands() -> list[Subcommand]:
     """What mcpmux can be asked for besides serving."""
     for_machines = _argument("--json", action="store_true", help="for machines")
     config = _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG)
+    remote = _argument("server", metavar="SERVER", help="its name in the config")
     return [
         Subcommand(
             "check",
@@ -7068,6 +7506,22 @@ def subcommands() -> list[Subcommand]:
             "Starts every server, lists what it offers, stops it.",
             "mcpmux check --json",
             (config, for_machines),
+        ),
+        Subcommand(
+            "login",
+            _login,
+            "log in to a remote server, in your browser",
+            "Opens a browser, and keeps what comes of it for serving.",
+            "mcpmux login github",
+            (remote, config),
+        ),
+        Subcommand(
+            "logout",
+            _logout,
+            "forget a login at a remote server",
+            "Removes a login, and has it revoked where that server knows how.",
+            "mcpmux logout github",
+            (remote, config),
         ),
         Subcommand(
             "models",
@@ -7425,6 +7879,53 @@ def _preferences(text: str) -> dict[str, Any]:
     except RpcError as wrong:
         raise ConfigError(f"--prefer: {str(wrong).rpartition('modelPreferences.')[2]}") from None
     return checked["modelPreferences"]
+
+
+def _remote_table(arguments: argparse.Namespace) -> tuple[str, ServerOptions, Config]:
+    """What a login is about. Raises `ConfigError`."""
+    config = load_config(config_path(arguments.config))
+    name = arguments.server
+    remote = [one for one, table in config.servers.items() if table.url]
+    if name in config.broken:
+        raise ConfigError(str(config.path.parent / config.broken[name]))
+    if name not in remote:
+        near = difflib.get_close_matches(name, remote, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(remote) or 'none'}"
+        what = "runs on this machine and has no login" if name in config.servers else "is not in it"
+        raise ConfigError(f"{config.path}: {name} {what}; of servers with a url {hint}")
+    return name, config.servers[name], config
+
+
+def _login(arguments: argparse.Namespace) -> int:
+    name, options, config = _remote_table(arguments)
+    try:
+        login = asyncio.run(log_in(name, options, config, lambda text: print(text, flush=True)))
+    except (StartError, RemoteError) as wrong:
+        what, todo = wrong.args if isinstance(wrong, StartError) else (wrong.what, wrong.todo)
+        print(f"mcpmux: {name} {what} ({todo})", file=sys.stderr)
+        return 1
+    if login is None:
+        print(f"{name} asks for no login.")
+    else:
+        print(f"Logged in to {name}. The login is kept in {login_path(login.url)}; `mcpmux logout {name}` ends it.")
+    return 0
+
+
+def _logout(arguments: argparse.Namespace) -> int:
+    name, options, config = _remote_table(arguments)
+
+    async def run() -> tuple[bool, str | None]:
+        return await log_out(await expand(options.url or "", f"mcp_servers.{name}.url", config.environment, set()))
+
+    try:
+        there, trouble = asyncio.run(run())
+    except StartError as wrong:
+        print(f"mcpmux: {name}: {'; '.join(wrong.args)}", file=sys.stderr)
+        return 1
+    print(f"The login at {name} is forgotten." if there else f"There was no login at {name}.")
+    if trouble:
+        print(f"mcpmux: it could not be revoked there: {trouble}", file=sys.stderr)
+    return 1 if trouble else 0
 
 
 def _logs(arguments: argparse.Namespace) -> int:

@@ -53,6 +53,7 @@ TABLES_OF_THEIR_OWN = ("tools", "models", "limits")
     [
         ("### `[mcp_servers.NAME]`", ServerOptions),
         ("for it:\n", ToolOverride),
+        ("### A client of your own", OAuthOptions),
         ("### `[mux]`", MuxOptions),
         ("### `[sampling]`", SamplingOptions),
         ("### `[[sampling.models]]`", ModelOptions),
@@ -71,6 +72,8 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux",
         "mcpmux check",
         "mcpmux check --json",
+        "mcpmux login SERVER",
+        "mcpmux logout SERVER",
         "mcpmux models",
         "mcpmux models --prefer JSON",
         "mcpmux usage",

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
-from .harness import NODE, HttpServer, Launcher, Remote
+from .harness import FULL, NODE, HttpServer, Launcher, Remote, answers_questions
 from .hosts import RESOURCES_CHANGED, TOOLS_CHANGED, Host, start_host
-from .test_pairings import OURS, ROOTS, THEIRS, UPDATES, Cell, call, hears_change, send, text
+from .test_pairings import OURS, ROOTS, THEIRS, UPDATES, Cell, call, hears_change, send
+from .test_pairings import text as texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 
-SDK_SERVER = Path(__file__).parent / "sdk_server.py"
+HERE = Path(__file__).parent
 UPDATES = UPDATES | dict.fromkeys(("everything-sse",), UPDATES["everything"])
 ERAS = {"sdk": "", "sdk-legacy": "legacy", "sdk-modern": "modern"}
 SOME = (
@@ -33,7 +39,7 @@ CELLS: dict[str, dict[str, Cell]] = {name: {cell: OURS[cell] for cell in SOME} f
 
 
 def sdk_server(name: str) -> HttpServer:
-    return HttpServer([sys.executable, str(SDK_SERVER), name, "{port}"], "{port}")
+    return HttpServer([sys.executable, str(HERE / "sdk_server.py"), name, "{port}"], "{port}")
 
 
 def everything(modules: Path, mode: str) -> HttpServer:
@@ -83,7 +89,7 @@ def test_what_a_server_asks_in_the_middle_of_a_request_is_answered(host: Host, s
     cell = CELLS[server][name]
     host.events.taken("asked")
     result = send(host, server, cell)
-    assert cell.says in text(result)
+    assert cell.says in texts(result)
     asked = [one["method"] for one in host.events.taken("asked")]  # `everything` asks for roots at any time
     assert sorted(one for one in asked if one != ROOTS) == sorted(one for one in cell.asks if one != ROOTS)
 
@@ -128,3 +134,111 @@ def test_an_update_of_a_resource_that_the_host_watches_is_told(host: Host, serve
         hears_change(host, uri)
         if server not in ERAS:
             call(host, server, touch)  # off
+
+
+# ── connections that end ──
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+def test_a_server_that_is_restarted_is_connected_again_and_answers(launcher: Launcher, era: str):
+    """Its session is forgotten: a fresh handshake, and the call that met with that is answered.
+    Spec: 2025-11-25, basic/transports#session-management."""
+    server = sdk_server("sdk")
+    try:
+        host = launcher.through(Remote("sdk", f"http://127.0.0.1:{server.port}/mcp", {"protocol": era}))
+        host.initialize()
+        assert host.text("sdk__era") == era
+        server.restart()
+        assert host.text("sdk__era") == era
+        server.kill()
+        result = host.call("sdk__era")
+        assert result["isError"]
+        address = f"http://127.0.0.1:{server.port}/mcp"
+        assert f"mcpmux: sdk cannot be reached: connection refused ({address})" in texts(result)
+    finally:
+        server.kill()
+
+
+def test_a_server_of_npm_that_is_restarted_is_connected_again_and_answers(launcher: Launcher, modules: Path):
+    server = everything(modules, "streamableHttp")
+    try:
+        host = launcher.through(Remote("everything", f"http://127.0.0.1:{server.port}/mcp"))
+        answers_questions(host)
+        host.initialize(FULL)
+        assert host.text("everything__echo", message="x") == "Echo: x"
+        server.restart()
+        assert host.text("everything__echo", message="y") == "Echo: y"
+        assert '"text": "spoken"' in texts(host.call("everything__trigger-sampling-request", prompt="hello"))
+    finally:
+        server.kill()
+
+
+# ── logins ──
+
+
+@pytest.fixture
+def safe() -> Iterator[HttpServer]:
+    server = HttpServer([sys.executable, str(HERE / "oauth_server.py"), "{port}"], "ready")
+    yield server
+    server.kill()
+
+
+def command(launcher: Launcher, config: list[str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs mcpmux in the place of `config`'s one, with a browser that agrees to everything."""
+    browser = f"{sys.executable} {HERE / 'browser.py'} %s"
+    line = [*config[:2], *words, *config[2:]]
+    return subprocess.run(
+        line, env=launcher.env | {"BROWSER": browser}, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def test_a_login_is_made_used_renewed_revoked_and_forgotten(launcher: Launcher, safe: HttpServer):
+    """Spec: 2026-07-28, basic/authorization. What is kept, and that nothing is opened while serving, is our choice."""
+    remote = Remote("safe", f"http://127.0.0.1:{safe.port}/mcp")
+    config = launcher.command(remote)
+    host = launcher.through(remote)
+    host.initialize()
+    assert host.tools() == []
+    refused = host.request("tools/call", {"name": "safe__token"})
+    assert "mcpmux: safe needs a login (run `mcpmux login safe`)" in refused["raw"].decode()
+
+    checked = command(launcher, config, "check")
+    assert checked.returncode == 1
+    assert "safe: safe needs a login\n  next: run `mcpmux login safe`" in checked.stdout
+
+    done = command(launcher, config, "login", "safe")
+    assert done.returncode == 0, done.stderr
+    [kept] = Path(launcher.env["HOME"]).rglob("logins/*.json")
+    if os.name != "nt":
+        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+        assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    host.until(lambda message: message.get("method") == "notifications/tools/list_changed")  # without a restart
+    assert "safe__token" in host.tools()
+    first = host.text("safe__token")
+    assert json.loads(kept.read_text())["access_token"] == first
+
+    other = launcher.through(remote)  # two of them renew it at once, by a token that is good for one use
+    other.initialize()
+    for _ in range(3):
+        assert host.text("safe__expire") == "expired"
+        numbers = [one.ask("tools/call", {"name": "safe__token"}) for one in (host, other)]
+        tokens = {texts(one.answer(number)["result"]) for one, number in zip((host, other), numbers, strict=True)}
+        assert tokens == {json.loads(kept.read_text())["access_token"]}
+        assert first not in tokens
+
+    assert host.text("safe__forget") == "forgotten"
+    lost = host.request("tools/call", {"name": "safe__token"})
+    assert "mcpmux: safe does not take its login any more (run `mcpmux login safe`)" in lost["raw"].decode()
+    done = command(launcher, config, "login", "safe")
+    assert done.returncode == 0, done.stderr
+    latest = host.text("safe__token")
+
+    done = command(launcher, config, "logout", "safe")
+    assert (done.returncode, done.stdout) == (0, "The login at safe is forgotten.\n")
+    assert not kept.exists()
+    lost = host.request("tools/call", {"name": "safe__token"})  # revoked
+    assert "run `mcpmux login safe`" in lost["raw"].decode()
+    for one in (host, other):
+        one.close()
+        assert not {first, latest} & set(one.log().split())
+        assert latest not in one.log()
