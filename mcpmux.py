@@ -2829,10 +2829,11 @@ class Core:
         return judge_question(method, params, server.name, server.options, host, told, has_model=has_model)
 
     def _is_listing(self, server: Server) -> bool:
-        return any(
-            one.method in (*LISTS, "completion/complete") and not self._is_waiting(one)
-            for one in self.in_flight.owed_by(server.name)
-        )
+        """Whether the server may be asking before it answers what somebody waits for. A call that it has too is a
+        better reason for its question, unless the host waits for lists."""
+        owed = [one for one in self.in_flight.owed_by(server.name) if not self._is_waiting(one)]
+        is_called = not self._held and any(one.method in CARRIERS and one.asker == HOST for one in owed)
+        return any(one.method == "completion/complete" or (one.method in LISTS and not is_called) for one in owed)
 
     def _from_memory(self, server: Server, method: str) -> Reply:
         """For a server that may be waiting for this before it answers us, while the host waits for us: if the host

@@ -149,6 +149,19 @@ def test_a_servers_question_while_it_is_being_listed_is_answered_from_what_we_ha
     assert len(s.host_told("roots/list")) == 1
 
 
+def test_a_question_in_a_call_reaches_the_host_also_while_the_list_is_read_anew():
+    """Our choice: as after a restart. The host waits for the call, and for no list."""
+    s = Script(["git"], capabilities={"roots": {}})
+    s.tools()
+    s.offers["git"] = {"tools/list": ...}
+    s.server_sends("git", method="notifications/tools/list_changed")
+    s.advance(0.1)
+    s.host_asks(1, "tools/call", name="git__log", arguments={})
+    s.server_sends("git", id="r", method="roots/list")
+    s.host_sends(id=s.host_told("roots/list")[0]["id"], result={"roots": []})
+    assert s.answer_to_server("git", "r")["result"] == {"roots": []}
+
+
 def test_while_a_completion_is_open_the_table_answers_for_roots():
     s = Script(
         {"git": server(roots=["file:///t"])},
