@@ -36,7 +36,7 @@ The file is read top to bottom, and no section names anything from a later one:
     12  remote                         servers over HTTP, each made to look like a process
     13  sampler                        the child process that asks a model, through litellm
     14  mux                            the loop that feeds the core and performs its effects
-    15  CLI                            serve, check, login, models, usage, logs, demo
+    15  CLI                            the table of commands; serving is the one without a name
 
 Invariants:
 
@@ -81,7 +81,7 @@ import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -4458,6 +4458,46 @@ SAFE_PREFIXES: Final = ("LC_", "XDG_")
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
 
 
+_SECRET_FLAG: Final = re.compile(
+    r"--?[\w-]*(key|token|secret|pass(word|wd|phrase)?|auth|credentials?|bearer)", re.IGNORECASE
+)
+_SECRET_VALUE: Final = re.compile(
+    r"(sk-|gh[opsu]_|github_pat_|glpat-|xox[abps]-|AKIA|AIza|hf_|npm_|eyJ)[\w.-]{8,}"  # as providers begin them
+)
+_SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&])([^=&#\s]*)=([^&#\s]+)")
+_VARIABLE_ONLY: Final = re.compile(r"\$\{(\w+|cmd:[^{}]*)\}")
+HIDDEN: Final = "***"
+
+
+def secrets_in(words: Iterable[str]) -> Iterator[str]:
+    """What nobody should read of a command line: values of flags, headers and variables with names like `--api-key`,
+    user names and passwords in URLs, and what looks like a key. A `${VAR}` is none."""
+    former = ""
+    for word in words:
+        name, _, value = word.partition("=")
+        header, colon, rest = word.partition(":")
+        found = [match[0] for match in _SECRET_VALUE.finditer(word)]
+        if _SECRET_FLAG.fullmatch(former) and not word.startswith("-"):
+            found.append(word)
+        if value and "://" not in name and (_SECRET_FLAG.fullmatch(name) or _SECRET_NAME.search(name)):
+            found.append(value)
+        if colon and _SECRET_NAME.search(header) and not rest.startswith("//") and "=" not in header:
+            found.append(rest.strip())
+        in_urls = _SECRET_IN_URL.finditer(word)
+        found += [one[2] or one[0] for one in in_urls if one[1] is None or _SECRET_NAME.search(one[1])]
+        yield from (one for one in found if one and not _VARIABLE_ONLY.fullmatch(one))
+        former = word
+
+
+def without_secrets(words: Iterable[str]) -> list[str]:
+    """A command line to be shown to people."""
+    words = list(words)
+    secrets = sorted(set(secrets_in(words)), key=len, reverse=True)
+    for secret in secrets:
+        words = [word.replace(secret, HIDDEN) if len(secret) > 3 or word.endswith(secret) else word for word in words]
+    return words
+
+
 def extended_path(environment: Mapping[str, str]) -> str:
     """PATH with the usual places at its end that hosts with a window lack: only those that exist."""
     home = Path(environment.get("USERPROFILE" if sys.platform == "win32" else "HOME") or Path.home())
@@ -4998,6 +5038,7 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
 
     command = os.path.expanduser(await full(options.command, "command"))
     args = [await full(arg, f"args[{number}]") for number, arg in enumerate(options.args)]
+    secrets.update(secrets_in(args))
     cwd = str(_absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
         raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
@@ -7447,19 +7488,20 @@ class Mux:
 
 
 # ══ 15. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
-# Messages for people. Exit codes: 0 well, 1 a server failed its check, 2 the command or the config cannot be used.
+# Messages for people. Exit codes: 0 well, 1 a server or a tool failed, 2 the command or the config cannot be used, 130
+# the person pressed Ctrl-C.
 
 _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
 
 
 def main(argv: list[str] | None = None) -> int:
     """The console script. While serving, stdout is the protocol's and all that people read goes to stderr."""
-    words = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["_demo_server"]:  # of the demo, by the demo
         return _demo_server(words[1])
     if words[:1] == ["_sampler"]:
         return sampler_main()
-    arguments = _parser().parse_args(words)
+    arguments = parse(words)
     try:
         return arguments.run(arguments)
     except ConfigError as wrong:
@@ -7488,6 +7530,23 @@ class Subcommand(NamedTuple):
     description: str  # above its own arguments
     example: str
     arguments: tuple[Argument, ...] = ()
+    rest: str = ""  # what may stand after `--`
+
+
+class Parser(argparse.ArgumentParser):
+    """Says of a command that is none which one is near."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search("invalid choice: '([^']*)'", message)
+        if unknown:
+            message += nearest(unknown[1], [row.name for row in subcommands()])
+        super().error(message)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _argument(*flags: str, **keys: Any) -> Argument:
@@ -7500,6 +7559,56 @@ def subcommands() -> list[Subcommand]:
     config = _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG)
     remote = _argument("server", metavar="SERVER", help="its name in the config")
     return [
+        Subcommand(
+            "add",
+            _add,
+            "put a server into the config",
+            "Appends a server's table to the config file, which stays as it is otherwise.",
+            "mcpmux add time --env TZ=UTC -- uvx mcp-server-time",
+            (
+                _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
+                _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
+                _argument(
+                    *("--env", "-e"),
+                    metavar="KEY=VALUE",
+                    action="append",
+                    default=[],
+                    help="a variable for it, as often as needed; a secret is better given as '${VAR}'",
+                ),
+                config,
+            ),
+            rest="COMMAND [ARGUMENT ...]",
+        ),
+        Subcommand(
+            "list",
+            _list,
+            "the servers of the config, and what is known of them",
+            "Lists the servers and starts none. No value of a variable, a header or a secret flag is shown.",
+            "mcpmux list --json",
+            (config, for_machines),
+        ),
+        Subcommand(
+            "tools",
+            _tools,
+            "the tools and their arguments",
+            "Lists tools as a host sees them, from what servers said last; those that never said are started.",
+            "mcpmux tools",
+            (_argument("server", nargs="?", metavar="SERVER", help="of this server only"), config, for_machines),
+        ),
+        Subcommand(
+            "call",
+            _call,
+            "call a tool",
+            "Calls a tool and shows its answer. What its server asks is asked here. Exits with 1 if it failed.",
+            """mcpmux call time__get_current_time '{"timezone": "Europe/London"}'""",
+            (
+                _argument("tool", metavar="TOOL", help="its name, as `mcpmux tools` shows it"),
+                _argument("arguments", nargs="?", metavar="JSON", default="{}", help="an object; - reads stdin"),
+                _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
+                config,
+                _argument("--json", action="store_true", help="the result as it came"),
+            ),
+        ),
         Subcommand(
             "check",
             _check,
@@ -7566,7 +7675,7 @@ def subcommands() -> list[Subcommand]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mcpmux",
         description="One MCP server over stdio that stands for many. Without a command it serves: a host starts it.",
         epilog="example: mcpmux --config ~/mcpmux.toml",
@@ -7581,8 +7690,23 @@ def _parser() -> argparse.ArgumentParser:
         )
         for argument in row.arguments:
             command.add_argument(*argument.flags, **argument.keys)
+        if row.rest:
+            command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [-- {row.rest}]"
         command.set_defaults(run=row.run)
     return parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line. What stands after `--` is taken off first: argparse would look for options in it."""
+    at = words.index("--") if "--" in words else len(words)
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(words[:at])
+    arguments.rest = words[at + 1 :]
+    takes = next((row.rest for row in subcommands() if row.run == arguments.run), "")
+    if unknown or (arguments.rest and not takes):
+        hint = f"; {takes} stands after --" if takes else ""
+        parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
+    return arguments
 
 
 def _number_of_days(text: str) -> int:
@@ -7608,6 +7732,103 @@ def _serve(arguments: argparse.Namespace) -> int:
     asyncio.run(serve())
     journal.close()
     return 0
+
+
+# ── looks ──
+
+STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+OF_STATES: Final = {"ready": "green", "enabled": "green", "failed": "red", "broken": "red", "starting": "yellow"}
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def moves(stream: TextIO | Any) -> bool:
+    """Whether it is a terminal whose cursor can be moved."""
+    if stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    if sys.platform == "win32":  # consoles have to be asked for it; an old one refuses
+        import ctypes  # noqa: PLC0415
+
+        kernel = ctypes.windll.kernel32
+        handle, mode = kernel.GetStdHandle(-12 if stream is sys.stderr else -11), ctypes.c_ulong()
+        return bool(kernel.GetConsoleMode(handle, ctypes.byref(mode)) and kernel.SetConsoleMode(handle, mode.value | 4))
+    return True
+
+
+def painted(text: str, style: str | None, stream: TextIO | None = None) -> str:
+    """https://no-color.org"""
+    if style is None or os.environ.get("NO_COLOR") or not moves(stream or sys.stdout):
+        return text
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+
+def harmless(text: str) -> str:
+    """A peer's words for a terminal: what would move its cursor or hide text is made visible."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+class Waiting:
+    """What a command waits for, on stderr: a line each. A terminal shows them in place, until the end; elsewhere each
+    change is a line of its own."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+        self._drawn = 0
+        self._paused = False
+        self._in_place = moves(sys.stderr)
+
+    def show(self, lines: Mapping[str, str]) -> None:
+        """By what is waited for, how that goes."""
+        new = {name: text for name, text in lines.items() if self._lines.get(name) != text}
+        self._lines |= new
+        if not self._in_place:
+            self._write("".join(f"{name}: {text}\n" for name, text in new.items()))
+        elif new and not self._paused:
+            self._erase()
+            size = shutil.get_terminal_size()
+            width = max(map(len, self._lines))
+            room = max(size.columns - width - 3, 1)
+            shown = [f"{name:{width}}  {self._painted(text[:room])}\n" for name, text in self._lines.items()]
+            shown = shown[-(size.lines - 1) :]
+            self._drawn = len(shown)
+            self._write("".join(shown))
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._erase()
+        self._write(f"{harmless(text)}\n")
+
+    def clear(self, *, paused: bool = False) -> None:
+        """Nothing is shown any more, while `paused` nothing new either: a person is being asked."""
+        self._erase()
+        self._paused = paused
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._write(f"\x1b[{self._drawn}A\x1b[J")
+            self._drawn = 0
+
+    def _painted(self, text: str) -> str:
+        return painted(text, OF_STATES.get(text.partition(",")[0]), sys.stderr)
+
+    def _write(self, text: str) -> None:
+        if text and sys.stderr is not None:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def how_it_goes(server: Server) -> str:
+    """A server's state, for those who wait for its lists."""
+    tools = len(server.lists.get("tools/list", ()))
+    if server.state is State.READY and not server.settling:
+        return f"ready, {tools} {'tool' if tools == 1 else 'tools'}"
+    if server.state is State.READY or (server.state is State.STARTING and not server.trouble):
+        return "starting" if server.state is State.STARTING else "starting, reading its lists"
+    return "failed" if server.trouble else server.state.value
+
+
+# ── the host that commands play ──
+
+PERSON: Final = {"elicitation": {"form": {}, "url": {}}}  # what a terminal can do; sampling and roots are the config's
 
 
 class Interrupted(McpmuxError):
@@ -7783,6 +8004,11 @@ def _report(server: Server) -> dict[str, Any]:
     }
 
 
+def _show_servers(waiting: Waiting, servers: Iterable[Server]) -> None:
+    quiet = (State.IDLE, State.STOPPING, State.STOPPED)
+    waiting.show({server.name: how_it_goes(server) for server in servers if server.state not in quiet})
+
+
 def _check(arguments: argparse.Namespace) -> int:
     config = load_config(config_path(arguments.config))
     trouble: str | None = None
@@ -7797,7 +8023,11 @@ def _check(arguments: argparse.Namespace) -> int:
         await host.ask("tools/list")  # it waits for every server
         return [_report(server) for server in host.mux.core.servers.values()], list(host.mux.core.catalogue.tools)
 
-    rows, tools = InnerHost(config, cached=False).play(look)
+    waiting = Waiting()
+    try:
+        rows, tools = InnerHost(config, cached=False, looks=functools.partial(_show_servers, waiting)).play(look)
+    finally:
+        waiting.clear()
     order = list(config.servers) + list(config.broken)
     rows.sort(key=lambda row: order.index(row["server"]))
     rows += [{"server": name, "state": "disabled"} for name in config.disabled]
@@ -7836,7 +8066,655 @@ def _check(arguments: argparse.Namespace) -> int:
 def _print_table(heads: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(line[column]) for line in [heads, *rows]) for column in range(len(heads))]
     for line in [heads, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        cells = [
+            painted(cell.ljust(width), "bold" if line is heads else OF_STATES.get(cell))
+            for cell, width in zip(line, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+# ── add, list, tools ──
+
+_HOW_TO_ADD: Final = "`mcpmux add NAME -- COMMAND` adds a server"
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    path = config_path(arguments.config)
+    name, command = arguments.name, arguments.rest
+    if bool(command) == bool(arguments.url):
+        raise ConfigError(f"give a command or a --url, as in: mcpmux add {name} -- uvx mcp-server-time")
+    if arguments.url and arguments.env:
+        raise ConfigError("--env is for a server that is started by a command; a remote one has no environment of ours")
+    env: dict[str, str] = {}
+    for one in arguments.env:
+        key, equals, value = one.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--env {without_secrets([one])[0]}: KEY=VALUE is expected")
+        env[key] = value
+    before = load_config(path)
+    if name in (*before.servers, *before.broken, *before.disabled):
+        raise ConfigError(f"{path} has a server {name} already; choose another name, or edit its table")
+    table = {"url": arguments.url} if arguments.url else {"command": command[0], "args": command[1:], "env": env}
+    written = path.read_bytes() if before.exists else b""
+    newline = "\r\n" if b"\r\n" in written else "\n"
+    lines = [f"[mcp_servers.{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items() if value)]
+    block = newline.join([*lines, ""]).encode(errors="surrogateescape")
+    gap = b"" if not written else newline.encode() * (1 if written.endswith(b"\n") else 2)
+    try:
+        after = read_config(tomllib.loads((written + gap + block).decode("utf-8-sig")), path)
+    except (ValueError, ConfigError) as wrong:
+        raise ConfigError(f"{path} is left as it is: with this table it does not load ({wrong})") from None
+    if name in after.broken:
+        raise ConfigError(f"{path} is left as it is: {after.broken[name]}")
+    if name not in after.servers or any(after.servers.get(one) != table for one, table in before.servers.items()):
+        shown = block.decode(errors="replace")
+        raise ConfigError(f"{path} is left as it is: the table does not fit at its end; add it by hand:\n{shown}")
+    try:
+        write_whole(path, written + gap + block)
+    except OSError as wrong:
+        raise ConfigError(f"{path} cannot be written: {wrong}") from None
+    print(f"added {name} to {path}\nnext: mcpmux tools {name}")
+    secret = next((key for key, value in env.items() if list(secrets_in([f"{key}={value}"]))), None)
+    if secret:
+        print(f"note: {secret} looks like a secret and now stands in the file. Better: --env '{secret}=${{{secret}}}',")
+        print("which is read from the environment, or from env_file, when the server is started")
+    elif list(secrets_in(command or [arguments.url])):
+        print("note: the command holds what looks like a secret; ${VAR} in its place is read from the environment")
+    return 0
+
+
+def _toml(value: str | list[str] | dict[str, str]) -> str:
+    """On one line, as people write it; `tomli_w` gives each argument a line."""
+    if isinstance(value, dict):
+        keys = {key: key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key) for key in value}
+        return "{ " + ", ".join(f"{keys[key]} = {_toml(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Whole or not at all, with the modes and through the links that are there. Raises `OSError`."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, new)
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def last_known(config: Config) -> dict[str, Known]:
+    """What the cache has of servers' lists; of several the one that depends least on the host."""
+    found = read_known(cache_folder(), config.servers)[0]
+    lists = {name: [one for one in those if not one.failed] for name, those in found.items()}
+    return {name: min(those, key=lambda one: one.told) for name, those in lists.items() if those}
+
+
+def _catalogue_of(config: Config, lists: Mapping[str, Mapping[str, list[Entry]]]) -> Catalogue:
+    parts = [Part(name, table.prefix, lists[name]) for name, table in config.servers.items() if name in lists]
+    return merge(parts, config.options)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    config = load_config(config_path(arguments.config))
+    tables: dict[str, Any] = {}
+    if config.exists:
+        tables = tomllib.loads(config.path.read_bytes().decode("utf-8-sig")).get("mcp_servers", {})
+    known = last_known(config)
+    routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
+    rows: list[dict[str, Any]] = []
+    for name, table in tables.items():
+        states = {"broken": name in config.broken, "disabled": name in config.disabled}
+        one = known.get(name)
+        rows.append(
+            {
+                "server": name,
+                "state": next((state for state, holds in states.items() if holds), "enabled"),
+                "command": _shown_command(table),
+                "url": without_secrets([str(table["url"])])[0] if isinstance(table, dict) and "url" in table else None,
+                "era": one.era if one else None,
+                "revision": one.revision if one else None,
+                "tools": [tool for tool, route in routes.items() if route.server == name] if one else None,
+                "reason": config.broken.get(name),
+            }
+        )
+    if arguments.json:
+        print(json.dumps({"config": str(config.path), "servers": rows}, indent=2))
+    elif not config.exists:
+        print(f"There is no config file at {config.path}; {_HOW_TO_ADD}")
+    elif not rows:
+        print(f"No servers yet in {config.path}; {_HOW_TO_ADD}")
+    else:
+        cells = [
+            [
+                *(row["server"], row["state"], row["revision"] or "-"),
+                "-" if row["tools"] is None else str(len(row["tools"])),
+                row["url"] or (shlex.join(row["command"]) if row["command"] else "-"),
+            ]
+            for row in rows
+        ]
+        _print_table(["SERVER", "STATE", "REVISION", "TOOLS", "COMMAND"], cells)
+        for row in rows:
+            if row["reason"]:
+                print(f"\n{row['server']}: {row['reason']}")
+        if any(row["state"] == "enabled" and row["tools"] is None for row in rows):
+            print("\n-: not known before it has run once; `mcpmux check` starts them all")
+    return 0
+
+
+def _shown_command(table: Any) -> list[str] | None:
+    """As it is written, `${VAR}` and all, without what is secret; a table can be wrong in every way."""
+    if not isinstance(table, dict) or not isinstance(table.get("command"), str):
+        return None
+    args = table.get("args", [])
+    return without_secrets([table["command"], *map(str, args if isinstance(args, list) else [])])
+
+
+def only(config: Config, names: Iterable[str]) -> Config:
+    """The config with no more than these servers."""
+    servers = {name: table for name, table in config.servers.items() if name in set(names)}
+    return msgspec.structs.replace(config, servers=servers, broken={}, disabled=[])
+
+
+def _expect_server(config: Config, name: str) -> None:
+    """Raises `ConfigError` for one that cannot be used."""
+    if name in config.broken:
+        raise ConfigError(config.broken[name])
+    if name in config.disabled:
+        raise ConfigError(f"{name} is disabled: its table in {config.path} has enabled = false")
+    if name not in config.servers:
+        there = (
+            f"; there are: {', '.join(config.servers)}" if config.servers else "; mcpmux add NAME -- COMMAND adds one"
+        )
+        raise ConfigError(f"{config.path} has no server {name}{nearest(name, config.servers) or there}")
+
+
+def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, list[Entry]]], dict[str, str]]:
+    """The lists of these servers, from the cache or else from themselves; and why some cannot tell."""
+    known = last_known(config)
+    lists: dict[str, Mapping[str, list[Entry]]] = {name: known[name].lists for name in names if name in known}
+    unknown = only(config, [name for name in names if name not in known])
+    failed: dict[str, str] = {}
+
+    async def listed(host: InnerHost) -> None:
+        await host.ask("tools/list")
+        for server in host.mux.core.servers.values():
+            if server.known:
+                lists[server.name] = dict(server.lists)
+            else:
+                failed[server.name] = f"{server.trouble or server.state.value}; {server.hint}"
+
+    if unknown.servers:
+        waiting = Waiting()
+        try:
+            InnerHost(unknown, cached=False, capabilities=PERSON, looks=functools.partial(_show_servers, waiting)).play(
+                listed
+            )
+        finally:
+            waiting.clear()
+    return lists, failed
+
+
+def _tools(arguments: argparse.Namespace) -> int:
+    config = load_config(config_path(arguments.config))
+    if arguments.server:
+        _expect_server(config, arguments.server)
+    wanted = [arguments.server] if arguments.server else list(config.servers)
+    lists, failed = learn(config, wanted)
+    if not arguments.server:
+        failed |= config.broken
+    known = {name: one.lists for name, one in last_known(config).items()}  # the others have a say in how one is named
+    catalogue = _catalogue_of(config, known | lists)
+    tools = [
+        {"server": catalogue.tools[tool["name"]].server, **tool}
+        for tool in value_of(catalogue.results["tools/list"])["tools"]
+        if catalogue.tools[tool["name"]].server in wanted
+    ]
+    if arguments.json:
+        print(json.dumps({"tools": tools, "failed": failed}, indent=2))
+    else:
+        for tool in tools:
+            _print_tool(tool)
+        if not tools and not failed:
+            where = arguments.server or config.path
+            print(
+                f"{where} has no tools." if wanted else f"No servers yet in {config.path}: mcpmux add NAME -- COMMAND"
+            )
+    for name, reason in failed.items() if not arguments.json else ():
+        print(f"mcpmux: {name}: {reason.removeprefix(name + ': ')}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print_tool(tool: dict[str, Any]) -> None:
+    """One tool as people read it: NAME(needed: type, more?: type), and in a line what it does."""
+    schema = tool.get("inputSchema", {})
+    properties = schema.get("properties", {})
+    needed = schema.get("required", [])
+    parameters = [f"{name}{'' if name in needed else '?'}: {_type_of(one)}" for name, one in properties.items()]
+    line = f"{tool['name']}({', '.join(parameters)})"
+    width = max(shutil.get_terminal_size().columns, 60)
+    first, *rest = textwrap.wrap(harmless(line), width, subsequent_indent="        ", break_on_hyphens=False)
+    print("\n".join([painted(tool["name"], "bold") + first.removeprefix(tool["name"]), *rest]))
+    title = tool.get("title") or tool.get("annotations", {}).get("title")
+    does = next((line.strip() for line in tool.get("description", "").splitlines() if line.strip()), "")
+    says = ": ".join(harmless(one) for one in dict.fromkeys([title, does]) if one)
+    print(textwrap.indent(textwrap.shorten(says, width - 4, placeholder=" …"), "    "))
+
+
+def _type_of(schema: Any) -> str:
+    """A JSON schema in a word or two."""
+    if not isinstance(schema, dict):
+        return "any"
+    if isinstance(schema.get("enum"), list):
+        return " | ".join(json.dumps(one, ensure_ascii=False) for one in schema["enum"])
+    parts = schema.get("anyOf") or schema.get("oneOf")
+    if isinstance(parts, list):
+        return " | ".join(dict.fromkeys(_type_of(one) for one in parts))
+    if "const" in schema:
+        return json.dumps(schema["const"], ensure_ascii=False)
+    kind = schema.get("type", "any")
+    if kind == "array":
+        inner = _type_of(schema.get("items"))
+        return f"({inner})[]" if " " in inner else f"{inner}[]"
+    return " | ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
+
+
+# ── call ──
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    config = load_config(config_path(arguments.config))
+    text = sys.stdin.buffer.read() if arguments.arguments == "-" else arguments.arguments.encode(errors="replace")
+    try:
+        given = _decode_any(text)
+    except (msgspec.DecodeError, RecursionError) as wrong:
+        raise ConfigError(f"the arguments of {arguments.tool} are not JSON: {wrong}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"""the arguments of {arguments.tool} are a JSON object, as in '{{"name": "value"}}'""")
+    owner, own_name = owner_of_tool(config, arguments.tool)
+    waiting = Waiting()
+    person = Person(waiting)
+
+    def hear(method: str, params: Fields) -> None:
+        if method == "notifications/message":
+            data = value_of(params.get("data"))
+            words = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+            waiting.say(f"{value_of(params.get('logger'))}: {value_of(params.get('level'))}: {words}")
+
+    async def scene(host: InnerHost) -> Reply:
+        listed = value_of((await host.ask("tools/list")).result)["tools"]
+        core = host.mux.core
+        routes = core.catalogue.tools
+        name = next((one for one, route in routes.items() if route.name == own_name), arguments.tool)
+        tool = next((one for one in listed if one["name"] == name), None)
+        if tool is None and core.servers[owner].known:
+            raise ConfigError(f"there is no tool {name}{nearest(name, routes)}")
+        waiting.show({arguments.tool: "running"})
+        params: dict[str, Any] = {"name": name, "arguments": given}
+        if tool and tool.get("execution", {}).get("taskSupport") == "required":
+            params["task"] = {}
+        reply = await host.ask("tools/call", params, lambda progress: waiting.show({arguments.tool: bar_of(progress)}))
+        for _ in range(MAX_ROUNDS):
+            if not await person.visits(reply):
+                break
+            reply = await host.ask("tools/call", params)
+        task = object_of(object_of(reply.result).get("task"))
+        return await host.ask("tasks/result", {"taskId": task["taskId"]}) if "taskId" in task else reply
+
+    host = InnerHost(
+        only(config, [owner]),
+        capabilities=PERSON,
+        answers={"elicitation/create": person.asked},
+        hears=hear,
+        looks=functools.partial(_show_servers, waiting),
+    )
+    try:
+        reply = host.play(scene)
+    finally:
+        waiting.clear()
+    return show_reply(reply, arguments.output, as_it_came=arguments.json)
+
+
+def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
+    """The server to be started for a tool, and what the tool is called there if that is known. Raises `ConfigError`."""
+    known = last_known(config)
+    routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
+    if tool in routes:
+        return routes[tool].server, routes[tool].name
+    separator = config.options.separator
+    prefixes = {name: name if table.prefix is None else table.prefix for name, table in config.servers.items()}
+    owners = [name for name, prefix in prefixes.items() if prefix and tool.startswith(prefix + separator)]
+    unknown = [name for name in config.servers if name not in known]
+    for name in sorted(owners, key=lambda name: -len(prefixes[name])):
+        if name in unknown:
+            return name, None
+    named = tool.partition(separator)[0]
+    if separator in tool and not owners and (named in config.broken or named in config.disabled):
+        _expect_server(config, named)
+    bare = [name for name in unknown if not prefixes[name]]
+    if bare and not owners:
+        lists, _ = learn(config, bare)
+        routes = _catalogue_of(config, {name: one.lists for name, one in known.items()} | lists).tools
+        if tool in routes:
+            return routes[tool].server, routes[tool].name
+    near = nearest(tool, routes)
+    if not near and separator in tool and not owners:
+        near = f": there is no server {named}{nearest(named, config.servers)}"
+    raise ConfigError(f"there is no tool {tool}{near or '; `mcpmux tools` lists them'}")
+
+
+def bar_of(progress: Fields) -> str:
+    """How far a call is, in a line."""
+    done, total, message = (value_of(progress.get(key)) for key in ("progress", "total", "message"))
+    words = f"  {harmless(message)}" if isinstance(message, str) else ""
+    if isinstance(total, int | float) and total > 0:
+        filled = min(max(int(done * 20 / total), 0), 20)
+        return f"[{'#' * filled:20}] {done:g}/{total:g}{words}"
+    return f"{done:g}{words}"
+
+
+def show_reply(reply: Reply, output: str | None, *, as_it_came: bool) -> int:
+    """A call's result on stdout, a failure on stderr; the exit code."""
+    result = value_of(reply.result)
+    failed = reply.result is None or result.get("isError") is True
+    if as_it_came:
+        line = bytes(reply.result) if reply.result is not None else b'{"error":%b}' % bytes(reply.error or b"null")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(line + b"\n")
+    elif reply.result is None:
+        error = value_of(reply.error)
+        print(f"mcpmux: {error.get('message')} ({error.get('code')})", file=sys.stderr)
+    else:
+        blocks = [block for block in result.get("content", []) if isinstance(block, dict)]
+        out = sys.stderr if failed else sys.stdout
+        keeper = Keeper(output, sum(blob_of(block) is not None for block in blocks))
+        for block in blocks:
+            print(_shown(block, keeper), file=out)
+        if "structuredContent" in result and not any(block.get("type") == "text" for block in blocks):
+            print(json.dumps(result["structuredContent"], indent=2, ensure_ascii=False), file=out)
+        if output and not keeper.count:
+            print("mcpmux: nothing to save: the result has no image, audio or file", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _shown(block: dict[str, Any], keeper: Keeper) -> str:
+    """A content block for people."""
+    resource = block.get("resource", {})
+    match block.get("type"):
+        case "text":
+            return str(block.get("text"))
+        case "image" | "audio":
+            return keeper.keep(block)
+        case "resource" if "blob" in resource:
+            return f"{resource.get('uri')}\n{keeper.keep(block)}"
+        case "resource":
+            return f"{resource.get('uri')}\n{resource.get('text')}"
+        case "resource_link":
+            words = [block.get("title") or block.get("name"), block.get("mimeType"), block.get("description")]
+            return f"{block.get('uri')} ({', '.join(str(word) for word in words if word)})"
+        case _:
+            return json.dumps(block, ensure_ascii=False)
+
+
+def blob_of(block: dict[str, Any]) -> tuple[str, str] | None:
+    """The MIME type and the base64 of a block that is no text."""
+    holder = block.get("resource", {}) if block.get("type") == "resource" else block
+    data = holder.get("blob" if block.get("type") == "resource" else "data")
+    return (str(holder.get("mimeType", "application/octet-stream")), data) if isinstance(data, str) else None
+
+
+class Keeper:
+    """Writes what is no text where `--output` says: into that file, or, of several, into files in that folder."""
+
+    def __init__(self, output: str | None, expected: int) -> None:
+        self._path = Path(os.path.expanduser(output)) if output else None
+        ends = (os.sep, os.altsep or os.sep)
+        self._in_folder = bool(output and (expected > 1 or output.endswith(ends) or os.path.isdir(output)))
+        self.count = 0
+
+    def keep(self, block: dict[str, Any]) -> str:
+        """A line that says what it is, and where."""
+        import base64  # noqa: PLC0415
+        import mimetypes  # noqa: PLC0415
+
+        mime, text = blob_of(block) or ("", "")
+        try:
+            data = base64.b64decode(text)
+        except ValueError as wrong:
+            return f"({mime}: not base64: {wrong})"
+        self.count += 1
+        if self._path is None:
+            return f"({mime}, {len(data)} bytes; --output FILE keeps it)"
+        path = self._path
+        if self._in_folder:
+            path /= f"{block['type']}-{self.count}{mimetypes.guess_extension(mime) or ''}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except OSError as wrong:
+            raise ConfigError(f"{path} cannot be written: {wrong}") from None
+        return f"({mime}, {len(data)} bytes: {path})"
+
+
+# ── the person at the terminal ──
+# https://modelcontextprotocol.io/specification/2025-11-25/client/elicitation
+
+
+class Person:
+    """Who is asked what servers ask, one question at a time; declines where there is nobody."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self._turn = asyncio.Lock()
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue()
+        self._wanted = threading.Semaphore(0)
+        self._reading = False  # a line is asked for and has not come
+        self._thread: threading.Thread | None = None
+        self._is_there = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+    async def asked(self, params: Fields) -> dict[str, Any]:
+        """An answer to `elicitation/create`."""
+        question = {key: value_of(raw) for key, raw in params.items()}
+        message = harmless(str(question.get("message")))
+        if not self._is_there:
+            self._waiting.say(f"mcpmux: declined, because stdin is no terminal: {message}")
+            return {"action": "decline"}
+        async with self._turn:
+            self._waiting.clear(paused=True)
+            try:
+                if question.get("mode") == "url":
+                    return await self._sent_to(message, str(question.get("url")))
+                return await self._fills_in(message, question.get("requestedSchema", {}))
+            except EOFError:
+                self._tell("declined\n")
+                return {"action": "decline"}
+            except asyncio.CancelledError:
+                self._tell("\n(it is no longer asked)\n")
+                raise
+            finally:
+                self._waiting.clear()
+
+    async def visits(self, reply: Reply) -> bool:
+        """Whether a call was refused until pages are visited (-32042), and the person has been there."""
+        error = value_of(reply.error)
+        if not isinstance(error, dict) or error.get("code") != URL_ELICITATION_REQUIRED:
+            return False
+        pages = object_of(object_of(reply.error).get("data")).get("elicitations")
+        for page in items_of(pages):
+            if (await self.asked(object_of(page)))["action"] != "accept":
+                return False
+        self._waiting.clear(paused=True)
+        try:
+            await self._line("Enter when you are done there: ")
+        except EOFError:
+            return False
+        self._waiting.clear()
+        return True
+
+    async def _sent_to(self, message: str, url: str) -> dict[str, Any]:
+        self._tell(f"{message}\n  {harmless(url)}\n")
+        if not re.match("https?://", url):
+            self._tell("declined: this is no address of a page\n")
+            return {"action": "decline"}
+        action = await self._chooses("open it in the browser? y: yes, n: decline, c: cancel: ", _ACTIONS)
+        if action == "accept":
+            import webbrowser  # noqa: PLC0415
+
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()  # some wait for their end
+        return {"action": action}
+
+    async def _fills_in(self, message: str, schema: dict[str, Any]) -> dict[str, Any]:
+        fields = schema.get("properties", {})
+        needed = schema.get("required", [])
+        self._tell(f"{message}\n" + ("  (Enter takes what is in brackets, Ctrl-D declines)\n" if fields else ""))
+        while True:
+            content: dict[str, Any] = {}
+            for name, field in fields.items():
+                value = await self._enters(name, field, needed=name in needed)
+                if value is not None:
+                    content[name] = value
+            answers = _ACTIONS | ({"e": "edit"} if fields else {})
+            edit = ", e: edit" if fields else ""
+            action = await self._chooses(f"send this? y: yes, n: decline, c: cancel{edit}: ", answers)
+            if action != "edit":
+                return {"action": action, **({"content": content} if action == "accept" else {})}
+
+    async def _enters(self, name: str, field: dict[str, Any], *, needed: bool) -> Any:
+        """A valid value, or None for a field that is left out."""
+        default = field.get("default")
+        choices = choices_of(field)
+        about = [_type_of(field) if not choices else "several, with commas" if field.get("type") == "array" else "one"]
+        about += ["needed"] if needed and default is None else []
+        label = f"  {harmless(str(field.get('title', name)))} ({', '.join(about)})"
+        if field.get("description"):
+            label += f": {harmless(str(field['description']))}"
+        for number, (value, shown) in enumerate(choices, 1):
+            label += harmless(f"\n    {number}: {shown}" + (f" ({value})" if shown != value else ""))
+        shown = (
+            "" if default is None else f" [{harmless(default if isinstance(default, str) else json.dumps(default))}]"
+        )
+        self._tell(label + "\n")
+        while True:
+            text = (await self._line(f"   {shown} > ")).strip()
+            if not text and (default is not None or not needed):
+                return default
+            try:
+                return typed(text, field)
+            except ValueError as wrong:
+                self._tell(f"    {harmless(str(wrong))}\n")
+
+    async def _chooses(self, prompt: str, answers: Mapping[str, str]) -> str:
+        """Nothing is taken for granted: Enter alone asks again."""
+        while True:
+            answer = answers.get((await self._line(prompt)).strip().lower()[:1])
+            if answer:
+                return answer
+
+    async def _line(self, prompt: str) -> str:
+        """Raises `EOFError` at Ctrl-D. A thread reads, which Ctrl-C does not wait for."""
+        self._tell(prompt)
+        loop = asyncio.get_running_loop()
+
+        def read() -> None:
+            with open(0, "rb", buffering=0, closefd=False) as stdin:
+                while self._wanted.acquire():
+                    line = stdin.read(65536) or b""
+                    loop.call_soon_threadsafe(self._lines.put_nowait, line)
+
+        if self._thread is None:
+            self._thread = threading.Thread(target=read, name="mcpmux keyboard", daemon=True)
+            self._thread.start()
+        if not self._reading:
+            self._reading = True
+            self._wanted.release()
+        line = await self._lines.get()
+        self._reading = False
+        if not line:
+            raise EOFError
+        return line.decode(errors="replace")
+
+    def _tell(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+_ACTIONS: Final = {"y": "accept", "n": "decline", "c": "cancel"}
+_FORMATS: Final = {
+    "email": r"[^@\s]+@[^@\s]+",
+    "uri": r"[A-Za-z][A-Za-z0-9+.-]*:\S+",
+    "date": r"\d{4}-(0\d|1[0-2])-[0-3]\d",
+    "date-time": r"\d{4}-(0\d|1[0-2])-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
+}
+_YES_NO: Final = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
+
+
+def choices_of(field: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """What a field of a form lets one choose from, and how each is shown."""
+    if field.get("type") == "array":
+        field = field.get("items", {})
+    titled = field.get("oneOf") or field.get("anyOf") or []
+    if titled:
+        return [(one.get("const"), one.get("title", one.get("const"))) for one in titled]
+    values = field.get("enum", [])
+    names = field.get("enumNames", [])
+    return list(zip(values, names if len(names) == len(values) else values, strict=True))
+
+
+def typed(text: str, field: dict[str, Any]) -> Any:
+    """What a person has typed as the value that a field takes. Raises `ValueError` that says what is expected."""
+    choices = choices_of(field)
+    kind = field.get("type")
+    if kind == "array":
+        picked = list(dict.fromkeys(_chosen(word.strip(), choices) for word in text.split(",") if word.strip()))
+        _within(len(picked), field, "minItems", "maxItems", "so many are expected")
+        return picked
+    if choices:
+        return _chosen(text, choices)
+    if kind == "boolean":
+        if text.lower() not in _YES_NO:
+            raise ValueError("y or n is expected")
+        return _YES_NO[text.lower()]
+    if kind in ("integer", "number"):
+        try:
+            number = int(text) if kind == "integer" or re.fullmatch(r"-?\d+", text) else float(text)
+        except ValueError:
+            raise ValueError(f"a{'n integer' if kind == 'integer' else ' number'} is expected") from None
+        if not math.isfinite(number):
+            raise ValueError("a number is expected")
+        _within(number, field, "minimum", "maximum", "a number is expected")
+        return number
+    _within(len(text), field, "minLength", "maxLength", "so many characters are expected")
+    pattern = _FORMATS.get(field.get("format", ""))
+    if pattern and not re.fullmatch(pattern, text):
+        raise ValueError(f"not of the form that is expected: {field['format']}")
+    return text
+
+
+def _chosen(text: str, choices: list[tuple[Any, Any]]) -> Any:
+    for value, shown in choices:
+        if text.lower() in (str(value).lower(), str(shown).lower()):
+            return value
+    if text.isdecimal() and 0 < int(text) <= len(choices):
+        return choices[int(text) - 1][0]
+    raise ValueError(f"{text!r} is none of them{nearest(text, [str(shown) for _, shown in choices])}")
+
+
+def _within(number: float, field: dict[str, Any], least: str, most: str, what: str) -> None:
+    low, high = field.get(least), field.get(most)
+    if (low is not None and number < low) or (high is not None and number > high):
+        bounds = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]
+        raise ValueError(f"{what}: {', '.join(bound for bound in bounds if bound)}")
+
+
+# ── models, logs, usage ──
 
 
 def _models(arguments: argparse.Namespace) -> int:
