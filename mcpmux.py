@@ -6269,7 +6269,8 @@ class RemoteServer:
                 raise self._cut_off(wrong) from None
             lines = splitter.feed(b"\n")
             if not self._take_lines(lines, id, method):
-                raise RemoteError("answered with something that is no answer", "tell those who run it")
+                what = "answered with something that is no answer"
+                raise RemoteError(what, "tell those who run it", is_end=not self._met)
         elif kind == "text/html":
             what = f"answered with a web page ({self._address.shown})"
             raise RemoteError(what, "correct its url", is_end=not self._met)

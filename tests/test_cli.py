@@ -13,12 +13,13 @@ import sys
 import textwrap
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FAKE, MCPMUX, PATIENCE, ROOT, RawHost, empty_home, is_running, server_table
+from fake_site import FakeSite, legacy_server
 
 import mcpmux
 
@@ -90,10 +91,18 @@ def test_help_lists_the_commands_with_a_word_on_each(home: dict[str, str]):
     assert "MCPMUX_CONFIG" in done.stdout
 
 
-def test_each_help_has_an_example_and_the_example_runs(home: dict[str, str]):
+@pytest.fixture
+def site() -> Iterator[FakeSite]:
+    site = FakeSite(legacy_server)
+    yield site
+    site.close()
+
+
+def test_each_help_has_an_example_and_the_example_runs(home: dict[str, str], site: FakeSite):
     """An example that does not run is worse than none. This one place runs them all, the demo too."""
-    written(Path(home["HOME"]) / "mcpmux.toml", server_table("fake"), SAMPLING)
-    env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml")}
+    remote = f'[mcp_servers.github]\nurl = "{site.url}"\n'
+    written(Path(home["HOME"]) / "mcpmux.toml", server_table("fake"), remote, SAMPLING)
+    env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml"), "NO_PROXY": "127.0.0.1"}
     for command in [[], *([one] for one in commands_in_help(home))]:
         text = run(home, *command, "--help").stdout
         examples = examples_in(text)

@@ -1,0 +1,632 @@
+"""Servers over HTTP: their tables, events and headers, what goes wrong with them, and the files of logins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATIENCE, RawHost
+from fake_site import Answer, Asked, FakeSite, Reply, json_reply, legacy_server
+
+import mcpmux
+from mcpmux import EDGE, EventSplitter, SentEvent, TooLong
+
+MODERN_KEYS = ("protocolVersion", "clientInfo", "clientCapabilities")
+CERTIFICATE = Path(__file__).parent / "loopback.pem"  # of 127.0.0.1, signed by nobody that anybody knows
+
+
+# ── events ──
+
+
+def events_of(data: bytes, step: int, limit: int = 1000) -> list[SentEvent]:
+    splitter = EventSplitter(limit)
+    return [event for at in range(0, len(data), step) for event in splitter.feed(data[at : at + step])]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+def test_events_are_the_same_whatever_the_chunks_and_the_ends_of_lines(end: bytes, step: int):
+    """https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation"""
+    lines = [
+        b": a comment",
+        b"id: 7",
+        b"retry: 1500",
+        b"data:",
+        b"",
+        b"event: endpoint",
+        b"data:/x",
+        b"",
+        b'data: {"a":',
+    ]
+    lines += [b"data: 1}", b"unknown: x", b"", b"", b"data: not ended"]
+    assert events_of(end.join(lines), step) == [
+        SentEvent("message", b"", "7", 1.5),
+        SentEvent("endpoint", b"/x", None, None),
+        SentEvent("message", b'{"a": 1}', None, None),
+    ]
+
+
+@pytest.mark.parametrize("step", [10, 4096, 10**6])
+def test_data_over_the_limit_is_kept_at_its_edges_only(step: int):
+    line = b'{"id":7,"result":"' + b"x" * 100_000 + b'"}'
+    [event] = events_of(b"data: " + line + b"\n\n", step, 50_000)
+    assert isinstance(event.data, TooLong)
+    assert event.data.head.startswith(b'{"id":7')
+    assert event.data.tail.endswith(b'"}')
+    many = b"".join(b"data: %d\n" % (10**40) for _ in range(10_000)) + b"\n"
+    [event] = events_of(many, step, 50_000)
+    assert isinstance(event.data, TooLong)
+    assert len(event.data.head) <= EDGE
+
+
+# ── headers ──
+
+
+@pytest.mark.parametrize(
+    ("value", "header"),
+    [
+        ("us-west1", "us-west1"),
+        ("Hello, 世界", "=?base64?SGVsbG8sIOS4lueVjA==?="),
+        (" padded ", "=?base64?IHBhZGRlZCA=?="),
+        ("line1\nline2", "=?base64?bGluZTEKbGluZTI=?="),
+        ("=?base64?literal?=", "=?base64?PT9iYXNlNjQ/bGl0ZXJhbD89?="),
+        ("two words", "two words"),
+        ("", ""),
+        ("x\n", "=?base64?eAo=?="),
+    ],
+)
+def test_a_header_can_hold_any_text(value: str, header: str):
+    """2026-07-28, basic/transports/streamable-http#value-encoding."""
+    assert mcpmux.header_value(value) == header
+
+
+def schema(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+REGION = {"type": "string", "x-mcp-header": "Region"}
+
+
+def test_arguments_are_repeated_in_headers_where_the_schema_says_so():
+    """2026-07-28, basic/transports/streamable-http#client-behavior."""
+    deep = schema(region=REGION, at=schema(on={"type": "boolean", "x-mcp-header": "On"}), plain={"type": "string"})
+    wanted = mcpmux.parameter_headers(deep | {"default": {"x-mcp-header": 1}})
+    assert wanted == {("region",): "Region", ("at", "on"): "On"}
+    found = mcpmux.argument_headers(wanted, {"region": "é", "at": {"on": True}, "plain": "x"})
+    assert found == {"Mcp-Param-Region": "=?base64?w6k=?=", "Mcp-Param-On": "true"}
+    assert mcpmux.argument_headers(wanted, {"region": None, "at": 5}) == {}
+    assert mcpmux.argument_headers(wanted, None) == {}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        schema(a=REGION, b=REGION | {"x-mcp-header": "region"}),
+        schema(a=REGION | {"type": "number"}),
+        schema(a=REGION | {"x-mcp-header": ""}),
+        schema(a=REGION | {"x-mcp-header": "a b"}),
+        schema(a=REGION | {"x-mcp-header": 5}),
+        schema(a={"type": "array", "items": REGION}),
+        schema(a={"anyOf": [REGION]}),
+        {"$defs": {"a": REGION}},
+        {"type": "object", "x-mcp-header": "Region"},
+    ],
+)
+def test_a_tool_with_a_wrong_x_mcp_header_is_left_out_over_http_only(wrong: dict[str, Any]):
+    """2026-07-28, basic/transports/streamable-http#schema-extension."""
+    assert isinstance(mcpmux.parameter_headers(wrong), str)
+    raw = mcpmux.Raw(json.dumps({"name": "t", "inputSchema": {"type": "object", **wrong}}).encode())
+    refused = mcpmux.fit_entry("tools/list", raw, mcpmux.ServerOptions(url="http://x"))
+    assert isinstance(refused, str)
+    assert refused.startswith("tool 't': ")
+    assert isinstance(mcpmux.fit_entry("tools/list", raw, mcpmux.ServerOptions(command="x")), mcpmux.Entry)
+
+
+# ── tables ──
+
+
+def located(text: str, environment: dict[str, str]) -> mcpmux.Address:
+    import tomllib
+
+    config = mcpmux.read_config(tomllib.loads(f"[mcp_servers.x]\n{text}"), Path("/x/mcpmux.toml"))
+    assert config.broken == {}
+    config = mcpmux.msgspec.structs.replace(config, environment=environment)
+    return asyncio.run(mcpmux.locate("x", config.servers["x"], config))
+
+
+def test_an_address_is_put_together_from_its_table_and_the_environment():
+    text = """
+        url = "https://${USER}:${PASS}@example.org/mcp?key=${KEY}"
+        http_headers = { X-Team = "a-${TEAM:-b}", X-Auth = "plain" }
+        env_http_headers = { X-Other = "OTHER" }
+        bearer_token_env_var = "TOKEN"
+    """
+    environment = {"USER": "ada", "PASS": "secret-1", "KEY": "secret-2", "OTHER": "secret-3", "TOKEN": "secret-4"}
+    address = located(text, environment)
+    assert address.url == "https://ada:secret-1@example.org/mcp?key=secret-2"
+    assert address.headers == {
+        "X-Team": "a-b",
+        "X-Auth": "plain",
+        "X-Other": "secret-3",
+        "Authorization": "Bearer secret-4",
+    }
+    assert address.secrets == {"secret-1", "secret-2", "secret-3", "secret-4", "plain"}
+    assert address.shown == "https://example.org/mcp"
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "trouble"),
+    [
+        ('url = "${U}"', {}, ("${U} is not set (mcp_servers.x.url)", "set U in the host's environment or in env_file")),
+        (
+            'url = "http://a"\nbearer_token_env_var = "T"',
+            {"T": ""},
+            ("T is not set (mcp_servers.x.bearer_token_env_var)", "set T in the host's environment or in env_file"),
+        ),
+        (
+            'url = "http://a"\nenv_http_headers = { A = "T" }',
+            {},
+            ("T is not set (mcp_servers.x.env_http_headers)", "set T in the host's environment or in env_file"),
+        ),
+        ('url = "${U}"', {"U": "ftp://a"}, ("its url is no http:// or https:// address", "correct mcp_servers.x.url")),
+        (
+            'url = "http://a"\nenv_http_headers = { A = "T" }',
+            {"T": "secret\n"},
+            (
+                "its header A has a character that no header may have",
+                "correct it in mcp_servers.x or its variable",
+            ),
+        ),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_named(text: str, environment: dict[str, str], trouble: tuple[str, str]):
+    with pytest.raises(mcpmux.StartError) as raised:
+        located(text, environment)
+    assert raised.value.args == trouble
+
+
+# ── what goes wrong ──
+
+
+@pytest.fixture
+def sites() -> Iterator[Callable[..., FakeSite]]:
+    there: list[FakeSite] = []
+
+    def starter(answer: Answer = legacy_server, **keys: Any) -> FakeSite:
+        there.append(FakeSite(answer, **keys))
+        return there[-1]
+
+    yield starter
+    for site in there:
+        site.close()
+
+
+@pytest.fixture
+def before(serve: Callable[..., RawHost]) -> Callable[..., RawHost]:
+    """`before(site, key=value)`: a host that has initialized, before an mcpmux before this site."""
+
+    def starter(
+        site: FakeSite | str, more: str = "", env: dict[str, str] | None = None, modern: bool = False
+    ) -> RawHost:
+        url = site if isinstance(site, str) else site.url
+        host = serve(f'[mcp_servers.x]\nurl = "{url}"\n{more}', env={"NO_PROXY": "127.0.0.1"} | (env or {}))
+        if not modern:
+            host.initialize()
+        return host
+
+    return starter
+
+
+def says(host: RawHost) -> str:
+    """What a call of its only tool comes to."""
+    return host.call("x__hello")["content"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "says_of_it"),
+    [
+        (Reply(401), "x needs a login (run `mcpmux login x`)"),
+        (
+            Reply(403, b"No seat"),
+            'x forbids this (HTTP 403): "No seat" (check what you may do there, or `mcpmux login x`)',
+        ),
+        (
+            Reply(404, b"<html>"),
+            "x speaks neither Streamable HTTP (has no MCP at {url} (HTTP 404)) "
+            "nor SSE (has no MCP at {url} (HTTP 404)) (correct its url)",
+        ),
+        (Reply(500, b"Oops\n"), 'x failed (HTTP 500): "Oops" (try again later, or tell those who run it)'),
+        (Reply(503, headers={"Retry-After": "9"}), "x is busy (HTTP 503) (try again in 9 s)"),
+        (
+            Reply(301, headers={"Location": "https://example.org/mcp?token=1"}),
+            "x redirects {url} to https://example.org/mcp (put that address into its url, if you trust it)",
+        ),
+        (Reply(200, b"<html>", "text/html"), "x answered with a web page ({url}) (correct its url)"),
+        (Reply(204), "x answered with something that is no answer (tell those who run it)"),
+        (Reply(200, b"{}"), "x answered with something that is no answer (tell those who run it)"),
+    ],
+)
+def test_a_server_that_cannot_be_spoken_to_says_why(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], reply: Reply, says_of_it: str
+):
+    """One line: which server, what, and what to do."""
+    site = sites(lambda _: reply)
+    assert says(before(site)) == f"mcpmux: {says_of_it.replace('{url}', site.url)}"
+
+
+def test_a_server_that_is_not_there_says_so(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    site = sites()
+    site.close()
+    text = f"mcpmux: x cannot be reached: connection refused ({site.url}) (is it running, and is its url right?)"
+    assert says(before(site)) == text
+
+
+def test_a_host_that_nobody_knows_is_named(before: Callable[..., RawHost]):
+    env = {"NO_PROXY": "*"}
+    text = says(before("http://nobody.invalid/mcp", env=env))
+    assert text == (
+        "mcpmux: x cannot be found: no such host (http://nobody.invalid/mcp) (correct its url, or look at the network)"
+    )
+
+
+def test_a_certificate_that_is_not_trusted_is_told_plainly(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    site = sites(certificate=str(CERTIFICATE))
+    assert says(before(site)) == (
+        f"mcpmux: x has a TLS certificate that is not trusted: self-signed certificate ({site.url}) "
+        "(correct the host in its url, or name your company's CA file in SSL_CERT_FILE)"
+    )
+
+
+def test_a_certificate_that_the_environment_names_is_trusted(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    site = sites(certificate=str(CERTIFICATE))
+    assert says(before(site, env={"SSL_CERT_FILE": str(CERTIFICATE)})) == "Hello"
+
+
+def test_https_where_the_server_speaks_plainly_is_told(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    text = says(before(sites().url.replace("http:", "https:")))
+    assert "x cannot be spoken to over TLS: " in text
+    assert "(does its url begin with https:// where the server speaks plain http://?)" in text
+
+
+def test_credentials_of_the_table_that_are_refused_are_not_taken_for_a_login(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    site = sites(lambda asked: Reply(401, b'{"error":"bad token"}'))
+    host = before(site, 'bearer_token_env_var = "TOKEN"', {"TOKEN": "hush-hush"})
+    assert says(host) == (
+        'mcpmux: x refuses the credentials of its table (HTTP 401): "{"error":"bad token"}" '
+        "(correct bearer_token_env_var, http_headers or the variable)"
+    )
+    assert {asked.headers["authorization"] for asked in site.asked} == {"Bearer hush-hush"}
+    host.close()
+    assert "hush-hush" not in host.log()
+
+
+def on_call(reply: Callable[[Asked], Reply], server: Answer = legacy_server) -> Answer:
+    """A server that does something else with calls of tools."""
+    return lambda asked: reply(asked) if asked.body and asked.message.get("method") == "tools/call" else server(asked)
+
+
+def test_a_failure_in_the_middle_ends_that_call_only(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    replies = iter(
+        [Reply(500, b"Oops"), Reply(200, b"<html>", "text/html"), Reply(200, b": \n\n", "text/event-stream")]
+    )
+    site = sites(on_call(lambda asked: next(replies)))
+    host = before(site)
+    call = ("tools/call", {"name": "x__hello"})
+    assert host.request(*call)["error"]["message"].startswith('mcpmux: x failed (HTTP 500): "Oops"')
+    assert (
+        host.request(*call)["error"]["message"] == f"mcpmux: x answered with a web page ({site.url}) (correct its url)"
+    )
+    assert host.request(*call)["error"]["message"] == (
+        "mcpmux: x closed the connection before it answered "
+        "(it may have done what was asked; look before you ask again)"
+    )
+    assert [asked.message["method"] for asked in site.asked if asked.body].count("initialize") == 1
+
+
+def test_a_redirect_within_the_same_place_is_followed(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    def answer(asked: Asked) -> Reply:
+        return legacy_server(asked) if asked.path == "/mcp/" else Reply(307, headers={"Location": "/mcp/"})
+
+    assert says(before(sites(answer))) == "Hello"
+
+
+def test_the_protocols_own_error_counts_more_than_the_status(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """2026-07-28, basic/transports/streamable-http#protocol-version-header: a 404 may be an unknown method."""
+    error = {"code": -32602, "message": "Unknown tool"}
+    body = json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
+    host = before(sites(on_call(lambda asked: Reply(404, body))))
+    assert host.request("tools/call", {"name": "x__hello"})["error"] == error
+
+
+class Sessions:
+    """A legacy server that gives out sessions, and forgets them when it is told to; `GET` is answered by `stream`."""
+
+    def __init__(self) -> None:
+        self.given = 0
+        self.alive: set[str] = set()
+        self.stream: Answer = lambda _: Reply(405)
+
+    def __call__(self, asked: Asked) -> Reply:
+        if asked.body and asked.message.get("method") == "initialize":
+            self.given += 1
+            self.alive.add(f"s-{self.given}")
+            return legacy_server(asked)._replace(headers={"Mcp-Session-Id": f"s-{self.given}"})
+        if asked.headers.get("mcp-session-id") not in self.alive:
+            return Reply(404)
+        return self.stream(asked) if asked.method == "GET" else legacy_server(asked)
+
+
+def test_a_forgotten_session_is_begun_anew_and_the_call_is_answered(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """2025-11-25, basic/transports#session-management: the fresh handshake has no session id."""
+    server = Sessions()
+    site = sites(server)
+    host = before(site)
+    assert says(host) == "Hello"
+    server.alive.clear()
+    numbers = [host.ask("tools/call", {"name": "x__hello"}) for _ in range(5)]
+    assert [host.answer(number)["result"]["content"][0]["text"] for number in numbers] == ["Hello"] * 5
+    assert server.given == 2
+    hellos = [asked.headers for asked in site.asked if asked.body and asked.message.get("method") == "initialize"]
+    assert not any("mcp-session-id" in headers for headers in hellos)
+    others = [asked.headers for asked in site.asked if not asked.body or asked.message.get("method") != "initialize"]
+    assert {headers["mcp-protocol-version"] for headers in others} == {"2025-11-25"}
+    host.close()
+    assert site.asked[-1].method == "DELETE"
+    assert site.asked[-1].headers["mcp-session-id"] == "s-2"
+
+
+def test_a_stream_that_breaks_is_gone_on_with_where_it_stopped(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """2025-11-25, basic/transports#resumability-and-redelivery; `retry` is respected."""
+    server = Sessions()
+    called: list[Asked] = []
+
+    def stream(asked: Asked) -> Reply:
+        if "last-event-id" not in asked.headers:
+            return Reply(405)
+        assert asked.headers["last-event-id"] == "e-1"
+        answer = json_reply(called[0], result={"content": [{"type": "text", "text": "at last"}]})
+        return Reply(200, b"id: e-2\ndata: %b\n\n" % answer.body, "text/event-stream")
+
+    def call(asked: Asked) -> Reply:
+        called.append(asked)
+        return Reply(200, b"id: e-1\nretry: 1\ndata:\n\n", "text/event-stream")
+
+    server.stream = stream
+    assert says(before(sites(on_call(call, server)))) == "at last"
+    assert len(called) == 1
+
+
+def test_what_a_server_says_unasked_is_heard_on_its_own_stream(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """2025-11-25, basic/transports#listening-for-messages-from-the-server."""
+    server = Sessions()
+    said = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "unasked"}}
+    server.stream = lambda _: Reply(200, b"data: %b\n\n" % json.dumps(said).encode(), "text/event-stream", hold=True)
+    host = before(sites(server))
+    assert says(host) == "Hello"
+    heard = host.until(lambda message: message.get("method") == "notifications/message")
+    assert heard["params"]["data"] == "unasked"
+
+
+def test_a_long_answer_is_read_whole_and_one_over_the_limit_ends_its_call(
+    sites: Callable[..., FakeSite], serve: Callable[..., RawHost]
+):
+    sizes = iter([900_000, 3_000_000])
+
+    def long(asked: Asked) -> Reply:
+        text = "x" * next(sizes)
+        body = json_reply(asked, result={"content": [{"type": "text", "text": text}]}).body
+        return Reply(200, b"data: %b\n\n" % body, "text/event-stream")
+
+    site = sites(on_call(long))
+    host = serve("[mux]\nmax_message_mb = 1", f'[mcp_servers.x]\nurl = "{site.url}"', env={"NO_PROXY": "127.0.0.1"})
+    host.initialize()
+    assert len(says(host)) == 900_000
+    assert "3000" in json.dumps(host.call("x__hello")["content"])
+
+
+# ── the modern era ──
+
+
+def modern_server(asked: Asked) -> Reply:
+    complete = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+    match asked.message:
+        case {"method": "server/discover"}:
+            told = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
+            return json_reply(asked, result=complete | told)
+        case {"method": "tools/list"}:
+            tool = {"name": "hello", "inputSchema": schema(region=REGION)}
+            return json_reply(asked, result=complete | {"tools": [tool]})
+        case {"method": "tools/call"}:
+            if asked.headers.get("mcp-param-region") != asked.message["params"]["arguments"].get("region"):
+                error = {"code": -32020, "message": "Header mismatch"}
+                return json_reply(asked, error=error)._replace(status=400)
+            return json_reply(asked, result=complete | {"content": [{"type": "text", "text": "Hello"}]})
+        case {"method": method}:
+            return json_reply(asked, error={"code": -32601, "message": method})._replace(status=404)
+        case _:
+            raise AssertionError(asked)
+
+
+def test_every_request_of_the_modern_era_has_its_headers(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """2026-07-28, basic/transports/streamable-http#request-metadata. The tool's list is read before the call goes out a
+    second time: mcpmux knew it from its last run only, without what its headers are to be."""
+    site = sites(modern_server)
+    host = before(site)
+    assert host.tools() == ["x__hello"]
+    assert host.call("x__hello", region="eu")["content"][0]["text"] == "Hello"
+    host.close()
+    site.asked.clear()
+    host = before(site)
+    assert host.call("x__hello", region="us")["content"][0]["text"] == "Hello"
+    host.close()
+    for asked in site.asked:
+        if asked.message["method"] != "initialize":
+            assert asked.headers["mcp-protocol-version"] == "2026-07-28"
+            assert asked.headers["mcp-method"] == asked.message["method"]
+            assert asked.headers.get("mcp-name") == asked.message.get("params", {}).get("name")
+            assert "mcp-session-id" not in asked.headers
+    assert "notifications/cancelled" not in [asked.message["method"] for asked in site.asked]
+
+
+def test_a_cancelled_call_is_the_end_of_its_stream_and_of_nothing_else(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """2026-07-28, basic/transports/streamable-http#cancellation: there is no notification for it."""
+    progress = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progress": 1}}
+
+    def hold(asked: Asked) -> Reply:
+        progress["params"]["progressToken"] = asked.message["params"]["_meta"]["progressToken"]
+        return Reply(200, b"data: %b\n\n" % json.dumps(progress).encode(), "text/event-stream", hold=True)
+
+    site = sites(on_call(hold, modern_server))
+    host = before(site)
+    assert host.tools() == ["x__hello"]
+    number = host.ask("tools/call", {"name": "x__hello", "_meta": {"progressToken": 1}})
+    host.until(lambda message: message.get("method") == "notifications/progress")
+    host.cancel(number)
+    assert site.closed.acquire(timeout=PATIENCE)
+    assert host.request("ping")["result"] == {}
+    host.close()
+    assert "notifications/cancelled" not in [asked.message["method"] for asked in site.asked]
+
+
+# ── lives ──
+
+
+def test_a_known_server_is_not_spoken_to_before_it_is_used(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    site = sites()
+    host = before(site)
+    assert host.tools() == ["x__hello"]
+    host.close()
+    site.asked.clear()
+    host = before(site)
+    assert host.tools() == ["x__hello"]
+    assert site.asked == []
+    assert says(host) == "Hello"
+
+
+def test_an_address_that_changes_in_the_file_is_another_server(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], tmp_path: Path
+):
+    def other(asked: Asked) -> Reply:
+        reply = legacy_server(asked)
+        return reply._replace(body=reply.body.replace(b"hello", b"goodbye"))
+
+    host = before(sites())
+    assert host.tools() == ["x__hello"]
+    (tmp_path / "mcpmux.toml").write_text(f'[mcp_servers.x]\nurl = "{sites(other).url}"\n')
+    host.until(lambda message: message.get("method") == "notifications/tools/list_changed")
+    assert host.tools() == ["x__goodbye"]
+
+
+# ── logins ──
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(mcpmux, "state_folder", lambda: tmp_path / "state")
+    return tmp_path / "state"
+
+
+def a_login(**keys: Any) -> mcpmux.Login:
+    return mcpmux.Login(
+        **{"url": "http://a", "access_token": "t-1", "token_endpoint": "http://a/t", "client_id": "c"} | keys
+    )
+
+
+def test_a_login_is_kept_for_its_owner_only_and_read_back(state: Path):
+    mcpmux.write_login(a_login(refresh_token="r-1"))
+    mcpmux.write_login(a_login(refresh_token="r-2"))
+    mcpmux.write_login(a_login(url="http://b"))
+    found = mcpmux.read_login("http://a")
+    assert found == a_login(refresh_token="r-2")
+    assert mcpmux.read_login("http://c") is None
+    files = list((state / "logins").iterdir())
+    assert len(files) == 2  # nothing of the writing is left
+    if os.name != "nt":
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    mcpmux.login_path("http://a").write_bytes(b"{")
+    assert mcpmux.read_login("http://a") is None
+
+
+def test_a_login_that_cannot_be_written_leaves_the_former_one(state: Path, monkeypatch: pytest.MonkeyPatch):
+    mcpmux.write_login(a_login())
+
+    def full(*_: Any) -> int:
+        raise OSError("full")
+
+    monkeypatch.setattr(mcpmux.os, "write", full)
+    with pytest.raises(OSError, match="full"):
+        mcpmux.write_login(a_login(access_token="t-2"))
+    assert mcpmux.read_login("http://a") == a_login()
+    assert len(list((state / "logins").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("state")
+def test_one_refresh_token_is_used_once_however_many_want_it(sites: Callable[..., FakeSite]):
+    """Two keepers stand for two processes: the lock is that of a file."""
+    site = sites(lambda asked: Reply(200, b'{"access_token":"t-2","refresh_token":"r-2","expires_in":3600}'))
+    login = a_login(url=site.url, token_endpoint=site.url, refresh_token="r-1", expires_at=time.time() - 1, scope="a b")
+    mcpmux.write_login(login)
+    journal = mcpmux.Journal("error", None)
+
+    async def play() -> list[str | None]:
+        keepers = [mcpmux.LoginKeeper(site.url, journal) for _ in range(2)]
+        return await asyncio.gather(*(keeper.token() for keeper in keepers * 5))
+
+    assert set(asyncio.run(play())) == {"t-2"}
+    assert len(site.asked) == 1
+    assert site.asked[0].body == b"grant_type=refresh_token&refresh_token=r-1&client_id=c"
+    kept = mcpmux.read_login(site.url)
+    assert kept
+    assert (kept.access_token, kept.refresh_token, kept.scope) == ("t-2", "r-2", "a b")
+    assert journal.redact("t-2 r-2 r-1") == "t-2 r-2 r-1"  # too short to be hidden; real ones are not
+    journal.close()
+
+
+@pytest.mark.usefixtures("state")
+@pytest.mark.parametrize(("status", "raises"), [(400, False), (500, True)])
+def test_a_refresh_that_fails_leaves_the_login_as_it_was(sites: Callable[..., FakeSite], status: int, raises: bool):
+    site = sites(lambda asked: Reply(status, b'{"error":"invalid_grant"}'))
+    login = a_login(url=site.url, token_endpoint=site.url, refresh_token="r-1")
+    mcpmux.write_login(login)
+    journal = mcpmux.Journal("error", None)
+
+    async def play() -> None:
+        keeper = mcpmux.LoginKeeper(site.url, journal)
+        for _ in range(2):
+            if raises:
+                with pytest.raises(mcpmux.RemoteError, match="answered HTTP 500"):
+                    await keeper.renew("t-1")
+            else:
+                assert not await keeper.renew("t-1")
+
+    asyncio.run(play())
+    assert mcpmux.read_login(site.url) == login
+    assert len(site.asked) == (2 if raises else 1)  # what is refused once is not tried again
+    journal.close()
