@@ -36,7 +36,8 @@ The file is read top to bottom, and no section names anything from a later one:
     12  remote                         servers over HTTP, each made to look like a process
     13  sampler                        the child process that asks a model, through litellm
     14  mux                            the loop that feeds the core and performs its effects
-    15  CLI                            the table of commands; serving is the one without a name
+    15  hosts                          servers out of hosts' own files, and mcpmux into them
+    16  CLI                            the table of commands; serving is the one without a name
 
 Invariants:
 
@@ -80,7 +81,7 @@ import tomllib
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar, get_args
 
 import msgspec
@@ -7488,10 +7489,954 @@ class Mux:
             reap(process.pid for process in self._processes.values() if isinstance(process, ServerProcess))
 
 
-# ══ 15. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 15. Hosts ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Where hosts keep their servers, and what they mean by what stands there: to move servers out of a host's file, and
+# mcpmux into it. Starts no server and speaks no protocol. No value that may be a secret is ever in a message.
+
+ENTRY_NAME: Final = "mcpmux"  # what we are called in a host
+BACKUP_SUFFIX: Final = ".before-mcpmux"
+
+
+class Host(NamedTuple):
+    """Where a host keeps its servers, and what it means by what stands there."""
+
+    name: str
+    title: str
+    files: tuple[str, ...]  # in the folders of `host_folders`; those in {here} are a project's
+    key: str = "mcpServers"  # of the object that has the servers
+    aliases: tuple[str, ...] = ()
+    dialect: str = "none"  # of its placeholders, in `DIALECTS`
+    timeout_unit: float | None = None  # of its `timeout`, in seconds; None: it has none
+    bare_url: Literal["http", "sse"] = "http"  # what a `url` means without a type
+    edited: bool = False  # `install` writes to its file
+    add: tuple[str, ...] = ()  # its own command, with the words of `own_command`
+    remove: tuple[str, ...] = ()
+
+
+MS: Final = 0.001
+HOSTS: Final = (
+    Host(
+        "claude-desktop",
+        "Claude Desktop",
+        (
+            "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/claude_desktop_config.json",  # of the MSIX build
+            "{data}/Claude/claude_desktop_config.json",
+        ),
+        aliases=("claude",),
+        edited=True,
+    ),
+    Host(
+        "claude-code",
+        "Claude Code",
+        ("{home}/.claude.json", "{here}/.mcp.json"),
+        dialect="shell",
+        timeout_unit=MS,
+        add=("claude", "mcp", "add-json", "--scope", "user", ENTRY_NAME, "{entry}"),
+        remove=("claude", "mcp", "remove", "--scope", "user", ENTRY_NAME),
+    ),
+    Host(
+        "vscode",
+        "VS Code",
+        ("{data}/Code/User/mcp.json", "{here}/.vscode/mcp.json"),
+        key="servers",
+        aliases=("code", "vs-code", "copilot"),
+        dialect="editor",
+        add=("code", "--add-mcp", "{named entry}"),
+    ),
+    Host("cursor", "Cursor", ("{home}/.cursor/mcp.json", "{here}/.cursor/mcp.json"), dialect="editor", edited=True),
+    Host(
+        "codex",
+        "Codex",
+        ("{codex}/config.toml", "{here}/.codex/config.toml"),
+        key="mcp_servers",
+        add=("codex", "mcp", "add", ENTRY_NAME, "--", "{command}"),
+        remove=("codex", "mcp", "remove", ENTRY_NAME),
+    ),
+    Host(
+        "gemini",
+        "Gemini CLI",
+        ("{home}/.gemini/settings.json", "{here}/.gemini/settings.json"),
+        aliases=("gemini-cli",),
+        dialect="dollar",
+        timeout_unit=MS,
+        bare_url="sse",
+    ),
+    Host("zed", "Zed", ("{config}/zed/settings.json",), key="context_servers"),
+    Host("windsurf", "Windsurf", ("{home}/.codeium/windsurf/mcp_config.json",), dialect="editor"),
+    Host(
+        "goose",
+        "Goose",
+        ("{roaming}/Block/goose/config/config.yaml", "{config}/goose/config.yaml"),
+        key="extensions",
+        dialect="shell",
+        timeout_unit=1,
+    ),
+    Host("lm-studio", "LM Studio", ("{home}/.lmstudio/mcp.json",), aliases=("lmstudio",), dialect="editor"),
+    Host(
+        "amazon-q",
+        "Amazon Q",
+        ("{home}/.aws/amazonq/mcp.json",),
+        aliases=("amazonq", "q"),
+        dialect="editor",
+        timeout_unit=MS,
+    ),
+    Host("kiro", "Kiro", ("{home}/.kiro/settings/mcp.json",), dialect="editor", timeout_unit=MS),
+    Host("cline", "Cline", ("{home}/.cline/data/settings/cline_mcp_settings.json",), timeout_unit=1, bare_url="sse"),
+)
+
+# `var` and `default` are a variable's; `word` is anything else that the host would replace.
+DIALECTS: Final = {
+    "none": re.compile(r"(?!)"),
+    "shell": re.compile(r"\$\{(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?\}"),
+    "dollar": re.compile(r"\$(?:\{(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?\}|(?P<bare>[A-Za-z_]\w*))"),
+    "editor": re.compile(
+        r"\$\{(?:(?:env:)?(?P<var>(?<=env:)[A-Za-z_]\w*|[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^{}]*))?|(?P<word>[^{}]+))\}"
+    ),
+}
+
+# What hosts call our keys.
+HOST_KEYS: Final = {
+    "cmd": "command",
+    "envs": "env",
+    "headers": "http_headers",
+    "serverUrl": "url",
+    "httpUrl": "url",
+    "uri": "url",
+    "disabledTools": "disabled_tools",
+    "excludeTools": "disabled_tools",
+    "includeTools": "enabled_tools",
+    "available_tools": "enabled_tools",
+}
+_TEXT_KEYS: Final = ("env", "http_headers", "command", "args", "cwd", "url")  # the first name their secrets
+_TRANSPORTS: Final = {"sse": "sse", **dict.fromkeys(("http", "streamable-http", "streamable_http", "streamableHttp"))}
+_PARTS_OF_HOSTS: Final = ("builtin", "platform", "frontend", "inline_python")  # types of Goose's
+_SAYS_NOTHING: Final = frozenset({"name", "description", "display_name", "bundled", "source", "tools"})
+
+
+class Machine(NamedTuple):
+    """What decides where a host's files are."""
+
+    platform: str  # as sys.platform
+    environment: Mapping[str, str]
+    home: str
+    here: str  # the folder whose project files are meant
+
+
+def this_machine() -> Machine:
+    return Machine(sys.platform, os.environ, str(Path.home()), os.getcwd())
+
+
+def host_folders(machine: Machine) -> dict[str, PurePath]:
+    """The folders that `Host.files` name; one that a platform has not is missing."""
+    path = PureWindowsPath if machine.platform == "win32" else PurePosixPath
+    home = path(machine.home)
+
+    def named(variable: str, otherwise: str) -> PurePath:
+        return path(machine.environment.get(variable) or home / otherwise)
+
+    folders: dict[str, PurePath] = {"home": home, "here": path(machine.here), "codex": named("CODEX_HOME", ".codex")}
+    if machine.platform == "win32":
+        roaming, local = named("APPDATA", "AppData/Roaming"), named("LOCALAPPDATA", "AppData/Local")
+        return folders | {"local": local, "roaming": roaming, "data": roaming, "config": roaming}
+    config = named("XDG_CONFIG_HOME", ".config")
+    data = home / "Library/Application Support" if machine.platform == "darwin" else config
+    return folders | {"data": data, "config": config}
+
+
+def host_files(host: Host, machine: Machine) -> list[tuple[PurePath, bool]]:
+    """Where its files may be, the first before the others, each with whether it is a project's; may have a `*`."""
+    folders = host_folders(machine)
+    found: list[tuple[PurePath, bool]] = []
+    for file in host.files:
+        base, _, rest = file[1:].partition("}/")
+        if base in folders:
+            found.append((folders[base] / rest, base == "here"))
+    return found
+
+
+def real_files(host: Host, machine: Machine, projects: bool = True) -> list[Path]:
+    """As `host_files`, with a `*` replaced by what is there; where nothing is, the path is left out."""
+    import glob  # noqa: PLC0415
+
+    found: list[Path] = []
+    for pattern, is_projects in host_files(host, machine):
+        folder, star, rest = pattern.as_posix().partition("*")
+        if projects or not is_projects:
+            found += (
+                [Path(one + rest) for one in sorted(glob.glob(glob.escape(folder) + star))] if star else [Path(folder)]
+            )
+    return list(dict.fromkeys(found))
+
+
+def host_named(name: str) -> Host | None:
+    wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
+    return next((host for host in HOSTS if wanted in (host.name, host.title.lower(), *host.aliases)), None)
+
+
+def host_of_file(path: Path, machine: Machine) -> tuple[Host, str | None]:
+    """Whose file this is, by its place, else by its name, else by what it holds; and the project that it belongs to."""
+    for host in HOSTS:
+        if path in real_files(host, machine, projects=False):
+            return host, None
+    for host in HOSTS:
+        for file in reversed(host.files):  # a project's last
+            base, _, tail = file[1:].partition("}/")
+            if fnmatch.fnmatch(path.as_posix(), f"*/{tail}"):
+                return host, str(path.parents[tail.count("/")]) if base == "here" else None
+    by_key = {host.key: host for host in reversed(HOSTS)} | {"mcpServers": HOSTS[1]}
+    document = read_host_file(path)
+    return next((host for key, host in by_key.items() if key in document), HOSTS[1]), None
+
+
+# ── reading: JSON with comments, TOML, and as much YAML as Goose writes ──
+
+_JSON_NOISE: Final = re.compile(r'"(?:\\.|[^"\\])*"|//[^\r\n]*|/\*.*?\*/', re.DOTALL)
+_TRAILING_COMMA: Final = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])')
+
+
+def bare_json(text: str) -> str:
+    """Without comments and trailing commas, which become blanks: places in the text stay where they are."""
+    for noise in (_JSON_NOISE, _TRAILING_COMMA):
+        text = noise.sub(lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\r\n]", " ", found[0]), text)
+    return text
+
+
+def read_host_file(path: Path) -> dict[str, Any]:
+    """A host's whole file. Raises `ConfigError`, one line."""
+    kinds: dict[str, tuple[str, Callable[[str], Any]]] = {
+        ".toml": ("TOML", tomllib.loads),
+        ".yaml": ("YAML that mcpmux reads", read_extensions),
+        ".yml": ("YAML that mcpmux reads", read_extensions),
+    }
+    kind, read = kinds.get(path.suffix, ("JSON", lambda text: json.loads(bare_json(text).strip() or "{}")))
+    try:
+        document = read(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+    except (ValueError, RecursionError) as wrong:
+        raise ConfigError(f"{path}: not {kind}: {wrong}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: not an object")
+    return document
+
+
+_YAML_FLOW: Final = re.compile(
+    r"""\s*(?:([\[\]{},]|:(?=[\s,\]}]|$))|("(?:\\.|[^"\\])*")|'((?:[^']|'')*)'|((?:[^\s\[\]{},"'#&*!|>%@`?:-]|[?:-](?=[^\s,\[\]{}]))(?:[^\[\]{},:#]|:(?=\S)|(?<=\S)\#)*))"""
+)
+_YAML_PLAIN: Final = re.compile(
+    r"((?:[^\s\[\]{},\"'#&*!|>%@`?:-]|[?:-](?=\S))(?:[^:#]|:(?=\S)|(?<=\S)#)*?)(?:\s+#.*)?\s*"
+)
+_YAML_WORDS: Final = {"true": True, "false": False, "null": None, "~": None}
+_YAML_KEY: Final = re.compile(
+    r"""("(?:\\.|[^"\\])*"|'(?:[^']|'')*'|[^\s"'\[\]{},#&*!|>%@`-][^#:]*?)\s*:(?:\s+(.*))?$"""
+)
+
+
+class Unreadable(NamedTuple):
+    """In place of YAML that is not read here. Only a key that is needed makes it a failure."""
+
+    line: int
+
+
+def read_extensions(text: str) -> dict[str, Any]:
+    """The top-level `extensions` of a YAML document: mappings in blocks, lists of scalars, flow style on one line. An
+    extension that has more than that becomes `Unreadable`. Raises `ValueError`."""
+    numbered = enumerate(text.splitlines(), 1)
+    lines = [(number, line) for number, line in numbered if line.strip() and not line.lstrip().startswith("#")]
+    starts = [at for at, (_, line) in enumerate(lines) if re.match(r"""["']?extensions["']?\s*:""", line)]
+    if not starts:
+        return {}
+    if len(starts) > 1:
+        raise ValueError(f"a second `extensions` in line {lines[starts[1]][0]}")
+    if rest := lines[starts[0]][1].partition(":")[2].strip():
+        return {"extensions": _yaml_scalar(rest, lines[starts[0]][0])}
+    block: list[tuple[int, str]] = []
+    for number, line in lines[starts[0] + 1 :]:
+        if not line[0].isspace():
+            break
+        block.append((number, line))
+    return {"extensions": _yaml_block(block, each=True) if block else {}}
+
+
+def _yaml_block(lines: list[tuple[int, str]], each: bool = False) -> Any:
+    """A block of lines; with `each`, what is wrong in one member makes that one `Unreadable`."""
+    indent = len(lines[0][1]) - len(lines[0][1].lstrip(" "))
+    parts: list[list[tuple[int, str]]] = []
+    for number, line in lines:
+        depth = len(line) - len(line.lstrip(" "))
+        if depth < indent or "\t" in line[: depth + 1]:
+            raise ValueError(f"its indentation in line {number}")
+        if depth == indent and not (parts and line.lstrip().startswith("-") and not parts[0][0][1].startswith("-")):
+            parts.append([])
+        parts[-1].append((number, line[indent:]))
+    if parts[0][0][1].startswith("-"):
+        return [_yaml_scalar(part[0][1][1:].strip(), part[0][0], len(part) == 1) for part in parts]
+    found: dict[str, Any] = {}
+    for (number, line), *rest in parts:
+        key = _YAML_KEY.match(line)
+        if not key or (name := _yaml_scalar(key[1], number)) in found:
+            raise ValueError(f"line {number}")
+        value = re.sub(r"^#.*", "", key[2] or "")
+        try:
+            if re.fullmatch(r"[|>][+-]?\d?(\s+#.*)?", value):
+                found[name] = Unreadable(number)
+            else:
+                found[name] = _yaml_block(rest) if rest and not value else _yaml_scalar(value, number, not rest)
+        except ValueError:
+            if not each:
+                raise
+            found[name] = Unreadable(number)
+    return found
+
+
+def _yaml_scalar(text: str, number: int, alone: bool = True) -> Any:
+    """A scalar or a flow collection that ends on its line. Numbers stay text."""
+    if plain := _YAML_PLAIN.fullmatch(text):
+        if not alone:
+            raise ValueError(f"line {number}")  # it goes on in the next
+        return _YAML_WORDS.get(plain[1], plain[1])
+    tokens: list[tuple[str, Any]] = []
+    at = 0
+    while at < len(text) and not re.match(r"\s*(#.*)?$", text[at:]):
+        token = _YAML_FLOW.match(text, at)
+        if token is None:
+            raise ValueError(f"line {number}")
+        mark, double, single, plain = token.groups()
+        plain = plain and plain.strip()
+        tokens += [
+            ("mark", mark)
+            if mark
+            else ("text", json.loads(double))
+            if double
+            else ("text", single.replace("''", "'"))
+            if single is not None
+            else ("text", _YAML_WORDS.get(plain, plain))
+        ]
+        at = token.end()
+
+    def value() -> Any:
+        kind, this = tokens.pop(0)
+        if kind == "text":
+            return this
+        closing = {"[": "]", "{": "}"}[this]
+        items: list[Any] = []
+        while tokens[0] != ("mark", closing):
+            items.append(value())
+            if closing == "}":
+                assert tokens.pop(0) == ("mark", ":")
+                items[-1] = (items[-1], value())
+            if tokens[0] == ("mark", ","):
+                tokens.pop(0)
+            else:
+                assert tokens[0] == ("mark", closing)
+        tokens.pop(0)
+        return items if closing == "]" else dict(items)
+
+    try:
+        found = value() if tokens else None
+        assert alone and not tokens
+    except (AssertionError, IndexError, KeyError, TypeError):
+        raise ValueError(f"line {number}") from None
+    return found
+
+
+# ── secrets ──
+
+_SECRET_WORD: Final = re.compile(
+    r"(?:key|token|secret|passw(?:or)?d|passphrase|authorization|credentials?|cookie|bearer|(?<![a-z])(?:pass|pwd|pat|auth))"
+    r"(?![a-z])(?!.*(?:file|path|dir|url|mode|type|name)$)",
+    re.IGNORECASE,
+)
+_NO_SECRET: Final = re.compile(r"(?i)(?:true|false|yes|no|on|off|none|null|oauth2?|basic|bearer|\d{0,5})")
+_SECRET_TEXT: Final = re.compile(
+    r"(?<![\w$-])(?:sk-(?=\S*\d|\S{16})|[rs]k_(?:live|test)_|gh[opusr]_|github_pat_|glpat-|xox[a-z]-|xapp-|ya29\.|pypi-Ag"
+    r"|AKIA(?=[A-Z0-9]{12})|AIza(?=\S{20})|npm_(?=\w{30})|hf_(?=\w{20})|gsk_(?=\w{20})|lin_api_|ntn_|figd_|tvly-|SG\."
+    r"|eyJ[\w-]+\.eyJ)[\w.~+/=-]{4,}|(?<=\bBearer )[^\s$\"']{4,}|(?<=\bBasic )[\w+/=-]{8,}"
+)
+_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)(?P<user>[^/\s:@]*:)(?P<secret>[^@/\s$]+)(?=@)")
+_SECRET_IN_QUERY: Final = re.compile(r"(?<=[?&])(?P<name>[\w.-]+)=(?P<secret>[^&#\s$]+)")
+_ASSIGNMENT: Final = re.compile(
+    r"(?P<head>-{0,2}(?P<name>[\w.-]+)(?:=|:\s+|(?<=uthorization):))(?P<value>.+)", re.DOTALL
+)
+_SCHEME: Final = re.compile(r"(?P<scheme>(?:(?:Bearer|Basic|[Tt]oken|ApiKey)\s+)?)(?P<secret>.*)", re.DOTALL)
+
+
+def variable_name(text: str) -> str:
+    """As an environment variable is called: `github-apiKey` becomes GITHUB_API_KEY."""
+    name = re.sub(r"\W+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text), flags=re.ASCII).strip("_").upper()
+    return name if re.match(r"[A-Z_]", name) else f"_{name}"
+
+
+class Variables:
+    """The variables that imported servers come to need: each secret has one, and no two share one."""
+
+    def __init__(self, environment: Mapping[str, str], secrets: Literal["move", "keep", "hide"] = "move") -> None:
+        self._environment = environment
+        self._secrets = secrets
+        self._values: dict[str, str] = {}
+        self.needed: dict[str, str] = {}  # by name: where it is needed
+
+    def hold(self, secret: str, name: str, server: str, where: str) -> str:
+        """What to write in place of a secret that stood under a name."""
+        if self._secrets != "move":
+            return secret if self._secrets == "keep" else "***"
+        long = variable_name(f"{server}_{name}")
+        names = [name] if re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) else []
+        for variable in (*names, long, *(f"{long}_{number}" for number in range(2, 1000))):
+            if self._values.get(variable, secret) == secret == self._environment.get(variable, secret):
+                self._values[variable] = secret
+                self.needed.setdefault(variable, where)
+                return f"${{{variable}}}"
+        raise Bug("a thousand secrets of one name")
+
+    def hide(self, text: str, name: str, server: str, where: str) -> str:
+        """The text, with what in it looks like a secret held elsewhere; `name` is what the text stands under."""
+
+        def held(secret: str, name: str) -> str:
+            return self.hold(secret, name, server, where)
+
+        if _SECRET_WORD.search(name) and not _NO_SECRET.fullmatch(text) and not re.search(r"(?<!\$)\$\{", text):
+            found = _SCHEME.fullmatch(text)
+            assert found
+            return found["scheme"] + held(found["secret"], name.lstrip("-"))
+        if found := _ASSIGNMENT.fullmatch(text):
+            return found["head"] + self.hide(found["value"], found["name"], server, where)
+        text = _SECRET_IN_QUERY.sub(
+            lambda one: f"{one['name']}=" + self.hide(one["secret"], one["name"], server, where), text
+        )
+        text = _PASSWORD_IN_URL.sub(lambda one: one["user"] + held(one["secret"], "password"), text)
+        return _SECRET_TEXT.sub(lambda one: held(one[0], name.lstrip("-") or "token"), text)
+
+
+# ── what a host means, in our words ──
+
+
+class HostEntry(NamedTuple):
+    """A server as it stands in a host's file."""
+
+    host: Host
+    file: Path
+    name: str
+    table: Any
+    folder: str | None = None  # of the project that it is for
+    inputs: Mapping[str, Mapping[str, Any]] = {}  # what VS Code asks for, by id
+
+
+class Imported(NamedTuple):
+    """The same as a table of ours, and what the person should know of it."""
+
+    name: str
+    table: dict[str, Any]
+    notes: list[str]
+
+
+def entries_of(host: Host, path: Path, folder: str | None) -> list[HostEntry]:
+    """All servers in a host's file; ourselves too. Raises `ConfigError`."""
+    document = read_host_file(path)
+    inputs = {one["id"]: one for one in document.get("inputs") or () if isinstance(one, dict) and "id" in one}
+    groups: list[tuple[str | None, Any]] = [(folder, document.get(host.key))]
+    if host.name == "claude-code" and isinstance(projects := document.get("projects"), dict):
+        groups += [(at, project.get(host.key)) for at, project in projects.items() if isinstance(project, dict)]
+    if not all(isinstance(servers, dict | None) for _, servers in groups):
+        raise ConfigError(f"{path}: {host.key} is not an object")
+    return [
+        HostEntry(host, path, name, table, at, inputs)
+        for at, servers in groups
+        for name, table in (servers or {}).items()
+    ]
+
+
+_OURSELVES: Final = re.compile(
+    r"(?:.*[/\\](?:bin|Scripts)[/\\])?mcpmux(?:\.exe|\.cmd)?(?:\[[^]]*\])?(?:[=@<>~!].*)?|(?:.*[/\\])?mcpmux\.py"
+    r"|git\+.*[/\\]mcpmux(?:\.git)?(?:@.*)?"
+)
+
+
+def why_not_ours(table: Any) -> str | None:
+    """Why a host's entry is not for us to run: it starts mcpmux, in any of the ways to, or is a part of the host."""
+    if not isinstance(table, dict):
+        return None
+    if table.get("type") in _PARTS_OF_HOSTS or (table.get("settings") is not None and "command" not in table):
+        return "it is a part of the host"
+    args = table.get("args")
+    words = [table.get("command"), table.get("cmd"), *(args if isinstance(args, list) else ())]
+    found = any(isinstance(word, str) and _OURSELVES.fullmatch(word) for word in words)
+    return "it is mcpmux itself" if found else None
+
+
+def server_block(name: str, table: dict[str, Any], comment: Iterable[str]) -> str:
+    """A `[mcp_servers.NAME]` table under its comment."""
+    import tomli_w  # noqa: PLC0415 - nothing that serves writes TOML
+
+    lines = ["# " + re.sub(r"[^ -~\u00a0-\ud7ff]", "?", line) + "\n" for line in comment]
+    return "".join(lines) + tomli_w.dumps({"mcp_servers": {name: table}})
+
+
+def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Imported:
+    """Raises `ConfigError` for an entry that cannot become a table of ours: why, in a line."""
+    table: Any = entry.table
+    parts = [one for key, one in table.items() if key not in _SAYS_NOTHING] if isinstance(table, dict) else [table]
+    if odd := next((one for one in parts if isinstance(one, Unreadable)), None):
+        raise ConfigError(f"line {odd.line} is YAML that mcpmux does not read")
+    if not isinstance(entry.table, dict):
+        raise ConfigError("is not an object")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.name).strip("-")[:64] or "server"
+    notes = [] if name == entry.name else [f"called {entry.name!r} there"]
+    given: dict[str, Any] = {
+        key: value for key, value in entry.table.items() if value is not None and key not in _SAYS_NOTHING
+    }
+    if isinstance(program := given.get("command"), dict):  # Zed's former way
+        given |= {"command": program.get("path"), **{key: program[key] for key in ("args", "env") if key in program}}
+    if "httpUrl" in given:
+        given.pop("url", None)
+    kind = str(given.pop("type", given.get("transport", "")))
+    bare_url = "http" if kind or "httpUrl" in given else entry.host.bare_url
+    given = {HOST_KEYS.get(key, key): value for key, value in given.items()} | {"transport": None}
+    if "url" in given and not (kind == "stdio" and "command" in given):
+        if kind and kind not in _TRANSPORTS:
+            raise ConfigError(f"speaks {kind!r}, which mcpmux does not")
+        given["transport"] = _TRANSPORTS[kind] if kind else "sse" if bare_url == "sse" else None
+        strange = {"command", *LOCAL_KEYS}
+    else:
+        strange = {"url", "scopes", *REMOTE_KEYS}
+        if entry.folder is not None:
+            given.setdefault("cwd", entry.folder)
+    if entry.host.name != "codex":  # other hosts' are not ours
+        strange |= {"oauth", "scopes"}
+    own = {field.name for field in msgspec.structs.fields(ServerOptions)} - {"tools"}
+    table = {key: value for key, value in given.items() if key in own - strange and value not in (None, {}, [])}
+    used = {*table, *own, "disabled", "env_keys", "envFile"}
+    if entry.table.get("enabled_tools") == []:  # none, where the others' empty lists mean all
+        table["enabled_tools"] = []
+    if table.pop("enabled", True) is False or given.get("disabled") is True:
+        table["enabled"] = False
+    if entry.host.timeout_unit is not None and (timeout := given.pop("timeout", None)):
+        try:
+            table["tool_timeout_sec"] = round(float(timeout) * entry.host.timeout_unit, 3)
+        except (TypeError, ValueError):
+            raise ConfigError("its timeout is not a number") from None
+    for key in given.get("env_keys") or ():  # in the host's keyring
+        table["env"] = {**table.get("env", {}), key: f"${{{key}}}"}
+        variables.needed.setdefault(key, f"{name}: env.{key}; {entry.host.title} has it in its keyring")
+    if isinstance(file := given.get("envFile"), str):
+        notes += _take_env_file(translate(file, entry, machine, variables, notes), table)
+    for key in _TEXT_KEYS:
+        if key in table:
+            table[key] = _each_text(
+                table[key],
+                lambda text, under, key=key: variables.hide(
+                    translate(text, entry, machine, variables, notes), under, name, f"{name}: {key}"
+                ),
+            )
+    if left := sorted(given.keys() - used - {"transport"}) + sorted(given.keys() & strange - {"transport"}):
+        notes.append(f"left out: {', '.join(left)}")
+    _, wrong = _read_server(name, table, entry.file.parent, [])
+    try:
+        tomllib.loads(server_block(name, table, ()).encode().decode())
+    except (TypeError, ValueError):  # half of a surrogate pair, a null in a list
+        wrong.append("cannot be written as TOML")
+    if wrong:
+        raise ConfigError("; ".join(problem.removeprefix(f"mcp_servers.{name}.") for problem in wrong))
+    return Imported(name, table, list(dict.fromkeys(notes)))
+
+
+def _take_env_file(file: str, table: dict[str, Any]) -> list[str]:
+    """The file's variables, by name: what they hold stays where it is."""
+    try:
+        names = list(parse_env_file(Path(os.path.expanduser(file)).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return [f"left out: its envFile {file}, which cannot be read"]
+    table["env"] = {one: f"${{{one}}}" for one in names} | table.get("env", {})
+    return [f'needs env_file = "{file}" in [mux], for {", ".join(names)}']
+
+
+def _each_text(value: Any, change: Callable[[str, str], str], under: str = "") -> Any:
+    """Each text in a value changed; told is the key, or the flag before, that it stands under."""
+    match value:
+        case dict():
+            return {str(key): _each_text(one, change, str(key)) for key, one in value.items() if one is not None}
+        case list():
+            before = ["", *value]
+            return [
+                _each_text(one, change, flag if _is_flag(flag) and not _is_flag(one) else "")
+                for flag, one in zip(before, value, strict=False)
+            ]
+        case str():
+            return change(value, under)
+        case int() | float():
+            return json.dumps(value)
+        case _:
+            return value
+
+
+def _is_flag(word: Any) -> bool:
+    return isinstance(word, str) and re.fullmatch(r"--?[A-Za-z][\w-]*", word) is not None
+
+
+def translate(text: str, entry: HostEntry, machine: Machine, variables: Variables, notes: list[str]) -> str:
+    """A host's placeholders as ours; what it would take as it stands, we do too."""
+    fixed = {"userHome": machine.home, "/": os.sep, "pathSeparator": os.sep}
+    if entry.folder is not None:
+        fixed |= dict.fromkeys(("workspaceFolder", "cwd"), entry.folder)
+        fixed["workspaceFolderBasename"] = re.split(r"[/\\]", entry.folder.rstrip("/\\"))[-1]
+
+    def ours(found: re.Match[str]) -> str:
+        parts = found.groupdict()
+        if variable := parts.get("var") or parts.get("bare"):
+            default = parts.get("default")
+            return f"${{{variable}}}" if default is None else f"${{{variable}:-{default}}}"
+        word: str = parts["word"]
+        if word in fixed:
+            notes.append(f"{found[0]} became {fixed[word]}")
+            return fixed[word].replace("${", "$${")
+        kind, _, id = word.partition(":")
+        variable = variable_name(id or kind)
+        asked = entry.inputs.get(id, {}) if kind == "input" else {}
+        default = asked.get("default")
+        if isinstance(default, str) and not asked.get("password") and not re.search(r"[{}]", default):
+            return f"${{{variable}:-{default}}}"
+        what = asked.get("description")
+        variables.needed.setdefault(variable, f"{entry.name}: in place of {found[0]}" + (f", {what}" if what else ""))
+        return f"${{{variable}}}"
+
+    at, done = 0, ""
+    for found in DIALECTS[entry.host.dialect].finditer(text):
+        done += text[at : found.start()].replace("${", "$${") + ours(found)
+        at = found.end()
+    return done + text[at:].replace("${", "$${")
+
+
+# ── our own file: what is there stays byte for byte ──
+
+
+def with_servers(text: str, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]]) -> str:
+    """The file's text with these servers at its end, in place of what has their names. Raises `ConfigError`."""
+    if not tables:
+        return text
+    newline = "\r\n" if "\r\n" in text else "\n"
+    before = tomllib.loads(text)
+    servers = before.get("mcp_servers", {})
+    for name in tables:
+        if name in servers:
+            text = _without_server(text, name)
+    blocks = [server_block(name, table, comments.get(name, ())) for name, table in tables.items()]
+    new = text + ("" if not text or text.endswith("\n") else newline) + (newline if text.strip() else "")
+    new += "\n".join(blocks).replace("\n", newline)
+    try:
+        if tomllib.loads(new) != before | {"mcp_servers": servers | tables}:
+            raise ValueError
+    except ValueError:
+        raise ConfigError("its [mcp_servers] is written in a way that mcpmux cannot add to; do it by hand") from None
+    return new
+
+
+def _without_server(text: str, name: str) -> str:
+    """Without the lines of a server's tables, nor the comment that `import` put above; the caller checks the result."""
+    head = re.compile(rf"""\s*\[\s*mcp_servers\s*\.\s*(["']?){re.escape(name)}\1\s*[.\]]""")
+    kept: list[str] = []
+    dropped: list[str] | None = None  # of the table that we are in
+    for line in text.splitlines(keepends=True):
+        if head.match(line):
+            if dropped is None:
+                above = len(kept)
+                while above and kept[above - 1].startswith("#"):
+                    above -= 1
+                if kept[above : above + 1] and kept[above].startswith("# From "):
+                    del kept[above:]
+            dropped = []
+        elif dropped is not None and re.match(r"\s*\[", line):
+            kept += dropped  # what stands above the next table belongs to that
+            dropped = None
+        if dropped is None:
+            kept.append(line)
+        else:
+            dropped = [*dropped, line] if re.match(r"\s*(#|$)", line) else []
+    return "".join(kept)
+
+
+def append_servers(
+    path: Path, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]], private: bool = False
+) -> None:
+    """Writes servers to the end of our file, or the whole file. Raises `ConfigError` and leaves the file as it was."""
+    old = read_bytes(path)
+    new = new_config(path, old, tables, comments)
+    write_file(path, new.encode(), old, private)
+
+
+def new_config(
+    path: Path, old: bytes | None, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]]
+) -> str:
+    """What `append_servers` would write: it is known to load."""
+    try:
+        text = (old or b"").decode()
+        mark = "\ufeff" if text.startswith("\ufeff") else ""
+        new = mark + with_servers(text.removeprefix(mark), tables, comments)
+        read_config(tomllib.loads(new.removeprefix(mark)), path)
+    except (ValueError, ConfigError) as wrong:
+        raise ConfigError(str(wrong) if str(path) in str(wrong) else f"{path}: {wrong}") from None
+    return new
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """None: there is no such file. Raises `ConfigError`."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as wrong:
+        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+
+
+def write_file(path: Path, new: bytes, old: bytes | None, private: bool = False) -> None:
+    """Whole or not at all, and only where the file still is what was read. It keeps its mode, unless that must become
+    `private`; a new one is its owner's. A link stays a link. Raises `ConfigError`."""
+    try:
+        path = path.resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(new)
+            if old is not None and not private:
+                os.chmod(temporary, path.stat().st_mode & 0o777)
+            if read_bytes(path) != old:
+                raise ConfigError(f"{path}: was changed meanwhile; try again")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as wrong:
+        raise ConfigError(f"{path}: cannot be written: {wrong}") from None
+
+
+# ── a host's JSON: what is not ours stays byte for byte ──
+
+
+class Member(NamedTuple):
+    """A member of a JSON object, and where it is in the text."""
+
+    key: str
+    start: int
+    value: int
+    end: int
+
+
+def _members(bare: str, brace: int) -> tuple[list[Member], int]:
+    """Of the object that opens at `brace`; and where it closes. The text is known to be JSON."""
+    decode = json.JSONDecoder().raw_decode
+    found: list[Member] = []
+
+    def next_word(at: int) -> int:
+        while bare[at] in " \t\r\n,:":
+            at += 1
+        return at
+
+    at = next_word(brace + 1)
+    while bare[at] != "}":
+        key, after = decode(bare, at)
+        value = next_word(after)
+        found.append(Member(key, at, value, decode(bare, value)[1]))
+        at = next_word(found[-1].end)
+    return found, at
+
+
+def _host_document(text: str) -> dict[str, Any]:
+    document = json.loads(bare_json(text).removeprefix("\ufeff").strip() or "{}")
+    if not isinstance(document, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - as what json says of it
+    return document
+
+
+def with_member(text: str, path: tuple[str, ...], value: Any) -> str:
+    """JSON text with the value at that path; objects on the way are made. Raises `ValueError`."""
+    _host_document(text)
+    bare = bare_json(text)
+    newline = "\r\n" if "\r\n" in text else "\n"
+    found = re.search(r'\n([ \t]+)"', text)
+    indent = found[1] if found else "  "
+    brace = bare.index("{")
+    for depth, key in enumerate(path, 1):
+        members, close = _members(bare, brace)
+        here = next((one for one in reversed(members) if one.key == key), None)
+        if here and depth < len(path) and bare[here.value] == "{":
+            brace = here.value
+            continue
+        for outer in reversed(path[depth:]):
+            value = {outer: value}
+        pad = newline + indent * depth
+        written = json.dumps(value, indent=indent, ensure_ascii=False).replace("\n", pad)
+        if here and depth < len(path) and bare[here.value : here.end] != "null":
+            raise ValueError(f"{key} is not an object")
+        if here:
+            return text[: here.value] + written + text[here.end :]
+        member = f"{pad}{json.dumps(key, ensure_ascii=False)}: {written}"
+        if members:
+            return text[: members[-1].end] + "," + member + text[members[-1].end :]
+        inside = text[brace + 1 : close]
+        end = inside if "\n" in inside else inside.strip() + newline + indent * (depth - 1)
+        return text[: brace + 1] + member + end + text[close:]
+    raise Bug("an empty path")
+
+
+def without_member(text: str, path: tuple[str, ...]) -> str:
+    """JSON text without what is at that path, which is there."""
+    bare = bare_json(text)
+    brace = bare.index("{")
+    for key in path[:-1]:
+        brace = next(one.value for one in reversed(_members(bare, brace)[0]) if one.key == key)
+    members, close = _members(bare, brace)
+    at = next(at for at, one in enumerate(members) if one.key == path[-1])
+    if at:
+        return text[: members[at - 1].end] + text[members[at].end :]
+    if len(members) > 1:
+        return text[: members[0].start] + text[members[1].start :]
+    return text[: brace + 1] + text[close:]
+
+
+def servers_in(text: str, key: str) -> dict[str, Any]:
+    servers = _host_document(text).get(key)
+    return servers if isinstance(servers, dict) else {}
+
+
+def installed(text: str, key: str, entry: dict[str, Any], moved: Iterable[str] = ()) -> str:
+    """A host's file with our entry, and without the servers that moved into ours. Raises `ValueError`."""
+    text = text if text.strip() else "{}\n"
+    for name in moved:
+        text = without_member(text, (key, name))
+    return with_member(text, (key, ENTRY_NAME), entry)
+
+
+def uninstalled(text: str, backup: str | None, key: str) -> tuple[str | None, list[str]]:
+    """The file as it was before us, and the servers that had to be put back one by one, because somebody has changed
+    it since. None: there was no file. Raises `ValueError`."""
+    now = servers_in(text, key)
+    before = servers_in(backup, key) if backup and backup.strip() else {}
+    missing = [name for name in before if name not in now]
+    if ENTRY_NAME in now:
+        expected = installed(backup or "", key, now[ENTRY_NAME], missing)
+        if json.dumps(_host_document(expected)) == json.dumps(_host_document(text)):
+            return backup, []
+        text = without_member(text, (key, ENTRY_NAME))
+    for name in missing:
+        text = with_member(text, (key, name), before[name])
+    return text, missing
+
+
+_MEMBER_OF_TEXT: Final = re.compile(r'("((?:\\.|[^"\\])*)"\s*[:,]\s*)"((?:\\.|[^"\\])*)"')
+_SECRET_OBJECT: Final = re.compile(r'("(?:envs?|(?:http_)?headers)"\s*:\s*\{)((?:[^{}"]|"(?:\\.|[^"\\])*")*)')
+
+
+def masked(text: str) -> str:
+    """A host's file for people to look at: no secret in it, line for line the same."""
+    hide = Variables({}, "hide").hide
+
+    def member(found: re.Match[str]) -> str:
+        is_pair = found[1].rstrip().endswith(":") or _is_flag(found[2])  # else two neighbours in a list
+        return f'{found[1]}"{hide(found[3], found[2] if is_pair else "", "", "")}"'
+
+    text = _SECRET_OBJECT.sub(lambda one: one[1] + re.sub(r'(:\s*)"(?:\\.|[^"\\])*"', r'\1"***"', one[2]), text)
+    text = _MEMBER_OF_TEXT.sub(member, text)
+    return re.sub(r'"((?:\\.|[^"\\])*)"', lambda one: f'"{hide(one[1], "", "", "")}"', text)
+
+
+def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
+    """How a host is to start mcpmux: with whole paths, since hosts with a window have a bare PATH and no folder."""
+    here = Path(__file__).absolute()
+    command, args = sys.executable, [str(here)]
+    if "uv" in here.parts or ".cache" in here.parts:  # run by uvx: that place is swept now and then
+        command = shutil.which("uvx", path=extended_path(os.environ)) or "uvx"
+        args = [f"mcpmux=={__version__}"]
+        if sampling:
+            args = ["--from", f"mcpmux[sampling]=={__version__}", "mcpmux"]
+    if config != config_path(None) or {"MCPMUX_CONFIG", "XDG_CONFIG_HOME"} & os.environ.keys():  # the host has neither
+        args += ["--config", str(config)]
+    return {"command": command, "args": args}
+
+
+def own_command(words: Iterable[str], entry: dict[str, Any]) -> list[str]:
+    """A host's own command for this entry."""
+    stands_for = {
+        "{entry}": [json.dumps(entry)],
+        "{named entry}": [json.dumps({"name": ENTRY_NAME, **entry})],
+        "{command}": [entry["command"], *entry["args"]],
+    }
+    return [part for word in words for part in stands_for.get(word, [word])]
+
+
+def snippet(host: Host, entry: dict[str, Any]) -> str:
+    """What to paste into a host's file."""
+    if host.name == "goose":
+        lines = [f"cmd: {json.dumps(entry['command'])}", f"args: {json.dumps(entry['args'])}"]
+        more = ["type: stdio", f"name: {ENTRY_NAME}", "enabled: true", *lines, "timeout: 300"]
+        return "\n    ".join([f"extensions:\n  {ENTRY_NAME}:", *more])
+    if host.name == "codex":
+        import tomli_w  # noqa: PLC0415
+
+        return tomli_w.dumps({host.key: {ENTRY_NAME: entry}}).rstrip()
+    return json.dumps({host.key: {ENTRY_NAME: entry}}, indent=2)
+
+
+class Outcome(NamedTuple):
+    """What becomes of an entry."""
+
+    entry: HostEntry
+    said: str
+    notes: list[str]
+    moved: bool = False  # it is in our file now
+    failed: bool = False
+
+
+class Import(NamedTuple):
+    """What importing does: nothing is written yet."""
+
+    tables: dict[str, dict[str, Any]]
+    comments: dict[str, list[str]]
+    outcomes: list[Outcome]
+    needed: dict[str, str]  # variables to set, each with what for
+
+
+def plan_import(
+    entries: Iterable[HostEntry],
+    present: Mapping[str, Any],
+    variables: Variables,
+    machine: Machine,
+    force: bool = False,
+) -> Import:
+    """Brings entries together with the servers that are present. Each is imported, or it is said why it is not."""
+    plan = Import({}, {}, [], {})
+    met: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        if why := why_not_ours(entry.table):
+            plan.outcomes.append(Outcome(entry, f"left where it is: {why}", []))
+            continue
+        try:
+            stem, table, notes = import_entry(entry, variables, machine)
+        except ConfigError as wrong:
+            plan.outcomes.append(Outcome(entry, f"cannot be imported: {wrong}", [], failed=True))
+            continue
+        others = (f"{stem[:60]}-{number}" for number in range(2, 1000))
+        name = next(name for name in (stem, *others) if met.get(name, table) == table)
+        said = f"imported as {name}" if name != entry.name else "imported"
+        if name in met or present.get(name) == table:
+            said = f"is there already, as {name}"
+        elif name in present and not force:
+            plan.outcomes.append(Outcome(entry, f"not imported: there is another {name}, which --force overwrites", []))
+            continue
+        else:
+            project = f", for {entry.folder}" if entry.folder else ""
+            plan.tables[name] = table
+            plan.comments[name] = [f"From {entry.host.title}: {entry.file}{project}", *notes]
+        met[name] = table
+        plan.outcomes.append(Outcome(entry, said, notes, moved=True))
+    written = json.dumps(list(plan.tables.values()))
+    plan.needed.update({name: why for name, why in variables.needed.items() if f"${{{name}}}" in written})
+    return plan
+
+
+# ══ 16. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server or a tool failed, 2 the command or the config cannot be used, 130
 # the person pressed Ctrl-C.
 
+_HOST_NAMES: Final = ", ".join(host.name for host in HOSTS)
 _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
 
 
@@ -7559,6 +8504,9 @@ def subcommands() -> list[Subcommand]:
     for_machines = _argument("--json", action="store_true", help="for machines")
     config = _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG)
     remote = _argument("server", metavar="SERVER", help="its name in the config")
+    host = _argument("host", metavar="HOST", help=_HOST_NAMES)
+    keep_secrets = _argument("--keep-secrets", action="store_true", help="copy them, where a variable would be put")
+    dry_run = _argument("--dry-run", action="store_true", help="only show what would be written or run")
     return [
         Subcommand(
             "add",
@@ -7633,6 +8581,43 @@ def subcommands() -> list[Subcommand]:
             "Removes a login, and has it revoked where that server knows how.",
             "mcpmux logout github",
             (remote, config),
+        ),
+        Subcommand(
+            "import",
+            _import,
+            "take servers over from a host's own file",
+            "Writes a host's servers into the TOML file. Without a source: shows what is where.",
+            "mcpmux import",
+            (
+                _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
+                config,
+                keep_secrets,
+                _argument("--force", action="store_true", help="overwrite servers that have the same names"),
+                dry_run,
+            ),
+        ),
+        Subcommand(
+            "install",
+            _install,
+            "make a host start mcpmux",
+            "Edits the file of Claude Desktop and Cursor, runs the command of Claude Code, Codex and VS Code, "
+            "and says for the others what to put where.",
+            "mcpmux install cursor --dry-run",
+            (
+                host,
+                config,
+                _argument("--replace", action="store_true", help="move the host's other servers into the TOML file"),
+                keep_secrets,
+                dry_run,
+            ),
+        ),
+        Subcommand(
+            "uninstall",
+            _uninstall,
+            "give a host back what it had before install",
+            "Takes mcpmux out of a host again. The TOML file stays as it is.",
+            "mcpmux uninstall cursor --dry-run",
+            (host, dry_run),
         ),
         Subcommand(
             "models",
@@ -8869,6 +9854,254 @@ def _usage(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# ── import, install, uninstall ──
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    machine = this_machine()
+    config = load_config(config_path(arguments.config))
+    if arguments.source is None:
+        source = _choose_source(machine)
+        if source is None:
+            return 0
+        arguments.source = source
+    sources = _sources(arguments.source, machine)
+    entries: list[HostEntry] = []
+    failed = False
+    for host, file, folder in sources:
+        try:
+            entries += entries_of(host, file, folder)
+        except ConfigError as wrong:
+            failed = True
+            print(f"{host.title}: {wrong}")
+    plan, shown = _plans(entries, config, machine, arguments)
+    _tell(plan)
+    if arguments.dry_run:
+        print(f"\nThis would be added to {config.path}:\n\n{shown}" if plan.tables else "\nNothing would be added.")
+        _tell_needed(plan, config.path)
+    elif plan.tables:
+        append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
+        print(f"\n{len(plan.tables)} added to {config.path}.")
+        _tell_needed(plan, config.path)
+        print("Next: mcpmux check")
+    return 1 if failed or any(outcome.failed for outcome in plan.outcomes) else 0
+
+
+def _choose_source(machine: Machine) -> str | None:
+    """Shows what is where; asks a person which of it is meant."""
+    rows: list[list[str]] = []
+    for host in HOSTS:
+        for file in real_files(host, machine):
+            if file.exists():
+                try:
+                    entries = entries_of(host, file, None)
+                    rows.append([host.name, ", ".join(dict.fromkeys(one.name for one in entries)) or "-", str(file)])
+                except ConfigError as wrong:
+                    rows.append([host.name, "?", str(wrong)])
+    if not rows:
+        print(f"None of these hosts has a file here: {_HOST_NAMES}.")
+        return None
+    _print_table(["HOST", "SERVERS", "FILE"], rows)
+    if sys.stdin is None or not sys.stdin.isatty():
+        print("\nTo take servers over: mcpmux import HOST, or mcpmux import all")
+        return None
+    try:
+        return input("\nImport from which host (`all`, or Enter for none)? ").strip() or None
+    except EOFError:
+        return None
+
+
+def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]]:
+    host = host_named(named)
+    file = Path(os.path.expanduser(named)).absolute()
+    if host is None and named != "all":
+        if not file.is_file():
+            raise _unknown_host(named, "nor is there such a file; ")
+        return [(*host_of_file(file, machine)[:1], file, host_of_file(file, machine)[1])]
+    places = {file: one for one in (HOSTS if host is None else [host]) for file in real_files(one, machine)}
+    found = [(one, file, host_of_file(file, machine)[1]) for file, one in places.items() if file.exists()]
+    if not found:
+        raise ConfigError(f"there is no {' nor '.join(map(str, places))}" if host else "no host has a file here")
+    return found
+
+
+def _unknown_host(named: str, also: str = "") -> ConfigError:
+    near = difflib.get_close_matches(named.lower(), [host.name for host in HOSTS], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are: {_HOST_NAMES}"
+    return ConfigError(f"{named} is no host that mcpmux knows; {also}{hint}")
+
+
+def _plans(
+    entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace
+) -> tuple[Import, str]:
+    """What is to be imported, known to load; and its text for people to look at."""
+    old = read_bytes(config.path)
+    present = tomllib.loads(old.decode("utf-8-sig")).get("mcp_servers", {}) if old else {}
+    force = getattr(arguments, "force", False)
+    keep = arguments.keep_secrets
+    plan = plan_import(entries, present, Variables(config.environment, "keep" if keep else "move"), machine, force)
+    new_config(config.path, old, plan.tables, plan.comments)
+    shown = plan
+    if keep:
+        shown = plan_import(entries, {}, Variables(config.environment, "hide"), machine, force)
+    blocks = [server_block(name, shown.tables[name], plan.comments[name]) for name in plan.tables]
+    return plan, "\n".join(blocks)
+
+
+def _tell(plan: Import) -> None:
+    file = None
+    width = max((len(outcome.entry.name) for outcome in plan.outcomes), default=0)
+    for outcome in plan.outcomes:
+        if outcome.entry.file != file:
+            file = outcome.entry.file
+            print(f"{outcome.entry.host.title}, {file}:")
+        print(f"  {outcome.entry.name:{width}}  {outcome.said}")
+        for note in outcome.notes:
+            print(f"  {'':{width}}    {note}")
+
+
+def _tell_needed(plan: Import, config: Path) -> None:
+    if plan.needed:
+        print(
+            f"Set these variables, in what starts your host or in a file that env_file in [mux] of {config.name} names:"
+        )
+        width = max(map(len, plan.needed))
+        for name, why in plan.needed.items():
+            print(f"  {name:{width}}  {why}")
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    host = host_named(arguments.host)
+    if host is None:
+        raise _unknown_host(arguments.host)
+    config = load_config(config_path(arguments.config))
+    entry = entry_for_hosts(config.path, config.sampling is not None)
+    file = _own_file(host)
+    if host.edited:
+        return _install_in_file(host, file, entry, config, arguments)
+    if arguments.replace:
+        raise ConfigError(
+            f"--replace is for hosts whose file mcpmux edits; for {host.title}: mcpmux import {host.name}"
+        )
+    if host.add:
+        return _run_own_command(own_command(host.add, entry), arguments.dry_run)
+    print(f"Put this into {file}:\n\n{snippet(host, entry)}")
+    return 0
+
+
+def _own_file(host: Host) -> Path:
+    """The file that is not a project's; if there are two, the one that is there."""
+    files = real_files(host, this_machine(), projects=False)
+    return next((file for file in files if file.exists()), files[0])
+
+
+def _run_own_command(command: list[str], dry_run: bool) -> int:
+    """A host's own command, if the host is there; else what to type."""
+    line = subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
+    program = shutil.which(command[0], path=extended_path(os.environ))
+    if dry_run or program is None:
+        print(line if dry_run else f"{command[0]} was not found. Where it is, run:\n\n{line}")
+        return 0
+    print(f"Running: {line}", flush=True)
+    return min(subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, check=False).returncode, 1)
+
+
+def _texts_of(file: Path) -> tuple[bytes | None, str, bytes | None]:
+    """A host's file, as bytes and as text; and what it was before mcpmux."""
+    old = read_bytes(file)
+    try:
+        text = (old or b"").decode()
+        if text.strip():
+            read_host_file(file)
+    except UnicodeDecodeError as wrong:
+        raise ConfigError(f"{file}: cannot be read: {wrong}") from None
+    return old, text, read_bytes(file.with_name(file.name + BACKUP_SUFFIX))
+
+
+def _install_in_file(
+    host: Host, file: Path, entry: dict[str, Any], config: Config, arguments: argparse.Namespace
+) -> int:
+    old, text, backup = _texts_of(file)
+    backup_file = file.with_name(file.name + BACKUP_SUFFIX)
+    servers = servers_in(text, host.key)
+    plan, shown, moved = None, "", list[str]()
+    if arguments.replace and text.strip():
+        entries = [one for one in entries_of(host, file, None) if one.name != ENTRY_NAME]
+        plan, shown = _plans(entries, config, this_machine(), arguments)
+        moved = [outcome.entry.name for outcome in plan.outcomes if outcome.moved]
+        _tell(plan)
+    try:
+        before = text if old is not None else None
+        if ENTRY_NAME in servers:
+            before = uninstalled(text, backup.decode() if backup is not None else None, host.key)[0]
+        new = installed(text, host.key, entry, moved)
+    except (ValueError, UnicodeDecodeError) as wrong:
+        raise ConfigError(f"{file}: {wrong}") from None
+    if plan and arguments.dry_run and plan.tables:
+        print(f"\nThis would be added to {config.path}:\n\n{shown}")
+    if _tell_difference(file, text, new, arguments.dry_run):
+        return 0
+    if plan and plan.tables:
+        append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
+        print(f"{len(plan.tables)} added to {config.path}.")
+    if backup is not None and ENTRY_NAME not in servers and backup != old:  # of another time
+        os.replace(backup_file, f"{backup_file}.old")
+        backup = None
+    if before is not None and before.encode() != backup:
+        write_file(backup_file, before.encode(), backup, private=True)
+    write_file(file, new.encode(), old)
+    print(f"{host.title} has mcpmux now, in {file}." + (f" As it was: {backup_file}" if before is not None else ""))
+    if plan:
+        _tell_needed(plan, config.path)
+    print(f"Restart {host.title}; mcpmux uninstall {host.name} takes it back.")
+    return 0
+
+
+def _tell_difference(file: Path, old: str, new: str, dry_run: bool) -> bool:
+    """Whether there is nothing to write: no difference, or it is only to be shown."""
+    if old == new:
+        print(f"{file} is as it should be already.")
+    elif dry_run:
+        before, after = (masked(text).splitlines() for text in (old, new))
+        print("\n".join(difflib.unified_diff(before, after, str(file), str(file), lineterm="")))
+    return dry_run or old == new
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    host = host_named(arguments.host)
+    if host is None:
+        raise _unknown_host(arguments.host)
+    file = _own_file(host)
+    if host.remove:
+        return _run_own_command(list(host.remove), arguments.dry_run)
+    if not host.edited:
+        print(f"Remove {ENTRY_NAME} from {host.key} in {file}.")
+        return 0
+    old, text, backup = _texts_of(file)
+    if old is None or (ENTRY_NAME not in servers_in(text, host.key) and backup is None):
+        print(f"{host.title} has no mcpmux in {file}.")
+        return 0
+    try:
+        new, restored = uninstalled(text, backup.decode() if backup is not None else None, host.key)
+    except (ValueError, UnicodeDecodeError) as wrong:
+        raise ConfigError(f"{file}: {wrong}") from None
+    if _tell_difference(file, text, new or "", arguments.dry_run):
+        return 0
+    if new is None:
+        file.unlink()
+        print(f"{file} was there for mcpmux alone, and is gone.")
+        return 0
+    write_file(file, new.encode(), old)
+    if backup is not None:
+        file.with_name(file.name + BACKUP_SUFFIX).unlink()
+    if backup is not None and new.encode() == backup:
+        print(f"{file} is as it was before mcpmux.")
+    else:
+        back = f", and these are back: {', '.join(restored)}" if restored else ""
+        print(f"{file} was changed since: mcpmux is out of it{back}.")
+    return 0
+
+
 # ── demo ──
 
 
@@ -9023,16 +10256,8 @@ async def _scenes(host: InnerHost) -> None:
 
 def _next_steps() -> str:
     """What to do after the demo, with this machine's paths."""
-    home = Path.home()
-    claude = {
-        "darwin": home / "Library/Application Support/Claude/claude_desktop_config.json",
-        "win32": Path(os.environ.get("APPDATA", home / "AppData/Roaming")) / "Claude/claude_desktop_config.json",
-    }.get(sys.platform, home / ".config/Claude/claude_desktop_config.json")
-    here = Path(__file__).absolute()
-    command: dict[str, Any] = {"command": sys.executable, "args": [str(here)]}
-    if "uv" in here.parts or ".cache" in here.parts:  # run by uvx: that place is swept now and then
-        command = {"command": shutil.which("uvx") or "uvx", "args": ["mcpmux"]}
-    entry = json.dumps({"mcpServers": {"mcpmux": command}}, indent=2).replace("\n", "\n     ")
+    claude = HOSTS[0]
+    entry = snippet(claude, entry_for_hosts(config_path(None), sampling=False)).replace("\n", "\n     ")
     return f"""
 Now with your own servers:
 
@@ -9044,7 +10269,8 @@ Now with your own servers:
 
   2. See that each starts:  mcpmux check
 
-  3. Put this one entry into {claude}:
+  3. Let your host start it. `mcpmux install {claude.name}` puts this into
+     {_own_file(claude)}:
 
      {entry}
 """
