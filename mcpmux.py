@@ -7760,21 +7760,26 @@ def read_extensions(text: str) -> dict[str, Any]:
 
 def _yaml_block(lines: list[tuple[int, str]], each: bool = False) -> Any:
     """A block of lines; with `each`, what is wrong in one member makes that one `Unreadable`."""
+    is_item = re.compile(r"-(\s|$)").match  # of a list; it may stand as deep as the key of that
     indent = len(lines[0][1]) - len(lines[0][1].lstrip(" "))
     parts: list[list[tuple[int, str]]] = []
     for number, line in lines:
         depth = len(line) - len(line.lstrip(" "))
         if depth < indent or "\t" in line[: depth + 1]:
             raise ValueError(f"its indentation in line {number}")
-        if depth == indent and not (parts and line.lstrip().startswith("-") and not parts[0][0][1].startswith("-")):
+        rest = line[indent:]
+        if depth == indent and not (parts and is_item(rest) and not is_item(parts[0][0][1])):
             parts.append([])
-        parts[-1].append((number, line[indent:]))
-    if parts[0][0][1].startswith("-"):
+        parts[-1].append((number, rest))
+    if is_item(parts[0][0][1]):
+        if odd := next((number for (number, line), *_ in parts if not is_item(line)), None):
+            raise ValueError(f"line {odd}")
         return [_yaml_scalar(part[0][1][1:].strip(), part[0][0], len(part) == 1) for part in parts]
     found: dict[str, Any] = {}
     for (number, line), *rest in parts:
         key = _YAML_KEY.match(line)
-        if not key or (name := _yaml_scalar(key[1], number)) in found:
+        name = key and _yaml_scalar(key[1], number)
+        if not key or not isinstance(name, str) or name in found:
             raise ValueError(f"line {number}")
         value = re.sub(r"^#.*", "", key[2] or "")
         try:
@@ -7823,7 +7828,7 @@ def _yaml_scalar(text: str, number: int, alone: bool = True) -> Any:
         while tokens[0] != ("mark", closing):
             items.append(value())
             if closing == "}":
-                assert tokens.pop(0) == ("mark", ":")
+                assert isinstance(items[-1], str) and tokens.pop(0) == ("mark", ":")
                 items[-1] = (items[-1], value())
             if tokens[0] == ("mark", ","):
                 tokens.pop(0)
@@ -8335,7 +8340,8 @@ def masked(text: str) -> str:
 
     text = _SECRET_OBJECT.sub(lambda one: one[1] + re.sub(r'(:\s*)"(?:\\.|[^"\\])*"', r'\1"***"', one[2]), text)
     text = _MEMBER_OF_TEXT.sub(member, text)
-    return re.sub(r'"((?:\\.|[^"\\])*)"', lambda one: f'"{hide(one[1], "", "", "")}"', text)
+    text = re.sub(r'"((?:\\.|[^"\\])*)"', lambda one: f'"{hide(one[1], "", "", "")}"', text)
+    return _SECRET_VALUE.sub("***", text)  # in a comment
 
 
 def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 import pytest
 from conftest import MCPMUX, PATIENCE, empty_home
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mcpmux
 from mcpmux import ENTRY_NAME, HOSTS, Machine, ServerOptions, Variables, host_named
@@ -651,6 +653,70 @@ def test_yaml_that_is_not_read_here_is_refused_and_costs_its_extension_only(line
 )
 def test_yaml_scalars_are_read_as_yaml_has_them(yaml: str, value: Any):
     assert mcpmux.read_extensions(f"extensions:\n  a: {yaml}\n") == {"extensions": {"a": value}}
+
+
+YAML_PARTS = [
+    *(
+        "a",
+        "b c",
+        "-y",
+        "- ",
+        "-",
+        " # c",
+        "#",
+        "'it''s'",
+        '"q\\n"',
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ": ",
+        ":",
+        "x: y",
+        "|",
+        ">",
+    ),
+    *("&a", "*a", "!!str", "%", "@", "~", "null", "true", "1.5", "\t", " ", "http://x:1", "?", "'", '"', "\\"),
+]
+yaml_lines = st.lists(
+    st.tuples(
+        st.sampled_from([4, 4, 4, 6, 2]),
+        st.sampled_from(["k1: ", "k2: ", "k3:", "- ", ""]),
+        st.lists(st.sampled_from(YAML_PARTS), min_size=1, max_size=3).map("".join),
+    ).map(lambda line: " " * line[0] + line[1] + line[2]),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(yaml_lines)
+def test_yaml_is_read_as_a_whole_reader_does_or_not_at_all(lines: list[str]):
+    yaml = pytest.importorskip("yaml")
+    text = "\n".join(["extensions:", "  e:", *lines, ""])
+    try:
+        ours = mcpmux.read_extensions(text)
+    except ValueError:
+        return
+    if "Unreadable" in repr(ours):
+        return
+
+    class Texts(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def plain(value: Any) -> Any:
+        """Both readers', alike: a key without a value is null to one and an empty text to the other."""
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return {True: "true", False: "false", None: "", "~": "", "null": ""}.get(value, value)
+
+    try:
+        theirs = yaml.load(text, Texts)
+    except yaml.YAMLError:  # no host reads that either
+        return
+    assert plain(ours) == plain(theirs)
 
 
 # ── our own file ──
