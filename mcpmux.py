@@ -7969,12 +7969,21 @@ def why_not_ours(table: Any) -> str | None:
     return "it is mcpmux itself" if found else None
 
 
+def toml_of(value: Any) -> str:
+    """A value on one line, as people write it; `tomli_w` gives each argument a line."""
+    if isinstance(value, dict):
+        keys = {key: key if re.fullmatch("[A-Za-z0-9_-]+", key) else toml_of(key) for key in value}
+        return "{ " + ", ".join(f"{keys[key]} = {toml_of(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml_of, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def server_block(name: str, table: dict[str, Any], comment: Iterable[str]) -> str:
     """A `[mcp_servers.NAME]` table under its comment."""
-    import tomli_w  # noqa: PLC0415 - nothing that serves writes TOML
-
-    lines = ["# " + re.sub(r"[^ -~\u00a0-\ud7ff]", "?", line) + "\n" for line in comment]
-    return "".join(lines) + tomli_w.dumps({"mcp_servers": {name: table}})
+    lines = ["# " + re.sub(r"[^ -~\u00a0-\u2027\u202a-\ud7ff]", "?", line) for line in comment]
+    lines += [f"[mcp_servers.{name}]", *(f"{key} = {toml_of(value)}" for key, value in table.items())]
+    return "\n".join([*lines, ""])
 
 
 def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Imported:
@@ -8192,23 +8201,31 @@ def read_bytes(path: Path) -> bytes | None:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
 
 
-def write_file(path: Path, new: bytes, old: bytes | None, private: bool = False) -> None:
-    """Whole or not at all, and only where the file still is what was read. It keeps its mode, unless that must become
-    `private`; a new one is its owner's. A link stays a link. Raises `ConfigError`."""
+def write_whole(path: Path, data: bytes, private: bool = False) -> None:
+    """Whole or not at all, through the links that are there. A new file is its owner's; another keeps its modes, unless
+    it must become `private`. Raises `OSError`."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        path = path.resolve()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-        try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(new)
-            if old is not None and not private:
-                os.chmod(temporary, path.stat().st_mode & 0o777)
-            if read_bytes(path) != old:
-                raise ConfigError(f"{path}: was changed meanwhile; try again")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists() and not private:
+            shutil.copymode(path, new)
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, new: bytes, old: bytes | None, private: bool = False) -> None:
+    """As `write_whole`, where the file still is what was read. Raises `ConfigError`."""
+    if read_bytes(path) != old:
+        raise ConfigError(f"{path}: was changed meanwhile; try again")
+    try:
+        write_whole(path, new, private)
     except OSError as wrong:
         raise ConfigError(f"{path}: cannot be written: {wrong}") from None
 
@@ -8341,7 +8358,7 @@ def masked(text: str) -> str:
     text = _SECRET_OBJECT.sub(lambda one: one[1] + re.sub(r'(:\s*)"(?:\\.|[^"\\])*"', r'\1"***"', one[2]), text)
     text = _MEMBER_OF_TEXT.sub(member, text)
     text = re.sub(r'"((?:\\.|[^"\\])*)"', lambda one: f'"{hide(one[1], "", "", "")}"', text)
-    return _SECRET_VALUE.sub("***", text)  # in a comment
+    return _SECRET_TEXT.sub("***", text)  # in a comment
 
 
 def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
@@ -9089,7 +9106,7 @@ def _add(arguments: argparse.Namespace) -> int:
     table = {"url": arguments.url} if arguments.url else {"command": command[0], "args": command[1:], "env": env}
     written = path.read_bytes() if before.exists else b""
     newline = "\r\n" if b"\r\n" in written else "\n"
-    lines = [f"[mcp_servers.{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items() if value)]
+    lines = [f"[mcp_servers.{name}]", *(f"{key} = {toml_of(value)}" for key, value in table.items() if value)]
     block = newline.join([*lines, ""]).encode(errors="surrogateescape")
     gap = b"" if not written else newline.encode() * (1 if written.endswith(b"\n") else 2)
     try:
@@ -9113,34 +9130,6 @@ def _add(arguments: argparse.Namespace) -> int:
     elif list(secrets_in(command or [arguments.url])):
         print("note: the command holds what looks like a secret; ${VAR} in its place is read from the environment")
     return 0
-
-
-def _toml(value: str | list[str] | dict[str, str]) -> str:
-    """On one line, as people write it; `tomli_w` gives each argument a line."""
-    if isinstance(value, dict):
-        keys = {key: key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key) for key in value}
-        return "{ " + ", ".join(f"{keys[key]} = {_toml(one)}" for key, one in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Whole or not at all, with the modes and through the links that are there. Raises `OSError`."""
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, new)
-        os.replace(new, path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def last_known(config: Config) -> dict[str, Known]:
@@ -9922,7 +9911,7 @@ def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]
     file = Path(os.path.expanduser(named)).absolute()
     if host is None and named != "all":
         if not file.is_file():
-            raise _unknown_host(named, "nor is there such a file; ")
+            raise _unknown_host(named, ", and no file")
         return [(*host_of_file(file, machine)[:1], file, host_of_file(file, machine)[1])]
     places = {file: one for one in (HOSTS if host is None else [host]) for file in real_files(one, machine)}
     found = [(one, file, host_of_file(file, machine)[1]) for file, one in places.items() if file.exists()]
@@ -9932,9 +9921,8 @@ def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]
 
 
 def _unknown_host(named: str, also: str = "") -> ConfigError:
-    near = difflib.get_close_matches(named.lower(), [host.name for host in HOSTS], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are: {_HOST_NAMES}"
-    return ConfigError(f"{named} is no host that mcpmux knows; {also}{hint}")
+    hint = nearest(named.lower(), [host.name for host in HOSTS]) or f"; known are: {_HOST_NAMES}"
+    return ConfigError(f"{named} is no host that mcpmux knows{also}{hint}")
 
 
 def _plans(
@@ -10275,8 +10263,7 @@ Now with your own servers:
 
   2. See that each starts:  mcpmux check
 
-  3. Let your host start it. `mcpmux install {claude.name}` puts this into
-     {_own_file(claude)}:
+  3. mcpmux install {claude.name}  puts this into {_own_file(claude)}:
 
      {entry}
 """

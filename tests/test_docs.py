@@ -72,6 +72,11 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux",
         "mcpmux check",
         "mcpmux check --json",
+        "mcpmux import",
+        "mcpmux import HOST",
+        "mcpmux install HOST",
+        "mcpmux install HOST --replace",
+        "mcpmux uninstall HOST",
         "mcpmux login SERVER",
         "mcpmux logout SERVER",
         "mcpmux models",
@@ -117,8 +122,47 @@ def test_the_first_screen_loads_and_prints_what_it_shows(tmp_path: Path, home: d
 
 def test_the_snippets_for_claude_desktop_are_json_with_one_entry():
     plain, with_extra = ["mcpmux"], ["--from", "mcpmux[sampling]", "mcpmux"]
-    for nth, args in enumerate((plain, with_extra)):
+    for nth, args in ((0, plain), (-1, with_extra)):
         assert json.loads(block("json", nth)) == {"mcpServers": {"mcpmux": {"command": "uvx", "args": args}}}
+
+
+# ── moving in ──
+
+MOVING_IN = README[README.index("## Moving in") : README.index("## Commands")]
+
+
+@pytest.mark.parametrize("host", ["Claude Desktop", "Claude Code", "VS Code", "Cursor", "Codex", "Gemini CLI", "Zed"])
+def test_the_entry_for_each_host_is_what_install_writes_runs_or_prints(
+    host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """But for the path of uvx, which is that of a machine."""
+    for variable in ("MCPMUX_CONFIG", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(mcpmux.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(mcpmux, "__file__", str(tmp_path / "uv" / "mcpmux.py"))
+    found = mcpmux.host_named(host)
+    assert found
+    shown = re.findall(r"```\w+\n(.*?)\n```", MOVING_IN[MOVING_IN.index(f"**{host}** (") :], re.DOTALL)[:2]
+    for text, sampling in zip(shown, (False, True), strict=True):
+        entry = mcpmux.entry_for_hosts(mcpmux.config_path(None), sampling)
+        if found.add:
+            assert shlex.split(text) == mcpmux.own_command(found.add, entry)
+        else:
+            assert json.loads(text) == json.loads(mcpmux.snippet(found, entry))
+
+
+def test_the_hosts_that_are_imported_from_are_named_and_their_places_are_so():
+    words = " ".join(MOVING_IN.split())
+    *most, last = [host.title for host in mcpmux.HOSTS]
+    named = re.search(r"knows the files of (.+?) and (\w+), and their projects' files", words)
+    assert named
+    assert sorted([*named[1].split(", "), named[2]]) == sorted([*most, last])
+    at = mcpmux.Machine("linux", {}, "~", "/p")
+    for name, file in re.findall(r"\*\*([\w ]+)\*\* \((?:`[^`]+` edits )?`(~[^`]+)`\)", words):
+        host = mcpmux.host_named(name)
+        assert host
+        assert mcpmux.host_files(host, at)[0][0].as_posix() == file
+    assert all(mcpmux.host_named(name) for name in re.findall(r"mcpmux install ([a-z-]+)", MOVING_IN))
 
 
 # ── sampling ──

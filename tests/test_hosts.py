@@ -11,28 +11,15 @@ import tomllib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, NamedTuple
 
-import msgspec
 import pytest
 from conftest import MCPMUX, PATIENCE, empty_home
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mcpmux
-from mcpmux import ENTRY_NAME, HOSTS, Machine, ServerOptions, Variables, host_named
+from mcpmux import ENTRY_NAME, HOSTS, Machine, Variables, host_named
 
 HOST_NAMES = [host.name for host in HOSTS]
-
-
-@pytest.fixture(autouse=True)
-def remote_servers_are_taken(monkeypatch: pytest.MonkeyPatch):
-    """What a `url` becomes is told here even by an mcpmux that runs no remote servers yet."""
-    if "url" not in {field.name for field in msgspec.structs.fields(ServerOptions)}:
-        read = mcpmux._read_server
-
-        def tolerant(name: str, table: Any, *more: Any) -> Any:
-            return (None, []) if "url" in table else read(name, table, *more)
-
-        monkeypatch.setattr(mcpmux, "_read_server", tolerant)
 
 
 def machine(home: Path, platform: str = "linux", here: Path | None = None, **environment: str) -> Machine:
