@@ -116,6 +116,7 @@ HOST_FLUSH: Final = 0.3  # a host that no longer reads must not keep the process
 SECRET_COMMAND_TIMEOUT: Final = 10.0  # `${cmd:…}` may ask for a fingerprint that nobody gives
 SAMPLER_SLACK: Final = 60.0  # the sampler's own timeout ends a request; this is for one that it loses, or loads for
 SAMPLER_IDLE: Final = 300.0  # litellm keeps 200 MB
+BROWSER_START: Final = 5.0  # some browsers are waited for until they are closed
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
 RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
 
@@ -2456,7 +2457,8 @@ class Core:
             return
         owner = self._server_by_prefix(name)
         if owner and not owner.known:
-            if ask.blamed is None and owner.state in (State.IDLE, State.STOPPED, State.BACKOFF):
+            resting = owner.state in (State.IDLE, State.STOPPED, State.BACKOFF)
+            if ask.blamed is None and (resting or (owner.state is State.STARTING and not owner.late)):
                 ask.blamed = owner.name
                 owner.settling = True
                 self._use(owner)
@@ -4470,33 +4472,34 @@ _VARIABLE_ONLY: Final = re.compile(r"\$\{(\w+|cmd:[^{}]*)\}")
 HIDDEN: Final = "***"
 
 
-def secrets_in(words: Iterable[str]) -> Iterator[str]:
-    """What nobody should read of a command line: values of flags, headers and variables with names like `--api-key`,
-    user names and passwords in URLs, and what looks like a key. A `${VAR}` is none."""
+def secrets_in(words: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """What nobody should read of a command line, with the number of its word: values of flags, headers and variables
+    with names like `--api-key`, user names and passwords in URLs, and what looks like a key. A `${VAR}` is none."""
     former = ""
-    for word in words:
+    for number, word in enumerate(words):
         name, _, value = word.partition("=")
-        header, colon, rest = word.partition(":")
+        header, _, rest = word.partition(":")
         found = [match[0] for match in _SECRET_VALUE.finditer(word)]
         if _SECRET_FLAG.fullmatch(former) and not word.startswith("-"):
             found.append(word)
-        if value and "://" not in name and (_SECRET_FLAG.fullmatch(name) or _SECRET_NAME.search(name)):
+        if "://" not in name and (_SECRET_FLAG.fullmatch(name) or _SECRET_NAME.search(name)):
             found.append(value)
-        if colon and _SECRET_NAME.search(header) and not rest.startswith("//") and "=" not in header:
+        if "=" not in header and not rest.startswith("//") and _SECRET_NAME.search(header):
             found.append(rest.strip())
         in_urls = _SECRET_IN_URL.finditer(word)
         found += [one[2] or one[0] for one in in_urls if one[1] is None or _SECRET_NAME.search(one[1])]
-        yield from (one for one in found if one and not _VARIABLE_ONLY.fullmatch(one))
+        yield from ((number, one) for one in found if one and not _VARIABLE_ONLY.fullmatch(one))
         former = word
 
 
 def without_secrets(words: Iterable[str]) -> list[str]:
     """A command line to be shown to people."""
-    words = list(words)
-    secrets = sorted(set(secrets_in(words)), key=len, reverse=True)
-    for secret in secrets:
-        words = [word.replace(secret, HIDDEN) if len(secret) > 3 or word.endswith(secret) else word for word in words]
-    return words
+    shown = list(words)
+    for number, secret in sorted(secrets_in(shown), key=lambda one: -len(one[1])):
+        before, found, after = shown[number].rpartition(secret)
+        if found:
+            shown[number] = f"{before}{HIDDEN}{after}"
+    return shown
 
 
 def extended_path(environment: Mapping[str, str]) -> str:
@@ -5039,7 +5042,7 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
 
     command = os.path.expanduser(await full(options.command, "command"))
     args = [await full(arg, f"args[{number}]") for number, arg in enumerate(options.args)]
-    secrets.update(secrets_in(args))
+    secrets.update(secret for _, secret in secrets_in(args))
     cwd = str(_absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
         raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
@@ -8536,7 +8539,7 @@ def subcommands() -> list[Subcommand]:
             _add,
             "put a server into the config",
             "Appends a server's table to the config file, which stays as it is otherwise.",
-            "mcpmux add time --env TZ=UTC -- uvx mcp-server-time",
+            "mcpmux add gitlab -e 'GITLAB_TOKEN=${GITLAB_TOKEN}' -- npx -y @modelcontextprotocol/server-gitlab",
             (
                 _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
                 _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
@@ -8553,7 +8556,7 @@ def subcommands() -> list[Subcommand]:
         ),
         Subcommand(
             "list",
-            _list,
+            _list_servers,
             "the servers of the config, and what is known of them",
             "Lists the servers and starts none. No value of a variable, a header or a secret flag is shown.",
             "mcpmux list --json",
@@ -8695,7 +8698,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for row in subcommands():
         command = commands.add_parser(
-            row.name, help=row.help, description=row.description, epilog=f"example: {row.example}"
+            row.name,
+            help=row.help,
+            description=row.description,
+            epilog=f"example: {row.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays on one line
         )
         for argument in row.arguments:
             command.add_argument(*argument.flags, **argument.keys)
@@ -9092,6 +9099,8 @@ def _add(arguments: argparse.Namespace) -> int:
     name, command = arguments.name, arguments.rest
     if bool(command) == bool(arguments.url):
         raise ConfigError(f"give a command or a --url, as in: mcpmux add {name} -- uvx mcp-server-time")
+    if not _SERVER_NAME.fullmatch(name):
+        raise ConfigError(f"{name!r}: a server's name may have A-Z a-z 0-9 _ - only (64 at most)")
     if arguments.url and arguments.env:
         raise ConfigError("--env is for a server that is started by a command; a remote one has no environment of ours")
     env: dict[str, str] = {}
@@ -9144,7 +9153,7 @@ def _catalogue_of(config: Config, lists: Mapping[str, Mapping[str, list[Entry]]]
     return merge(parts, config.options)
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _list_servers(arguments: argparse.Namespace) -> int:
     config = load_config(config_path(arguments.config))
     tables: dict[str, Any] = {}
     if config.exists:
@@ -9270,7 +9279,8 @@ def _tools(arguments: argparse.Namespace) -> int:
                 f"{where} has no tools." if wanted else f"No servers yet in {config.path}: mcpmux add NAME -- COMMAND"
             )
     for name, reason in failed.items() if not arguments.json else ():
-        print(f"mcpmux: {name}: {reason.removeprefix(name + ': ')}", file=sys.stderr)
+        whose = "" if re.match(rf"{name}\b", reason) else f"{name}: "
+        print(f"mcpmux: {whose}{reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -9338,7 +9348,7 @@ def _call(arguments: argparse.Namespace) -> int:
         tool = next((one for one in listed if one["name"] == name), None)
         if tool is None and core.servers[owner].known:
             raise ConfigError(f"there is no tool {name}{nearest(name, routes)}")
-        waiting.show({arguments.tool: "running"})
+        waiting.show({arguments.tool: "called"})
         params: dict[str, Any] = {"name": name, "arguments": given}
         if tool and tool.get("execution", {}).get("taskSupport") == "required":
             params["task"] = {}
@@ -9386,7 +9396,8 @@ def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
         routes = _catalogue_of(config, {name: one.lists for name, one in known.items()} | lists).tools
         if tool in routes:
             return routes[tool].server, routes[tool].name
-    near = nearest(tool, routes)
+    same = [name for name, route in routes.items() if route.name == tool]
+    near = f"; did you mean {' or '.join(same)}?" if same else nearest(tool, routes)
     if not near and separator in tool and not owners:
         near = f": there is no server {named}{nearest(named, config.servers)}"
     raise ConfigError(f"there is no tool {tool}{near or '; `mcpmux tools` lists them'}")
@@ -9549,7 +9560,9 @@ class Person:
         if action == "accept":
             import webbrowser  # noqa: PLC0415
 
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()  # some wait for their end
+            opener = threading.Thread(target=webbrowser.open, args=(url,), daemon=True)
+            opener.start()
+            await asyncio.to_thread(opener.join, BROWSER_START)
         return {"action": action}
 
     async def _fills_in(self, message: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -9572,7 +9585,9 @@ class Person:
         """A valid value, or None for a field that is left out."""
         default = field.get("default")
         choices = choices_of(field)
-        about = [_type_of(field) if not choices else "several, with commas" if field.get("type") == "array" else "one"]
+        about = [field.get("format") or _type_of(field)]
+        if choices:
+            about = ["several, with commas between" if field.get("type") == "array" else "one"]
         about += ["needed"] if needed and default is None else []
         label = f"  {harmless(str(field.get('title', name)))} ({', '.join(about)})"
         if field.get("description"):

@@ -249,3 +249,57 @@ def is_running(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+class Terminal:
+    """mcpmux as a person at a terminal has it. POSIX: Windows has no pseudo-terminals in Python's library."""
+
+    def __init__(self, env: dict[str, str], *arguments: str, columns: int = 100) -> None:
+        import fcntl
+        import pty
+        import struct
+        import termios
+
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        env = {"TERM": "xterm"} | {key: value for key, value in env.items() if key not in ("COLUMNS", "LINES")}
+        command = [sys.executable, str(MCPMUX), *arguments]
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+        os.close(theirs)
+        self.shown = ""  # all of it, control sequences too
+        self._seen = 0  # of that, what `until` has passed
+
+    def _read(self) -> bool:
+        import select
+
+        assert select.select([self._ours], [], [], PATIENCE)[0], f"nothing more after {self.shown!r}"
+        try:
+            chunk = os.read(self._ours, 65536)
+        except OSError:  # Linux's way to say that the other end is closed
+            chunk = b""
+        self.shown += chunk.decode(errors="replace").replace("\r\n", "\n")
+        return chunk != b""
+
+    def until(self, text: str) -> str:
+        """Waits for that text; gives what was shown since the last one."""
+        while text not in self.shown[self._seen :]:
+            assert self._read(), f"{text!r} was not shown: {self.shown!r}"
+        before, self._seen = self._seen, self.shown.index(text, self._seen) + len(text)
+        return self.shown[before : self._seen]
+
+    def types(self, line: str) -> None:
+        os.write(self._ours, line.encode() + b"\n")
+
+    def presses(self, key: bytes) -> None:
+        os.write(self._ours, key)
+
+    def close(self) -> int:
+        """Reads on until it ends by itself."""
+        try:
+            while self._read():
+                pass
+            return self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            os.close(self._ours)

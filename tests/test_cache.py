@@ -108,6 +108,19 @@ def test_lists_do_not_wait_a_second_time_for_a_server_that_hangs():
     assert not s.saved["hung"].failed
 
 
+def test_a_call_waits_for_a_server_that_is_tried_again_after_it_hung():
+    s = Script(["git"], silent=("git",))
+    s.advance(31)
+    s = Script(["git"], silent=("git",), known={name: [one] for name, one in s.saved.items()})
+    assert s.started == ["git"]
+    s.host_asks(7, "tools/call", name="git__log")
+    s.silent.clear()
+    s._server_gets("git", s.server_hears("git", "initialize"))
+    s.advance(0.3)
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(7)["result"] == {"content": []}
+
+
 def test_an_idle_server_is_stopped_and_started_again_by_the_next_call():
     table = {"git": ServerOptions(command="git", idle_timeout_sec=10)}
     s = Script(table)

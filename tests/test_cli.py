@@ -85,7 +85,7 @@ def examples_in(text: str) -> list[str]:
 def test_help_lists_the_commands_with_a_word_on_each(home: dict[str, str]):
     done = run(home, "--help")
     assert done.returncode == 0
-    assert {"check", "models", "usage", "demo"} <= set(commands_in_help(home))
+    assert {"add", "list", "tools", "call", "check", "models", "usage", "demo"} <= set(commands_in_help(home))
     assert "_demo_server" not in done.stdout  # the demo's own business
     assert "_sampler" not in done.stdout
     assert "MCPMUX_CONFIG" in done.stdout
@@ -100,8 +100,8 @@ def site() -> Iterator[FakeSite]:
 
 def test_each_help_has_an_example_and_the_example_runs(home: dict[str, str], site: FakeSite):
     """An example that does not run is worse than none. This one place runs them all, the demo too."""
+    time = ["[mcp_servers.time]", f"command = {json.dumps(sys.executable)}", 'args = ["-m", "mcp_server_time"]']
     remote = f'[mcp_servers.github]\nurl = "{site.url}"\n'
-    written(Path(home["HOME"]) / "mcpmux.toml", server_table("fake"), remote, SAMPLING)
     env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml"), "NO_PROXY": "127.0.0.1"}
     for command in [[], *([one] for one in commands_in_help(home))]:
         text = run(home, *command, "--help").stdout
@@ -110,6 +110,7 @@ def test_each_help_has_an_example_and_the_example_runs(home: dict[str, str], sit
         for example in examples:
             words = [os.path.expanduser(word.replace("~", home["HOME"])) for word in shlex.split(example)[1:]]
             assert words[: len(command)] == command
+            written(Path(home["HOME"]) / "mcpmux.toml", *time, remote, SAMPLING)
             done = run(env, *words)
             assert done.returncode == 0, example
             assert "error" not in done.stderr, example
@@ -256,10 +257,14 @@ def test_check_exits_with_1_if_a_server_failed_and_0_if_none_did(troubled: Check
     assert "next:" not in healthy.plain.stdout
 
 
-def test_check_has_nothing_to_say_on_stderr(troubled: Checked, healthy: Checked):
-    """The table says it all."""
+def test_check_says_on_stderr_whom_it_waits_for_and_nothing_else(troubled: Checked, healthy: Checked):
+    """The table says the rest."""
     for checked in (troubled, healthy):
-        assert checked.plain.stderr == checked.json.stderr == ""
+        for done in (checked.plain, checked.json):
+            said = [line.split(": ", 1) for line in done.stderr.splitlines()]
+            assert {name for name, _ in said} == checked.rows.keys() - {"off"}
+            ends = {name: text.partition(",")[0] for name, text in said}
+            assert ends == {name: row[0] for name, row in checked.rows.items() if name != "off"}
 
 
 def test_check_for_machines_has_the_same_in_full(troubled: Checked, healthy: Checked):
