@@ -280,11 +280,13 @@ class Terminal:
         self.shown += chunk.decode(errors="replace").replace("\r\n", "\n")
         return chunk != b""
 
-    def until(self, text: str) -> str:
-        """Waits for that text; gives what was shown since the last one."""
-        while text not in self.shown[self._seen :]:
-            assert self._read(), f"{text!r} was not shown: {self.shown!r}"
-        before, self._seen = self._seen, self.shown.index(text, self._seen) + len(text)
+    def until(self, *texts: str) -> str:
+        """Waits for one of these texts; gives what was shown since the last one."""
+        while not any(text in self.shown[self._seen :] for text in texts):
+            assert self._read(), f"{texts} was not shown: {self.shown!r}"
+        found = {self.shown.find(text, self._seen): text for text in texts}
+        before, at = self._seen, min(at for at in found if at >= 0)
+        self._seen = at + len(found[at])
         return self.shown[before : self._seen]
 
     def types(self, line: str) -> None:
