@@ -141,97 +141,112 @@ Score = Annotated[float, Meta(ge=0, le=1)]
 LogLevel = Literal["error", "warning", "info", "debug", "trace"]
 LEVELS: Final[dict[str, int]] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": 5}
 
+# What stands beside or above a key of the following structs is what the README's table says of it.
+
 
 class MuxOptions(Struct, frozen=True, kw_only=True):
     """The `[mux]` table. Every key is optional."""
 
-    separator: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,8}\Z")] = "__"
-    max_name_length: Annotated[int, Meta(ge=16, le=128)] = 46  # VS Code adds 18 to it and allows 64
+    separator: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,8}\Z")] = "__"  # between server and tool
+    # longer names are cut and get a hash; VS Code adds 18 and allows 64
+    max_name_length: Annotated[int, Meta(ge=16, le=128)] = 46
+    # of mcpmux's stderr: `error`, `warning`, `info`, `debug`, or `trace` for each message's way
     log_level: LogLevel = "info"
-    max_message_mb: Megabytes = 64.0  # from a server or the host; a longer line is refused
-    host_message_mb: Megabytes = 10.0  # towards the host: TypeScript hosts close the connection above 10 MiB
+    max_message_mb: Megabytes = 64.0  # a longer line is refused, and the call that it answers
+    # a longer answer becomes an error; TypeScript hosts close the connection above 10 MiB
+    host_message_mb: Megabytes = 10.0
     outbox_mb: Megabytes = 64.0  # waiting for a server that does not read; then its calls are refused
-    input_timeout_sec: Seconds = 600.0  # how long a person may take to answer a server's question
-    env_file: str | None = None  # KEY=value lines for `${VAR}`; relative to the config file
+    input_timeout_sec: Seconds = 600.0  # for the host, or the person before it, to answer what a server asks
+    env_file: str | None = None  # `KEY=value` lines for `${VAR}`; relative to the config file
 
 
 class ToolOverride(Struct, frozen=True, kw_only=True):
     """`[mcp_servers.X.tools.NAME]`: what the host is shown instead; NAME is the server's own."""
 
-    enabled: bool = True
-    name: Annotated[str, Meta(min_length=1)] | None = None
-    title: str | None = None
-    description: str | None = None
+    enabled: bool = True  # `false` hides it
+    name: Annotated[str, Meta(min_length=1)] | None = None  # what the host is shown, after the prefix
+    title: str | None = None  # in place of its own
+    description: str | None = None  # in place of its own
 
 
 class OAuthOptions(Struct, frozen=True, kw_only=True):
     """`[mcp_servers.X.oauth]`: for a server that lets nobody register by himself. Without it mcpmux does that."""
 
-    client_id: Annotated[str, Meta(min_length=1)] | None = None  # or the https:// address of a client metadata document
-    client_secret: Annotated[str, Meta(min_length=1)] | None = None
-    callback_port: Annotated[int, Meta(ge=0, le=65535)] = 0  # where the browser comes back to; 0: any that is free
+    # or the `https://` address of a client metadata document
+    client_id: Annotated[str, Meta(min_length=1)] | None = None
+    client_secret: Annotated[str, Meta(min_length=1)] | None = None  # if it has one
+    # where the browser comes back to; `0`: any port that is free
+    callback_port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class ServerOptions(Struct, frozen=True, kw_only=True):
     """A `[mcp_servers.NAME]` table. The keys are Codex's where Codex has them."""
 
-    command: Annotated[str, Meta(min_length=1)] | None = None  # either this, for a program of this machine,
-    url: Annotated[str, Meta(min_length=1)] | None = None  # or this, for a server over HTTP
-    args: list[str] = []
-    env: dict[str, str] = {}
-    env_vars: list[str] = []  # names passed on from mcpmux's own environment; ["*"] passes all
-    cwd: str | None = None
-    transport: Literal["http", "sse"] | None = None  # None: Streamable HTTP, and SSE where the server knows only that
-    http_headers: dict[str, str] = {}
-    env_http_headers: dict[str, str] = {}  # headers by the variables that hold them
-    bearer_token_env_var: str | None = None
-    scopes: list[str] = []  # asked for at a login; none: those that the server names
-    oauth: OAuthOptions = OAuthOptions()
-    enabled: bool = True
-    startup_timeout_sec: Seconds = 30.0
-    tool_timeout_sec: Seconds = 300.0
-    enabled_tools: list[str] | None = None  # names or globs of the server's own names; None means all
-    disabled_tools: list[str] = []
-    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*\Z")] | None = None  # None: the server's name; "": bare names
-    roots: list[str] = []  # told to the server when the host has none
-    start: Literal["lazy", "eager"] = "lazy"  # lazy: when it is first used, if it is known what it offers
-    idle_timeout_sec: Annotated[float, Meta(ge=0, le=1e6)] = 0.0  # 0: an idle one is not stopped
-    protocol: Literal["legacy", "modern"] | None = None  # None: it is asked
+    command: Annotated[str, Meta(min_length=1)] | None = None  # the program; needed, or else `url`
+    # a remote server's address; see [there](#remote-servers) for its keys
+    url: Annotated[str, Meta(min_length=1)] | None = None
+    args: list[str] = []  # given to it
+    env: dict[str, str] = {}  # variables to set
+    env_vars: list[str] = []  # variables to pass on by name; `["*"]` passes all
+    cwd: str | None = None  # where it runs
+    transport: Literal["http", "sse"] | None = None  # `"http"` or `"sse"`, if it should not be tried out
+    http_headers: dict[str, str] = {}  # sent with each request
+    env_http_headers: dict[str, str] = {}  # the same, by the variables that hold the values
+    bearer_token_env_var: str | None = None  # the variable that holds a token
+    scopes: list[str] = []  # what a login asks for; `[]`: what the server names
+    oauth: OAuthOptions = OAuthOptions()  # for a login [with a client of your own](#a-client-of-your-own)
+    enabled: bool = True  # `false` leaves it out
+    startup_timeout_sec: Seconds = 30.0  # lists wait no longer for its handshake; after four times that it is stopped
+    tool_timeout_sec: Seconds = 300.0  # for an answer; progress extends it, up to ten times
+    enabled_tools: list[str] | None = None  # only these: names or globs of the server's own names
+    disabled_tools: list[str] = []  # never these
+    # in place of NAME in `NAME__tool`; `""` exposes bare names
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*\Z")] | None = None
+    roots: list[str] = []  # folders or `file://` URIs, told to it if the host has no roots
+    # started when it is first called, if its lists are known from before; `"eager"`: with the host
+    start: Literal["lazy", "eager"] = "lazy"
+    # stopped when nobody has used it for so long; `0.0`: never
+    idle_timeout_sec: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    # `"legacy"` or `"modern"` (2026-07-28), if it should not be tried out
+    protocol: Literal["legacy", "modern"] | None = None
+    # who answers when it asks for a model: `"auto"`, `"host"`, `"local"` or `"off"`, as [above](#sampling)
     sampling: Literal["auto", "host", "local", "off"] = "auto"
-    elicitation: bool = True
+    elicitation: bool = True  # may it ask the person?
     tools: dict[str, ToolOverride] = {}
 
 
 class ModelOptions(Struct, frozen=True, kw_only=True):
     """A `[[sampling.models]]` table. Scores are 0 to 1, and 1 is best: cheapest, fastest, cleverest."""
 
-    model: str = ""  # as litellm names it: provider/model
-    hints: list[str] = []  # further names that a server's hint may have for it
-    cost: Score | None = None  # None: from litellm's price table
-    speed: Score | None = None
-    intelligence: Score | None = None
-    api_key: str | None = None  # None: litellm reads the provider's usual variable
-    api_base: str | None = None
-    params: dict[str, Any] = {}  # more of what `litellm.acompletion` takes
+    model: str = ""  # `provider/model`; needed
+    hints: list[str] = []  # further names that a request's hint may have for it
+    cost: Score | None = None  # 0 to 1, and 1 is cheapest; else from litellm's price
+    speed: Score | None = None  # 1 is fastest; else from the price
+    intelligence: Score | None = None  # 1 is cleverest; else from the price
+    api_key: str | None = None  # as in `[sampling]`
+    api_base: str | None = None  # as in `[sampling]`
+    params: dict[str, Any] = {}  # as in `[sampling]`
 
 
 class SamplingLimits(Struct, frozen=True, kw_only=True):
     """`[sampling.limits]`: what servers may ask of the local models."""
 
-    max_tokens: Annotated[int, Meta(ge=1, le=10**9)] = 4096  # a request for more gets this many
+    max_tokens: Annotated[int, Meta(ge=1, le=10**9)] = 4096  # of one answer; a request for more gets this many
     requests_per_minute: Annotated[int, Meta(ge=1, le=10**6)] = 30  # of one server
-    max_concurrency: Annotated[int, Meta(ge=1, le=10**6)] = 4  # of one server
+    max_concurrency: Annotated[int, Meta(ge=1, le=10**6)] = 4  # of one server: so many are open at once
     usd_per_day: Annotated[float, Meta(gt=0, le=1e9)] = 1.0  # of all servers, by litellm's prices; a day is one of UTC
 
 
 class SamplingOptions(Struct, frozen=True, kw_only=True):
     """The `[sampling]` table: either `model`, with the keys beside it, or several `[[sampling.models]]`."""
 
+    # `provider/model`; needed, unless there are `[[sampling.models]]`
     model: Annotated[str, Meta(min_length=1)] | None = None
-    api_key: str | None = None
-    api_base: str | None = None
+    api_key: str | None = None  # else litellm reads the provider's usual variable (`OPENAI_API_KEY`…)
+    api_base: str | None = None  # the provider's address, where it is not the usual one
+    # more of what [litellm](https://docs.litellm.ai/docs/completion/input) takes: `{ top_p = 0.9 }`
     params: dict[str, Any] = {}
-    timeout_sec: Seconds = 120.0  # of a request, with what is tried again
+    timeout_sec: Seconds = 120.0  # for a request, with what is tried again
     models: list[ModelOptions] = []
     limits: SamplingLimits = SamplingLimits()
 
