@@ -4427,7 +4427,8 @@ def _problem(where: str, value: Any, kind: Any) -> str | None:
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as wrong:
-        choices = ", ".join(f'"{one}"' for one in get_args(kind) if isinstance(one, str))
+        literals = [one for part in get_args(kind) for one in (part, *get_args(part))]  # it may be one of a union
+        choices = ", ".join(f'"{one}"' for one in literals if isinstance(one, str))
         return _in_words(where, str(wrong)) + (f"; one of {choices} is expected" if "enum" in str(wrong) else "")
     return None
 
@@ -4582,6 +4583,12 @@ def write_known(folder: Path, server: str, known: Known) -> None:
     for file in os.listdir(folder):
         if file.partition(".")[0] == server and (not file.endswith(end) or (".failed." in file and not known.failed)):
             (folder / file).unlink(missing_ok=True)
+
+
+def forget_failures(folder: Path, server: str) -> None:
+    """What kept it from starting is over: lists wait for it again."""
+    for path in folder.glob(f"{server}.failed.*.cache"):
+        path.unlink(missing_ok=True)
 
 
 # ══ 10. Pipes ════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -5315,10 +5322,11 @@ CONNECT_PATIENCE: Final = 10.0  # a host that drops packets would hold a call un
 RESUME_AFTER: Final = 1.0  # before a stream that broke is asked for again, where its server gives no time of its own
 RESUME_AFTER_MOST: Final = 30.0
 RESUMES: Final = 5  # in a row that bring nothing; the request then fails
+KEPT_IDLE: Final = 3.0  # many servers close an idle connection after 5 s, and a request may then be lost on it
 READ_OUT: Final = 0.1  # a server that does not end an answered request's stream would keep its task
 REDIRECTS: Final = 5
-# What may take long and changes nothing for the lines after it: these requests run side by side.
-SIDE_BY_SIDE: Final = frozenset({*CARRIERS, *LISTS, "completion/complete", "subscriptions/listen"})
+# Requests that change what the lines after them mean; the others run side by side.
+IN_TURN: Final = frozenset({"initialize", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
 SESSION: Final = "mcp-session-id"
 _NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}  # what Mcp-Name repeats
 _PLAIN_HEADER: Final = re.compile(r"(?!=\?base64\?.*\?=$)(?:[!-~](?:[ -~]*[!-~])?)?")
@@ -5472,10 +5480,14 @@ def argument_headers(wanted: Mapping[tuple[str, ...], str], arguments: Any) -> d
 
 @functools.cache
 def load_http() -> tuple[Any, Any]:
-    """The HTTP client's module, and what it knows of certificates. Takes a quarter of a second."""
-    import httpx2  # noqa: PLC0415 - for remote servers only
+    """The HTTP client's module, and what it knows of certificates. Takes a quarter of a second. Raises `StartError`."""
+    try:
+        import httpx2  # noqa: PLC0415 - for remote servers only
 
-    return httpx2, httpx2.create_ssl_context()
+        return httpx2, httpx2.create_ssl_context()
+    except (ImportError, OSError) as wrong:  # a file of certificates that is not there, or none
+        todo = "look at SSL_CERT_FILE and SSL_CERT_DIR in the host's environment"
+        raise StartError(f"HTTP cannot be spoken here: {wrong}", todo) from None
 
 
 def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
@@ -5672,7 +5684,10 @@ class LoginKeeper:
                         self._refused = login.refresh_token
                         return False
                     self._take(renewed)
-                    write_login(renewed)
+                    try:
+                        write_login(renewed)
+                    except OSError as wrong:  # it serves here all the same
+                        self._journal.log("warning", f"a renewed login cannot be kept: {wrong}")
                     return True
             except (OSError, TimeoutError) as wrong:
                 what = f"cannot be logged in to: the file of its login: {wrong or 'another mcpmux holds it'}"
@@ -5955,11 +5970,18 @@ class RemoteServer:
     async def start(self) -> None:
         """Raises `StartError` if it cannot be spoken to at all. Whether it is there, the first line tells."""
         self._http, trusted = await asyncio.to_thread(load_http)
+        self._errors = (self._http.HTTPError, self._http.StreamError, OSError)
+        try:
+            self._http.URL(self._address.url)
+        except self._http.InvalidURL as wrong:
+            raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self.name}.url") from None
         try:
             self._client = self._http.AsyncClient(
                 verify=trusted,
                 timeout=self._http.Timeout(None, connect=CONNECT_PATIENCE),
-                limits=self._http.Limits(max_connections=None, max_keepalive_connections=20),
+                limits=self._http.Limits(
+                    max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE
+                ),
                 headers={"User-Agent": f"mcpmux/{__version__}"} | self._address.headers,
                 follow_redirects=False,
             )
@@ -5970,6 +5992,7 @@ class RemoteServer:
             if self._transport == "sse":
                 await self._open_events()
         except RemoteError as wrong:
+            await self._close_all()
             raise StartError(wrong.what, wrong.todo) from None
         except asyncio.CancelledError:
             await self._close_all()
@@ -6031,7 +6054,7 @@ class RemoteServer:
                     assert isinstance(message.id, Raw)
                     self._requests[bytes(message.id)] = task
                     task.add_done_callback(functools.partial(self._forget, bytes(message.id)))
-                if not is_request or method not in SIDE_BY_SIDE:
+                if not is_request or method in IN_TURN:
                     await asyncio.wait([task], timeout=IN_ORDER)
 
     def _forget(self, id: bytes, task: asyncio.Task[None]) -> None:
@@ -6055,7 +6078,8 @@ class RemoteServer:
             self._post(ServerClogged(self.name, self.run, False))
 
     async def _carry(self, line: bytes, message: Envelope, method: str) -> None:
-        """One line, and all that comes back for it. Whatever goes wrong ends its request, or the server."""
+        """One line, and all that comes back for it. Whatever goes wrong ends its request, or the server; a bug, of the
+        HTTP client's or ours, ends its request and no more."""
         id = bytes(message.id) if method and isinstance(message.id, Raw) else None
         task = asyncio.current_task()
         assert task
@@ -6072,9 +6096,13 @@ class RemoteServer:
                     self._unread.append(line)
                 self._lose(wrong)
             elif id is not None:
-                self._refuse(id, wrong)
+                self._refuse(id, method, wrong)
             else:
                 self._journal.log("warning", f"{self.name} {wrong.what} ({wrong.todo}); {label(line)} was lost")
+        except Exception as bug:
+            self._journal.log("error", f"{self.name}: {label(line)} met with a bug, please report it: {bug!r}")
+            if id is not None:
+                self._refuse(id, method, RemoteError(f"cannot be asked: {bug!r}", "the log says more"))
         finally:
             taken()
 
@@ -6083,9 +6111,14 @@ class RemoteServer:
             self._untaken.discard(task)
             self._taken(line)
 
-    def _refuse(self, id: bytes, wrong: RemoteError, code: int = INTERNAL_ERROR) -> None:
+    def _refuse(self, id: bytes, method: str, wrong: RemoteError) -> None:
+        """In the server's place."""
         text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
-        self._hear([error_line(id, error_body(RpcError(code, text)))])
+        if method == "server/discover":  # as a legacy server says it: it may still know `initialize`
+            self._hear([error_line(id, error_body(RpcError(METHOD_NOT_FOUND, text)))])
+            return
+        result, error = failure(method, text)
+        self._hear([error_line(id, error) if error is not None else result_line(id, result or b"{}")])
 
     def _hear(self, lines: list[bytes | TooLong]) -> None:
         if not self._gone:
@@ -6155,7 +6188,7 @@ class RemoteServer:
             request = self._client.build_request(method, url, headers=headers | bearer, content=body)
             try:
                 response = await self._client.send(request, stream=True)
-            except (self._http.TransportError, OSError) as wrong:
+            except self._errors as wrong:
                 raise self._trouble(wrong) from None
             target = response.next_request
             if response.status_code == 401 and self._keeper and not renewed and await self._keeper.renew(token):
@@ -6195,7 +6228,7 @@ class RemoteServer:
                 body += chunk
                 if len(body) > most:
                     break
-        except self._http.TransportError:
+        except self._errors:
             pass
         return body
 
@@ -6221,7 +6254,7 @@ class RemoteServer:
                 raise RemoteError(what, wrong.todo, is_end=True) from None
             await self._carry_to_endpoint(line, id, method, lambda: None)
         elif method == "server/discover" and 400 <= status < 500 and status not in (401, 403, 407, 429):
-            self._refuse(id, wrong, METHOD_NOT_FOUND)  # as a legacy server says it: it may still know `initialize`
+            self._refuse(id, method, wrong)
         else:
             wrong.is_end = wrong.is_end or not self._met
             raise wrong
@@ -6278,24 +6311,20 @@ class RemoteServer:
             self._session = response.headers.get(SESSION)
         if kind == "text/event-stream":
             await self._follow(response, id, method, is_modern)
-        elif kind == "application/json":
+        elif kind == "text/html":
+            what = f"answered with a web page ({self._address.shown})"
+            raise RemoteError(what, "correct its url", is_end=not self._met)
+        else:  # JSON, whatever it is called
             splitter = LineSplitter(self._limit)
             try:
                 async for chunk in response.aiter_bytes():
                     splitter.feed(chunk.replace(b"\n", b" "))
                     await self._readable.wait()
-            except self._http.TransportError as wrong:
+            except self._errors as wrong:
                 raise self._cut_off(wrong) from None
-            lines = splitter.feed(b"\n")
-            if not self._take_lines(lines, id, method):
-                what = "answered with something that is no answer"
-                raise RemoteError(what, "tell those who run it", is_end=not self._met)
-        elif kind == "text/html":
-            what = f"answered with a web page ({self._address.shown})"
-            raise RemoteError(what, "correct its url", is_end=not self._met)
-        else:
-            what = f"answered without a message (HTTP {response.status_code} {kind})"
-            raise RemoteError(what, "correct its url", is_end=not self._met)
+            if not self._take_lines(splitter.feed(b"\n"), id, method):
+                what = f"answered with something that is no answer (HTTP {response.status_code} {kind})"
+                raise RemoteError(what, "correct its url, or tell those who run it", is_end=not self._met)
 
     def _take_lines(self, lines: list[bytes | TooLong], id: bytes | None, method: str) -> bool:
         """Passes them on, and tells whether one of them answers this request."""
@@ -6327,7 +6356,7 @@ class RemoteServer:
                 if events := splitter.feed(chunk):
                     yield events
                 await self._readable.wait()
-        except self._http.TransportError as wrong:
+        except self._errors as wrong:
             raise self._cut_off(wrong) from None
 
     async def _follow(self, response: Any, id: bytes, method: str, is_modern: bool) -> None:
@@ -6456,7 +6485,7 @@ class RemoteServer:
     async def _carry_to_endpoint(self, line: bytes, id: bytes | None, method: str, taken: Callable[[], None]) -> None:
         assert self._endpoint
         if method == "server/discover" and id is not None:  # that era is never spoken in this way
-            self._refuse(id, RemoteError("speaks SSE", "it knows the legacy era only"), METHOD_NOT_FOUND)
+            self._refuse(id, method, RemoteError("speaks SSE", "it knows the legacy era only"))
             return
         response = await self._send("POST", self._endpoint, {"Content-Type": "application/json"}, line)
         try:
@@ -6524,7 +6553,11 @@ class RemoteServer:
         self._post(ServerGone(self.name, self.run, reason, wrong.todo, [], self._unread))
         self.exited.set()
         await self._close_all()
-        await self._client.aclose()
+        try:
+            async with asyncio.timeout(STOP_LAST):
+                await self._client.aclose()
+        except (TimeoutError, *self._errors):
+            pass  # its sockets are closed with it
 
     async def _close_all(self) -> None:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
@@ -9797,6 +9830,7 @@ def _login(arguments: argparse.Namespace) -> int:
     if login is None:
         print(f"{name} asks for no login.")
     else:
+        forget_failures(cache_folder(), name)
         print(f"Logged in to {name}. The login is kept in {login_path(login.url)}; `mcpmux logout {name}` ends it.")
     return 0
 

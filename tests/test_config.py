@@ -285,6 +285,48 @@ def test_what_is_wrong_in_a_servers_table_fails_that_server_alone(lines: str, pr
     assert list(config.servers) == ["good", "also"]
 
 
+def test_a_server_over_http_has_a_url_and_what_goes_with_it():
+    [x] = check("""
+        [mcp_servers.x]
+        url = "https://${HOST}/mcp"
+        transport = "sse"
+        http_headers = { X-Team = "${TEAM}" }
+        env_http_headers = { X-Key = "KEY" }
+        bearer_token_env_var = "TOKEN"
+        scopes = ["read"]
+        oauth = { client_id = "c", client_secret = "${SECRET}", callback_port = 8765 }
+    """).servers.values()
+    assert (x.url, x.transport, x.scopes) == ("https://${HOST}/mcp", "sse", ["read"])
+    assert x.oauth == mcpmux.OAuthOptions(client_id="c", client_secret="${SECRET}", callback_port=8765)
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("args = ['a']", ".args: goes with command; this server has a url"),
+        ("env = { A = 'b' }", ".env: goes with command; this server has a url"),
+        ("transport = 'htp'", '.transport: invalid enum value \'htp\'; one of "http", "sse" is expected'),
+        ("http_header = { A = 'b' }", '.http_header: unknown key; did you mean "http_headers"?'),
+        ("http_headers = { A = 5 }", ".http_headers.A: expected a string, got an integer"),
+        ("http_headers = { 'A B' = 'c' }", ".http_headers: 'A B' is no name of a header"),
+        (
+            "http_headers = { A = '${env:B}' }",
+            ".http_headers.A: ${env:B} is no placeholder that mcpmux knows; write ${B}",
+        ),
+        ("oauth.client_ids = 'a'", '.oauth.client_ids: unknown key; did you mean "client_id"?'),
+        ("oauth.callback_port = 70000", ".oauth.callback_port: expected an integer <= 65535"),
+        ("oauth = 5", ".oauth: expected a table, as in [mcp_servers.x.oauth]"),
+    ],
+)
+def test_what_is_wrong_in_a_remote_servers_table_is_named(lines: str, problem: str):
+    check(f"[mcp_servers.x]\nurl = 'http://a'\n{lines}", x=f"mcp_servers.x{problem}")
+
+
+@pytest.mark.parametrize("url", ["example.org/mcp", "ftp://example.org", "http://", "https:///mcp"])
+def test_a_url_is_one_of_http(url: str):
+    check(f"[mcp_servers.x]\nurl = '{url}'", x="mcp_servers.x.url: expected an http:// or https:// address")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -249,8 +249,16 @@ def says(host: RawHost) -> str:
             "x redirects {url} to https://example.org/mcp (put that address into its url, if you trust it)",
         ),
         (Reply(200, b"<html>", "text/html"), "x answered with a web page ({url}) (correct its url)"),
-        (Reply(204), "x answered with something that is no answer (tell those who run it)"),
-        (Reply(200, b"{}"), "x answered with something that is no answer (tell those who run it)"),
+        (
+            Reply(204),
+            "x answered with something that is no answer (HTTP @ application/json) "
+            "(correct its url, or tell those who run it)",
+        ),
+        (
+            Reply(200, b"{}"),
+            "x answered with something that is no answer (HTTP @ application/json) "
+            "(correct its url, or tell those who run it)",
+        ),
     ],
 )
 def test_a_server_that_cannot_be_spoken_to_says_why(
@@ -258,7 +266,7 @@ def test_a_server_that_cannot_be_spoken_to_says_why(
 ):
     """One line: which server, what, and what to do."""
     site = sites(lambda _: reply)
-    assert says(before(site)) == f"mcpmux: {says_of_it.replace('{url}', site.url)}"
+    assert says(before(site)) == f"mcpmux: {says_of_it.replace('{url}', site.url).replace('@', str(reply.status))}"
 
 
 def test_a_server_that_is_not_there_says_so(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
@@ -293,6 +301,27 @@ def test_a_certificate_that_the_environment_names_is_trusted(
     assert says(before(site, env={"SSL_CERT_FILE": str(CERTIFICATE)})) == "Hello"
 
 
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        ({"SSL_CERT_FILE": "/nowhere"}, "x: HTTP cannot be spoken here: "),
+        ({"HTTPS_PROXY": "nonsense://x", "https_proxy": "nonsense://x"}, "x: the proxy of the environment cannot be"),
+    ],
+)
+def test_an_environment_that_http_cannot_be_spoken_in_is_told(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], env: dict[str, str], text: str
+):
+    assert says(before(sites(), env=env)).startswith(f"mcpmux: {text}")
+
+
+def test_the_proxy_of_the_environment_is_used(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    site = sites()
+    proxy = site.url.removesuffix("/mcp")
+    env = {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
+    assert says(before("http://nobody.invalid/mcp", env=env)) == "Hello"
+    assert {asked.path for asked in site.asked} == {"http://nobody.invalid/mcp"}
+
+
 def test_https_where_the_server_speaks_plainly_is_told(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
     text = says(before(sites().url.replace("http:", "https:")))
     assert "x cannot be spoken to over TLS: " in text
@@ -320,19 +349,17 @@ def on_call(reply: Callable[[Asked], Reply], server: Answer = legacy_server) -> 
 
 def test_a_failure_in_the_middle_ends_that_call_only(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
     replies = iter(
-        [Reply(500, b"Oops"), Reply(200, b"<html>", "text/html"), Reply(200, b": \n\n", "text/event-stream")]
+        [Reply(500, b"Oops"), Reply(200, b"<html>", "text/html"), Reply(200, b": \n\n", "text/event-stream"), None]
     )
-    site = sites(on_call(lambda asked: next(replies)))
+    site = sites(on_call(lambda asked: next(replies) or legacy_server(asked)))
     host = before(site)
-    call = ("tools/call", {"name": "x__hello"})
-    assert host.request(*call)["error"]["message"].startswith('mcpmux: x failed (HTTP 500): "Oops"')
-    assert (
-        host.request(*call)["error"]["message"] == f"mcpmux: x answered with a web page ({site.url}) (correct its url)"
-    )
-    assert host.request(*call)["error"]["message"] == (
+    assert says(host) == 'mcpmux: x failed (HTTP 500): "Oops" (try again later, or tell those who run it)'
+    assert says(host) == f"mcpmux: x answered with a web page ({site.url}) (correct its url)"
+    assert says(host) == (
         "mcpmux: x closed the connection before it answered "
         "(it may have done what was asked; look before you ask again)"
     )
+    assert says(host) == "Hello"
     assert [asked.message["method"] for asked in site.asked if asked.body].count("initialize") == 1
 
 
