@@ -6081,6 +6081,8 @@ class RemoteServer:
         """One line, and all that comes back for it. Whatever goes wrong ends its request, or the server; a bug, of the
         HTTP client's or ours, ends its request and no more."""
         id = bytes(message.id) if method and isinstance(message.id, Raw) else None
+        params = object_of(message.params)
+        kind = "" if "task" in params else method  # what a task begins with has no way to say that a tool failed
         task = asyncio.current_task()
         assert task
         taken = functools.partial(self._take_once, line, task)
@@ -6088,7 +6090,7 @@ class RemoteServer:
             if self._endpoint:
                 await self._carry_to_endpoint(line, id, method, taken)
             else:
-                await self._exchange(line, id, method, object_of(message.params), taken)
+                await self._exchange(line, id, method, params, taken)
         except RemoteError as wrong:
             taken()
             if wrong.is_end:
@@ -6096,13 +6098,13 @@ class RemoteServer:
                     self._unread.append(line)
                 self._lose(wrong)
             elif id is not None:
-                self._refuse(id, method, wrong)
+                self._refuse(id, kind, wrong)
             else:
                 self._journal.log("warning", f"{self.name} {wrong.what} ({wrong.todo}); {label(line)} was lost")
         except Exception as bug:
             self._journal.log("error", f"{self.name}: {label(line)} met with a bug, please report it: {bug!r}")
             if id is not None:
-                self._refuse(id, method, RemoteError(f"cannot be asked: {bug!r}", "the log says more"))
+                self._refuse(id, kind, RemoteError(f"cannot be asked: {bug!r}", "the log says more"))
         finally:
             taken()
 

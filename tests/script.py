@@ -169,9 +169,13 @@ class Script:
         assert len(found) == 1, f"{len(found)} answers to {id!r}"
         return found[0]
 
-    def server_dies(self, server: str, code: int = 1, stderr: list[str] | None = None) -> None:
-        gone = mcpmux.ServerGone(server, self.runs[server], f"{server} exited with code {code}", "look", stderr or [])
-        self.feed(gone)
+    def server_dies(
+        self, server: str, code: int = 1, stderr: list[str] | None = None, unread: list[Message] | None = None
+    ) -> None:
+        """`unread` is what it was sent and has certainly not taken."""
+        lines = [json.dumps(message).encode() for message in unread or []]
+        reason = f"{server} exited with code {code}"
+        self.feed(mcpmux.ServerGone(server, self.runs[server], reason, "look", stderr or [], lines))
 
     # ── the model's part ──
 

@@ -1751,6 +1751,58 @@ def test_a_dead_server_stays_listed_and_is_started_again_at_the_next_call():
     assert s.started == ["git", "git"]
 
 
+def test_a_call_that_a_server_never_took_is_for_its_next_run():
+    """Of a remote server that is known; what it had taken may have been done, and is not done twice."""
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": "p"})
+    s.host_asks(2, "tools/call", name="git__log")
+    first = s.server_heard("git", "tools/call")[0]
+    s.server_dies("git", unread=[first])
+    assert s.host_hears(2)["result"]["isError"]
+    s.advance(1)
+    assert s.started == ["git", "git"]
+    again = s.server_heard("git", "tools/call")[2:]
+    assert again == [first]
+    s.server_answers("git", "tools/call", {"ok": 1})
+    assert s.host_hears(1)["result"] == {"ok": 1}
+
+
+def test_a_call_that_a_server_never_takes_ends_when_the_server_is_given_up():
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    for _ in range(mcpmux.DEATHS_ALLOWED):
+        s.server_dies("git", unread=s.server_heard("git", "tools/call")[-1:])
+        s.advance(10)
+    assert s.host_hears(1)["result"]["isError"]
+
+
+def test_what_a_server_never_took_and_nobody_wants_any_more_is_not_sent_again():
+    s = Script(["git"])
+    s.host_asks(1, "tools/call", name="git__log")
+    [call] = s.server_heard("git", "tools/call")
+    s.host_sends(method="notifications/cancelled", params={"requestId": 1})
+    s.server_dies("git", unread=[call])
+    s.advance(60)
+    assert s.started == ["git"]
+
+
+def test_a_server_whose_trouble_may_be_over_is_tried_again_at_once():
+    """Somebody has logged in; a host that reads its lists but once hears of it."""
+    s = Script(["git"], silent=("git",))
+    for _ in range(mcpmux.DEATHS_ALLOWED):
+        s.host_asks(f"call-{s.now}", "tools/call", name="git__log")
+        s.advance(40)
+        s.server_dies("git")
+    s.silent.clear()
+    s.feed(mcpmux.TryAgain("git"))
+    s.advance(1)
+    assert s.tools() == ["git__log"]
+    started = len(s.started)
+    s.feed(mcpmux.TryAgain("git"))  # it is well
+    s.feed(mcpmux.TryAgain("nobody"))
+    assert len(s.started) == started
+
+
 def test_a_call_to_a_resting_server_waits_until_it_has_rested():
     s = Script(["git"])
     s.server_dies("git")
