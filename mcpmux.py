@@ -5726,6 +5726,7 @@ class WayBack:
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        self.state: str | None = None  # what the answer must name: any page may send a browser here
 
     async def open(self, port: int) -> str:
         """Its address. Raises `OSError`."""
@@ -5739,6 +5740,7 @@ class WayBack:
             target = urllib.parse.urlsplit(head.split(b" ", 2)[1].decode())
             query = {key: values[0] for key, values in urllib.parse.parse_qs(target.query).items()}
             is_answer = target.path == "/callback" and bool({"code", "error"} & query.keys())
+            is_answer = is_answer and query.get("state") == self.state
             text = "mcpmux has its answer; this page may be closed." if is_answer else "There is nothing here."
             status = "200 OK" if is_answer else "404 Not Found"
             kind = "Content-Type: text/plain; charset=utf-8\r\nConnection: close"
@@ -5809,9 +5811,11 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
             self.client = client_info
 
     async def send_there(url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        query = dict(urllib.parse.parse_qsl(parts.query))
+        back.state = query.get("state")
         if options.scopes:  # the SDK asks for what the server names
-            parts = urllib.parse.urlsplit(url)
-            query = dict(urllib.parse.parse_qsl(parts.query)) | {"scope": " ".join(options.scopes)}
+            query["scope"] = " ".join(options.scopes)
             url = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(query)))
         say(f"Your browser is opened for the login. If it is not, open this address:\n\n  {url}\n")
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
@@ -6135,7 +6139,8 @@ class RemoteServer:
         for attempt in (1, 2):
             response = await self._send("POST", url, self._headers(method, params, is_modern), line)
             try:
-                taken()
+                if response.status_code < 300:
+                    taken()  # of another status it is still to be found out
                 if id is None:
                     await self._check_taken(response)
                 elif 200 <= response.status_code < 300:
@@ -6491,10 +6496,10 @@ class RemoteServer:
             return
         response = await self._send("POST", self._endpoint, {"Content-Type": "application/json"}, line)
         try:
-            taken()
             if response.status_code == 404:
                 what = "has forgotten the session: it was restarted, or the session was too old"
                 raise RemoteError(what, "the next call begins a new one", is_end=True, was_taken=False)
+            taken()
             await self._check_taken(response)
         finally:
             await response.aclose()

@@ -6,13 +6,16 @@ import asyncio
 import json
 import os
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
-from conftest import PATIENCE, RawHost
+from conftest import MCPMUX, PATIENCE, RawHost
 from fake_site import Answer, Asked, FakeSite, Reply, json_reply, legacy_server
 
 import mcpmux
@@ -472,6 +475,25 @@ def test_a_long_answer_is_read_whole_and_one_over_the_limit_ends_its_call(
     assert "3000" in json.dumps(host.call("x__hello")["content"])
 
 
+ODD = r'{"z":1.0,"a":[1e2,-0,{"u":"\u00e9\/","n":null}],  "deep":{"b":1,"a":2},"é":"\ud83d\ude00"}'
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_result_passes_byte_for_byte(sites: Callable[..., FakeSite], before: Callable[..., RawHost], streamed: bool):
+    """Our promise: what mcpmux need not change it does not. Ends of lines between JSON's tokens become spaces."""
+    result = f'{{"content":[],"x":{ODD}}}'
+
+    def odd(asked: Asked) -> Reply:
+        body = f'{{\r\n "result":{result},\n"id":{asked.message["id"]}, "jsonrpc":"2.0"}}\n'.encode()
+        if streamed:
+            lines = b"".join(b"data: %b\n" % line for line in body.splitlines())
+            return Reply(200, lines + b"\n", "text/event-stream")
+        return Reply(200, body, "application/json; charset=utf-8")
+
+    host = before(sites(on_call(odd)))
+    assert host.request("tools/call", {"name": "x__hello"})["raw"].decode().endswith(f'"result":{result}}}\n')
+
+
 # ── the modern era ──
 
 
@@ -657,3 +679,95 @@ def test_a_refresh_that_fails_leaves_the_login_as_it_was(sites: Callable[..., Fa
     assert mcpmux.read_login(site.url) == login
     assert len(site.asked) == (2 if raises else 1)  # what is refused once is not tried again
     journal.close()
+
+
+def protected(asked: Asked) -> Reply:
+    """A server behind an authorization server that lets nobody register by himself."""
+    here = f"http://{asked.headers['host']}"
+    path, _, query = asked.path.partition("?")
+    match path:
+        case "/.well-known/oauth-protected-resource/mcp":
+            return Reply(200, json.dumps({"resource": f"{here}/mcp", "authorization_servers": [here]}).encode())
+        case "/.well-known/oauth-authorization-server":
+            places = {"authorization_endpoint": f"{here}/authorize", "token_endpoint": f"{here}/token"}
+            more = {"response_types_supported": ["code"], "code_challenge_methods_supported": ["S256"]}
+            more["client_id_metadata_document_supported"] = True
+            return Reply(200, json.dumps({"issuer": here} | places | more).encode())
+        case "/authorize":
+            asks = dict(parse_qsl(query))
+            answer = urlencode({"code": "c-1", "state": asks["state"]})
+            return Reply(302, headers={"Location": f"{asks['redirect_uri']}?{answer}"})
+        case "/token":
+            return Reply(200, b'{"access_token":"token-1","token_type":"Bearer","expires_in":3600,"scope":"read"}')
+        case "/mcp" if asked.headers.get("authorization") == "Bearer token-1":
+            return legacy_server(asked)
+        case "/mcp":
+            where = f'Bearer resource_metadata="{here}/.well-known/oauth-protected-resource/mcp"'
+            return Reply(401, headers={"WWW-Authenticate": where})
+        case _:
+            return Reply(404)
+
+
+@pytest.mark.parametrize(
+    ("table", "client", "secret"),
+    [
+        ('client_id = "abc"\nclient_secret = "${SECRET}"', "abc", "hush"),
+        ('client_id = "https://example.org/mcpmux.json"', "https://example.org/mcpmux.json", None),
+    ],
+)
+def test_a_login_as_a_client_of_ones_own(
+    sites: Callable[..., FakeSite],
+    serve: Callable[..., RawHost],
+    home: dict[str, str],
+    tmp_path: Path,
+    table: str,
+    client: str,
+    secret: str | None,
+):
+    """2026-07-28, basic/authorization/client-registration: one that is known there, or a client metadata document."""
+    site = sites(protected)
+    browser = Path(__file__).parent / "third_party" / "browser.py"
+    env = {"NO_PROXY": "127.0.0.1", "SECRET": "hush", "BROWSER": f"{sys.executable} {browser} %s"}
+    config = tmp_path / "login.toml"
+    text = f'[mcp_servers.x]\nurl = "{site.url}"\nscopes = ["read", "more"]\n[mcp_servers.x.oauth]\n{table}\n'
+    config.write_text(text)
+    command = [sys.executable, str(MCPMUX), "login", "x", "--config", str(config)]
+    done = subprocess.run(command, env=home | env, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert "Logged in to x." in done.stdout
+    assert not [asked for asked in site.asked if asked.path == "/register"]
+    [asked] = [dict(parse_qsl(one.path.partition("?")[2])) for one in site.asked if one.path.startswith("/authorize")]
+    assert (asked["client_id"], asked["scope"], asked["resource"]) == (client, "read more", site.url)
+    [token] = [dict(parse_qsl(one.body.decode())) for one in site.asked if one.path == "/token"]
+    assert (token["client_id"], token.get("client_secret"), token["code"]) == (client, secret, "c-1")
+    host = serve(text, env=env)
+    host.initialize()
+    assert says(host) == "Hello"
+
+
+def test_a_login_where_none_is_wanted_or_possible_says_so(
+    sites: Callable[..., FakeSite], home: dict[str, str], tmp_path: Path
+):
+    """The browser is never opened for that."""
+    closed = sites(lambda asked: Reply(401 if asked.path == "/mcp" else 404))
+    config = tmp_path / "login.toml"
+    tables = [f'[mcp_servers.{name}]\nurl = "{site.url}"\n' for name, site in {"open": sites(), "shut": closed}.items()]
+    own = '[mcp_servers.own]\nurl = "http://127.0.0.1/"\nhttp_headers = { authorization = "Bearer x" }\n'
+    config.write_text("\n".join([*tables, own, '[mcp_servers.local]\ncommand = "x"']))
+
+    def login(name: str) -> tuple[int, str]:
+        command = [sys.executable, str(MCPMUX), "login", name, "--config", str(config)]
+        env = home | {"NO_PROXY": "127.0.0.1", "BROWSER": "false"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    assert login("open") == (0, "open asks for no login.\n")
+    code, text = login("shut")
+    assert code == 1
+    assert text.startswith("mcpmux: shut cannot be logged in to: ")
+    text = "mcpmux: own has credentials in its table already (take them out of it to log in instead)\n"
+    assert login("own") == (1, text)
+    hint = "of servers with a url there are: open, shut, own"
+    assert login("local") == (2, f"mcpmux: {config}: local runs on this machine and has no login; {hint}\n")
+    assert login("opn") == (2, f"mcpmux: {config}: opn is not in it; of servers with a url did you mean open?\n")

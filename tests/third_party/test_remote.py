@@ -136,6 +136,15 @@ def test_an_update_of_a_resource_that_the_host_watches_is_told(host: Host, serve
             call(host, server, touch)  # off
 
 
+def test_sse_can_be_asked_for(launcher: Launcher, remotes: list[Remote]):
+    [remote] = [one for one in remotes if one.name == "everything-sse"]
+    host = launcher.through(Remote("old", remote.url, {"transport": "sse"}))
+    answers_questions(host)
+    host.initialize(FULL)
+    assert host.text("old__echo", message="x") == "Echo: x"
+    assert '"text": "spoken"' in texts(host.call("old__trigger-sampling-request", prompt="hello"))
+
+
 # ── connections that end ──
 
 
