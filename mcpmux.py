@@ -7644,10 +7644,10 @@ HOSTS: Final = (
 
 # `var` and `default` are a variable's; `word` is anything else that the host would replace.
 DIALECTS: Final = {
-    "none": re.compile(r"(?!)"),
-    "shell": re.compile(r"\$\{(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?\}"),
-    "dollar": re.compile(r"\$(?:\{(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?\}|(?P<bare>[A-Za-z_]\w*))"),
-    "editor": re.compile(
+    "none": r"(?!)",
+    "shell": r"\$\{(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?\}",
+    "dollar": r"\$(?:\{(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?\}|(?P<bare>[A-Za-z_]\w*))",
+    "editor": (
         r"\$\{(?:(?:env:)?(?P<var>(?<=env:)[A-Za-z_]\w*|[A-Z_][A-Z0-9_]*)(?::-(?P<default>[^{}]*))?|(?P<word>[^{}]+))\}"
     ),
 }
@@ -7748,14 +7748,14 @@ def host_of_file(path: Path, machine: Machine) -> tuple[Host, str | None]:
 
 # ── reading: JSON with comments, TOML, and as much YAML as Goose writes ──
 
-_JSON_NOISE: Final = re.compile(r'"(?:\\.|[^"\\])*"|//[^\r\n]*|/\*.*?\*/', re.DOTALL)
-_TRAILING_COMMA: Final = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])')
+_JSON_NOISE: Final = r'(?s)"(?:\\.|[^"\\])*"|//[^\r\n]*|/\*.*?\*/'
+_TRAILING_COMMA: Final = r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])'
 
 
 def bare_json(text: str) -> str:
     """Without comments and trailing commas, which become blanks: places in the text stay where they are."""
     for noise in (_JSON_NOISE, _TRAILING_COMMA):
-        text = noise.sub(lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\r\n]", " ", found[0]), text)
+        text = re.sub(noise, lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\r\n]", " ", found[0]), text)
     return text
 
 
@@ -7778,16 +7778,13 @@ def read_host_file(path: Path) -> dict[str, Any]:
     return document
 
 
-_YAML_FLOW: Final = re.compile(
-    r"""\s*(?:([\[\]{},]|:(?=[\s,\]}]|$))|("(?:\\.|[^"\\])*")|'((?:[^']|'')*)'|((?:[^\s\[\]{},"'#&*!|>%@`?:-]|[?:-](?=[^\s,\[\]{}]))(?:[^\[\]{},:#]|:(?=\S)|(?<=\S)\#)*))"""
+_YAML_FLOW: Final = (
+    r"""\s*(?:([\[\]{},]|:(?=[\s,\]}]|$))|("(?:\\.|[^"\\])*")|'((?:[^']|'')*)'"""  # a mark, or a text in quotes
+    r"""|((?:[^\s\[\]{},"'#&*!|>%@`?:-]|[?:-](?=[^\s,\[\]{}]))(?:[^\[\]{},:#]|:(?=\S)|(?<=\S)\#)*))"""  # or a plain one
 )
-_YAML_PLAIN: Final = re.compile(
-    r"((?:[^\s\[\]{},\"'#&*!|>%@`?:-]|[?:-](?=\S))(?:[^:#]|:(?=\S)|(?<=\S)#)*?)(?:\s+#.*)?\s*"
-)
+_YAML_PLAIN: Final = r"((?:[^\s\[\]{},\"'#&*!|>%@`?:-]|[?:-](?=\S))(?:[^:#]|:(?=\S)|(?<=\S)#)*?)(?:\s+#.*)?\s*"
 _YAML_WORDS: Final = {"true": True, "false": False, "null": None, "~": None}
-_YAML_KEY: Final = re.compile(
-    r"""("(?:\\.|[^"\\])*"|'(?:[^']|'')*'|[^\s"'\[\]{},#&*!|>%@`-][^#:]*?)\s*:(?:\s+(.*))?$"""
-)
+_YAML_KEY: Final = r"""("(?:\\.|[^"\\])*"|'(?:[^']|'')*'|[^\s"'\[\]{},#&*!|>%@`-][^#:]*?)\s*:(?:\s+(.*))?$"""
 
 
 class Unreadable(NamedTuple):
@@ -7835,7 +7832,7 @@ def _yaml_block(lines: list[tuple[int, str]], each: bool = False) -> Any:
         return [_yaml_scalar(part[0][1][1:].strip(), part[0][0], len(part) == 1) for part in parts]
     found: dict[str, Any] = {}
     for (number, line), *rest in parts:
-        key = _YAML_KEY.match(line)
+        key = re.match(_YAML_KEY, line)
         name = key and _yaml_scalar(key[1], number)
         if not key or not isinstance(name, str) or name in found:
             raise ValueError(f"line {number}")
@@ -7854,14 +7851,14 @@ def _yaml_block(lines: list[tuple[int, str]], each: bool = False) -> Any:
 
 def _yaml_scalar(text: str, number: int, alone: bool = True) -> Any:
     """A scalar or a flow collection that ends on its line. Numbers stay text."""
-    if plain := _YAML_PLAIN.fullmatch(text):
+    if plain := re.fullmatch(_YAML_PLAIN, text):
         if not alone:
             raise ValueError(f"line {number}")  # it goes on in the next
         return _YAML_WORDS.get(plain[1], plain[1])
     tokens: list[tuple[str, Any]] = []
     at = 0
     while at < len(text) and not re.match(r"\s*(#.*)?$", text[at:]):
-        token = _YAML_FLOW.match(text, at)
+        token = re.compile(_YAML_FLOW).match(text, at)
         if token is None:
             raise ValueError(f"line {number}")
         mark, double, single, plain = token.groups()
@@ -7904,24 +7901,23 @@ def _yaml_scalar(text: str, number: int, alone: bool = True) -> Any:
 
 
 # ── secrets ──
+# Patterns are plain text: serving does not pay for compiling them.
 
-_SECRET_WORD: Final = re.compile(
+_KEY_LIKE_NAME: Final = (
+    r"(?i)"
     r"(?:key|token|secret|passw(?:or)?d|passphrase|authorization|credentials?|cookie|bearer|(?<![a-z])(?:pass|pwd|pat|auth))"
-    r"(?![a-z])(?!.*(?:file|path|dir|url|mode|type|name)$)",
-    re.IGNORECASE,
+    r"(?![a-z])(?!.*(?:file|path|dir|url|mode|type|name)$)"
 )
-_NO_SECRET: Final = re.compile(r"(?i)(?:true|false|yes|no|on|off|none|null|oauth2?|basic|bearer|\d{0,5})")
-_SECRET_TEXT: Final = re.compile(
+_NO_KEY: Final = r"(?i)(?:true|false|yes|no|on|off|none|null|oauth2?|basic|bearer|\d{0,5})"
+_KEY_LIKE_TEXT: Final = (
     r"(?<![\w$-])(?:sk-(?=\S*\d|\S{16})|[rs]k_(?:live|test)_|gh[opusr]_|github_pat_|glpat-|xox[a-z]-|xapp-|ya29\.|pypi-Ag"
     r"|AKIA(?=[A-Z0-9]{12})|AIza(?=\S{20})|npm_(?=\w{30})|hf_(?=\w{20})|gsk_(?=\w{20})|lin_api_|ntn_|figd_|tvly-|SG\."
     r"|eyJ[\w-]+\.eyJ)[\w.~+/=-]{4,}|(?<=\bBearer )[^\s$\"']{4,}|(?<=\bBasic )[\w+/=-]{8,}"
 )
-_PASSWORD_IN_URL: Final = re.compile(r"(?<=://)(?P<user>[^/\s:@]*:)(?P<secret>[^@/\s$]+)(?=@)")
-_SECRET_IN_QUERY: Final = re.compile(r"(?<=[?&])(?P<name>[\w.-]+)=(?P<secret>[^&#\s$]+)")
-_ASSIGNMENT: Final = re.compile(
-    r"(?P<head>-{0,2}(?P<name>[\w.-]+)(?:=|:\s+|(?<=uthorization):))(?P<value>.+)", re.DOTALL
-)
-_SCHEME: Final = re.compile(r"(?P<scheme>(?:(?:Bearer|Basic|[Tt]oken|ApiKey)\s+)?)(?P<secret>.*)", re.DOTALL)
+_URL_WITH_USER: Final = r"(?<=://)(?P<user>[^/\s:@]*:)(?P<secret>[^@/\s$]+)(?=@)"
+_URL_WITH_QUERY: Final = r"(?<=[?&])(?P<name>[\w.-]+)=(?P<secret>[^&#\s$]+)"
+_ASSIGNMENT: Final = r"(?s)(?P<head>-{0,2}(?P<name>[\w.-]+)(?:=|:\s+|(?<=uthorization):))(?P<value>.+)"
+_SCHEME: Final = r"(?s)(?P<scheme>(?:(?:Bearer|Basic|[Tt]oken|ApiKey)\s+)?)(?P<secret>.*)"
 
 
 def variable_name(text: str) -> str:
@@ -7958,17 +7954,17 @@ class Variables:
         def held(secret: str, name: str) -> str:
             return self.hold(secret, name, server, where)
 
-        if _SECRET_WORD.search(name) and not _NO_SECRET.fullmatch(text) and not re.search(r"(?<!\$)\$\{", text):
-            found = _SCHEME.fullmatch(text)
+        if re.search(_KEY_LIKE_NAME, name) and not re.fullmatch(_NO_KEY, text) and not re.search(r"(?<!\$)\$\{", text):
+            found = re.fullmatch(_SCHEME, text)
             assert found
             return found["scheme"] + held(found["secret"], name.lstrip("-"))
-        if found := _ASSIGNMENT.fullmatch(text):
+        if found := re.fullmatch(_ASSIGNMENT, text):
             return found["head"] + self.hide(found["value"], found["name"], server, where)
-        text = _SECRET_IN_QUERY.sub(
-            lambda one: f"{one['name']}=" + self.hide(one["secret"], one["name"], server, where), text
+        text = re.sub(
+            _URL_WITH_QUERY, lambda one: f"{one['name']}=" + self.hide(one["secret"], one["name"], server, where), text
         )
-        text = _PASSWORD_IN_URL.sub(lambda one: one["user"] + held(one["secret"], "password"), text)
-        return _SECRET_TEXT.sub(lambda one: held(one[0], name.lstrip("-") or "token"), text)
+        text = re.sub(_URL_WITH_USER, lambda one: one["user"] + held(one["secret"], "password"), text)
+        return re.sub(_KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
 
 
 # ── what a host means, in our words ──
@@ -8009,7 +8005,7 @@ def entries_of(host: Host, path: Path, folder: str | None) -> list[HostEntry]:
     ]
 
 
-_OURSELVES: Final = re.compile(
+_OURSELVES: Final = (
     r"(?:.*[/\\](?:bin|Scripts)[/\\])?mcpmux(?:\.exe|\.cmd)?(?:\[[^]]*\])?(?:[=@<>~!].*)?|(?:.*[/\\])?mcpmux\.py"
     r"|git\+.*[/\\]mcpmux(?:\.git)?(?:@.*)?"
 )
@@ -8023,7 +8019,7 @@ def why_not_ours(table: Any) -> str | None:
         return "it is a part of the host"
     args = table.get("args")
     words = [table.get("command"), table.get("cmd"), *(args if isinstance(args, list) else ())]
-    found = any(isinstance(word, str) and _OURSELVES.fullmatch(word) for word in words)
+    found = any(isinstance(word, str) and re.fullmatch(_OURSELVES, word) for word in words)
     return "it is mcpmux itself" if found else None
 
 
@@ -8075,7 +8071,7 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Im
             given.setdefault("cwd", entry.folder)
     if entry.host.name != "codex":  # other hosts' are not ours
         strange |= {"oauth", "scopes"}
-    own = {field.name for field in msgspec.structs.fields(ServerOptions)} - {"tools"}
+    own = {field.name for field in msgspec.structs.fields(ServerOptions)} - {"tools"} | {"startup_timeout_ms"}
     table = {key: value for key, value in given.items() if key in own - strange and value not in (None, {}, [])}
     used = {*table, *own, "disabled", "env_keys", "envFile"}
     if entry.table.get("enabled_tools") == []:  # none, where the others' empty lists mean all
@@ -8172,7 +8168,7 @@ def translate(text: str, entry: HostEntry, machine: Machine, variables: Variable
         return f"${{{variable}}}"
 
     at, done = 0, ""
-    for found in DIALECTS[entry.host.dialect].finditer(text):
+    for found in re.finditer(DIALECTS[entry.host.dialect], text):
         done += text[at : found.start()].replace("${", "$${") + ours(found)
         at = found.end()
     return done + text[at:].replace("${", "$${")
@@ -8401,8 +8397,8 @@ def uninstalled(text: str, backup: str | None, key: str) -> tuple[str | None, li
     return text, missing
 
 
-_MEMBER_OF_TEXT: Final = re.compile(r'("((?:\\.|[^"\\])*)"\s*[:,]\s*)"((?:\\.|[^"\\])*)"')
-_SECRET_OBJECT: Final = re.compile(r'("(?:envs?|(?:http_)?headers)"\s*:\s*\{)((?:[^{}"]|"(?:\\.|[^"\\])*")*)')
+_MEMBER_OF_TEXT: Final = r'("((?:\\.|[^"\\])*)"\s*[:,]\s*)"((?:\\.|[^"\\])*)"'
+_OBJECT_OF_KEYS: Final = r'("(?:envs?|(?:http_)?headers)"\s*:\s*\{)((?:[^{}"]|"(?:\\.|[^"\\])*")*)'
 
 
 def masked(text: str) -> str:
@@ -8413,10 +8409,10 @@ def masked(text: str) -> str:
         is_pair = found[1].rstrip().endswith(":") or _is_flag(found[2])  # else two neighbours in a list
         return f'{found[1]}"{hide(found[3], found[2] if is_pair else "", "", "")}"'
 
-    text = _SECRET_OBJECT.sub(lambda one: one[1] + re.sub(r'(:\s*)"(?:\\.|[^"\\])*"', r'\1"***"', one[2]), text)
-    text = _MEMBER_OF_TEXT.sub(member, text)
+    text = re.sub(_OBJECT_OF_KEYS, lambda one: one[1] + re.sub(r'(:\s*)"(?:\\.|[^"\\])*"', r'\1"***"', one[2]), text)
+    text = re.sub(_MEMBER_OF_TEXT, member, text)
     text = re.sub(r'"((?:\\.|[^"\\])*)"', lambda one: f'"{hide(one[1], "", "", "")}"', text)
-    return _SECRET_TEXT.sub("***", text)  # in a comment
+    return re.sub(_KEY_LIKE_TEXT, "***", text)  # in a comment
 
 
 def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
@@ -8424,7 +8420,8 @@ def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
     here = Path(__file__).absolute()
     command, args = sys.executable, [str(here)]
     if "uv" in here.parts or ".cache" in here.parts:  # run by uvx: that place is swept now and then
-        command = shutil.which("uvx", path=extended_path(os.environ)) or "uvx"
+        found = shutil.which("uvx", path=extended_path(os.environ))
+        command = os.path.abspath(found) if found else "uvx"
         args = [f"mcpmux=={__version__}"]
         if sampling:
             args = ["--from", f"mcpmux[sampling]=={__version__}", "mcpmux"]
@@ -10041,6 +10038,8 @@ def _install(arguments: argparse.Namespace) -> int:
         raise _unknown_host(arguments.host)
     config = load_config(config_path(arguments.config))
     entry = entry_for_hosts(config.path, config.sampling is not None)
+    if config.sampling and "--from" not in entry["args"] and not has_litellm():
+        print(f"note: {'; '.join(NO_LITELLM)}")
     file = _own_file(host)
     if host.edited:
         return _install_in_file(host, file, entry, config, arguments)
