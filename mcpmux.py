@@ -8343,7 +8343,8 @@ def with_member(text: str, path: tuple[str, ...], value: Any) -> str:
         if here and depth < len(path) and bare[here.value : here.end] != "null":
             raise ValueError(f"{key} is not an object")
         if here:
-            return text[: here.value] + written + text[here.end :]
+            same = json.loads(bare[here.value : here.end]) == value
+            return text if same else text[: here.value] + written + text[here.end :]
         member = f"{pad}{json.dumps(key, ensure_ascii=False)}: {written}"
         if members:
             return text[: members[-1].end] + "," + member + text[members[-1].end :]

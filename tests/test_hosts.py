@@ -981,6 +981,41 @@ def test_a_dry_run_shows_the_difference_without_secrets_and_writes_nothing(
     assert "mcpmux" in file.read_text()
 
 
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.text(), json_values, max_size=3),
+    st.none() | st.dictionaries(st.text(min_size=1).filter(ENTRY_NAME.__ne__), json_values, max_size=4),
+    st.sampled_from([None, 0, 1, 4, "\t"]),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_whatever_a_hosts_file_holds_only_our_entry_comes_and_goes(
+    document: dict[str, Any], servers: dict[str, Any] | None, indent: Any, ascii: bool, crlf: bool, data: st.DataObject
+):
+    if servers is not None:
+        document["mcpServers"] = servers
+    text = json.dumps(document, indent=indent, ensure_ascii=ascii).replace("\n", "\r\n" if crlf else "\n")
+    moved = data.draw(st.lists(st.sampled_from(list(servers)), unique=True)) if servers else []
+    entry = {"command": "/bin/uvx", "args": ["mcpmux"]}
+    new = mcpmux.installed(text, "mcpServers", entry, moved)
+    rest = {name: value for name, value in (servers or {}).items() if name not in moved}
+    assert json.loads(new) == document | {"mcpServers": rest | {ENTRY_NAME: entry}}
+    assert mcpmux.installed(new, "mcpServers", entry) == new
+    assert mcpmux.uninstalled(new, text, "mcpServers") == (text, [])
+    changed = json.dumps(json.loads(new) | {"changed": 1})
+    back, restored = mcpmux.uninstalled(changed, text, "mcpServers")
+    assert back
+    assert json.loads(back) == document | {"mcpServers": servers or {}, "changed": 1}
+    assert sorted(restored) == sorted(moved)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"mcpServers": 7}', '{"mcpServers": {"mcpmux": 1}}', '"x"'])
 def test_a_file_that_cannot_be_edited_stays_as_it_is(text: str, desk: Desk, capsys: pytest.CaptureFixture[str]):
     file = written(desk.file("cursor"), text)
