@@ -7666,7 +7666,7 @@ HOST_KEYS: Final = {
     "available_tools": "enabled_tools",
 }
 _TEXT_KEYS: Final = ("env", "http_headers", "command", "args", "cwd", "url")  # the first name their secrets
-_TRANSPORTS: Final = {"sse": "sse", **dict.fromkeys(("http", "streamable-http", "streamable_http", "streamableHttp"))}
+_TRANSPORTS: Final = ("sse", "http", "streamable-http", "streamable_http", "streamableHttp")  # what hosts call ours
 _PARTS_OF_HOSTS: Final = ("builtin", "platform", "frontend", "inline_python")  # types of Goose's
 _SAYS_NOTHING: Final = frozenset({"name", "description", "display_name", "bundled", "source", "tools"})
 
@@ -7851,52 +7851,47 @@ def _yaml_block(lines: list[tuple[int, str]], each: bool = False) -> Any:
 
 def _yaml_scalar(text: str, number: int, alone: bool = True) -> Any:
     """A scalar or a flow collection that ends on its line. Numbers stay text."""
+    wrong = ValueError(f"line {number}")
+    if not alone:  # it goes on in the next
+        raise wrong
     if plain := re.fullmatch(_YAML_PLAIN, text):
-        if not alone:
-            raise ValueError(f"line {number}")  # it goes on in the next
         return _YAML_WORDS.get(plain[1], plain[1])
-    tokens: list[tuple[str, Any]] = []
+    tokens: list[tuple[str | None, Any]] = []  # a mark, or a text
     at = 0
-    while at < len(text) and not re.match(r"\s*(#.*)?$", text[at:]):
+    while not re.match(r"\s*(#.*)?$", text[at:]):
         token = re.compile(_YAML_FLOW).match(text, at)
         if token is None:
-            raise ValueError(f"line {number}")
-        mark, double, single, plain = token.groups()
-        plain = plain and plain.strip()
-        tokens += [
-            ("mark", mark)
-            if mark
-            else ("text", json.loads(double))
-            if double
-            else ("text", single.replace("''", "'"))
-            if single is not None
-            else ("text", _YAML_WORDS.get(plain, plain))
-        ]
+            raise wrong
+        mark, double, single, plain = token.groups(default="")
+        quoted = json.loads(double) if double else single.replace("''", "'")
+        tokens.append((mark or None, _YAML_WORDS.get(plain.strip(), plain.strip()) if plain else quoted))
         at = token.end()
 
     def value() -> Any:
-        kind, this = tokens.pop(0)
-        if kind == "text":
+        mark, this = tokens.pop(0)
+        if mark is None:
             return this
-        closing = {"[": "]", "{": "}"}[this]
+        closing = {"[": "]", "{": "}"}[mark]
         items: list[Any] = []
-        while tokens[0] != ("mark", closing):
+        while tokens[0][0] != closing:
             items.append(value())
             if closing == "}":
-                assert isinstance(items[-1], str) and tokens.pop(0) == ("mark", ":")
+                if not isinstance(items[-1], str) or tokens.pop(0)[0] != ":":
+                    raise wrong
                 items[-1] = (items[-1], value())
-            if tokens[0] == ("mark", ","):
+            if tokens[0][0] == ",":
                 tokens.pop(0)
-            else:
-                assert tokens[0] == ("mark", closing)
+            elif tokens[0][0] != closing:
+                raise wrong
         tokens.pop(0)
         return items if closing == "]" else dict(items)
 
     try:
         found = value() if tokens else None
-        assert alone and not tokens
-    except (AssertionError, IndexError, KeyError, TypeError):
-        raise ValueError(f"line {number}") from None
+    except (IndexError, KeyError):
+        raise wrong from None
+    if tokens:
+        raise wrong
     return found
 
 
@@ -8042,62 +8037,24 @@ def server_block(name: str, table: dict[str, Any], comment: Iterable[str]) -> st
 
 def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Imported:
     """Raises `ConfigError` for an entry that cannot become a table of ours: why, in a line."""
-    table: Any = entry.table
-    parts = [one for key, one in table.items() if key not in _SAYS_NOTHING] if isinstance(table, dict) else [table]
-    if odd := next((one for one in parts if isinstance(one, Unreadable)), None):
-        raise ConfigError(f"line {odd.line} is YAML that mcpmux does not read")
-    if not isinstance(entry.table, dict):
-        raise ConfigError("is not an object")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.name).strip("-")[:64] or "server"
     notes = [] if name == entry.name else [f"called {entry.name!r} there"]
-    given: dict[str, Any] = {
-        key: value for key, value in entry.table.items() if value is not None and key not in _SAYS_NOTHING
-    }
-    if isinstance(program := given.get("command"), dict):  # Zed's former way
-        given |= {"command": program.get("path"), **{key: program[key] for key in ("args", "env") if key in program}}
-    if "httpUrl" in given:
-        given.pop("url", None)
-    kind = str(given.pop("type", given.get("transport", "")))
-    bare_url = "http" if kind or "httpUrl" in given else entry.host.bare_url
-    given = {HOST_KEYS.get(key, key): value for key, value in given.items()} | {"transport": None}
-    if "url" in given and not (kind == "stdio" and "command" in given):
-        if kind and kind not in _TRANSPORTS:
-            raise ConfigError(f"speaks {kind!r}, which mcpmux does not")
-        given["transport"] = _TRANSPORTS[kind] if kind else "sse" if bare_url == "sse" else None
-        strange = {"command", *LOCAL_KEYS}
-    else:
-        strange = {"url", "scopes", *REMOTE_KEYS}
-        if entry.folder is not None:
-            given.setdefault("cwd", entry.folder)
-    if entry.host.name != "codex":  # other hosts' are not ours
-        strange |= {"oauth", "scopes"}
-    own = {field.name for field in msgspec.structs.fields(ServerOptions)} - {"tools"} | {"startup_timeout_ms"}
-    table = {key: value for key, value in given.items() if key in own - strange and value not in (None, {}, [])}
-    used = {*table, *own, "disabled", "env_keys", "envFile"}
-    if entry.table.get("enabled_tools") == []:  # none, where the others' empty lists mean all
-        table["enabled_tools"] = []
-    if table.pop("enabled", True) is False or given.get("disabled") is True:
-        table["enabled"] = False
-    if entry.host.timeout_unit is not None and (timeout := given.pop("timeout", None)):
-        try:
-            table["tool_timeout_sec"] = round(float(timeout) * entry.host.timeout_unit, 3)
-        except (TypeError, ValueError):
-            raise ConfigError("its timeout is not a number") from None
-    for key in given.get("env_keys") or ():  # in the host's keyring
+    table, left = _with_our_keys(entry)
+    for key in left.pop("env_keys", ()):  # in the host's keyring
         table["env"] = {**table.get("env", {}), key: f"${{{key}}}"}
         variables.needed.setdefault(key, f"{name}: env.{key}; {entry.host.title} has it in its keyring")
-    if isinstance(file := given.get("envFile"), str):
+    if isinstance(file := left.pop("envFile", None), str):
         notes += _take_env_file(translate(file, entry, machine, variables, notes), table)
     for key in _TEXT_KEYS:
+
+        def ours(text: str, under: str, key: str = key) -> str:
+            text = translate(text, entry, machine, variables, notes)
+            return variables.hide(text, under, name, f"{name}: {key}")
+
         if key in table:
-            table[key] = _each_text(
-                table[key],
-                lambda text, under, key=key: variables.hide(
-                    translate(text, entry, machine, variables, notes), under, name, f"{name}: {key}"
-                ),
-            )
-    if left := sorted(given.keys() - used - {"transport"}) + sorted(given.keys() & strange - {"transport"}):
-        notes.append(f"left out: {', '.join(left)}")
+            table[key] = _each_text(table[key], ours)
+    if left:
+        notes.append(f"left out: {', '.join(sorted(left))}")
     _, wrong = _read_server(name, table, entry.file.parent, [])
     try:
         tomllib.loads(server_block(name, table, ()).encode().decode())
@@ -8106,6 +8063,49 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Im
     if wrong:
         raise ConfigError("; ".join(problem.removeprefix(f"mcp_servers.{name}.") for problem in wrong))
     return Imported(name, table, list(dict.fromkeys(notes)))
+
+
+def _with_our_keys(entry: HostEntry) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An entry under our keys and in our units; and what of it we have no key for. Raises `ConfigError`."""
+    if isinstance(entry.table, Unreadable):
+        raise ConfigError(f"line {entry.table.line} is YAML that mcpmux does not read")
+    if not isinstance(entry.table, dict):
+        raise ConfigError("is not an object")
+    host, source = entry.host, dict[str, Any](entry.table)
+    if isinstance(program := source.get("command"), dict):  # Zed's former way
+        source |= {"command": program.get("path"), **{key: program[key] for key in ("args", "env") if key in program}}
+    given = {HOST_KEYS.get(key, key): value for key, value in source.items() if value not in (None, {}, [])}
+    given = {key: value for key, value in given.items() if key not in _SAYS_NOTHING}
+    if odd := next((value for value in given.values() if isinstance(value, Unreadable)), None):
+        raise ConfigError(f"line {odd.line} is YAML that mcpmux does not read")
+    kind = str(given.pop("type", given.pop("transport", "")))
+    if "url" in given and kind != "stdio":
+        if kind and kind not in _TRANSPORTS:
+            raise ConfigError(f"speaks {kind!r}, which mcpmux does not")
+        if "httpUrl" in source:  # stands before a `url`
+            given["url"], kind = source["httpUrl"], kind or "http"
+        if (kind or host.bare_url) == "sse":
+            given["transport"] = "sse"
+        strange = {"command", *LOCAL_KEYS}
+    else:
+        strange = {"url", "scopes", *REMOTE_KEYS}
+        if entry.folder is not None:
+            given.setdefault("cwd", entry.folder)
+    if host.name != "codex":  # other hosts' are not ours
+        strange |= {"oauth", "scopes"}
+    own = {field.name for field in msgspec.structs.fields(ServerOptions)} - {"tools"} | {"startup_timeout_ms"}
+    table = {key: value for key, value in given.items() if key in own - strange}
+    left = {key: value for key, value in given.items() if key not in table}
+    if source.get("enabled_tools") == []:  # none, where the others' empty lists mean all
+        table["enabled_tools"] = []
+    if table.pop("enabled", True) is False or left.pop("disabled", False) is True:
+        table["enabled"] = False
+    if host.timeout_unit is not None and (timeout := left.pop("timeout", None)):
+        try:
+            table["tool_timeout_sec"] = round(float(timeout) * host.timeout_unit, 3)
+        except (TypeError, ValueError):
+            raise ConfigError("its timeout is not a number") from None
+    return table, left
 
 
 def _take_env_file(file: str, table: dict[str, Any]) -> list[str]:
