@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import make_picture
 import make_readme
 import msgspec
 import pytest
@@ -50,6 +52,22 @@ def test_the_tables_of_keys_are_those_of_the_structs():
     assert make_readme.rewritten(README) == README
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python's library")
+def test_the_picture_shows_what_check_prints():
+    """But for the milliseconds. If this fails: `uv run python tests/make_picture.py`."""
+
+    def without_times(lines: list[str]) -> list[str]:
+        return [re.sub(r"\d+$", "", " ".join(text for _, _, text in make_picture.runs(line))) for line in lines]
+
+    drawn: dict[str, list[str]] = {}
+    picture = make_picture.PICTURE.read_text(encoding="utf-8")
+    for line, text in re.findall(r'<text x="[\d.]+" y="(\d+)"[^>]*>([^<]*)</text>', picture):
+        drawn.setdefault(line, []).append(html.unescape(text))
+    printed = without_times(make_picture.printed())
+    assert [re.sub(r"\d+$", "", " ".join(words)) for words in drawn.values()] == [line for line in printed if line]
+    assert f"](tests/{make_picture.PICTURE.name})" in README
+
+
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_every_key_has_a_word_said_about_it(kind: type[msgspec.Struct]):
     words = make_readme.comments(kind)
@@ -60,6 +78,10 @@ def test_every_key_has_a_word_said_about_it(kind: type[msgspec.Struct]):
 def test_every_command_of_the_readme_is_one():
     assert list(table("## Commands")) == [
         "mcpmux",
+        "mcpmux add NAME -- COMMAND",
+        "mcpmux list",
+        "mcpmux tools SERVER",
+        "mcpmux call TOOL JSON",
         "mcpmux check",
         "mcpmux check --json",
         "mcpmux import",
@@ -73,11 +95,13 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux models --prefer JSON",
         "mcpmux usage",
         "mcpmux usage --days 7 --json",
+        "mcpmux logs SERVER",
         "mcpmux demo",
         "mcpmux --version",
     ]
-    for command in table("## Commands"):
-        mcpmux._parser().parse_args([word for word in shlex.split(command)[1:] if word != "--version"])
+    [everyday] = [text for text in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "mcpmux add" in text]
+    for command in [*table("## Commands"), *everyday.splitlines()]:
+        mcpmux.parse([word for word in shlex.split(command, comments=True)[1:] if word != "--version"])
     help_text = mcpmux._parser().format_help()
     named = set(
         re.findall(r"mcpmux (check|demo|[a-z]+)(?=[ `\n]|$)", " ".join(re.findall(r"`(mcpmux [^`]*)`", README)))
