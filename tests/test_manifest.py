@@ -484,6 +484,47 @@ REQUIREMENTS: dict[str, list[str]] = {
     "Each use of a tool has its result in the next message, which has nothing else": [
         "test_bridge.py::test_each_use_of_a_tool_has_its_result_in_the_next_message_and_that_has_nothing_else",
     ],
+    # ── 2026-07-28, basic/transports/streamable-http; 2025-11-25, basic/transports ──
+    "Each message is a POST with the headers of its era": [
+        "test_remote.py::test_every_request_of_the_modern_era_has_its_headers",
+        "test_remote.py::test_a_forgotten_session_is_begun_anew_and_the_call_is_answered",
+    ],
+    "Values that no header can hold are encoded": ["test_remote.py::test_a_header_can_hold_any_text"],
+    "Arguments go into headers where a tool's schema says so, and a tool that says it wrongly is left out": [
+        "test_remote.py::test_arguments_are_repeated_in_headers_where_the_schema_says_so",
+        "test_remote.py::test_a_tool_with_a_wrong_x_mcp_header_is_left_out_over_http_only",
+        "test_remote.py::test_every_request_of_the_modern_era_has_its_headers",
+    ],
+    "JSON and streams are taken alike": ["test_remote.py::test_a_result_passes_byte_for_byte"],
+    "A modern request is cancelled by the end of its stream, a legacy one by a notification": [
+        "test_remote.py::test_a_cancelled_call_is_the_end_of_its_stream_and_of_nothing_else",
+        "third_party/test_remote.py::test_progress_arrives_step_by_step_and_a_call_that_its_host_cancels_is_cancelled",
+    ],
+    "The body's error counts more than the status": [
+        "test_remote.py::test_the_protocols_own_error_counts_more_than_the_status",
+    ],
+    "A server that knows SSE only is found out": [
+        "third_party/test_remote.py::test_what_a_server_asks_in_the_middle_of_a_request_is_answered",
+        "third_party/test_remote.py::test_sse_can_be_asked_for",
+    ],
+    "A session is named in each request, ended at the end, and begun anew where it was forgotten": [
+        "test_remote.py::test_a_forgotten_session_is_begun_anew_and_the_call_is_answered",
+    ],
+    "A stream that breaks is asked for again from its last event, after the time that its server gave": [
+        "test_remote.py::test_a_stream_that_breaks_is_gone_on_with_where_it_stopped",
+    ],
+    "A legacy server's own stream is listened to": [
+        "test_remote.py::test_what_a_server_says_unasked_is_heard_on_its_own_stream",
+    ],
+    # ── 2026-07-28, basic/authorization ──
+    "The way to a login is found, with PKCE and the resource named, as a client of any of the three kinds": [
+        "third_party/test_remote.py::test_a_login_is_made_used_renewed_revoked_and_forgotten",
+        "test_remote.py::test_a_login_as_a_client_of_ones_own",
+    ],
+    "A login is renewed, once whoever wants it, and is for its owner's eyes": [
+        "test_remote.py::test_one_refresh_token_is_used_once_however_many_want_it",
+        "test_remote.py::test_a_login_is_kept_for_its_owner_only_and_read_back",
+    ],
     "maxTokens is kept to": [
         "test_bridge.py::test_the_model_is_allowed_as_many_tokens_as_were_asked_for_and_never_more_than_the_limit",
     ],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -563,6 +565,46 @@ def test_a_cancelled_call_is_the_end_of_its_stream_and_of_nothing_else(
 
 
 # ── lives ──
+
+
+def test_a_server_that_takes_nothing_is_given_no_more_than_the_limit(
+    sites: Callable[..., FakeSite], serve: Callable[..., RawHost]
+):
+    arrived, gate = threading.Semaphore(0), threading.Event()
+
+    def slow(asked: Asked) -> Reply:
+        arrived.release()
+        assert gate.wait(PATIENCE)
+        return legacy_server(asked)
+
+    site = sites(on_call(slow))
+    host = serve("[mux]\noutbox_mb = 1", f'[mcp_servers.x]\nurl = "{site.url}"', env={"NO_PROXY": "127.0.0.1"})
+    host.initialize()
+    long = host.ask("tools/call", {"name": "x__hello", "arguments": {"a": "a" * 2_000_000}})
+    assert arrived.acquire(timeout=PATIENCE)
+    assert says(host) == "x does not read its input: 1 MB wait for it already"
+    gate.set()
+    assert host.answer(long)["result"]["content"][0]["text"] == "Hello"
+    assert says(host) == "Hello"
+
+
+def test_the_sdk_is_not_loaded_for_a_server_over_http(
+    sites: Callable[..., FakeSite], home: dict[str, str], tmp_path: Path
+):
+    """It takes a second; its HTTP client alone a tenth of that. A login loads it, in a process of its own."""
+    config = tmp_path / "mcpmux.toml"
+    config.write_text(f'[mcp_servers.x]\nurl = "{sites().url}"\n')
+    command = [sys.executable, "-X", "importtime", str(MCPMUX), "--config", str(config)]
+    host = RawHost(command, home | {"NO_PROXY": "127.0.0.1"})
+    try:
+        host.initialize()
+        assert says(host) == "Hello"
+    finally:
+        code = host.close()
+    assert code == 0, host.log()
+    loaded = set(re.findall(r"^import time: +\d+ \| +\d+ \| +(\w+)", host.log(), re.MULTILINE))
+    assert {"httpx2", "msgspec"} <= loaded
+    assert not loaded & {"mcp", "mcp_types", "pydantic", "litellm", "starlette"}
 
 
 def test_a_known_server_is_not_spoken_to_before_it_is_used(

@@ -254,6 +254,7 @@ inner.add_request_handler("resources/unsubscribe", SubscribeRequestParams, unsub
 
 if len(sys.argv) > 2:
     listening = socket.create_server(("127.0.0.1", int(sys.argv[2])))
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as servers have it that open their own
     print(listening.getsockname()[1], flush=True)
     uvicorn.Server(uvicorn.Config(server.streamable_http_app(), log_level="warning")).run(sockets=[listening])
 else:
