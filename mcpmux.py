@@ -8322,6 +8322,11 @@ def _host_document(text: str) -> dict[str, Any]:
     return document
 
 
+def _json_of(value: Any, indent: str | None = None) -> str:
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return json.dumps(value, indent=indent) if re.search(r"[\ud800-\udfff]", text) else text
+
+
 def with_member(text: str, path: tuple[str, ...], value: Any) -> str:
     """JSON text with the value at that path; objects on the way are made. Raises `ValueError`."""
     _host_document(text)
@@ -8339,13 +8344,13 @@ def with_member(text: str, path: tuple[str, ...], value: Any) -> str:
         for outer in reversed(path[depth:]):
             value = {outer: value}
         pad = newline + indent * depth
-        written = json.dumps(value, indent=indent, ensure_ascii=False).replace("\n", pad)
+        written = _json_of(value, indent).replace("\n", pad)
         if here and depth < len(path) and bare[here.value : here.end] != "null":
             raise ValueError(f"{key} is not an object")
         if here:
             same = json.loads(bare[here.value : here.end]) == value
             return text if same else text[: here.value] + written + text[here.end :]
-        member = f"{pad}{json.dumps(key, ensure_ascii=False)}: {written}"
+        member = f"{pad}{_json_of(key)}: {written}"
         if members:
             return text[: members[-1].end] + "," + member + text[members[-1].end :]
         inside = text[brace + 1 : close]
@@ -8496,7 +8501,7 @@ def plan_import(
         name = next(name for name in (stem, *others) if met.get(name, table) == table)
         said = f"imported as {name}" if name != entry.name else "imported"
         if name in met or present.get(name) == table:
-            said = f"is there already, as {name}"
+            said, notes = f"is there already, as {name}", []
         elif name in present and not force:
             plan.outcomes.append(Outcome(entry, f"not imported: there is another {name}, which --force overwrites", []))
             continue
@@ -9107,7 +9112,8 @@ def _check(arguments: argparse.Namespace) -> int:
         sampling = {"models": models, "reason": trouble} if config.sampling else None
         print(json.dumps(report | {"sampling": sampling}, indent=2))
     elif not config.exists:
-        print(f"There is no config file at {config.path}.\nPut one there; `mcpmux demo` shows what goes into it.")
+        print(f"There is no config file at {config.path}.")
+        print("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one.")
     else:
         print(f"{config.path}\n")
         heads = ["SERVER", "STATE", "REVISION", "TOOLS", "PROMPTS", "RESOURCES", "MS"]
@@ -10116,8 +10122,9 @@ def _install_in_file(
         write_file(backup_file, before.encode(), backup, private=True)
     write_file(file, new.encode(), old)
     print(f"{host.title} has mcpmux now, in {file}." + (f" As it was: {backup_file}" if before is not None else ""))
-    if plan:
+    if plan and plan.needed:
         _tell_needed(plan, config.path)
+        print(f"What they held is in {backup_file}.")
     print(f"Restart {host.title}; mcpmux uninstall {host.name} takes it back.")
     return 0
 

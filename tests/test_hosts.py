@@ -950,6 +950,26 @@ def test_replace_leaves_what_it_cannot_import_where_it_is(desk: Desk, capsys: py
     assert "there is another taken" in capsys.readouterr().out
 
 
+def test_replace_says_where_the_secrets_still_are(desk: Desk, capsys: pytest.CaptureFixture[str]):
+    text = JSON_TEXTS["two"]
+    assert text
+    file = written(desk.file("cursor"), text)
+    assert desk.run("install", "cursor", "--replace") == 0
+    out = capsys.readouterr().out
+    assert "TOKEN  a: env" in out
+    assert f"What they held is in {file}.before-mcpmux." in out
+    assert "s3cret" not in out + desk.config.read_text()
+
+
+def test_half_of_a_surrogate_pair_comes_back_as_it_was(desk: Desk):
+    text = '{"mcpServers": {"a": {"command": "x\\ud800"}, "ü": {"command": "ü"}}}'
+    file = written(desk.file("cursor"), text)
+    assert desk.run("install", "cursor", "--replace") == 0
+    assert list(mcpmux.servers_in(file.read_text("utf-8"), "mcpServers")) == ["a", ENTRY_NAME]
+    assert desk.run("uninstall", "cursor") == 0
+    assert file.read_text("utf-8") == text
+
+
 def test_a_dry_run_shows_the_difference_without_secrets_and_writes_nothing(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ):
@@ -1160,6 +1180,7 @@ def test_import_shows_what_is_where_then_imports_it_and_nothing_twice(tmp_path: 
     before = config.read_bytes()
     again = run(home, "import", "cursor")
     assert "is there already, as a" in again.stdout
+    assert "Set these variables" not in again.stdout
     assert config.read_bytes() == before
     written(tmp_path / ".cursor/mcp.json", '{"mcpServers": {"a": {"command": "other"}}}')
     assert "there is another a, which --force overwrites" in run(home, "import", "cursor").stdout
