@@ -8425,6 +8425,8 @@ def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
     """How a host is to start mcpmux: with whole paths, since hosts with a window have a bare PATH and no folder."""
     here = Path(__file__).absolute()
     command, args = sys.executable, [str(here)]
+    if "environments-v2" in Path(command).parts:  # `uv run mcpmux.py` made it, and may make another
+        command, args = os.environ.get("UV", "uv"), ["run", *args]
     if "uv" in here.parts or ".cache" in here.parts:  # run by uvx: that place is swept now and then
         found = shutil.which("uvx", path=extended_path(os.environ))
         command = os.path.abspath(found) if found else "uvx"
@@ -8452,10 +8454,6 @@ def snippet(host: Host, entry: dict[str, Any]) -> str:
         lines = [f"cmd: {json.dumps(entry['command'])}", f"args: {json.dumps(entry['args'])}"]
         more = ["type: stdio", f"name: {ENTRY_NAME}", "enabled: true", *lines, "timeout: 300"]
         return "\n    ".join([f"extensions:\n  {ENTRY_NAME}:", *more])
-    if host.name == "codex":
-        import tomli_w  # noqa: PLC0415
-
-        return tomli_w.dumps({host.key: {ENTRY_NAME: entry}}).rstrip()
     return json.dumps({host.key: {ENTRY_NAME: entry}}, indent=2)
 
 

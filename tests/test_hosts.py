@@ -1074,6 +1074,16 @@ def test_run_from_its_file_the_entry_is_this_python_and_this_file():
     assert entry["args"][0] == str(MCPMUX)
 
 
+def test_run_as_a_script_the_entry_is_uv_and_this_file(monkeypatch: pytest.MonkeyPatch):
+    """The environment that uv makes for a script is swept with its cache."""
+    monkeypatch.setattr(sys, "executable", "/home/ada/.cache/uv/environments-v2/mcpmux-0123/bin/python")
+    monkeypatch.setenv("UV", "/home/ada/.local/bin/uv")
+    entry = mcpmux.entry_for_hosts(mcpmux.config_path(None), False)
+    assert entry["command"] == "/home/ada/.local/bin/uv"
+    assert entry["args"][:2] == ["run", str(MCPMUX)]
+    assert mcpmux.why_not_ours(entry) == "it is mcpmux itself"
+
+
 # ── the commands ──
 
 
