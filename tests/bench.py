@@ -542,6 +542,10 @@ class Bar:
     )  # in a repetition that says nothing, since the machine itself was slow
     unit: str = ""
 
+    def limit_text(self) -> str:
+        limit = f"{self.limit:,.3g}" if self.limit < 100 else f"{self.limit:,}"
+        return f"{'≥' if self.at_least else '≤'} {limit}{self.unit}"
+
     def verdict(self) -> tuple[str, str]:
         """The value as text and "met", "MISSED", "void" or "not measured"."""
         values = [v for v in paired(lambda n: self.value(n) if not self.void(n) else float("nan")) if v == v]
@@ -552,7 +556,7 @@ class Bar:
         if not self.unit and half_range(values) > STEADY * middle:
             return "scattered", "met" if all(good) else "MISSED" if not any(good) else "void"
         met = middle >= self.limit if self.at_least else middle <= self.limit
-        return f"{middle:,.4g}{self.unit}", "met" if met else "MISSED"
+        return f"{middle:,.3g}{self.unit}" if middle < 1000 else f"{middle:,.0f}{self.unit}", "met" if met else "MISSED"
 
 
 def added(figure: str, way: str) -> Callable[[int], float]:
@@ -639,8 +643,7 @@ def tell(command: str) -> bool:
     for bar in BARS:
         text, verdict = bar.verdict()
         if verdict != "not measured":
-            sign, limit = ("≥" if bar.at_least else "≤"), f"{bar.limit:,.4g}{bar.unit}"
-            print(f"{bar.label:{wide}} {text:>12}  {sign} {limit:<9} {verdict}")
+            print(f"{bar.label:{wide}} {text:>12}  {bar.limit_text():<11} {verdict}")
             verdicts.add(verdict)
     return "MISSED" not in verdicts
 

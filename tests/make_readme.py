@@ -1,5 +1,5 @@
 """Writes the tables of the configuration's keys into README.md: keys and defaults are those of the structs of
-mcpmux.py, the words the comments beside them, so that each is said once.
+mcpmux.py, the words the comments beside them, so that each is said once; and what `bench.py` promises.
 
     uv run python tests/make_readme.py
 """
@@ -12,12 +12,13 @@ import re
 from pathlib import Path
 
 import msgspec
+from bench import BARS
 
 import mcpmux
 
 README = Path(__file__).parent.parent / "README.md"
 TABLES_OF_THEIR_OWN = ("tools", "models", "limits")
-_PLACE = re.compile(r"(<!-- (\w+Options|ToolOverride|SamplingLimits): .* -->\n)(?:\|.*\n)*")
+_PLACE = re.compile(r"(<!-- (\w+Options|ToolOverride|SamplingLimits|Bars): .* -->\n)(?:\|.*\n)*")
 _FIELD = re.compile(r"    (\w+): .+?(?:  # (.+))?$")
 
 
@@ -55,9 +56,16 @@ def table(kind: type[msgspec.Struct]) -> str:
     return "\n".join(["| key | default | |", "|---|---|---|", *rows]).replace("|  |", "| |") + "\n"
 
 
+def bars() -> str:
+    rows = [f"| {bar.label[0].upper()}{bar.label[1:]} | {bar.limit_text()} |" for bar in BARS]
+    return "\n".join(["| | |", "|---|---|", *rows]) + "\n"
+
+
 def rewritten(text: str) -> str:
     """The README with each table that a mark announces written anew."""
-    return _PLACE.sub(lambda place: place[1] + table(getattr(mcpmux, place[2])), text)
+    return _PLACE.sub(
+        lambda place: place[1] + (bars() if place[2] == "Bars" else table(getattr(mcpmux, place[2]))), text
+    )
 
 
 if __name__ == "__main__":

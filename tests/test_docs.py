@@ -49,6 +49,7 @@ def test_the_tables_of_keys_are_those_of_the_structs():
         *("OAuthOptions", "ServerOptions", "ToolOverride", "MuxOptions", "SamplingOptions", "ModelOptions"),
         "SamplingLimits",
     ]
+    assert "<!-- Bars: written by tests/make_readme.py -->\n| | |\n" in README
     assert make_readme.rewritten(README) == README
 
 
