@@ -8266,7 +8266,9 @@ def write_whole(path: Path, data: bytes, private: bool = False) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists() and not private:
+        if private:
+            _make_private(new)
+        elif path.exists():
             shutil.copymode(path, new)
         os.replace(new, path)
     except OSError:
@@ -9963,7 +9965,8 @@ def _choose_source(machine: Machine) -> str | None:
             if file.exists():
                 try:
                     entries = entries_of(host, file, None)
-                    rows.append([host.name, ", ".join(dict.fromkeys(one.name for one in entries)) or "-", str(file)])
+                    names = _printable(", ".join(dict.fromkeys(one.name for one in entries)))
+                    rows.append([host.name, names or "-", str(file)])
                 except ConfigError as wrong:
                     rows.append([host.name, "?", str(wrong)])
     if not rows:
@@ -10022,9 +10025,9 @@ def _tell(plan: Import) -> None:
         if outcome.entry.file != file:
             file = outcome.entry.file
             print(f"{outcome.entry.host.title}, {file}:")
-        print(f"  {outcome.entry.name:{width}}  {outcome.said}")
+        print(_printable(f"  {outcome.entry.name:{width}}  {outcome.said}"))
         for note in outcome.notes:
-            print(f"  {'':{width}}    {note}")
+            print(_printable(f"  {'':{width}}    {note}"))
 
 
 def _tell_needed(plan: Import, config: Path) -> None:
@@ -10034,7 +10037,12 @@ def _tell_needed(plan: Import, config: Path) -> None:
         )
         width = max(map(len, plan.needed))
         for name, why in plan.needed.items():
-            print(f"  {name:{width}}  {why}")
+            print(_printable(f"  {name:{width}}  {why}"))
+
+
+def _printable(text: str) -> str:
+    """What came from a file, a stranger's perhaps, as a line that a terminal only shows."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _install(arguments: argparse.Namespace) -> int:
@@ -10132,7 +10140,7 @@ def _tell_difference(file: Path, old: str, new: str, dry_run: bool) -> bool:
     if old == new:
         print(f"{file} is as it should be already.")
     elif dry_run:
-        before, after = (masked(text).splitlines() for text in (old, new))
+        before, after = ([_printable(line) for line in masked(text).splitlines()] for text in (old, new))
         print("\n".join(difflib.unified_diff(before, after, str(file), str(file), lineterm="")))
     return dry_run or old == new
 

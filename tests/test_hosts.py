@@ -386,7 +386,8 @@ def test_every_host_has_a_case():
 
 
 def placed(case: Case, home: Path) -> Path:
-    return written(home / case.file, case.text.replace("HOME", str(home)).replace("NPX", NPX_TEXT))
+    in_json = json.dumps(str(home))[1:-1]
+    return written(home / case.file, case.text.replace("HOME", in_json).replace("NPX", NPX_TEXT))
 
 
 @pytest.mark.parametrize("name", HOST_NAMES)
@@ -397,7 +398,7 @@ def test_a_hosts_servers_become_ours(name: str, tmp_path: Path):
     host, _ = mcpmux.host_of_file(file, at)
     assert host.name == name
     plan = brought(file, at)
-    expected = json.loads(json.dumps(case.tables).replace("HOME/", f"{tmp_path}/"))
+    expected = json.loads(json.dumps(case.tables).replace("HOME", json.dumps(str(tmp_path))[1:-1]))
     assert plan.tables == expected
     assert list(plan.needed) == case.needed
     text = mcpmux.new_config(tmp_path / "mcpmux.toml", None, plan.tables, plan.comments)
@@ -1215,6 +1216,17 @@ def test_a_person_at_a_terminal_is_asked(tmp_path: Path):
         os.close(end)
     assert b"Import from which host" in out
     assert list(mcpmux.load_config(config).servers) == ["a"]
+
+
+def test_what_a_file_says_cannot_steer_the_terminal(desk: Desk, capsys: pytest.CaptureFixture[str]):
+    """A project's file may be a stranger's."""
+    servers = {"\x1b[31mred": {"command": "x", "\x07": 1}, "\x1b": {"type": "\x1b]0;", "url": "https://example.org"}}
+    written(desk.file("cursor"), "// \x1b[2J\n" + json.dumps({"mcpServers": servers}, ensure_ascii=False))
+    for words in (["import"], ["import", "cursor"], ["install", "cursor", "--replace", "--dry-run"]):
+        desk.run(*words)
+        out = capsys.readouterr().out
+        assert "red" in out
+        assert not {"\x1b", "\x07"} & set(out)
 
 
 def test_a_file_is_imported_by_its_path(desk: Desk, tmp_path: Path):
