@@ -9930,15 +9930,12 @@ def _usage(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     machine = this_machine()
     config = load_config(config_path(arguments.config))
-    if arguments.source is None:
-        source = _choose_source(machine)
-        if source is None:
-            return 0
-        arguments.source = source
-    sources = _sources(arguments.source, machine)
+    source = arguments.source or _choose_source(machine)
+    if source is None:
+        return 0
     entries: list[HostEntry] = []
     failed = False
-    for host, file, folder in sources:
+    for host, file, folder in _sources(source, machine):
         try:
             entries += entries_of(host, file, folder)
         except ConfigError as wrong:
@@ -9988,7 +9985,8 @@ def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]
     if host is None and named != "all":
         if not file.is_file():
             raise _unknown_host(named, ", and no file")
-        return [(*host_of_file(file, machine)[:1], file, host_of_file(file, machine)[1])]
+        owner, folder = host_of_file(file, machine)
+        return [(owner, file, folder)]
     places = {file: one for one in (HOSTS if host is None else [host]) for file in real_files(one, machine)}
     found = [(one, file, host_of_file(file, machine)[1]) for file, one in places.items() if file.exists()]
     if not found:
