@@ -4477,45 +4477,59 @@ SAFE_PREFIXES: Final = ("LC_", "XDG_")
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
 
 
-_SECRET_FLAG: Final = re.compile(
-    r"--?[\w-]*(key|token|secret|pass(word|wd|phrase)?|auth|credentials?|bearer)", re.IGNORECASE
-)
-_SECRET_VALUE: Final = re.compile(
-    r"(sk-|gh[opsu]_|github_pat_|glpat-|xox[abps]-|AKIA|AIza|hf_|npm_|eyJ)[\w.-]{8,}"  # as providers begin them
-)
-_SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&])([^=&#\s]*)=([^&#\s]+)")
-_VARIABLE_ONLY: Final = re.compile(r"\$\{(\w+|cmd:[^{}]*)\}")
+# What looks like a secret, by the name that it stands under and by how providers begin theirs. Patterns as text: most
+# runs of mcpmux need none of them, and to compile them takes 4 ms.
 HIDDEN: Final = "***"
+_KEY_LIKE_NAME: Final = (
+    r"(?i)"
+    r"(?:key|token|secret|passw(?:or)?d|passphrase|authorization|credentials?|cookie|bearer|(?<![a-z])(?:pass|pwd|pat|auth))"
+    r"(?![a-z])(?!.*(?:file|path|dir|url|mode|type|name)$)"
+)
+_NO_KEY: Final = r"(?i)(?:true|false|yes|no|on|off|none|null|oauth2?|basic|bearer|\d{0,5})"
+_KEY_LIKE_TEXT: Final = (
+    r"(?<![\w$-])(?:sk-(?=\S*\d|\S{16})|[rs]k_(?:live|test)_|gh[opusr]_|github_pat_|glpat-|xox[a-z]-|xapp-|ya29\.|pypi-Ag"
+    r"|AKIA(?=[A-Z0-9]{12})|AIza(?=\S{20})|npm_(?=\w{30})|hf_(?=\w{20})|gsk_(?=\w{20})|lin_api_|ntn_|figd_|tvly-|SG\."
+    r"|eyJ[\w-]+\.eyJ)[\w.~+/=-]{4,}|(?<=\bBearer )[^\s$\"']{4,}|(?<=\bBasic )[\w+/=-]{8,}"
+)
+_URL_WITH_USER: Final = r"(?<=://)(?P<user>[^/\s:@]*:)(?P<secret>[^@/\s$]+)(?=@)"
+_URL_WITH_QUERY: Final = r"(?<=[?&])(?P<name>[\w.-]+)=(?P<secret>[^&#\s$]+)"
+_ASSIGNMENT: Final = r"(?s)(?P<head>-{0,2}(?P<name>[\w.-]+)(?:=|:\s+|(?<=uthorization):))(?P<value>.+)"
+_SCHEME: Final = r"(?s)(?P<scheme>(?:(?:Bearer|Basic|[Tt]oken|ApiKey)\s+)?)(?P<secret>.*)"
 
 
-def secrets_in(words: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """What nobody should read of a command line, with the number of its word: values of flags, headers and variables
-    with names like `--api-key`, user names and passwords in URLs, and what looks like a key. A `${VAR}` is none."""
-    former = ""
-    for number, word in enumerate(words):
-        name, _, value = word.partition("=")
-        header, _, rest = word.partition(":")
-        found = [match[0] for match in _SECRET_VALUE.finditer(word)]
-        if _SECRET_FLAG.fullmatch(former) and not word.startswith("-"):
-            found.append(word)
-        if "://" not in name and (_SECRET_FLAG.fullmatch(name) or _SECRET_NAME.search(name)):
-            found.append(value)
-        if "=" not in header and not rest.startswith("//") and _SECRET_NAME.search(header):
-            found.append(rest.strip())
-        in_urls = _SECRET_IN_URL.finditer(word)
-        found += [one[2] or one[0] for one in in_urls if one[1] is None or _SECRET_NAME.search(one[1])]
-        yield from ((number, one) for one in found if one and not _VARIABLE_ONLY.fullmatch(one))
-        former = word
+def hide_secrets(text: str, name: str, held: Callable[[str, str], str]) -> str:
+    """The text with `held(secret, name)` in place of what in it looks like a secret; `name` is that of the variable,
+    the header or the flag that the text is the value of. A `${VAR}` is no secret."""
+    if re.search(_KEY_LIKE_NAME, name) and not re.fullmatch(_NO_KEY, text) and not re.search(r"(?<!\$)\$\{", text):
+        found = re.fullmatch(_SCHEME, text)
+        assert found
+        return found["scheme"] + held(found["secret"], name.lstrip("-"))
+    if found := re.fullmatch(_ASSIGNMENT, text):
+        return found["head"] + hide_secrets(found["value"], found["name"], held)
+    text = re.sub(_URL_WITH_QUERY, lambda one: f"{one['name']}=" + hide_secrets(one["secret"], one["name"], held), text)
+    text = re.sub(_URL_WITH_USER, lambda one: one["user"] + held(one["secret"], "password"), text)
+    return re.sub(_KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
 
 
-def without_secrets(words: Iterable[str]) -> list[str]:
+def is_flag(word: Any) -> bool:
+    return isinstance(word, str) and re.fullmatch(r"--?[A-Za-z][\w-]*", word) is not None
+
+
+def flags_before(words: list[Any]) -> list[str]:
+    """For each word of a command line the flag that it is the value of, or nothing."""
+    pairs = zip(["", *words], words, strict=False)
+    return [flag if is_flag(flag) and not is_flag(word) else "" for flag, word in pairs]
+
+
+def without_secrets(words: list[str], held: Callable[[str, str], str] = lambda secret, name: HIDDEN) -> list[str]:
     """A command line to be shown to people."""
-    shown = list(words)
-    for number, secret in sorted(secrets_in(shown), key=lambda one: -len(one[1])):
-        before, found, after = shown[number].rpartition(secret)
-        if found:
-            shown[number] = f"{before}{HIDDEN}{after}"
-    return shown
+    return [hide_secrets(word, flag, held) for word, flag in zip(words, flags_before(words), strict=True)]
+
+
+def secrets_in(words: list[str]) -> list[str]:
+    found: list[str] = []
+    without_secrets(words, lambda secret, name: found.append(secret) or HIDDEN)
+    return found
 
 
 def extended_path(environment: Mapping[str, str]) -> str:
@@ -5064,7 +5078,7 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
 
     command = os.path.expanduser(await full(options.command, "command"))
     args = [await full(arg, f"args[{number}]") for number, arg in enumerate(options.args)]
-    secrets.update(secret for _, secret in secrets_in(args))
+    secrets.update(secrets_in(args))
     cwd = str(_absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
         raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
@@ -7746,7 +7760,7 @@ def host_of_file(path: Path, machine: Machine) -> tuple[Host, str | None]:
     return next((host for key, host in by_key.items() if key in document), HOSTS[1]), None
 
 
-# ── reading: JSON with comments, TOML, and as much YAML as Goose writes ──
+# ── reading: JSON with comments, TOML, and Goose's YAML ──
 
 _JSON_NOISE: Final = r'(?s)"(?:\\.|[^"\\])*"|//[^\r\n]*|/\*.*?\*/'
 _TRAILING_COMMA: Final = r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])'
@@ -7763,8 +7777,8 @@ def read_host_file(path: Path) -> dict[str, Any]:
     """A host's whole file. Raises `ConfigError`, one line."""
     kinds: dict[str, tuple[str, Callable[[str], Any]]] = {
         ".toml": ("TOML", tomllib.loads),
-        ".yaml": ("YAML that mcpmux reads", read_extensions),
-        ".yml": ("YAML that mcpmux reads", read_extensions),
+        ".yaml": ("YAML", load_yaml),
+        ".yml": ("YAML", load_yaml),
     }
     kind, read = kinds.get(path.suffix, ("JSON", lambda text: json.loads(bare_json(text).strip() or "{}")))
     try:
@@ -7773,146 +7787,36 @@ def read_host_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
     except (ValueError, RecursionError) as wrong:
         raise ConfigError(f"{path}: not {kind}: {wrong}") from None
+    except ImportError:
+        how = "uvx --with pyyaml mcpmux import goose"
+        raise ConfigError(f"{path}: is YAML, and to read that takes one package more: {how}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: not an object")
     return document
 
 
-_YAML_FLOW: Final = (
-    r"""\s*(?:([\[\]{},]|:(?=[\s,\]}]|$))|("(?:\\.|[^"\\])*")|'((?:[^']|'')*)'"""  # a mark, or a text in quotes
-    r"""|((?:[^\s\[\]{},"'#&*!|>%@`?:-]|[?:-](?=[^\s,\[\]{}]))(?:[^\[\]{},:#]|:(?=\S)|(?<=\S)\#)*))"""  # or a plain one
-)
-_YAML_PLAIN: Final = r"((?:[^\s\[\]{},\"'#&*!|>%@`?:-]|[?:-](?=\S))(?:[^:#]|:(?=\S)|(?<=\S)#)*?)(?:\s+#.*)?\s*"
-_YAML_WORDS: Final = {"true": True, "false": False, "null": None, "~": None}
-_YAML_KEY: Final = r"""("(?:\\.|[^"\\])*"|'(?:[^']|'')*'|[^\s"'\[\]{},#&*!|>%@`-][^#:]*?)\s*:(?:\s+(.*))?$"""
+def load_yaml(text: str) -> Any:
+    """Numbers stay text, and so does what only YAML 1.1 takes for more (`on`, `yes`). Raises `ValueError`, and
+    `ImportError` where PyYAML is not there: one host in thirteen writes YAML."""
+    import yaml  # noqa: PLC0415
 
-
-class Unreadable(NamedTuple):
-    """In place of YAML that is not read here. Only a key that is needed makes it a failure."""
-
-    line: int
-
-
-def read_extensions(text: str) -> dict[str, Any]:
-    """The top-level `extensions` of a YAML document: mappings in blocks, lists of scalars, flow style on one line. An
-    extension that has more than that becomes `Unreadable`. Raises `ValueError`."""
-    numbered = enumerate(text.splitlines(), 1)
-    lines = [(number, line) for number, line in numbered if line.strip() and not line.lstrip().startswith("#")]
-    starts = [at for at, (_, line) in enumerate(lines) if re.match(r"""["']?extensions["']?\s*:""", line)]
-    if not starts:
-        return {}
-    if len(starts) > 1:
-        raise ValueError(f"a second `extensions` in line {lines[starts[1]][0]}")
-    if rest := lines[starts[0]][1].partition(":")[2].strip():
-        return {"extensions": _yaml_scalar(rest, lines[starts[0]][0])}
-    block: list[tuple[int, str]] = []
-    for number, line in lines[starts[0] + 1 :]:
-        if not line[0].isspace():
-            break
-        block.append((number, line))
-    return {"extensions": _yaml_block(block, each=True) if block else {}}
-
-
-def _yaml_block(lines: list[tuple[int, str]], each: bool = False) -> Any:
-    """A block of lines; with `each`, what is wrong in one member makes that one `Unreadable`."""
-    is_item = re.compile(r"-(\s|$)").match  # of a list; it may stand as deep as the key of that
-    indent = len(lines[0][1]) - len(lines[0][1].lstrip(" "))
-    parts: list[list[tuple[int, str]]] = []
-    for number, line in lines:
-        depth = len(line) - len(line.lstrip(" "))
-        if depth < indent or "\t" in line[: depth + 1]:
-            raise ValueError(f"its indentation in line {number}")
-        rest = line[indent:]
-        if depth == indent and not (parts and is_item(rest) and not is_item(parts[0][0][1])):
-            parts.append([])
-        parts[-1].append((number, rest))
-    if is_item(parts[0][0][1]):
-        if odd := next((number for (number, line), *_ in parts if not is_item(line)), None):
-            raise ValueError(f"line {odd}")
-        return [_yaml_scalar(part[0][1][1:].strip(), part[0][0], len(part) == 1) for part in parts]
-    found: dict[str, Any] = {}
-    for (number, line), *rest in parts:
-        key = re.match(_YAML_KEY, line)
-        name = key and _yaml_scalar(key[1], number)
-        if not key or not isinstance(name, str) or name in found:
-            raise ValueError(f"line {number}")
-        value = re.sub(r"^#.*", "", key[2] or "")
-        try:
-            if re.fullmatch(r"[|>][+-]?\d?(\s+#.*)?", value):
-                found[name] = Unreadable(number)
-            else:
-                found[name] = _yaml_block(rest) if rest and not value else _yaml_scalar(value, number, not rest)
-        except ValueError:
-            if not each:
-                raise
-            found[name] = Unreadable(number)
-    return found
-
-
-def _yaml_scalar(text: str, number: int, alone: bool = True) -> Any:
-    """A scalar or a flow collection that ends on its line. Numbers stay text."""
-    wrong = ValueError(f"line {number}")
-    if not alone:  # it goes on in the next
-        raise wrong
-    if plain := re.fullmatch(_YAML_PLAIN, text):
-        return _YAML_WORDS.get(plain[1], plain[1])
-    tokens: list[tuple[str | None, Any]] = []  # a mark, or a text
-    at = 0
-    while not re.match(r"\s*(#.*)?$", text[at:]):
-        token = re.compile(_YAML_FLOW).match(text, at)
-        if token is None:
-            raise wrong
-        mark, double, single, plain = token.groups(default="")
-        quoted = json.loads(double) if double else single.replace("''", "'")
-        tokens.append((mark or None, _YAML_WORDS.get(plain.strip(), plain.strip()) if plain else quoted))
-        at = token.end()
-
-    def value() -> Any:
-        mark, this = tokens.pop(0)
-        if mark is None:
-            return this
-        closing = {"[": "]", "{": "}"}[mark]
-        items: list[Any] = []
-        while tokens[0][0] != closing:
-            items.append(value())
-            if closing == "}":
-                if not isinstance(items[-1], str) or tokens.pop(0)[0] != ":":
-                    raise wrong
-                items[-1] = (items[-1], value())
-            if tokens[0][0] == ",":
-                tokens.pop(0)
-            elif tokens[0][0] != closing:
-                raise wrong
-        tokens.pop(0)
-        return items if closing == "]" else dict(items)
+    def words(value: Any) -> Any:
+        match value:
+            case dict():
+                return {key: words(one) for key, one in value.items()}
+            case list():
+                return [words(one) for one in value]
+            case _:
+                return {"true": True, "false": False, "null": None, "~": None}.get(value, value)
 
     try:
-        found = value() if tokens else None
-    except (IndexError, KeyError):
-        raise wrong from None
-    if tokens:
-        raise wrong
-    return found
+        return words(yaml.load(text, yaml.BaseLoader))  # noqa: S506 - makes nothing but texts, lists and mappings
+    except (yaml.YAMLError, TypeError) as wrong:  # a key that is a list
+        raise ValueError(" ".join(str(wrong).split())) from None
 
 
 # ── secrets ──
 # Patterns are plain text: serving does not pay for compiling them.
-
-_KEY_LIKE_NAME: Final = (
-    r"(?i)"
-    r"(?:key|token|secret|passw(?:or)?d|passphrase|authorization|credentials?|cookie|bearer|(?<![a-z])(?:pass|pwd|pat|auth))"
-    r"(?![a-z])(?!.*(?:file|path|dir|url|mode|type|name)$)"
-)
-_NO_KEY: Final = r"(?i)(?:true|false|yes|no|on|off|none|null|oauth2?|basic|bearer|\d{0,5})"
-_KEY_LIKE_TEXT: Final = (
-    r"(?<![\w$-])(?:sk-(?=\S*\d|\S{16})|[rs]k_(?:live|test)_|gh[opusr]_|github_pat_|glpat-|xox[a-z]-|xapp-|ya29\.|pypi-Ag"
-    r"|AKIA(?=[A-Z0-9]{12})|AIza(?=\S{20})|npm_(?=\w{30})|hf_(?=\w{20})|gsk_(?=\w{20})|lin_api_|ntn_|figd_|tvly-|SG\."
-    r"|eyJ[\w-]+\.eyJ)[\w.~+/=-]{4,}|(?<=\bBearer )[^\s$\"']{4,}|(?<=\bBasic )[\w+/=-]{8,}"
-)
-_URL_WITH_USER: Final = r"(?<=://)(?P<user>[^/\s:@]*:)(?P<secret>[^@/\s$]+)(?=@)"
-_URL_WITH_QUERY: Final = r"(?<=[?&])(?P<name>[\w.-]+)=(?P<secret>[^&#\s$]+)"
-_ASSIGNMENT: Final = r"(?s)(?P<head>-{0,2}(?P<name>[\w.-]+)(?:=|:\s+|(?<=uthorization):))(?P<value>.+)"
-_SCHEME: Final = r"(?s)(?P<scheme>(?:(?:Bearer|Basic|[Tt]oken|ApiKey)\s+)?)(?P<secret>.*)"
 
 
 def variable_name(text: str) -> str:
@@ -7933,7 +7837,7 @@ class Variables:
     def hold(self, secret: str, name: str, server: str, where: str) -> str:
         """What to write in place of a secret that stood under a name."""
         if self._secrets != "move":
-            return secret if self._secrets == "keep" else "***"
+            return secret if self._secrets == "keep" else HIDDEN
         long = variable_name(f"{server}_{name}")
         names = [name] if re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) else []
         for variable in (*names, long, *(f"{long}_{number}" for number in range(2, 1000))):
@@ -7945,21 +7849,7 @@ class Variables:
 
     def hide(self, text: str, name: str, server: str, where: str) -> str:
         """The text, with what in it looks like a secret held elsewhere; `name` is what the text stands under."""
-
-        def held(secret: str, name: str) -> str:
-            return self.hold(secret, name, server, where)
-
-        if re.search(_KEY_LIKE_NAME, name) and not re.fullmatch(_NO_KEY, text) and not re.search(r"(?<!\$)\$\{", text):
-            found = re.fullmatch(_SCHEME, text)
-            assert found
-            return found["scheme"] + held(found["secret"], name.lstrip("-"))
-        if found := re.fullmatch(_ASSIGNMENT, text):
-            return found["head"] + self.hide(found["value"], found["name"], server, where)
-        text = re.sub(
-            _URL_WITH_QUERY, lambda one: f"{one['name']}=" + self.hide(one["secret"], one["name"], server, where), text
-        )
-        text = re.sub(_URL_WITH_USER, lambda one: one["user"] + held(one["secret"], "password"), text)
-        return re.sub(_KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
+        return hide_secrets(text, name, lambda secret, name: self.hold(secret, name, server, where))
 
 
 # ── what a host means, in our words ──
@@ -8018,21 +7908,12 @@ def why_not_ours(table: Any) -> str | None:
     return "it is mcpmux itself" if found else None
 
 
-def toml_of(value: Any) -> str:
-    """A value on one line, as people write it; `tomli_w` gives each argument a line."""
-    if isinstance(value, dict):
-        keys = {key: key if re.fullmatch("[A-Za-z0-9_-]+", key) else toml_of(key) for key in value}
-        return "{ " + ", ".join(f"{keys[key]} = {toml_of(one)}" for key, one in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml_of, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 def server_block(name: str, table: dict[str, Any], comment: Iterable[str]) -> str:
     """A `[mcp_servers.NAME]` table under its comment."""
-    lines = ["# " + re.sub(r"[^ -~\u00a0-\u2027\u202a-\ud7ff]", "?", line) for line in comment]
-    lines += [f"[mcp_servers.{name}]", *(f"{key} = {toml_of(value)}" for key, value in table.items())]
-    return "\n".join([*lines, ""])
+    import tomli_w  # noqa: PLC0415 - nothing that serves writes TOML
+
+    lines = ["# " + re.sub(r"[^ -~\u00a0-\u2027\u202a-\ud7ff]", "?", line) + "\n" for line in comment]
+    return "".join(lines) + tomli_w.dumps({"mcp_servers": {name: table}})
 
 
 def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Imported:
@@ -8067,8 +7948,6 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Im
 
 def _with_our_keys(entry: HostEntry) -> tuple[dict[str, Any], dict[str, Any]]:
     """An entry under our keys and in our units; and what of it we have no key for. Raises `ConfigError`."""
-    if isinstance(entry.table, Unreadable):
-        raise ConfigError(f"line {entry.table.line} is YAML that mcpmux does not read")
     if not isinstance(entry.table, dict):
         raise ConfigError("is not an object")
     host, source = entry.host, dict[str, Any](entry.table)
@@ -8076,8 +7955,6 @@ def _with_our_keys(entry: HostEntry) -> tuple[dict[str, Any], dict[str, Any]]:
         source |= {"command": program.get("path"), **{key: program[key] for key in ("args", "env") if key in program}}
     given = {HOST_KEYS.get(key, key): value for key, value in source.items() if value not in (None, {}, [])}
     given = {key: value for key, value in given.items() if key not in _SAYS_NOTHING}
-    if odd := next((value for value in given.values() if isinstance(value, Unreadable)), None):
-        raise ConfigError(f"line {odd.line} is YAML that mcpmux does not read")
     kind = str(given.pop("type", given.pop("transport", "")))
     if "url" in given and kind != "stdio":
         if kind and kind not in _TRANSPORTS:
@@ -8124,21 +8001,13 @@ def _each_text(value: Any, change: Callable[[str, str], str], under: str = "") -
         case dict():
             return {str(key): _each_text(one, change, str(key)) for key, one in value.items() if one is not None}
         case list():
-            before = ["", *value]
-            return [
-                _each_text(one, change, flag if _is_flag(flag) and not _is_flag(one) else "")
-                for flag, one in zip(before, value, strict=False)
-            ]
+            return [_each_text(one, change, flag) for one, flag in zip(value, flags_before(value), strict=True)]
         case str():
             return change(value, under)
         case int() | float():
             return json.dumps(value)
         case _:
             return value
-
-
-def _is_flag(word: Any) -> bool:
-    return isinstance(word, str) and re.fullmatch(r"--?[A-Za-z][\w-]*", word) is not None
 
 
 def translate(text: str, entry: HostEntry, machine: Machine, variables: Variables, notes: list[str]) -> str:
@@ -8414,7 +8283,7 @@ def masked(text: str) -> str:
     hide = Variables({}, "hide").hide
 
     def member(found: re.Match[str]) -> str:
-        is_pair = found[1].rstrip().endswith(":") or _is_flag(found[2])  # else two neighbours in a list
+        is_pair = found[1].rstrip().endswith(":") or is_flag(found[2])  # else two neighbours in a list
         return f'{found[1]}"{hide(found[3], found[2] if is_pair else "", "", "")}"'
 
     text = re.sub(_OBJECT_OF_KEYS, lambda one: one[1] + re.sub(r'(:\s*)"(?:\\.|[^"\\])*"', r'\1"***"', one[2]), text)
@@ -9171,31 +9040,18 @@ def _add(arguments: argparse.Namespace) -> int:
     before = load_config(path)
     if name in (*before.servers, *before.broken, *before.disabled):
         raise ConfigError(f"{path} has a server {name} already; choose another name, or edit its table")
-    table = {"url": arguments.url} if arguments.url else {"command": command[0], "args": command[1:], "env": env}
-    written = path.read_bytes() if before.exists else b""
-    newline = "\r\n" if b"\r\n" in written else "\n"
-    lines = [f"[mcp_servers.{name}]", *(f"{key} = {toml_of(value)}" for key, value in table.items() if value)]
-    block = newline.join([*lines, ""]).encode(errors="surrogateescape")
-    gap = b"" if not written else newline.encode() * (1 if written.endswith(b"\n") else 2)
-    try:
-        after = read_config(tomllib.loads((written + gap + block).decode("utf-8-sig")), path)
-    except (ValueError, ConfigError) as wrong:
-        raise ConfigError(f"{path} is left as it is: with this table it does not load ({wrong})") from None
-    if name in after.broken:
-        raise ConfigError(f"{path} is left as it is: {after.broken[name]}")
-    if name not in after.servers or any(after.servers.get(one) != table for one, table in before.servers.items()):
-        shown = block.decode(errors="replace")
-        raise ConfigError(f"{path} is left as it is: the table does not fit at its end; add it by hand:\n{shown}")
-    try:
-        write_whole(path, written + gap + block)
-    except OSError as wrong:
-        raise ConfigError(f"{path} cannot be written: {wrong}") from None
+    whole = {"url": arguments.url} if arguments.url else {"command": command[0], "args": command[1:], "env": env}
+    table = {key: value for key, value in whole.items() if value}
+    _, wrong = _read_server(name, table, path.parent, [])
+    if wrong:
+        raise ConfigError(f"{path} is left as it is: {'; '.join(wrong)}")
+    append_servers(path, {name: table}, {})
     print(f"added {name} to {path}\nnext: mcpmux tools {name}")
-    secret = next((key for key, value in env.items() if list(secrets_in([f"{key}={value}"]))), None)
+    secret = next((key for key, value in env.items() if secrets_in([f"{key}={value}"])), None)
     if secret:
         print(f"note: {secret} looks like a secret and now stands in the file. Better: --env '{secret}=${{{secret}}}',")
         print("which is read from the environment, or from env_file, when the server is started")
-    elif list(secrets_in(command or [arguments.url])):
+    elif secrets_in(command or [arguments.url]):
         print("note: the command holds what looks like a secret; ${VAR} in its place is read from the environment")
     return 0
 

@@ -69,8 +69,8 @@ def test_add_keeps_every_byte_and_appends_one_block(before: bytes, config: Path,
     block = [
         b"[mcp_servers.git]",
         b'command = "uvx"',
-        b'args = ["mcp-server-git", "--repository", "/x y"]',
-        b'env = { A = "b" }',
+        *(b"args = [", b'    "mcp-server-git",', b'    "--repository",', b'    "/x y",', b"]"),
+        *(b"", b"[mcp_servers.git.env]", b'A = "b"'),
     ]
     assert after[len(before) :].strip().split(newline) == block
     assert after.endswith(newline)
@@ -82,7 +82,7 @@ def test_add_begins_the_file_where_it_is_looked_for(home: dict[str, str]):
     path = re.match(r"added git to (.+mcpmux\.toml)\n", done.stdout)
     assert path
     assert path[1].startswith(home["HOME"])
-    assert Path(path[1]).read_text() == '[mcp_servers.git]\ncommand = "uvx"\nargs = ["mcp-server-git"]\n'
+    assert Path(path[1]).read_text() == '[mcp_servers.git]\ncommand = "uvx"\nargs = [\n    "mcp-server-git",\n]\n'
     assert "git" in run(home, "list").stdout
 
 
@@ -205,8 +205,8 @@ HIDDEN_WORDS = [
     (["--api-key=" + SECRET], ["--api-key=***"]),
     (["--openai_api_key", SECRET, "x"], ["--openai_api_key", "***", "x"]),
     (["-e", f"GITHUB_TOKEN={SECRET}"], ["-e", "GITHUB_TOKEN=***"]),
-    (["-H", f"Authorization: Bearer {SECRET}"], ["-H", "Authorization: ***"]),
-    ([f"postgres://ada:{SECRET}@db/x"], ["postgres://***@db/x"]),
+    (["-H", f"Authorization: Bearer {SECRET}"], ["-H", "Authorization: Bearer ***"]),
+    ([f"postgres://ada:{SECRET}@db/x"], ["postgres://ada:***@db/x"]),
     ([f"https://x.example/mcp?api_key={SECRET}&a=b"], ["https://x.example/mcp?api_key=***&a=b"]),
     (["ghp_0123456789abcdef"], ["***"]),
     (["--token", "${TOKEN}"], ["--token", "${TOKEN}"]),
