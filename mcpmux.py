@@ -5348,12 +5348,14 @@ _PLAIN_HEADER: Final = re.compile(r"(?!=\?base64\?.*\?=$)(?:[!-~](?:[ -~]*[!-~])
 
 class RemoteError(McpmuxError):
     """Something between us and a remote server: what, and what to do. `is_end`: the server is gone by it. `was_taken`:
-    it may have read what it was sent."""
+    it may have read what it was sent. `spares`: what it is answering already may still be answered."""
 
-    def __init__(self, what: str, todo: str, *, is_end: bool = False, was_taken: bool = True) -> None:
+    def __init__(
+        self, what: str, todo: str, *, is_end: bool = False, was_taken: bool = True, spares: bool = False
+    ) -> None:
         super().__init__(what)
         self.what, self.todo = what, todo
-        self.is_end, self.was_taken = is_end, was_taken
+        self.is_end, self.was_taken, self.spares = is_end, was_taken, spares
 
 
 class Address(Struct, frozen=True):
@@ -5971,6 +5973,7 @@ class RemoteServer:
         self._readable.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests: dict[bytes, asyncio.Task[None]] = {}  # by id
+        self._calls: set[asyncio.Task[None]] = set()  # those of them that somebody waits for
         self._untaken: set[asyncio.Task[None]] = set()  # whose line the server may not have taken yet
         self._unread: list[bytes] = []  # requests that it has certainly not taken
         self._met = False  # it has answered something
@@ -6072,6 +6075,9 @@ class RemoteServer:
                     assert isinstance(message.id, Raw)
                     self._requests[bytes(message.id)] = task
                     task.add_done_callback(functools.partial(self._forget, bytes(message.id)))
+                if method in CARRIERS:
+                    self._calls.add(task)
+                    task.add_done_callback(self._calls.discard)
                 if not is_request or method in IN_TURN:
                     await asyncio.wait([task], timeout=IN_ORDER)
 
@@ -6111,7 +6117,7 @@ class RemoteServer:
                 await self._exchange(line, id, method, params, taken)
         except RemoteError as wrong:
             taken()
-            if wrong.is_end:
+            if self._is_end(wrong, task):
                 if id is not None and not wrong.was_taken:
                     self._unread.append(line)
                 self._lose(wrong)
@@ -6125,6 +6131,10 @@ class RemoteServer:
                 self._refuse(id, kind, RemoteError(f"cannot be asked: {bug!r}", "the log says more"))
         finally:
             taken()
+
+    def _is_end(self, wrong: RemoteError, task: asyncio.Task[None] | None = None) -> bool:
+        """A server that cannot be reached is gone, unless it is answering a call right now."""
+        return wrong.is_end and not (wrong.spares and self._calls - self._untaken - {task})
 
     def _take_once(self, line: bytes, task: asyncio.Task[None]) -> None:
         if task in self._untaken:
@@ -6231,7 +6241,7 @@ class RemoteServer:
         kinds = (self._http.ConnectError, self._http.ConnectTimeout, self._http.ProxyError)
         if isinstance(wrong, kinds):
             what, todo = connection_trouble(wrong, self._address.shown)
-            return RemoteError(what, todo, is_end=True, was_taken=False)
+            return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
         if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
             return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
         return self._cut_off(wrong)
@@ -6426,8 +6436,10 @@ class RemoteServer:
             while True:
                 resume = {"Last-Event-ID": last} if last else {}
                 headers = self._common_headers() | {"Accept": "text/event-stream"} | resume
-                response = await self._send("GET", self._address.url, headers)
+                fruitless += 1
+                response: Any = None
                 try:
+                    response = await self._send("GET", self._address.url, headers)
                     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
                     if response.status_code != 200 or kind != "text/event-stream":
                         wrong = self._status_trouble(response, await self._beginning(response))
@@ -6435,7 +6447,6 @@ class RemoteServer:
                             raise wrong
                         return  # it has none (405), or none any more
                     opened.set()
-                    fruitless += 1
                     async for events in self._events(response):
                         fruitless = 0
                         for event in events:
@@ -6444,14 +6455,14 @@ class RemoteServer:
                         if lines:
                             self._take_lines(lines, None, "")
                 except RemoteError as wrong:
-                    if wrong.is_end:
+                    if self._is_end(wrong):
                         raise
                 finally:
-                    await response.aclose()
+                    if response is not None:
+                        await response.aclose()
                 await asyncio.sleep(min(RESUME_AFTER_MOST, wait * 2 ** min(fruitless - 1, 5)) if fruitless else wait)
         except RemoteError as wrong:
-            if wrong.is_end:
-                self._lose(wrong)
+            self._lose(wrong)
         finally:
             opened.set()
 

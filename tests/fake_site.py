@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import ssl
 import threading
 from collections.abc import Callable, Mapping
@@ -27,13 +28,15 @@ class Asked(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What it is answered; `hold` keeps the connection open after the body until the client closes it."""
+    """What it is answered. `hold` keeps the connection open after the body until the client closes it; `late`, until
+    the site has more to say."""
 
     status: int = 200
     body: bytes = b""
     kind: str = "application/json"
     headers: Mapping[str, str] = MappingProxyType({})
     hold: bool = False
+    late: bool = False
 
 
 Answer = Callable[[Asked], Reply]
@@ -45,6 +48,7 @@ class FakeSite:
     def __init__(self, answer: Answer, *, certificate: str | None = None) -> None:
         self.answer = answer
         self.asked: list[Asked] = []
+        self.more: queue.Queue[bytes] = queue.Queue()
         self.closed = threading.Semaphore(0)  # once for each held connection that its client has closed
         site = self
 
@@ -60,10 +64,12 @@ class FakeSite:
                 self.send_response(reply.status)
                 for name, value in ({"Content-Type": reply.kind} | dict(reply.headers)).items():
                     self.send_header(name, value)
-                if not reply.hold:
+                if not (reply.hold or reply.late):
                     self.send_header("Content-Length", str(len(reply.body)))
                 self.end_headers()
                 self.wfile.write(reply.body)
+                if reply.late:
+                    self.wfile.write(site.more.get(timeout=PATIENCE))
                 if reply.hold:
                     try:
                         assert self.connection.recv(1) == b""

@@ -588,6 +588,30 @@ def test_a_server_that_takes_nothing_is_given_no_more_than_the_limit(
     assert says(host) == "Hello"
 
 
+def test_a_call_that_is_being_answered_outlives_another_that_cannot_be_sent(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """Our choice: what cannot be reached for a moment may still speak."""
+    progress: dict[str, Any] = {"jsonrpc": "2.0", "method": "notifications/progress"}
+    called: list[Asked] = []
+
+    def late(asked: Asked) -> Reply:
+        called.append(asked)
+        token = asked.message["params"]["_meta"]["progressToken"]
+        line = json.dumps(progress | {"params": {"progress": 1, "progressToken": token}}).encode()
+        return Reply(200, b"data: %b\n\n" % line, "text/event-stream", late=True)
+
+    site = sites(on_call(late))
+    host = before(site)
+    number = host.ask("tools/call", {"name": "x__hello", "_meta": {"progressToken": 1}})
+    host.until(lambda message: message.get("method") == "notifications/progress")
+    site.close()
+    assert says(host).startswith("mcpmux: x cannot be reached: connection refused")
+    answer = json_reply(called[0], result={"content": [{"type": "text", "text": "at last"}]}).body
+    site.more.put(b"data: %b\n\n" % answer)
+    assert host.answer(number)["result"]["content"][0]["text"] == "at last"
+
+
 def test_the_sdk_is_not_loaded_for_a_server_over_http(
     sites: Callable[..., FakeSite], home: dict[str, str], tmp_path: Path
 ):
