@@ -64,6 +64,7 @@ import difflib
 import fnmatch
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -8412,6 +8413,9 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["_sampler"]:
         return sampler_main()
     arguments = parse(words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a console's alphabet lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         return arguments.run(arguments)
     except ConfigError as wrong:
@@ -8656,10 +8660,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, unknown = parser.parse_known_args(words[:at])
     arguments.rest = words[at + 1 :]
-    takes = next((row.rest for row in subcommands() if row.run == arguments.run), "")
-    if unknown or (arguments.rest and not takes):
-        hint = f"; {takes} stands after --" if takes else ""
-        parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
+    if unknown or arguments.rest:
+        takes = next((row.rest for row in subcommands() if row.run == arguments.run), "")
+        if unknown or not takes:
+            hint = f"; {takes} stands after --" if takes else ""
+            parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
     return arguments
 
 
@@ -9147,9 +9152,7 @@ def _expect_server(config: Config, name: str) -> None:
     if name in config.disabled:
         raise ConfigError(f"{name} is disabled: its table in {config.path} has enabled = false")
     if name not in config.servers:
-        there = (
-            f"; there are: {', '.join(config.servers)}" if config.servers else "; mcpmux add NAME -- COMMAND adds one"
-        )
+        there = f"; there are: {', '.join(config.servers)}" if config.servers else f"; {_HOW_TO_ADD}"
         raise ConfigError(f"{config.path} has no server {name}{nearest(name, config.servers) or there}")
 
 
@@ -9166,14 +9169,13 @@ def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, 
             if server.known:
                 lists[server.name] = dict(server.lists)
             else:
-                failed[server.name] = f"{server.trouble or server.state.value}; {server.hint}"
+                failed[server.name] = "; ".join(filter(None, [server.trouble or server.state.value, server.hint]))
 
     if unknown.servers:
         waiting = Waiting()
+        looks = functools.partial(_show_servers, waiting)
         try:
-            InnerHost(unknown, cached=False, capabilities=PERSON, looks=functools.partial(_show_servers, waiting)).play(
-                listed
-            )
+            InnerHost(unknown, cached=False, capabilities=PERSON, looks=looks).play(listed)
         finally:
             waiting.clear()
     return lists, failed
@@ -9200,13 +9202,10 @@ def _tools(arguments: argparse.Namespace) -> int:
         for tool in tools:
             _print_tool(tool)
         if not tools and not failed:
-            where = arguments.server or config.path
-            print(
-                f"{where} has no tools." if wanted else f"No servers yet in {config.path}: mcpmux add NAME -- COMMAND"
-            )
+            nothing = f"{arguments.server or config.path} has no tools."
+            print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
     for name, reason in failed.items() if not arguments.json else ():
-        whose = "" if re.match(rf"{name}\b", reason) else f"{name}: "
-        print(f"mcpmux: {whose}{reason}", file=sys.stderr)
+        print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{reason}", file=sys.stderr)
     return 1 if failed else 0
 
 

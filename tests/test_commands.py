@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MCPMUX, PATIENCE, Terminal, server_table
+from conftest import MCPMUX, PATIENCE, Terminal, is_running, server_table
 from test_cli import FAKE_TOOLS, Done, run, written
 
 import mcpmux
@@ -190,6 +190,19 @@ def test_list_shows_each_server_and_starts_none(tmp_path: Path, config: Path, ho
     assert fake["tools"] == [f"fake__{tool}" for tool in FAKE_TOOLS]
     assert (off["state"], off["tools"], wrong["state"]) == ("disabled", None, "broken")
     assert pids.read_text() == count
+
+
+def test_list_shows_a_remote_server_by_its_address_and_no_header(config: Path, home: dict[str, str]):
+    written(
+        config,
+        f'[mcp_servers.far]\nurl = "https://ada:{SECRET}@x.example/mcp?api_key={SECRET}"',
+        f'http_headers = {{ X-Key = "{SECRET}", X-Other = "value-of-a-header" }}',
+    )
+    for words in (["list"], ["list", "--json"]):
+        done = run(home, *words)
+        assert "https://***@x.example/mcp?api_key=***" in done.stdout
+        assert SECRET not in done.stdout
+        assert "value-of-a-header" not in done.stdout
 
 
 def test_list_without_servers_says_how_to_add_one(config: Path, home: dict[str, str]):
@@ -616,6 +629,22 @@ def test_ctrl_c_cancels_the_call_and_exits_with_130(tmp_path: Path, config: Path
         rest, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, rest) == (130, b"")
     assert told.read_text() == "cancelled"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be sent Ctrl-C alone on Windows")
+def test_ctrl_c_ends_check_with_130_and_leaves_no_process(tmp_path: Path, config: Path, home: dict[str, str]):
+    pids = tmp_path / "pids"
+    written(config, server_table("silent", "--silent", "--stderr", "here", "--pid-file", str(pids)))
+    with subprocess.Popen(
+        [sys.executable, str(MCPMUX), "check"], env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr
+        assert process.stderr.readline() == b"silent: starting\n"
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout) == (130, b"")
+    assert b"Traceback" not in stderr
+    assert not any(is_running(int(pid)) for pid in (pids.read_text().split() if pids.exists() else []))
 
 
 # ── at a terminal ──
