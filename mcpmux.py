@@ -8732,6 +8732,7 @@ class Waiting:
     def __init__(self) -> None:
         self._lines: dict[str, str] = {}
         self._drawn = 0
+        self._said = ""
         self._paused = False
         self._in_place = moves(sys.stderr)
 
@@ -8740,26 +8741,42 @@ class Waiting:
         new = {name: text for name, text in lines.items() if self._lines.get(name) != text}
         self._lines |= new
         if not self._in_place:
-            self._write("".join(f"{name}: {text}\n" for name, text in new.items()))
+            self._add("".join(f"{name}: {text}\n" for name, text in new.items()))
         elif new and not self._paused:
             self._erase()
-            size = shutil.get_terminal_size()
-            width = max(map(len, self._lines))
-            room = max(size.columns - width - 3, 1)
-            shown = [f"{name:{width}}  {self._painted(text[:room])}\n" for name, text in self._lines.items()]
-            shown = shown[-(size.lines - 1) :]
-            self._drawn = len(shown)
-            self._write("".join(shown))
+            self._draw()
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._erase()
-        self._write(f"{harmless(text)}\n")
+        self._add(f"{harmless(text)}\n")
 
     def clear(self, *, paused: bool = False) -> None:
-        """Nothing is shown any more, while `paused` nothing new either: a person is being asked."""
+        """Nothing is shown any more; what comes while `paused` waits, since a person is being asked."""
         self._erase()
         self._paused = paused
+        if not paused:
+            self._write(self._said)
+            self._said = ""
+
+    def _add(self, text: str) -> None:
+        self._said += text
+        if not self._paused:
+            self._erase()
+            self._write(self._said)
+            self._said = ""
+            if self._in_place:
+                self._draw()
+
+    def _draw(self) -> None:
+        if not self._lines:
+            return
+        size = shutil.get_terminal_size()
+        width = max(map(len, self._lines))
+        room = max(size.columns - width - 3, 1)
+        shown = [f"{name:{width}}  {self._painted(text[:room])}\n" for name, text in self._lines.items()]
+        shown = shown[-(size.lines - 1) :]
+        self._drawn = len(shown)
+        self._write("".join(shown))
 
     def _erase(self) -> None:
         if self._drawn:

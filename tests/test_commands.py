@@ -668,6 +668,15 @@ def test_the_progress_bar_is_drawn_in_place(config: Path, home: dict[str, str]):
 
 
 @needs_pty
+def test_a_log_message_stays_above_what_is_drawn_in_place(config: Path, home: dict[str, str]):
+    written(config, server_table("fake"))
+    terminal = Terminal(home | {"NO_COLOR": "1"}, "call", "fake__log")
+    terminal.until("\x1b[2A\x1b[Jfake: info: hello\nfake")
+    assert terminal.close() == 0
+    assert terminal.shown.endswith("\x1b[2A\x1b[Jlogged\n")
+
+
+@needs_pty
 def test_without_colour_the_bar_still_moves(config: Path, home: dict[str, str]):
     """https://no-color.org is about colour only."""
     written(config, server_table("fake"))
@@ -789,6 +798,16 @@ def test_an_address_that_is_no_page_is_not_opened(config: Path, home: dict[str, 
     terminal.until("no address of a page")
     terminal.until('{"result": {"action": "decline"}}')
     assert terminal.close() == 0
+
+
+def test_what_is_said_while_a_person_is_asked_waits(capsys: pytest.CaptureFixture[str]):
+    waiting = mcpmux.Waiting()
+    waiting.clear(paused=True)
+    waiting.say("git: info: hello")
+    waiting.show({"git": "1/2"})
+    assert capsys.readouterr().err == ""
+    waiting.clear()
+    assert capsys.readouterr().err == "git: info: hello\ngit: 1/2\n"
 
 
 @needs_pty

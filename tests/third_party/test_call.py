@@ -164,3 +164,28 @@ def test_a_person_fills_in_the_servers_form(module_launcher: Launcher, command: 
     terminal.until('"action": "accept"')
     assert terminal.close() == 0
     assert '"name": "Ada"' in terminal.shown
+
+
+@needs_pty
+def test_a_person_is_sent_to_an_address_and_the_call_is_made_again(
+    module_launcher: Launcher, command: list[str], tmp_path: Path
+):
+    """-32042: the call is refused until a page has been visited."""
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > "{opened}"\n')
+    browser.chmod(0o755)
+    env = module_launcher.env | {"BROWSER": f"{browser} %s"}
+    arguments = json.dumps({"url": "https://example.org/3", "elicitationId": "e-3", "errorPath": True})
+    terminal = Terminal(env, *command[2:], "call", "everything__trigger-url-elicitation", arguments)
+    page = terminal.until("open it in the browser?").splitlines()[-2].strip()
+    assert page.startswith("https://")
+    terminal.types("y")
+    terminal.until("Enter when you are done there: ")
+    assert opened.read_text() == f"{page}\n"
+    terminal.types("")
+    terminal.until("  https://example.org/3\n")  # now the tool itself asks
+    terminal.until("n: decline, c: cancel: ")
+    terminal.types("n")
+    terminal.until('"action": "decline"')
+    assert terminal.close() == 0
