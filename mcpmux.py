@@ -9564,7 +9564,10 @@ class Person:
         def read() -> None:
             with open(0, "rb", buffering=0, closefd=False) as stdin:
                 while self._wanted.acquire():
-                    line = stdin.read(65536) or b""
+                    try:
+                        line = stdin.read(65536) or b""
+                    except OSError:  # its window was closed
+                        line = b""
                     loop.call_soon_threadsafe(self._lines.put_nowait, line)
 
         if self._thread is None:

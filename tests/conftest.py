@@ -295,6 +295,15 @@ class Terminal:
     def presses(self, key: bytes) -> None:
         os.write(self._ours, key)
 
+    def hang_up(self) -> int:
+        """The window is closed; the process has to end by itself."""
+        os.close(self._ours)
+        try:
+            return self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
     def close(self) -> int:
         """Reads on until it ends by itself."""
         try:

@@ -754,6 +754,14 @@ def test_a_form_is_asked_field_by_field_until_each_is_valid(config: Path, home: 
 
 
 @needs_pty
+def test_a_window_that_is_closed_at_a_question_ends_the_call(config: Path, home: dict[str, str]):
+    written(config, server_table("fake"))
+    terminal = Terminal(home, "call", "fake__ask", json.dumps({"method": "elicitation/create", "params": FORM}))
+    terminal.until("> ")
+    assert terminal.hang_up() != 0
+
+
+@needs_pty
 @pytest.mark.parametrize(("keys", "action"), [(b"n\n", "decline"), (b"c\n", "cancel"), (b"\x04", "decline")])
 def test_a_question_can_be_declined_or_cancelled(keys: bytes, action: str, config: Path, home: dict[str, str]):
     written(config, server_table("fake"))
