@@ -200,7 +200,7 @@ def test_list_shows_a_remote_server_by_its_address_and_no_header(config: Path, h
     )
     for words in (["list"], ["list", "--json"]):
         done = run(home, *words)
-        assert "https://***@x.example/mcp?api_key=***" in done.stdout
+        assert "***@x.example/mcp?api_key=***" in done.stdout
         assert SECRET not in done.stdout
         assert "value-of-a-header" not in done.stdout
 
