@@ -23,6 +23,7 @@ settings.load_profile("fixed")
 
 ROOT = Path(__file__).parent.parent
 MCPMUX = ROOT / "mcpmux.py"
+COMMAND = [sys.executable, "-m", "mcpmux"]  # a module's bytecode is kept, a script's is not: a tenth of a second each
 FAKE = Path(__file__).parent / "fake_server.py"
 PATIENCE = 60.0  # seconds; a test that waits this long has failed (litellm needs five of a core of its own to load)
 
@@ -168,7 +169,8 @@ class RawHost:
 
 def empty_home(folder: Path) -> dict[str, str]:
     """An environment with this folder as its home, so that no test reads or writes the person's own files."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MCPMUX_"))}
+    dropped = ("XDG_", "MCPMUX_", "PYTHONDONTWRITEBYTECODE")  # without bytecode litellm takes twice as long to load
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     folder.mkdir(exist_ok=True)
     return kept | dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), str(folder))
 
@@ -186,7 +188,7 @@ def start(tmp_path: Path, home: dict[str, str]) -> Iterator[Callable[..., RawHos
     def starter(*tables: str, env: dict[str, str] | None = None) -> RawHost:
         config = tmp_path / "mcpmux.toml"
         config.write_text("\n".join(tables))
-        hosts.append(RawHost([sys.executable, str(MCPMUX), "--config", str(config)], home | (env or {})))
+        hosts.append(RawHost([*COMMAND, "--config", str(config)], home | (env or {})))
         return hosts[-1]
 
     yield starter
@@ -263,7 +265,7 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         env = {"TERM": "xterm"} | {key: value for key, value in env.items() if key not in ("COLUMNS", "LINES")}
-        command = [sys.executable, str(MCPMUX), *arguments]
+        command = [*COMMAND, *arguments]
         self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
         os.close(theirs)
         self.shown = ""  # all of it, control sequences too

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE, MCPMUX, PATIENCE, ROOT, RawHost, empty_home, is_running, server_table
+from conftest import COMMAND, FAKE, MCPMUX, PATIENCE, ROOT, RawHost, empty_home, is_running, server_table
 from fake_site import FakeSite, legacy_server
 
 import mcpmux
@@ -29,7 +29,7 @@ Done = subprocess.CompletedProcess[str]
 def run(env: dict[str, str], *arguments: str, **keys: Any) -> Done:
     """mcpmux as a person would start it, with a wide terminal and its stdin closed."""
     env = env | {"COLUMNS": "200", "NO_COLOR": "1"}
-    command = [sys.executable, str(MCPMUX), *arguments]
+    command = [*COMMAND, *arguments]
     done = subprocess.run(command, input="", capture_output=True, encoding="utf-8", env=env, timeout=PATIENCE, **keys)
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -553,7 +553,7 @@ def test_check_names_the_missing_file_that_it_was_told_of(home: dict[str, str], 
 
 def test_serving_without_a_config_offers_nothing_and_says_where_it_goes(home: dict[str, str]):
     """A host shows no more of a server that exits than "disconnected"."""
-    host = RawHost([sys.executable, str(MCPMUX)], home)
+    host = RawHost([*COMMAND], home)
     try:
         told = host.initialize()
         named = re.search(r"put one at (.+mcpmux\.toml), then start", told["instructions"])
@@ -627,7 +627,7 @@ def test_a_person_at_a_terminal_is_told_that_a_host_is_wanted(home: dict[str, st
     import pty
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, str(MCPMUX)]
+    command = [*COMMAND]
     process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=home)
     os.close(theirs)
     try:
@@ -793,7 +793,7 @@ def test_logs_of_an_unknown_server_suggests_the_nearest(home: dict[str, str]):
 def test_logs_follows_what_is_written_and_a_log_that_is_begun_anew(home: dict[str, str]):
     log = logs_of(home) / "git.log"
     log.write_bytes(b"past\n")
-    with subprocess.Popen([sys.executable, str(MCPMUX), "logs", "git", "-f"], env=home, stdout=subprocess.PIPE) as tail:
+    with subprocess.Popen([*COMMAND, "logs", "git", "-f"], env=home, stdout=subprocess.PIPE) as tail:
         assert tail.stdout
         assert tail.stdout.readline() == b"past\n"
         with log.open("ab") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MCPMUX, PATIENCE, Terminal, is_running, server_table
+from conftest import COMMAND, PATIENCE, Terminal, is_running, server_table
 from test_cli import FAKE_TOOLS, Done, run, written
 
 import mcpmux
@@ -345,7 +345,7 @@ def test_a_reader_that_goes_away_is_no_traceback(config: Path, home: dict[str, s
     big = {"name": "big", "description": "x" * 50_000}
     written(config, server_table("one", *fake_list(*({**big, "name": f"big{n}"} for n in range(20)))))
     with subprocess.Popen(
-        [sys.executable, str(MCPMUX), "tools", "--json"], env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "tools", "--json"], env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout
         assert process.stderr
@@ -451,7 +451,7 @@ def test_a_misspelt_command_is_refused_with_the_nearest(home: dict[str, str]):
 
 def test_arguments_may_come_from_stdin(config: Path, home: dict[str, str]):
     written(config, server_table("fake"))
-    command = [sys.executable, str(MCPMUX), "call", "fake__echo", "-"]
+    command = [*COMMAND, "call", "fake__echo", "-"]
     done = subprocess.run(command, input=b'{"a": [1]}', env=home, capture_output=True, timeout=PATIENCE)
     assert done.stdout == b'{"a": [1]}' + os.linesep.encode()
 
@@ -619,7 +619,7 @@ def test_ctrl_c_cancels_the_call_and_exits_with_130(tmp_path: Path, config: Path
         config,
         f"[mcp_servers.x]\ncommand = {json.dumps(sys.executable)}\nargs = {json.dumps([str(script), str(told)])}",
     )
-    command = [sys.executable, str(MCPMUX), "call", "x__wait"]
+    command = [*COMMAND, "call", "x__wait"]
     with subprocess.Popen(command, env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr
         for line in process.stderr:
@@ -635,9 +635,7 @@ def test_ctrl_c_cancels_the_call_and_exits_with_130(tmp_path: Path, config: Path
 def test_ctrl_c_ends_check_with_130_and_leaves_no_process(tmp_path: Path, config: Path, home: dict[str, str]):
     pids = tmp_path / "pids"
     written(config, server_table("silent", "--silent", "--stderr", "here", "--pid-file", str(pids)))
-    with subprocess.Popen(
-        [sys.executable, str(MCPMUX), "check"], env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([*COMMAND, "check"], env=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr
         assert process.stderr.readline() == b"silent: starting\n"
         process.send_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ import make_picture
 import make_readme
 import msgspec
 import pytest
-from conftest import MCPMUX, ROOT
+from conftest import COMMAND, ROOT
 from make_readme import TABLES_OF_THEIR_OWN, defaults
 
 import mcpmux
@@ -125,7 +125,7 @@ def test_the_first_screen_loads_and_prints_what_it_shows(tmp_path: Path, home: d
     config = tmp_path / "mcpmux.toml"
     config.write_text(text)
     environment = home | {"PATH": f"{stand_in.parent}:{home['PATH']}"}
-    command = [sys.executable, str(MCPMUX), "check", "--config", str(config)]
+    command = [*COMMAND, "check", "--config", str(config)]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     shown = block("console").split("\n", 1)[1]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from conftest import MCPMUX, PATIENCE, RawHost, assert_lines_are_clean, is_running, server_table
+from conftest import COMMAND, PATIENCE, RawHost, assert_lines_are_clean, is_running, server_table
 from soak import VICTIMS, soak
 
 from mcpmux import descendants
@@ -365,7 +365,7 @@ def test_an_answer_does_not_wait_behind_all_of_anothers_flood(home: dict[str, st
     """Our choice: on the way to a host that reads slowly servers take turns, and one that is far ahead is not read."""
     config = tmp_path / "mcpmux.toml"
     config.write_text('[mux]\nlog_level = "trace"\n' + server_table("flood", "--also", "flood") + GOOD)
-    command = [sys.executable, str(MCPMUX), "--config", str(config)]
+    command = [*COMMAND, "--config", str(config)]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=home, bufsize=0)
     assert process.stdin
@@ -435,7 +435,7 @@ def test_a_server_that_does_not_read_has_its_calls_refused_once_its_outbox_is_fu
 def no_space(host_of: Callable[[list[str], dict[str, str]], RawHost], config: Path, home: dict[str, str]) -> RawHost:
     """No file may grow by a byte: what a full disk does."""
     limited = 'ulimit -f 0; exec "$@"'
-    return host_of(["sh", "-c", limited, "sh", sys.executable, str(MCPMUX), "--config", str(config)], home)
+    return host_of(["sh", "-c", limited, "sh", *COMMAND, "--config", str(config)], home)
 
 
 def no_folder(host_of: Callable[[list[str], dict[str, str]], RawHost], config: Path, home: dict[str, str]) -> RawHost:
@@ -443,7 +443,7 @@ def no_folder(host_of: Callable[[list[str], dict[str, str]], RawHost], config: P
     file = config.parent / "file"
     file.touch()
     places = dict.fromkeys(("XDG_CACHE_HOME", "XDG_STATE_HOME"), str(file / "below"))
-    return host_of([sys.executable, str(MCPMUX), "--config", str(config)], home | places)
+    return host_of([*COMMAND, "--config", str(config)], home | places)
 
 
 @linux  # others have other folders, and some no such limits

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import MCPMUX, PATIENCE, empty_home
+from conftest import COMMAND, MCPMUX, PATIENCE, empty_home
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -1060,7 +1060,7 @@ def test_for_other_hosts_it_says_what_to_put_where_and_import_reads_it(
 
 
 def run(home: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(MCPMUX), *words]
+    command = [*COMMAND, *words]
     done = subprocess.run(command, input="", env=home, capture_output=True, encoding="utf-8", timeout=PATIENCE)
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -1112,7 +1112,7 @@ def test_a_person_at_a_terminal_is_asked(tmp_path: Path):
     written(tmp_path / ".cursor/mcp.json", '{"mcpServers": {"a": {"command": "x"}}}')
     config = tmp_path / "mcpmux.toml"
     ours, theirs = pty.openpty()
-    command = [sys.executable, str(MCPMUX), "import", "--config", str(config)]
+    command = [*COMMAND, "import", "--config", str(config)]
     with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, env=home) as process:
         os.write(ours, b"cursor\n")
         out, _ = process.communicate(timeout=PATIENCE)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE, MCPMUX, PATIENCE, RawHost, is_running, server_table
+from conftest import COMMAND, FAKE, PATIENCE, RawHost, is_running, server_table
 
 import mcpmux
 
@@ -217,7 +217,7 @@ def test_a_host_that_no_longer_reads_is_a_host_that_is_gone(home: dict[str, str]
     config.write_text(server_table("stubborn", "--ignore-eof", "--pid-file", str(tmp_path / "pid")))
     reading, writing = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, str(MCPMUX), "--config", str(config)],
+        [*COMMAND, "--config", str(config)],
         stdin=subprocess.PIPE,
         stdout=writing,
         stderr=subprocess.DEVNULL,
@@ -312,7 +312,7 @@ def test_files_serve_as_well_as_pipes(home: dict[str, str], tmp_path: Path) -> N
     script += request(2, "ping") + request(3, "tools/call", {"name": "one__echo"})
     (tmp_path / "requests").write_bytes(script)
     with (tmp_path / "requests").open("rb") as requests, (tmp_path / "answers").open("wb") as answers:
-        command = [sys.executable, str(MCPMUX), "--config", str(config)]
+        command = [*COMMAND, "--config", str(config)]
         done = subprocess.run(
             command, stdin=requests, stdout=answers, stderr=subprocess.PIPE, env=home, timeout=PATIENCE
         )
@@ -681,7 +681,7 @@ def test_mcpmux_ends_when_only_its_launcher_is_killed(home: dict[str, str], tmp_
     config = tmp_path / "mcpmux.toml"
     config.write_text(server_table("one"))
     launcher = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
-    command = [sys.executable, "-c", launcher, sys.executable, str(MCPMUX), "--config", str(config)]
+    command = [sys.executable, "-c", launcher, *COMMAND, "--config", str(config)]
     host = RawHost(command, home)
     try:
         host.initialize()

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
-from conftest import MCPMUX, PATIENCE, RawHost
+from conftest import COMMAND, MCPMUX, PATIENCE, RawHost
 from fake_site import Answer, Asked, FakeSite, Reply, json_reply, legacy_server
 
 import mcpmux
@@ -797,7 +797,7 @@ def test_a_login_as_a_client_of_ones_own(
     config = tmp_path / "login.toml"
     text = f'[mcp_servers.x]\nurl = "{site.url}"\nscopes = ["read", "more"]\n[mcp_servers.x.oauth]\n{table}\n'
     config.write_text(text)
-    command = [sys.executable, str(MCPMUX), "login", "x", "--config", str(config)]
+    command = [*COMMAND, "login", "x", "--config", str(config)]
     done = subprocess.run(command, env=home | env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "Logged in to x." in done.stdout
@@ -822,7 +822,7 @@ def test_a_login_where_none_is_wanted_or_possible_says_so(
     config.write_text("\n".join([*tables, own, '[mcp_servers.local]\ncommand = "x"']))
 
     def login(name: str) -> tuple[int, str]:
-        command = [sys.executable, str(MCPMUX), "login", name, "--config", str(config)]
+        command = [*COMMAND, "login", name, "--config", str(config)]
         env = home | {"NO_PROXY": "127.0.0.1", "BROWSER": "false"}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
         assert "Traceback" not in done.stderr

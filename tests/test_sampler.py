@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import MCPMUX, PATIENCE, ROOT, RawHost, assert_lines_are_clean, empty_home, is_running, server_table
+from conftest import COMMAND, PATIENCE, ROOT, RawHost, assert_lines_are_clean, empty_home, is_running, server_table
 from msgspec import Raw
 
 import mcpmux
@@ -1114,16 +1114,10 @@ def settles(pid: int) -> None:
     os.close(file)
 
 
-@pytest.fixture(scope="module")
-def bytecode(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where Python keeps what it has compiled, also on a machine where it may not: litellm loads twice as fast."""
-    return {"PYTHONPYCACHEPREFIX": str(tmp_path_factory.mktemp("bytecode")), "PYTHONDONTWRITEBYTECODE": ""}
-
-
 class Site:
     """One mcpmux with servers that ask and providers that answer. Whatever it writes is searched at the end."""
 
-    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.openai = Provider(openai)
         self.anthropic = Provider(lambda words: claude(text(words)))
@@ -1148,9 +1142,9 @@ class Site:
         config = folder / "mcpmux.toml"
         config.write_text("\n".join(tables))
         proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-        env = empty_home(folder / "home") | env | dict.fromkeys(proxies, self.recorder.url)
+        env = empty_home(folder / "home") | dict.fromkeys(proxies, self.recorder.url)
         env |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "SAMPLING_KEY": KEY}
-        self.host = RawHost([sys.executable, str(MCPMUX), "--config", str(config)], env)
+        self.host = RawHost([*COMMAND, "--config", str(config)], env)
         self.host.initialize()
         self.host.tools()
 
@@ -1210,10 +1204,10 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, bytecode: dict[str, str]) -> Iterator[Site]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """At the end no process is left, no key and no content is found in anything that was written, the failures of all
     tests included, and nobody was called but the providers."""
-    site = Site(tmp_path_factory.mktemp("sampling"), bytecode)
+    site = Site(tmp_path_factory.mktemp("sampling"))
     site.sample()
     yield site
     left = mcpmux.descendants(site.host.process.pid)
@@ -1596,12 +1590,12 @@ def provider() -> Iterator[Provider]:
 
 
 def test_when_the_days_money_is_spent_the_next_request_is_refused_also_after_a_restart(
-    serve: Start, provider: Provider, home: dict[str, str], bytecode: dict[str, str]
+    serve: Start, provider: Provider, home: dict[str, str]
 ):
     """Our choice: the ledger is the person's, not the process's."""
     priced = "params = { input_cost_per_token = 0.01, output_cost_per_token = 0.02 }"
     tables = [model_table(provider.url), priced, "[sampling.limits]\nusd_per_day = 0.25", server_table("a")]
-    host = serve(*tables, env=bytecode)
+    host = serve(*tables)
     host.initialize()
     for _ in range(2):  # 0.2 each; what is begun under the limit may go over it
         assert "result" in heard(host, asking(host, "a", ASKED))
@@ -1609,7 +1603,7 @@ def test_when_the_days_money_is_spent_the_next_request_is_refused_also_after_a_r
     error = heard(host, asking(host, "a", ASKED))["error"]
     assert error["message"].startswith(refused)
     host.close()
-    again = serve(*tables, env=bytecode)
+    again = serve(*tables)
     again.initialize()
     error = heard(again, asking(again, "a", ASKED))["error"]
     assert error["message"].startswith(refused)
@@ -1707,7 +1701,7 @@ def test_without_the_extra_the_commands_say_how_to_get_it(
 ):
     config = tmp_path / "mcpmux.toml"
     config.write_text(model_table(provider.url) + "\n" + server_table("a"))
-    command = [sys.executable, str(MCPMUX), "--config", str(config), *arguments]
+    command = [*COMMAND, "--config", str(config), *arguments]
     env = home | without_litellm(tmp_path / "blocked")
     done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=PATIENCE)
     assert done.returncode == {"check": 1, "models": 2}[arguments[0]]

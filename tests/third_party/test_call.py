@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Terminal
+from conftest import COMMAND, PATIENCE, Terminal
 
 from .harness import ChatApi, Launcher, Party, Site
 
@@ -140,7 +140,7 @@ needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no p
 def test_a_person_sees_progress_in_place(module_launcher: Launcher, command: list[str]):
     arguments = json.dumps({"duration": 0.2, "steps": 2})
     tool = "everything__trigger-long-running-operation"
-    terminal = Terminal(module_launcher.env, *command[2:], "call", tool, arguments)
+    terminal = Terminal(module_launcher.env, *command[len(COMMAND) :], "call", tool, arguments)
     terminal.until("[##########          ] 1/2")
     terminal.until("\x1b[2A\x1b[J")
     terminal.until("[####################] 2/2")
@@ -151,7 +151,8 @@ def test_a_person_sees_progress_in_place(module_launcher: Launcher, command: lis
 @needs_pty
 def test_a_person_fills_in_the_servers_form(module_launcher: Launcher, command: list[str]):
     """Every kind of field that the protocol has, with the server's own defaults."""
-    terminal = Terminal(module_launcher.env, *command[2:], "call", "everything__trigger-elicitation-request")
+    tool = "everything__trigger-elicitation-request"
+    terminal = Terminal(module_launcher.env, *command[len(COMMAND) :], "call", tool)
     terminal.until("Please provide inputs")
     terminal.until("> ")
     terminal.types("Ada")
@@ -177,7 +178,7 @@ def test_a_person_is_sent_to_an_address_and_the_call_is_made_again(
     browser.chmod(0o755)
     env = module_launcher.env | {"BROWSER": f"{browser} %s"}
     arguments = json.dumps({"url": "https://example.org/3", "elicitationId": "e-3", "errorPath": True})
-    terminal = Terminal(env, *command[2:], "call", "everything__trigger-url-elicitation", arguments)
+    terminal = Terminal(env, *command[len(COMMAND) :], "call", "everything__trigger-url-elicitation", arguments)
     page = terminal.until("open it in the browser?").splitlines()[-2].strip()
     assert page.startswith("https://")
     terminal.types("y")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE
+from conftest import COMMAND, PATIENCE
 
 from .harness import FULL, NODE, HttpServer, Launcher, Remote, answers_questions
 from .hosts import RESOURCES_CHANGED, TOOLS_CHANGED, Host, start_host
@@ -195,7 +195,7 @@ def safe() -> Iterator[HttpServer]:
 def command(launcher: Launcher, config: list[str], *words: str) -> subprocess.CompletedProcess[str]:
     """Runs mcpmux in the place of `config`'s one, with a browser that agrees to everything."""
     browser = f"{sys.executable} {HERE / 'browser.py'} %s"
-    line = [*config[:2], *words, *config[2:]]
+    line = [*COMMAND, *words, *config[len(COMMAND) :]]
     return subprocess.run(
         line, env=launcher.env | {"BROWSER": browser}, capture_output=True, text=True, timeout=PATIENCE
     )
