@@ -664,7 +664,14 @@ def as_json(command: str) -> str:
     return json.dumps({"command": command, "machine": machine(), "figures": figures, "bars": bars}, indent=2)
 
 
-PICTURE = ["initialize", "p50", "rate", "text_1m", "progress", "memory_1k"]
+PICTURE = {
+    "initialize": "start to the answer to initialize",
+    "p50": "a call, one at a time, p50",
+    "rate": f"calls a second, {WIDTH} in flight",
+    "text_1m": "a result of 1 MB",
+    "progress": "progress notifications a second",
+    "memory_1k": "memory after 1,000 calls",
+}
 
 
 def draw(file: Path, command: str) -> None:
@@ -675,7 +682,7 @@ def draw(file: Path, command: str) -> None:
     from matplotlib import pyplot
 
     shown, axes = pyplot.subplots(2, 3, figsize=(11, 4.6), layout="constrained")
-    for axis, name in zip(axes.flat, PICTURE, strict=True):
+    for axis, (name, title) in zip(axes.flat, PICTURE.items(), strict=True):
         figure = FIGURES[name]
         ways = [way for way in reversed(WAYS) if way in figure.samples]
         scale = {"s": 1, "ms": 1e3, "µs": 1e6, "/s": 1, "MB": 1 / MB}[figure.unit]
@@ -684,7 +691,7 @@ def draw(file: Path, command: str) -> None:
         axis.barh(ways, values, color=colours)
         axis.set_xscale("log")
         axis.set_xlim(min(values) / 3, max(values) * 8)
-        axis.set_title(f"{figure.label} ({figure.unit})", fontsize=9)
+        axis.set_title(title if figure.unit == "/s" else f"{title} ({figure.unit})", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.set_visible(False)
         for at, value in enumerate(values):

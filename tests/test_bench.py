@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import bench
 import pytest
 from bench import DIRECT, MUX, Bar, Figure, Run
+
+HERE = Path(__file__).parent
 
 
 def bar(monkeypatch: pytest.MonkeyPatch, values: list[float], limit: float, **keys: object) -> tuple[str, str]:
@@ -48,3 +51,13 @@ def test_the_driver_gets_every_answer(tmp_path: Path, way: str) -> None:
         answer, others = one.answer(id)
         assert others == 10
         assert 90_000 < len(answer) < 110_000
+
+
+def test_the_picture_says_how_and_when_it_was_made_and_stands_in_the_readme() -> None:
+    picture = (HERE / "bench.svg").read_text(encoding="utf-8")
+    assert "uv run --group bench tests/bench.py" in picture
+    assert re.search(
+        r"20\d\d-\d\d-\d\d, \w+, \d+ cores, Python [\d.]+, mcpmux [\d.]+, fastmcp [\d.]+, mcp [\d.]+", picture
+    )
+    assert all(f">{title}" in picture for title in bench.PICTURE.values())
+    assert "](tests/bench.svg)" in (HERE.parent / "README.md").read_text(encoding="utf-8")
