@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import COMMAND, MCPMUX, PATIENCE, empty_home
+from conftest import COMMAND, MCPMUX, PATIENCE, ROOT, empty_home
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -596,6 +596,7 @@ def test_yaml_without_its_package_is_refused_with_the_command_that_brings_it(
     with pytest.raises(mcpmux.ConfigError, match="uvx --with pyyaml mcpmux import goose") as wrong:
         mcpmux.entries_of(host_named("goose") or HOSTS[0], file, None)
     assert str(wrong.value).startswith(f"{file}: ")
+    assert "`uvx --with pyyaml mcpmux import goose`" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_yaml_might_make_of_a_text_stays_text(tmp_path: Path):
