@@ -6,6 +6,7 @@ A requirement without a test fails here, and so does a test that is named and do
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -531,6 +532,7 @@ REQUIREMENTS: dict[str, list[str]] = {
 }
 
 
+@functools.cache
 def names_in(file: str) -> set[str]:
     tree = ast.parse((HERE / file).read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
