@@ -96,8 +96,10 @@ FIGURES = {
     "text_100k": Figure("of 100 KB", "ms"),
     "text_1m": Figure("of 1 MB", "ms"),
     "text_10m": Figure("of 10 MB", "ms"),
-    "deep_1m": Figure("of 1 MB, many small objects", "ms"),
-    "deep_10m": Figure("of 10 MB, many small objects", "ms"),
+    "deep_1k": Figure("of 1 KB, deeply structured", "µs"),
+    "deep_100k": Figure("of 100 KB, deeply structured", "ms"),
+    "deep_1m": Figure("of 1 MB, deeply structured", "ms"),
+    "deep_10m": Figure("of 10 MB, deeply structured", "ms"),
     "deep_cpu": Figure("processor time of that", "ms"),
     "json": Figure("json.loads and json.dumps of that", "ms"),
     "progress": Figure("progress notifications a second", "/s"),
@@ -365,8 +367,8 @@ def measure_many(run: Run, way: str) -> None:
 
 
 def measure_sizes(run: Run, way: str) -> None:
-    sizes = [("text_1k", 1000), ("text_100k", 100_000), ("text_1m", MB), ("deep_1m", MB)]
-    sizes += [("text_10m", 10 * MB), ("deep_10m", 10 * MB)]
+    each = {"1k": 1000, "100k": 100_000, "1m": MB, "10m": 10 * MB}
+    sizes = [(f"{shape}_{name}", size) for shape in ("text", "deep") for name, size in each.items()]
     if way == CONFIG:
         return  # as the connected one, and its server's start on top
     with peer(run, way) as one:

@@ -2,8 +2,8 @@
 
     python echo.py [--tools N]
 
-Its argument `size` is that of the result in bytes, `shape` is "text" (one long string) or "deep" (some small objects
-in each other, structured content), and `progress` the number of notifications before it.
+Its argument `size` is that of the result in bytes, `shape` is "text" (one long string) or "deep" (structured content:
+small objects nested twenty deep), and `progress` the number of notifications before it.
 """
 
 import json
@@ -42,10 +42,12 @@ BYTES = {method: json.dumps(answer).encode() for method, answer in ANSWERS.items
 
 def result(size: int, deep: bool) -> bytes:
     if (size, deep) not in RESULTS:
-        leaf = {"id": 1234567, "name": "a leaf", "tags": ["red", "green"], "at": {"x": 1.5, "y": [2, 3, None, True]}}
         if deep:
-            rows = [leaf] * (size // len(json.dumps(leaf)) or 1)
-            value = {"content": [], "structuredContent": {"rows": rows}}
+            tree: dict = {"id": 1234567, "tags": ["red", "green"], "at": {"x": 1.5, "y": [2, 3, None, True]}}
+            for _ in range(8):
+                tree = {"name": "a branch", "weight": 0.25, "below": [tree]}
+            trees = [tree] * (size // len(json.dumps(tree)) or 1)
+            value = {"content": [], "structuredContent": {"trees": trees}}
         else:
             value = {"content": [{"type": "text", "text": "x" * size}]}
         RESULTS[size, deep] = json.dumps(value).encode()
