@@ -4552,6 +4552,47 @@ def extended_path(environment: Mapping[str, str]) -> str:
     return os.pathsep.join(present + [str(path) for path in usual if str(path) not in present and path.is_dir()])
 
 
+# ── files of ours ──
+
+
+def write_whole(path: Path, data: bytes, *, private: bool = False, lasting: bool = True) -> None:
+    """Whole or not at all, through the links that are there. A new file is its owner's; another keeps its modes, unless
+    it must become `private`. `lasting`: it is on the disk before it replaces what was there. Raises `OSError`."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            if private:
+                _make_private(new)
+            file.write(data)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+        if not private and path.exists():
+            shutil.copymode(path, new)
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _make_private(path: Path) -> None:
+    """Windows: a list of rights with one entry, ours, and nothing inherited from the folder: what 0600 is elsewhere."""
+    if sys.platform == "win32":
+        import ntsecuritycon  # noqa: PLC0415
+        import win32api  # noqa: PLC0415
+        import win32con  # noqa: PLC0415
+        import win32security  # noqa: PLC0415
+
+        token: Any = win32security.OpenProcessToken(win32api.GetCurrentProcess(), win32con.TOKEN_QUERY)
+        owner: Any = win32security.GetTokenInformation(token, win32security.TokenUser)[0]
+        rights: Any = win32security.ACL()
+        rights.AddAccessAllowedAce(win32security.ACL_REVISION, ntsecuritycon.FILE_ALL_ACCESS, owner)
+        what = win32security.DACL_SECURITY_INFORMATION | win32security.PROTECTED_DACL_SECURITY_INFORMATION
+        win32security.SetNamedSecurityInfo(str(path), win32security.SE_FILE_OBJECT, what, None, None, rights, None)
+
+
 # ── what servers last said of themselves, a file each ──
 
 
@@ -4585,16 +4626,9 @@ def read_known(folder: Path, servers: Mapping[str, ServerOptions]) -> tuple[dict
 
 def write_known(folder: Path, server: str, known: Known) -> None:
     """Whole or not at all: hosts start several mcpmux at once. What it replaces is removed. Raises `OSError`."""
-    folder.mkdir(parents=True, exist_ok=True)
     end = f".{known.key}.cache"
     path = folder / f"{server}.{'failed' if known.failed else known.told or 'any'}{end}"
-    new = folder / f".{path.name}.{os.urandom(4).hex()}"
-    try:
-        new.write_bytes(msgspec.msgpack.encode(known))
-        os.replace(new, path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+    write_whole(path, msgspec.msgpack.encode(known), lasting=False)
     for file in os.listdir(folder):
         if file.partition(".")[0] == server and (not file.endswith(end) or (".failed." in file and not known.failed)):
             (folder / file).unlink(missing_ok=True)
@@ -5579,34 +5613,7 @@ def write_login(login: Login) -> None:
     """Whole or not at all, and for nobody else's eyes. Raises `OSError`."""
     path = login_path(login.url)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        try:
-            _make_private(new)
-            os.write(file, encode(login))
-        finally:
-            os.close(file)
-        os.replace(new, path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
-
-
-def _make_private(path: Path) -> None:
-    """Windows: a list of rights with one entry, ours, and nothing inherited from the folder: what 0600 is elsewhere."""
-    if sys.platform == "win32":
-        import ntsecuritycon  # noqa: PLC0415
-        import win32api  # noqa: PLC0415
-        import win32con  # noqa: PLC0415
-        import win32security  # noqa: PLC0415
-
-        token: Any = win32security.OpenProcessToken(win32api.GetCurrentProcess(), win32con.TOKEN_QUERY)
-        owner: Any = win32security.GetTokenInformation(token, win32security.TokenUser)[0]
-        rights: Any = win32security.ACL()
-        rights.AddAccessAllowedAce(win32security.ACL_REVISION, ntsecuritycon.FILE_ALL_ACCESS, owner)
-        what = win32security.DACL_SECURITY_INFORMATION | win32security.PROTECTED_DACL_SECURITY_INFORMATION
-        win32security.SetNamedSecurityInfo(str(path), win32security.SE_FILE_OBJECT, what, None, None, rights, None)
+    write_whole(path, encode(login), private=True)
 
 
 def _locks(file: int) -> bool:
@@ -8136,33 +8143,12 @@ def read_bytes(path: Path) -> bytes | None:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
 
 
-def write_whole(path: Path, data: bytes, private: bool = False) -> None:
-    """Whole or not at all, through the links that are there. A new file is its owner's; another keeps its modes, unless
-    it must become `private`. Raises `OSError`."""
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if private:
-            _make_private(new)
-        elif path.exists():
-            shutil.copymode(path, new)
-        os.replace(new, path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
-
-
 def write_file(path: Path, new: bytes, old: bytes | None, private: bool = False) -> None:
     """As `write_whole`, where the file still is what was read. Raises `ConfigError`."""
     if read_bytes(path) != old:
         raise ConfigError(f"{path}: was changed meanwhile; try again")
     try:
-        write_whole(path, new, private)
+        write_whole(path, new, private=private)
     except OSError as wrong:
         raise ConfigError(f"{path}: cannot be written: {wrong}") from None
 
@@ -8697,7 +8683,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 OF_STATES: Final = {"ready": "green", "enabled": "green", "failed": "red", "broken": "red", "starting": "yellow"}
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def moves(stream: TextIO | Any) -> bool:
@@ -8721,8 +8707,8 @@ def painted(text: str, style: str | None, stream: TextIO | None = None) -> str:
 
 
 def harmless(text: str) -> str:
-    """A peer's words for a terminal: what would move its cursor or hide text is made visible."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    """A peer's words for a terminal: what would move its cursor, hide text or turn it round is made visible."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class Waiting:

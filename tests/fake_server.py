@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--name", default="fake")
@@ -64,7 +63,9 @@ if options.pid_file:
         print(os.getpid(), file=file)
 if options.grandchild:
     child = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=options.grandchild_session
+        # not for ever: a test that fails is to leave nothing
+        [sys.executable, "-c", "import time; time.sleep(600)"],
+        start_new_session=options.grandchild_session,
     )
     with open(options.grandchild, "w") as file:
         file.write(str(child.pid))
@@ -296,5 +297,4 @@ for received in iter(stdin.readline, b""):
 if options.say_goodbye:
     print("goodbye at end of input", file=sys.stderr, flush=True)
 if options.ignore_eof:
-    while True:
-        time.sleep(60)
+    threading.Event().wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import bench
 import pytest
@@ -12,11 +13,11 @@ from bench import DIRECT, MUX, Bar, Figure, Run
 HERE = Path(__file__).parent
 
 
-def bar(monkeypatch: pytest.MonkeyPatch, values: list[float], limit: float, **keys: object) -> tuple[str, str]:
+def bar(monkeypatch: pytest.MonkeyPatch, values: list[float], limit: float, **keys: Any) -> tuple[str, str]:
     """What is said of a ratio of these values in as many repetitions."""
     samples = {MUX: dict(enumerate(values, 1)), DIRECT: dict.fromkeys(range(1, len(values) + 1), 1.0)}
     monkeypatch.setitem(bench.FIGURES, "x", Figure("x", "ms", samples))
-    return Bar("x", limit, bench.ratio(bench.sample("x", MUX), bench.sample("x", DIRECT)), **keys).verdict()  # type: ignore
+    return Bar("x", limit, bench.ratio(bench.sample("x", MUX), bench.sample("x", DIRECT)), **keys).verdict()
 
 
 @pytest.mark.parametrize(

@@ -754,13 +754,16 @@ def test_the_inline_metadata_is_that_of_the_project():
     }
 
 
-@pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
 def test_copied_alone_it_runs_with_uv(tmp_path: Path):
     """With the machine's own home: uv's cache is there, and `--version` reads nothing else."""
     shutil.copy(MCPMUX, tmp_path)
     env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
     done = subprocess.run(
-        ["uv", "run", "--quiet", "mcpmux.py", "--version"], cwd=tmp_path, env=env, capture_output=True, text=True
+        [os.environ.get("UV", "uv"), "run", "--quiet", "mcpmux.py", "--version"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout) == (0, f"mcpmux {mcpmux.__version__}\n"), done.stderr
 

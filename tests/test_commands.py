@@ -230,6 +230,12 @@ HIDDEN_WORDS = [
 ]
 
 
+def test_what_a_server_says_cannot_steer_the_terminal_nor_turn_its_text_round():
+    said = "a\x1b[2J\x9b\u202egpj.exe\u2066 café\u00a0\U0001f469\u200d\U0001f680\n\tb"
+    shown = "a\\x1b[2J\\x9b\\u202egpj.exe\\u2066 café\u00a0\U0001f469\u200d\U0001f680\n\tb"
+    assert mcpmux.harmless(said) == shown
+
+
 @pytest.mark.parametrize(("words", "shown"), HIDDEN_WORDS)
 def test_what_is_secret_of_a_command_line_is_not_shown(words: list[str], shown: list[str]):
     assert mcpmux.without_secrets(words) == shown

@@ -218,53 +218,44 @@ def test_a_server_that_answers_its_handshake_late_is_announced_then(serve: Serve
 # ── much at once ──
 
 
-def test_an_answer_of_60_mb_is_refused_with_its_size_and_its_memory_comes_back(serve: Serve) -> None:
+def test_an_answer_of_60_mb_is_refused_with_its_size_and_its_memory_comes_back(liar: RawHost) -> None:
     """Our choice: TypeScript hosts close the connection above 10 MiB a message."""
-    host = serve(LIAR, GOOD)
-    host.initialize()
-    host.tools()
-    before = memory_of(host)
-    traffic = Traffic(host, ["good"])
-    said = host.call("liar__big", bytes=60_000_000)
+    before = memory_of(liar)
+    traffic = Traffic(liar, ["good"])
+    said = liar.call("liar__big", bytes=60_000_000)
     assert said["isError"] is True
     assert "liar answered with 600000" in said["content"][0]["text"]
     assert "host_message_mb" in said["content"][0]["text"]
-    assert host.text("liar__echo") == "{}"
+    assert liar.text("liar__echo") == "{}"
     traffic.stop()
-    assert_memory_comes_back(host, before)
+    assert_memory_comes_back(liar, before)
 
 
-def test_100_000_notifications_all_arrive_in_their_time_and_their_memory_comes_back(serve: Serve) -> None:
+def test_100_000_notifications_all_arrive_in_their_time_and_their_memory_comes_back(liar: RawHost) -> None:
     """Our choice: nothing is dropped on the way to a host that reads, and nobody else waits for it."""
-    host = serve(LIAR, GOOD)
-    host.initialize()
-    host.tools()
-    before = memory_of(host)
-    traffic = Traffic(host, ["good"])
+    before = memory_of(liar)
+    traffic = Traffic(liar, ["good"])
     logged = '{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"x"}}\n'
-    flood = host.ask(
+    flood = liar.ask(
         "tools/call",
         {"name": "liar__write", "arguments": {**told_to(answer())["arguments"], "before": logged, "times": 100_000}},
     )
     count = 0
-    while (message := host.receive()).get("id") != flood:
+    while (message := liar.receive()).get("id") != flood:
         count += message.get("method") == "notifications/message"
     assert count == 100_000
     assert text_of(message) == "real"
     traffic.stop()
-    assert_memory_comes_back(host, before)
+    assert_memory_comes_back(liar, before)
 
 
-def test_100_000_announcements_of_a_list_that_is_as_it_was_reach_nobody(serve: Serve) -> None:
+def test_100_000_announcements_of_a_list_that_is_as_it_was_reach_nobody(liar: RawHost) -> None:
     """Our choice: the server is asked for it again, seldom; the host hears of a change only if there is one."""
-    host = serve(LIAR, GOOD)
-    host.initialize()
-    host.tools()
-    traffic = Traffic(host, ["good"])
+    traffic = Traffic(liar, ["good"])
     changed = '{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n'
-    assert text_of(host.answer(write(host, answer(), before=changed, times=100_000))) == "real"
+    assert text_of(liar.answer(write(liar, answer(), before=changed, times=100_000))) == "real"
     traffic.stop()
-    assert not [one for one in host.seen if one.get("method") == "notifications/tools/list_changed"]
+    assert not [one for one in liar.seen if one.get("method") == "notifications/tools/list_changed"]
 
 
 def test_10_000_pipelined_calls_are_each_answered_with_their_own_content(serve: Serve) -> None:

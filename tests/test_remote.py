@@ -695,7 +695,7 @@ def test_a_login_that_cannot_be_written_leaves_the_former_one(state: Path, monke
     def full(*_: Any) -> int:
         raise OSError("full")
 
-    monkeypatch.setattr(mcpmux.os, "write", full)
+    monkeypatch.setattr(mcpmux.os, "fsync", full)
     with pytest.raises(OSError, match="full"):
         mcpmux.write_login(a_login(access_token="t-2"))
     assert mcpmux.read_login("http://a") == a_login()
