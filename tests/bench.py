@@ -609,7 +609,7 @@ BARS = [
         1.05,
         ratio(sample("memory_100k", MUX), sample("memory_1k", MUX)),
     ),
-    Bar("a result of 1 MB, by direct", 2, ratio(sample("text_1m", MUX), sample("text_1m", DIRECT))),
+    Bar("a result of 1 MB of text, by direct", 2, ratio(sample("text_1m", MUX), sample("text_1m", DIRECT))),
     Bar(
         "processor time of 10 MB, by json.loads and dumps", 0.1, ratio(sample("deep_cpu", MUX), sample("json", DIRECT))
     ),
