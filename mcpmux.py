@@ -57,7 +57,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import collections
 import contextlib
 import difflib
@@ -80,7 +79,8 @@ import threading
 import time
 import tomllib
 import urllib.parse
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar, get_args
@@ -338,6 +338,9 @@ _LONE_SURROGATE: Final = re.compile(
     rb"(?<!\\)((?:\\\\)*)"  # after an even number of backslashes
     rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
+_OPEN_ESCAPE: Final = re.compile(  # at the end of a chunk: one that may go on in the next, perhaps as a pair
+    rb"\\+(?:u(?:[0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?))?\Z"
+)
 _ID_AT_HEAD: Final = re.compile(rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*"?(\d{1,18})"?\s*[,}]')
 _ID_AT_TAIL: Final = re.compile(rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
 
@@ -413,10 +416,14 @@ def _read_twice(decode: Callable[[bytes], Decoded], line: bytes) -> Decoded:
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, RecursionError, ValueError) as wrong:
-        mended = _LONE_SURROGATE.sub(lambda m: m[1] + (m[2] or rb"\ufffd"), line) if b"\\u" in line else line
-        if mended == line:
+        if (second := mended(line)) == line:
             raise BadLine(f"not JSON ({wrong})") from None
-        return _read_twice(decode, mended)
+        return _read_twice(decode, second)
+
+
+def mended(line: bytes) -> bytes:
+    """Without lone surrogate escapes."""
+    return _LONE_SURROGATE.sub(lambda m: m[1] + (m[2] or rb"\ufffd"), line) if b"\\u" in line else line
 
 
 def id_in_bad_line(head: bytes, tail: bytes) -> int | None:
@@ -5360,25 +5367,29 @@ def reap(known: Iterable[int]) -> None:
 
 
 # ══ 12. Remote ═══════════════════════════════════════════════════════════════════════════════════════════════════════
-# Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out. The HTTP
-# client is the SDK's own dependency; the SDK's transport is not used, since it decodes every message into its types,
-# tells nothing of why a request failed, and gives up the server's event stream without a word.
+# Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out. The wire
+# is the official SDK's: its transports, which are loaded with the first such server and delay it by half a second.
+# They know messages as values, so here a message passes equal, not byte for byte; and they say little of what went
+# wrong, so every HTTP request of theirs goes through our hands.
 # https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http and, for the legacy era,
 # https://modelcontextprotocol.io/specification/2025-11-25/basic/transports
 
 IN_ORDER: Final = 5.0  # what changes a session is waited for before the next line goes out, but not for ever
 CONNECT_PATIENCE: Final = 10.0  # a host that drops packets would hold a call until its timeout
-RESUME_AFTER: Final = 1.0  # before a stream that broke is asked for again, where its server gives no time of its own
-RESUME_AFTER_MOST: Final = 30.0
-RESUMES: Final = 5  # in a row that bring nothing; the request then fails
+LISTEN_AFTER: Final = 1.0  # before the stream of a server that cannot be reached for a moment is asked for again
+LISTEN_AFTER_MOST: Final = 30.0
 KEPT_IDLE: Final = 3.0  # many servers close an idle connection after 5 s, and a request may then be lost on it
 READ_OUT: Final = 0.1  # a server that does not end an answered request's stream would keep its task
 REDIRECTS: Final = 5
 # Requests that change what the lines after them mean; the others run side by side.
 IN_TURN: Final = frozenset({"initialize", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
 SESSION: Final = "mcp-session-id"
-_NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}  # what Mcp-Name repeats
-_PLAIN_HEADER: Final = re.compile(r"(?!=\?base64\?.*\?=$)(?:[!-~](?:[ -~]*[!-~])?)?")
+DEEP: Final = 200  # levels of nesting that the SDK is sure to write
+_SAID_TOO_MUCH: Final = ("said more at once than it may", "raise max_message_mb in [mux], or tell those who run it")
+_SDK_SAYS: Final = {  # of what it cannot read: the beginning of its error, and ours
+    "SSE stream failed": _SAID_TOO_MUCH,
+    "Failed to parse": ("answered with something that is no message", "tell those who run it"),
+}
 
 
 class RemoteError(McpmuxError):
@@ -5443,95 +5454,111 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     return Address(url, headers, frozenset(secrets))
 
 
-class SentEvent(NamedTuple):
-    """One server-sent event. Of several lines of data one is made: to JSON their ends are white space."""
-
-    kind: str
-    data: bytes | TooLong
-    id: str | None
-    retry: float | None  # seconds
-
-
-class EventSplitter:
-    """Makes server-sent events of chunks, whatever the chunking; data over `limit` bytes becomes a `TooLong`.
-    https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation"""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lines = LineSplitter(limit, blank=True)
-        self._ended_by_return = False
-        self._forget()
-
-    def _forget(self) -> None:
-        self._kind, self._id, self._retry = "message", None, None
-        self._data: list[bytes] = []
-        self._size = 0
-        self._too_long: TooLong | None = None
-
-    def feed(self, chunk: bytes) -> list[SentEvent]:
-        if self._ended_by_return:
-            chunk = chunk.removeprefix(b"\n")
-        self._ended_by_return = chunk.endswith(b"\r")
-        events: list[SentEvent] = []
-        for line in self._lines.feed(chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")):
-            if line:
-                self._take(line)
-            else:
-                data = self._too_long or b" ".join(self._data)
-                if data or self._id is not None or self._retry is not None:
-                    events.append(SentEvent(self._kind, data, self._id, self._retry))
-                self._forget()
-        return events
-
-    def _take(self, line: bytes | TooLong) -> None:
-        if isinstance(line, TooLong):
-            head = line.head.removeprefix(b"data:").lstrip()
-            self._too_long = TooLong(line.size, head, line.tail)
-            return
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        match name:
-            case b"data":
-                self._size += len(value)
-                if self._size > self._limit:
-                    head = (self._data or [value])[0][:EDGE]
-                    self._too_long = TooLong(self._size, head, value[-EDGE:])
-                    self._data = [head]
-                else:
-                    self._data.append(value)
-            case b"event":
-                self._kind = value.decode(errors="replace")
-            case b"id" if b"\0" not in value:
-                self._id = value.decode(errors="replace")
-            case b"retry" if value.isdigit():
-                self._retry = min(int(value[:9]) / 1000, RESUME_AFTER_MOST)
-            case _:
-                pass  # a comment, or what nobody knows
+def _answers(body: bytes, id: bytes) -> bool:
+    try:
+        message = decode_line(body)
+    except BadLine:
+        return False
+    return message.method is UNSET and isinstance(message.id, Raw) and number_of_id(message.id) == number_of_id(id)
 
 
-def header_value(text: str) -> str:
-    """As an HTTP header may hold it (2026-07-28, streamable-http#value-encoding)."""
-    if _PLAIN_HEADER.fullmatch(text):
-        return text
-    return f"=?base64?{base64.b64encode(text.encode(errors='replace')).decode()}?="
+def _media_type(response: Any) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def argument_headers(wanted: Mapping[tuple[str, ...], str], arguments: Any) -> dict[str, str]:
-    """The headers that repeat a call's arguments, where it has them (2026-07-28, streamable-http#client-behavior)."""
-    found: dict[str, str] = {}
-    for path, header in wanted.items():
-        value = arguments
-        for step in path:
-            value = value.get(step) if isinstance(value, dict) else None
-        if isinstance(value, str | int | float):
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            found[f"Mcp-Param-{header}"] = header_value(text)
-    return found
+class Sdk(NamedTuple):
+    """What remote servers need of the official SDK."""
+
+    http: Any  # the module of its HTTP client
+    trusted: Any  # certificates
+    client: Any  # of HTTP, whose requests go through a function of ours
+    watched: Any  # a stream of events that we look after
+    streamable_http: Any
+    sse: Any
+    inbound: Any  # the module that knows of headers
+    message: Any  # makes one of values
+    error: Any
+    session_message: Any
+    metadata: Any
+    connection_closed: int
+
+
+@functools.cache
+def load_sdk() -> Sdk:
+    """Takes half a second, and 40 MB. Raises `StartError`."""
+    http, trusted = load_http()
+    from mcp.client.sse import sse_client  # noqa: PLC0415
+    from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415
+    from mcp.shared import inbound  # noqa: PLC0415
+    from mcp.shared.message import ClientMessageMetadata, SessionMessage  # noqa: PLC0415
+    from mcp_types import CONNECTION_CLOSED, ErrorData, jsonrpc_message_adapter  # noqa: PLC0415
+
+    class Client(http.AsyncClient):
+        """Its responses are those of `through(request, send)`, where `send` is the network's way."""
+
+        def __init__(self, through: Callable[[Any, Callable[[Any], Awaitable[Any]]], Awaitable[Any]], **keys: Any):
+            super().__init__(**keys)
+            self._through = through
+
+        async def send(self, request: Any, **keys: Any) -> Any:
+            return await self._through(request, functools.partial(super().send, **keys))
+
+    class Watched(http.AsyncByteStream):
+        """A response's body. Where it breaks it ends; `ended` is told why, or None. Lone surrogates are mended."""
+
+        def __init__(self, stream: Any, ended: Callable[[Exception | None], None]) -> None:
+            self._stream, self._chunks, self._ended = stream, aiter(stream), ended
+            self.is_over = False
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            held = b""  # an escape whose end is still to come
+            wrong: Exception | None = None
+            try:
+                async for chunk in self._chunks:
+                    data = held + chunk
+                    open = _OPEN_ESCAPE.search(data, max(0, len(data) - EDGE))
+                    at = open.start() if open else len(data)
+                    held = data[at:]
+                    yield mended(data[:at])
+            except (http.HTTPError, http.StreamError, OSError) as one:
+                wrong = one
+            yield mended(held)
+            self.is_over = True
+            self._ended(wrong)
+
+        async def aclose(self) -> None:
+            """To its end, if that follows at once: a connection that is read out serves the next request."""
+            try:
+                async with asyncio.timeout(READ_OUT):
+                    async for _ in self._chunks:
+                        pass
+            except (TimeoutError, RuntimeError, http.HTTPError, http.StreamError, OSError):
+                pass
+            finally:
+                await self._stream.aclose()
+
+    return Sdk(
+        http,
+        trusted,
+        Client,
+        Watched,
+        streamable_http_client,
+        sse_client,
+        inbound,
+        jsonrpc_message_adapter.validate_python,
+        ErrorData,
+        SessionMessage,
+        ClientMessageMetadata,
+        CONNECTION_CLOSED,
+    )
 
 
 @functools.cache
 def load_http() -> tuple[Any, Any]:
     """The HTTP client's module, and what it knows of certificates. Takes a quarter of a second. Raises `StartError`."""
+    import logging  # noqa: PLC0415
+
+    logging.getLogger("mcp").addHandler(logging.NullHandler())  # what the SDK logs it tells too
     try:
         import httpx2  # noqa: PLC0415 - for remote servers only
 
@@ -5648,15 +5675,47 @@ async def login_lock(url: str) -> AsyncGenerator[None]:
         os.close(file)
 
 
-def _as_client(login: Login, form: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The form and the headers of a request to the authorization server (RFC 6749, 2.3.1)."""
-    form = form | {"client_id": login.client_id}
-    if login.client_secret and login.auth_method == "client_secret_basic":
-        pair = ":".join(urllib.parse.quote(one, safe="") for one in (login.client_id, login.client_secret))
-        return form, {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-    if login.client_secret:
-        form["client_secret"] = login.client_secret
-    return form, {}
+def provider_of(login: Login) -> Any:
+    """The SDK's keeper of this login, which finds that its access token has run out."""
+    from mcp.client.auth import OAuthClientProvider  # noqa: PLC0415
+    from mcp.shared.auth import (  # noqa: PLC0415
+        OAuthClientInformationFull,
+        OAuthClientMetadata,
+        OAuthMetadata,
+        OAuthToken,
+        ProtectedResourceMetadata,
+    )
+
+    class Storage:
+        """The file is written by those who hold its lock."""
+
+        async def get_tokens(self) -> OAuthToken:
+            return OAuthToken(access_token=login.access_token, refresh_token=login.refresh_token, scope=login.scope)
+
+        async def set_tokens(self, tokens: OAuthToken) -> None:
+            pass
+
+        async def get_client_info(self) -> OAuthClientInformationFull:
+            return client
+
+        async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+            pass
+
+    client = OAuthClientInformationFull(
+        redirect_uris=None,
+        client_id=login.client_id,
+        client_secret=login.client_secret,
+        token_endpoint_auth_method=login.auth_method,
+    )
+    provider = OAuthClientProvider(login.url, OAuthClientMetadata(redirect_uris=None), Storage())
+    provider.context.client_info = client
+    provider.context.token_expiry_time = 1.0
+    provider.context.oauth_metadata = OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
+    if login.resource:
+        provider.context.protected_resource_metadata = ProtectedResourceMetadata.model_construct(
+            resource=login.resource
+        )
+    return provider
 
 
 class LoginKeeper:
@@ -5720,28 +5779,28 @@ class LoginKeeper:
     async def _refresh(self, login: Login) -> Login | None:
         """None where the authorization server does not take the refresh token."""
         http, trusted = await asyncio.to_thread(load_http)
-        fields = {"grant_type": "refresh_token", "refresh_token": login.refresh_token or ""}
-        form, headers = _as_client(login, fields | ({"resource": login.resource} if login.resource else {}))
+        provider = await asyncio.to_thread(provider_of, login)
+        flow = provider.async_auth_flow(http.Request("POST", login.url))
         place = urllib.parse.urlsplit(login.token_endpoint).netloc
         try:
-            async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client:
-                response = await client.post(login.token_endpoint, data=form, headers=headers)
+            async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client, contextlib.aclosing(flow):
+                response = await client.send(await anext(flow))
+                if response.status_code in (400, 401, 403):
+                    return None
+                await flow.asend(response)  # it goes on with the request that was to be made
         except (http.TransportError, OSError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
-        given = value_of(response.content)
-        if response.status_code in (400, 401, 403):
-            return None
-        if response.status_code != 200 or not isinstance(given, dict) or not isinstance(given.get("access_token"), str):
-            what = f"cannot be logged in to: {place} answered HTTP {response.status_code}"
+        tokens = provider.context.current_tokens
+        if tokens is None:
+            what = f"cannot be logged in to: {place} answered HTTP {response.status_code} without a token"
             raise RemoteError(what, "try again later")
-        seconds, again, scope = given.get("expires_in"), given.get("refresh_token"), given.get("scope")
         return msgspec.structs.replace(
             login,
-            access_token=given["access_token"],
-            expires_at=time.time() + seconds if isinstance(seconds, int | float) else None,
-            refresh_token=again if isinstance(again, str) else login.refresh_token,
-            scope=scope if isinstance(scope, str) else login.scope,
+            access_token=tokens.access_token,
+            expires_at=None if tokens.expires_in is None else time.time() + tokens.expires_in,
+            refresh_token=tokens.refresh_token,
+            scope=tokens.scope,
         )
 
 
@@ -5784,14 +5843,12 @@ class WayBack:
 async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Login | None:
     """The whole way: what protects the server is found, mcpmux registers there, a person agrees in a browser, and the
     answer becomes a login, which is kept. None where the server asks for none. Raises `StartError`, `RemoteError`."""
-    import logging  # noqa: PLC0415
     import webbrowser  # noqa: PLC0415
 
     from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider, OAuthFlowError  # noqa: PLC0415
     from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken  # noqa: PLC0415
     from pydantic import AnyUrl  # noqa: PLC0415
 
-    logging.getLogger("mcp").addHandler(logging.NullHandler())  # what it logs it raises too
     address = await locate(name, options, config)
     if address.has_credentials:
         raise StartError("has credentials in its table already", "take them out of it to log in instead")
@@ -5930,8 +5987,9 @@ async def log_out(url: str) -> tuple[bool, str | None]:
         try:
             async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client:
                 for token in [one for one in (login.refresh_token, login.access_token) if one]:
-                    form, headers = _as_client(login, {"token": token})
-                    form.setdefault("client_secret", "")  # as good as none (RFC 6749, 2.3.1); the SDK's server wants it
+                    # An empty secret is as good as none (RFC 6749, 2.3.1); the SDK's own server wants one.
+                    form = {"token": token, "client_id": login.client_id, "client_secret": ""}
+                    form, headers = provider_of(login).context.prepare_token_auth(form, {})
                     response = await client.post(login.revocation_endpoint, data=form, headers=headers)
                     if response.status_code >= 300:
                         trouble = f"HTTP {response.status_code}"
@@ -5946,11 +6004,34 @@ async def log_out(url: str) -> tuple[bool, str | None]:
 # ── a connection ──
 
 
+class Exchange(Struct, eq=False):
+    """A request on its way over HTTP. What is not a request has none: nothing comes back for it."""
+
+    line: bytes
+    id: bytes
+    method: str
+    params: Fields
+    taken: asyncio.Future[None]  # the server has certainly got it, or it has failed
+    answered: asyncio.Future[bytes]  # or given up
+    is_own: bool = False  # asked by this connection itself
+    is_second: bool = False  # sent again, with the headers that it lacked
+    cause: RemoteError | None = None  # why its stream ended before its answer
+
+    @property
+    def key(self) -> str:
+        return str(value_of(self.id))
+
+    @property
+    def is_modern(self) -> bool:
+        return VERSION_KEY in object_of(self.params.get("_meta"))
+
+
 class RemoteServer:
     """One connection to a remote server, from its handshake to its end. Everything here happens in the loop's thread.
 
-    A legacy server may have given it a session, and then has a stream of its own on which it speaks unasked; one that
-    knows SSE only says all on such a stream.
+    The SDK's transport is given the lines, as its messages, and gives back what is heard; each of its HTTP requests
+    goes through `_ask`, which knows of logins and of what went wrong, and says so in words: it answers a request that
+    failed itself, so that to the SDK it has come to its end.
     """
 
     def __init__(
@@ -5972,61 +6053,62 @@ class RemoteServer:
         self._most = outbox
         self._address = address
         self._journal = journal
-        self._transport = transport
+        self._transport = transport  # None: to be found out
+        self._not_http: RemoteError | None = None  # why SSE is tried
         self._lines: collections.deque[bytes] = collections.deque()
         self._waiting = 0  # bytes that the server has not taken
         self._clogged = False
         self._wake = asyncio.Event()
         self._readable = asyncio.Event()
         self._readable.set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._requests: dict[bytes, asyncio.Task[None]] = {}  # by id
-        self._calls: set[asyncio.Task[None]] = set()  # those of them that somebody waits for
-        self._untaken: set[asyncio.Task[None]] = set()  # whose line the server may not have taken yet
+        self._turn = asyncio.Event()  # this way of talking is over
+        self._exchanges: dict[str, Exchange] = {}
         self._unread: list[bytes] = []  # requests that it has certainly not taken
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._met = False  # it has answered something
         self._session: str | None = None
         self._revision: str | None = None  # what a legacy handshake came to
-        self._endpoint: str | None = None  # where lines go, if it knows SSE only
+        self._listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # it has been asked for that
+        self._posts: weakref.WeakKeyDictionary[Any, Exchange] = weakref.WeakKeyDictionary()  # by the SDK's task
+        self._stream: Any = None  # the last one on which it spoke unasked
         self._headers_of: dict[str, dict[tuple[str, ...], str]] = {}  # by tool: the arguments that headers repeat
-        self._losing: RemoteError | None = None
+        self._losing = False
         self._gone = False
-        self._client: Any = None
         self._keeper = None if address.has_credentials else LoginKeeper(address.url, journal)
 
     # ── what the mux does ──
 
     async def start(self) -> None:
         """Raises `StartError` if it cannot be spoken to at all. Whether it is there, the first line tells."""
-        self._http, trusted = await asyncio.to_thread(load_http)
-        self._errors = (self._http.HTTPError, self._http.StreamError, OSError)
+        self._sdk = sdk = await asyncio.to_thread(load_sdk)
+        self._errors = (sdk.http.HTTPError, sdk.http.StreamError, OSError)
         try:
-            self._http.URL(self._address.url)
-        except self._http.InvalidURL as wrong:
+            sdk.http.URL(self._address.url)
+        except sdk.http.InvalidURL as wrong:
             raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self.name}.url") from None
         try:
-            self._client = self._http.AsyncClient(
-                verify=trusted,
-                timeout=self._http.Timeout(None, connect=CONNECT_PATIENCE),
-                limits=self._http.Limits(
-                    max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE
-                ),
+            self._client = sdk.client(
+                self._ask,
+                verify=sdk.trusted,
+                timeout=sdk.http.Timeout(None, connect=CONNECT_PATIENCE),
+                limits=sdk.http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
                 headers={"User-Agent": f"mcpmux/{__version__}"} | self._address.headers,
-                follow_redirects=False,
+                max_redirects=REDIRECTS,
             )
-        except (ValueError, ImportError, self._http.InvalidURL) as wrong:
+        except (ValueError, ImportError, sdk.http.InvalidURL) as wrong:
             todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
             raise StartError(f"the proxy of the environment cannot be used: {wrong}", todo) from None
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._living = asyncio.get_running_loop().create_task(self._live(ready))
         try:
-            if self._transport == "sse":
-                await self._open_events()
-        except RemoteError as wrong:
-            await self._close_all()
-            raise StartError(wrong.what, wrong.todo) from None
+            await asyncio.wait([ready, self._living], return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            await self._close_all()
+            self._living.cancel()
             raise
-        self._spawn(self._send_all())
+        if not ready.done():
+            wrong = self._living.result()
+            raise StartError(wrong.what, wrong.todo)
+        self._living.add_done_callback(lambda living: living.cancelled() or self._lose(living.result()))
 
     def flush(self) -> None:
         self._waiting += sum(map(len, self.outbox))
@@ -6046,196 +6128,337 @@ class RemoteServer:
 
     async def stop(self) -> None:
         """Its session is ended, if it takes that soon, and whatever is open is closed."""
-        await self._close_all()
-        if self._session and not self._gone:
-            try:
-                async with asyncio.timeout(STOP_STEP):
-                    response = await self._send("DELETE", self._address.url, self._common_headers())
-                    await response.aclose()
-            except (RemoteError, TimeoutError):
-                pass  # it forgets the session by itself
-        await self._end(RemoteError("was disconnected", "the next call connects it again"))
+        self._losing = True
+        await self._leave(STOP_STEP)
+        self._end(RemoteError("was disconnected", "the next call connects it again"))
 
-    # ── lines to the server ──
+    # ── the connection ──
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    async def _live(self, ready: asyncio.Future[None]) -> RemoteError:
+        """All of it, and why it ended. One task: the SDK closes what it opened where it opened it."""
+        open_sse = functools.partial(
+            self._sdk.sse, self._address.url, httpx_client_factory=lambda **_: contextlib.nullcontext(self._client)
+        )
+        open_http = functools.partial(
+            self._sdk.streamable_http,
+            self._address.url,
+            http_client=self._client,
+            max_sse_event_size=self._limit,
+        )
+        wrong = RemoteError("closed its event stream", "the next call opens it again", is_end=True)
+        try:
+            async with self._client:
+                if self._transport != "sse":
+                    async with open_http() as (heard, say):
+                        ready.set_result(None)
+                        await self._talk(heard, say)
+                if self._transport == "sse":  # perhaps since it was found out just now
+                    async with contextlib.AsyncExitStack() as opened:
+                        async with asyncio.timeout(CONNECT_PATIENCE):
+                            heard, say = await opened.enter_async_context(open_sse())
+                        self._met = True
+                        if not ready.done():
+                            ready.set_result(None)
+                        await self._talk(heard, say)
+        except RemoteError as one:
+            wrong = one
+        except TimeoutError:
+            wrong = RemoteError("opened an event stream and does not say where messages go", "correct its url")
+        except Exception as bug:
+            if isinstance(bug, ExceptionGroup) and bug.subgroup(self._sdk.http.SSEError):
+                wrong = RemoteError("said more than 1 MB at once", "over SSE that is the most", is_end=True)
+            else:
+                self._journal.log("error", f"{self.name}: its connection met with a bug, please report it: {bug!r}")
+                wrong = RemoteError(f"was lost: {bug!r}", "the next call connects it again")
+        if self._not_http and not self._met:
+            what = f"speaks neither Streamable HTTP ({self._not_http.what}) nor SSE ({wrong.what})"
+            wrong = RemoteError(what, self._not_http.todo)
+        return wrong
+
+    async def _talk(self, heard: Any, say: Any) -> None:
+        """Until its turn is over, or there is nothing more to hear."""
+        if not self._losing:
+            self._turn.clear()
+        self._say = say
+        self._wake.set()  # a line may be left from the turn before
+        tasks = [self._spawn(work) for work in (self._hear_all(heard), self._send_all(), self._turn.wait())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
+    # ── lines to the server ──
+
     async def _send_all(self) -> None:
         """Takes line by line. What changes the session is taken by the server before the next one is sent."""
-        while not self._losing:
+        while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._lines and not self._losing:
+            while self._lines and not self._losing and not self._turn.is_set():
                 line = self._lines.popleft()
                 message = decode_line(line)
                 method = message.method if isinstance(message.method, str) else ""
-                is_request = bool(method) and message.id is not UNSET
-                if method == "notifications/cancelled" and not self._cancel(message):
-                    self._taken(line)
-                    continue
-                task = self._spawn(self._carry(line, message, method))
-                self._untaken.add(task)
-                if is_request:
+                params = object_of(message.params)
+                if method == "server/discover" and self._transport == "sse":  # that era is never spoken in this way
+                    text = f"mcpmux: {self.name} speaks SSE (it knows the legacy era only)"
                     assert isinstance(message.id, Raw)
-                    self._requests[bytes(message.id)] = task
-                    task.add_done_callback(functools.partial(self._forget, bytes(message.id)))
-                if method in CARRIERS:
-                    self._calls.add(task)
-                    task.add_done_callback(self._calls.discard)
-                if not is_request or method in IN_TURN:
-                    await asyncio.wait([task], timeout=IN_ORDER)
+                    self._hear([error_line(bytes(message.id), error_body(RpcError(METHOD_NOT_FOUND, text)))])
+                    self._less(len(line))
+                elif method and isinstance(message.id, Raw):
+                    exchange = self._exchange(line, bytes(message.id), method, params)
+                    await self._send(exchange)
+                    if method in IN_TURN:
+                        await asyncio.wait([exchange.answered], timeout=IN_ORDER)
+                else:
+                    if method == "notifications/cancelled" and (key := str(value_of(params.get("requestId")))):
+                        self._finish(self._exchanges.get(key), b"")
+                    await self._pass(line, None)
+                    self._less(len(line))
+                    if method == "notifications/initialized" and self._session:  # what it says unasked from then on
+                        await asyncio.wait([self._listening], timeout=IN_ORDER)
 
-    def _forget(self, id: bytes, task: asyncio.Task[None]) -> None:
-        if self._requests.get(id) is task:
-            del self._requests[id]
+    def _exchange(self, line: bytes, id: bytes, method: str, params: Fields, is_own: bool = False) -> Exchange:
+        future = asyncio.get_running_loop().create_future
+        exchange = Exchange(line, id, method, params, future(), future(), is_own)
+        self._exchanges[exchange.key] = exchange
+        return exchange
 
-    def _cancel(self, message: Envelope) -> bool:
-        """Whether the server is to be told. A modern one learns it from its request's stream, which is closed; to a
-        legacy one that means nothing, but nothing that comes on it is wanted any more."""
-        task = self._requests.get(bytes(object_of(message.params).get("requestId", b"")))
-        if task and self._revision:
-            asyncio.get_running_loop().call_later(IN_ORDER, task.cancel)
-        elif task and not self._endpoint:
-            task.cancel()
-        return bool(self._revision or self._endpoint)
+    async def _send(self, exchange: Exchange) -> None:
+        try:
+            await self._pass(exchange.line, exchange)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as wrong:
+            todo = "numbers beyond a double, broken texts and hundreds of levels do not go over HTTP"
+            self._fail(RemoteError(f"cannot be sent this: {wrong}", todo), exchange)
 
-    def _taken(self, line: bytes) -> None:
-        self._waiting -= len(line)
+    async def _pass(self, line: bytes, exchange: Exchange | None) -> None:
+        """To the SDK, which takes the next one when this one has been sent, or is a request. Raises what JSON's readers
+        and writers do."""
+        message = self._sdk.message(msgspec.json.decode(mended(line)), by_name=False)
+        if line.count(b"[") + line.count(b"{") > DEEP:  # what the SDK cannot write would end the connection
+            message.model_dump(by_alias=True, mode="json", exclude_unset=True)
+        headers = self._headers(exchange) if exchange else {}
+        if self._revision:
+            headers[self._sdk.inbound.MCP_PROTOCOL_VERSION_HEADER] = self._revision  # as the SDK looks for it
+        metadata = self._sdk.metadata(headers=headers)
+        await self._say.send(self._sdk.session_message(message, metadata=metadata))
+
+    def _headers(self, exchange: Exchange) -> dict[str, str]:
+        """What the modern era wants said outside of the message too."""
+        if not exchange.is_modern:
+            return {}
+        params, inbound = exchange.params, self._sdk.inbound
+        version = value_of(object_of(params.get("_meta")).get(VERSION_KEY))
+        headers = {
+            inbound.MCP_PROTOCOL_VERSION_HEADER: str(version),
+            inbound.MCP_METHOD_HEADER: inbound.encode_header_value(exchange.method),
+        }
+        name = value_of(params.get(inbound.NAME_BEARING_METHODS.get(exchange.method, "")))
+        if isinstance(name, str):
+            headers[inbound.MCP_NAME_HEADER] = inbound.encode_header_value(name)
+            arguments = value_of(params.get("arguments"))
+            if isinstance(arguments, dict):
+                headers |= inbound.mcp_param_headers(self._headers_of.get(name, {}), arguments)
+        return headers
+
+    def _less(self, size: int) -> None:
+        self._waiting -= size
         if self._clogged and not self._waiting:
             self._clogged = False
             self._post(ServerClogged(self.name, self.run, False))
 
-    async def _carry(self, line: bytes, message: Envelope, method: str) -> None:
-        """One line, and all that comes back for it. Whatever goes wrong ends its request, or the server; a bug, of the
-        HTTP client's or ours, ends its request and no more."""
-        id = bytes(message.id) if method and isinstance(message.id, Raw) else None
-        params = object_of(message.params)
-        kind = "" if "task" in params else method  # what a task begins with has no way to say that a tool failed
-        task = asyncio.current_task()
-        assert task
-        taken = functools.partial(self._take_once, line, task)
-        try:
-            if self._endpoint:
-                await self._carry_to_endpoint(line, id, method, taken)
-            else:
-                await self._exchange(line, id, method, params, taken)
-        except RemoteError as wrong:
-            taken()
-            if self._is_end(wrong, task):
-                if id is not None and not wrong.was_taken:
-                    self._unread.append(line)
-                self._lose(wrong)
-            elif id is not None:
-                self._refuse(id, kind, wrong)
-            else:
-                self._journal.log("warning", f"{self.name} {wrong.what} ({wrong.todo}); {label(line)} was lost")
-        except Exception as bug:
-            self._journal.log("error", f"{self.name}: {label(line)} met with a bug, please report it: {bug!r}")
-            if id is not None:
-                self._refuse(id, kind, RemoteError(f"cannot be asked: {bug!r}", "the log says more"))
-        finally:
-            taken()
+    def _taken(self, exchange: Exchange) -> None:
+        if not exchange.taken.done():
+            exchange.taken.set_result(None)
+            if not exchange.is_own:
+                self._less(len(exchange.line))
 
-    def _is_end(self, wrong: RemoteError, task: asyncio.Task[None] | None = None) -> bool:
-        """A server that cannot be reached is gone, unless it is answering a call right now."""
-        return wrong.is_end and not (wrong.spares and self._calls - self._untaken - {task})
-
-    def _take_once(self, line: bytes, task: asyncio.Task[None]) -> None:
-        if task in self._untaken:
-            self._untaken.discard(task)
-            self._taken(line)
-
-    def _refuse(self, id: bytes, method: str, wrong: RemoteError) -> None:
-        """In the server's place."""
-        text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
-        if method == "server/discover":  # as a legacy server says it: it may still know `initialize`
-            self._hear([error_line(id, error_body(RpcError(METHOD_NOT_FOUND, text)))])
-            return
-        result, error = failure(method, text)
-        self._hear([error_line(id, error) if error is not None else result_line(id, result or b"{}")])
+    # ── what comes back ──
 
     def _hear(self, lines: list[bytes | TooLong]) -> None:
         if not self._gone:
             self._post(ServerLines(self.name, self.run, lines))
 
-    async def _exchange(
-        self, line: bytes, id: bytes | None, method: str, params: Fields, taken: Callable[[], None]
-    ) -> None:
-        """One POST, and what is answered to it."""
-        is_modern = VERSION_KEY in object_of(params.get("_meta"))
-        url = self._address.url
-        for attempt in (1, 2):
-            response = await self._send("POST", url, self._headers(method, params, is_modern), line)
-            try:
-                if response.status_code < 300:
-                    taken()  # of another status it is still to be found out
-                if id is None:
-                    await self._check_taken(response)
-                elif 200 <= response.status_code < 300:
-                    await self._answer(response, id, method, is_modern)
-                else:
-                    said = await self._beginning(response)
-                    error = object_of(said).get("error")
-                    code = value_of(object_of(error).get("code"))
-                    if code == HEADER_MISMATCH and method == "tools/call" and attempt == 1:
-                        await self._learn_headers(params)
-                        continue
-                    await self._not_answered(response, line, id, method, error, said)
-            finally:
+    async def _hear_all(self, heard: Any) -> None:
+        async for one in heard:
+            if isinstance(one, Exception):  # whom it harms, nobody can tell
+                self._journal.log("warning", f"{self.name} sent something that is no message")
+            else:
+                self._take(one.message)
+            await self._readable.wait()
+
+    def _take(self, message: Any) -> None:
+        exchange: Exchange | None = None
+        if not hasattr(message, "method"):
+            exchange = self._exchanges.get(str(message.id))
+            if exchange is None:
+                return  # it was answered here, or nobody waits for it any more
+        try:
+            line = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
+        except ValueError as wrong:
+            line, message.error = b"", self._sdk.error(code=PARSE_ERROR, message=f"Failed to parse: {wrong}")
+        if exchange is None:
+            self._hear([line])
+            return
+        error = getattr(message, "error", None)
+        if error is None:
+            self._met = True
+            if exchange.method == "initialize":
+                revision = message.result.get("protocolVersion")
+                self._revision = revision if isinstance(revision, str) else None
+            elif exchange.method == "tools/list":
+                self._learn(message.result)
+            self._finish(exchange, line)
+        elif exchange.cause and error.code == self._sdk.connection_closed:
+            self._fail(exchange.cause, exchange)
+        elif wrong := next((_SDK_SAYS[text] for text in _SDK_SAYS if error.message.startswith(text)), None):
+            self._fail(RemoteError(*wrong), exchange)
+        elif error.code == HEADER_MISMATCH and exchange.method == "tools/call" and not exchange.is_second:
+            exchange.is_second = True
+            self._spawn(self._send_with_headers(exchange))
+        else:
+            self._met = True
+            self._finish(exchange, line)
+
+    def _finish(self, exchange: Exchange | None, line: bytes) -> None:
+        """Nothing more is expected for it."""
+        if exchange is None:
+            return
+        self._exchanges.pop(exchange.key, None)
+        self._taken(exchange)
+        if not exchange.answered.done():
+            exchange.answered.set_result(line)
+        if line and not exchange.is_own:
+            self._hear([line])
+
+    def _fail(self, wrong: RemoteError, exchange: Exchange) -> None:
+        """Ends the request, or the server, if by this it is gone."""
+        if self._is_end(wrong, exchange):
+            if not wrong.was_taken and not exchange.is_own:
+                self._unread.append(exchange.line)
+            self._finish(exchange, b"")
+            self._lose(wrong)
+            return
+        text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
+        if exchange.method == "server/discover":  # as a legacy server says it: it may still know `initialize`
+            error: Raw | bytes | None = error_body(RpcError(METHOD_NOT_FOUND, text))
+            result = None
+        else:  # what a task begins with has no way to say that a tool failed
+            result, error = failure("" if "task" in exchange.params else exchange.method, text)
+        line = error_line(exchange.id, error) if error is not None else result_line(exchange.id, result or b"{}")
+        self._finish(exchange, line)
+
+    def _is_end(self, wrong: RemoteError, exchange: Exchange | None) -> bool:
+        """A server that cannot be reached is gone, unless it is answering a call right now."""
+        others = (one for one in self._exchanges.values() if one is not exchange and one.taken.done())
+        return wrong.is_end and not (wrong.spares and any(one.method in CARRIERS for one in others))
+
+    # ── arguments in headers ──
+
+    def _learn(self, result: dict[str, Any]) -> None:
+        tools = result.get("tools")
+        for tool in tools if isinstance(tools, list) else []:
+            if isinstance(tool, dict):
+                wanted = parameter_headers(tool.get("inputSchema"))
+                self._headers_of[str(tool.get("name"))] = wanted if isinstance(wanted, dict) else {}
+
+    async def _send_with_headers(self, call: Exchange) -> None:
+        """A call lacked headers that its tool wants: its list is read, which nobody has done yet in this run."""
+        meta = {key: raw for key, raw in object_of(call.params.get("_meta")).items() if key in ENVELOPE_KEYS}
+        seen: set[bytes] = set()
+        params: Fields | None = {"_meta": Raw(encode(meta))}
+        while params is not None:
+            id = encode(f"mcpmux-{call.key}")
+            line = encode({"jsonrpc": "2.0", "id": Raw(id), "method": "tools/list", "params": params})
+            listing = self._exchange(line, id, "tools/list", params, is_own=True)
+            await self._send(listing)
+            answer = await listing.answered
+            cursor = next_cursor(object_of(object_of(answer).get("result")), seen)
+            params = None if cursor is None else {**params, "cursor": Raw(cursor)}
+        if call.key in self._exchanges:
+            await self._send(call)
+
+    # ── HTTP ──
+
+    async def _ask(self, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
+        """What the SDK gets for this request in the place of the network's response."""
+        reply = functools.partial(self._sdk.http.Response, request=request)
+        if request.method == "GET":
+            return await self._listen(request, send)
+        if request.method == "DELETE":
+            if not self._gone:
+                with contextlib.suppress(TimeoutError, RemoteError):
+                    async with asyncio.timeout(STOP_STEP):
+                        await (await self._through(request, send)).aclose()
+            return reply(200)
+        message = decode_line(request.content)
+        key = str(value_of(message.id if isinstance(message.id, Raw) else None))
+        exchange = self._exchanges.get(key) if isinstance(message.method, str) else None
+        carrying = self._carry(request, send, exchange)
+        if exchange and self._transport != "sse":
+            return await carrying or reply(202)
+        await asyncio.wait([self._spawn(carrying)], timeout=IN_ORDER)  # the SDK sends these one after the other
+        return reply(202)
+
+    async def _carry(self, request: Any, send: Callable[[Any], Awaitable[Any]], exchange: Exchange | None) -> Any:
+        """A POST: its response, or None where there is nothing more for the SDK to do. Whatever goes wrong ends its
+        request, or the server; a bug, of the HTTP client's or ours, ends its request and no more."""
+        response = given = None
+        try:
+            response = await self._through(request, send)
+            if exchange and self._transport != "sse":
+                self._posts[asyncio.current_task()] = exchange
+                given = await self._answer(response, exchange)
+            elif response.status_code >= 300:
+                raise self._status_trouble(response, await self._beginning(response))
+            elif exchange:
+                self._taken(exchange)
+        except RemoteError as wrong:
+            if exchange:
+                self._fail(wrong, exchange)
+            elif self._is_end(wrong, None):
+                self._lose(wrong)
+            else:
+                what = label(request.content)
+                self._journal.log("warning", f"{self.name} {wrong.what} ({wrong.todo}); {what} was lost")
+        except Exception as bug:
+            what = label(request.content)
+            self._journal.log("error", f"{self.name}: {what} met with a bug, please report it: {bug!r}")
+            if exchange:
+                self._fail(RemoteError(f"cannot be asked: {bug!r}", "the log says more"), exchange)
+        finally:
+            if response is not None and given is not response:
                 await response.aclose()
-            break
-        if method == "notifications/initialized" and self._session:
-            opened = asyncio.Event()
-            self._spawn(self._listen(opened))
-            try:
-                async with asyncio.timeout(IN_ORDER):
-                    await opened.wait()  # what it then says unasked is heard from the first word on
-            except TimeoutError:
-                pass
+        return given
 
-    def _common_headers(self) -> dict[str, str]:
-        headers = {"Accept": "application/json, text/event-stream"}
-        if self._session:
-            headers[SESSION] = self._session
-        if self._revision:
-            headers["MCP-Protocol-Version"] = self._revision
-        return headers
-
-    def _headers(self, method: str, params: Fields, is_modern: bool) -> dict[str, str]:
-        headers = self._common_headers() | {"Content-Type": "application/json"}
-        if is_modern:
-            headers["MCP-Protocol-Version"] = str(value_of(object_of(params.get("_meta")).get(VERSION_KEY)))
-            headers["Mcp-Method"] = header_value(method)
-            name = value_of(params.get(_NAMED_BY.get(method, "")))
-            if isinstance(name, str):
-                headers["Mcp-Name"] = header_value(name)
-                if wanted := self._headers_of.get(name):
-                    headers |= argument_headers(wanted, value_of(params.get("arguments")))
-        return headers
-
-    async def _send(self, method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> Any:
+    async def _through(self, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
         """The response, of whatever status, its body still to be read. A redirect is followed where it stays at the
         same place and keeps the message; a login that is not taken is renewed once. Raises `RemoteError`."""
         followed, renewed = 0, False
         while True:
             token = await self._keeper.token() if self._keeper else None
-            bearer = {"Authorization": f"Bearer {token}"} if token else {}
-            request = self._client.build_request(method, url, headers=headers | bearer, content=body)
+            if token:
+                request.headers["Authorization"] = f"Bearer {token}"
             try:
-                response = await self._client.send(request, stream=True)
+                response = await send(request)
             except self._errors as wrong:
                 raise self._trouble(wrong) from None
             target = response.next_request
             if response.status_code == 401 and self._keeper and not renewed and await self._keeper.renew(token):
                 renewed = True
-            elif target is None or target.method != method or followed == REDIRECTS:
+            elif target is None or target.method != request.method or followed == REDIRECTS:
                 return response
             elif self._same_place(request.url, target.url):
-                url, followed = str(target.url), followed + 1
+                request, followed = target, followed + 1
             else:
                 return response
             await response.aclose()
@@ -6245,12 +6468,125 @@ class RemoteServer:
         is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
         return place == (here.scheme, here.host, here.port) or is_upgrade
 
+    async def _answer(self, response: Any, exchange: Exchange) -> Any:
+        """What the SDK is to read: a message, or a stream that ends with it. Raises `RemoteError`."""
+        if not 200 <= response.status_code < 300:
+            return await self._answer_in_error(response, exchange)
+        self._taken(exchange)
+        if exchange.method == "initialize":
+            self._session = response.headers.get(SESSION)
+        kind = _media_type(response)
+        if kind == "text/event-stream":
+            return self._watched(response, exchange)
+        if kind == "text/html":
+            what = f"answered with a web page ({self._address.shown})"
+            raise RemoteError(what, "correct its url", is_end=not self._met)
+        try:  # JSON, whatever it is called
+            body = await self._body(response, self._limit)
+        except self._errors as wrong:
+            raise self._cut_off(wrong) from None
+        if len(body) > self._limit:
+            raise RemoteError(*_SAID_TOO_MUCH)
+        if not _answers(body, exchange.id):
+            what = f"answered with something that is no answer (HTTP {response.status_code} {kind})"
+            raise RemoteError(what, "correct its url, or tell those who run it", is_end=not self._met)
+        return self._in_json(response, mended(body))
+
+    async def _answer_in_error(self, response: Any, exchange: Exchange) -> Any:
+        """A request that came back with another status than 2xx: often the protocol's own error, which then counts."""
+        status = response.status_code
+        said = await self._beginning(response)
+        wrong = self._status_trouble(response, said)
+        error = object_of(said).get("error")
+        if not wrong.is_end and status not in (401, 403) and error is not None and error_is_valid(error):
+            return self._in_json(response, error_line(exchange.id, error))
+        if exchange.method == "initialize" and status in (400, 404, 405) and self._transport is None:
+            self._transport, self._not_http = "sse", wrong
+            self._turn.set()
+            self._finish(exchange, b"")
+            self._lines.appendleft(exchange.line)
+            self._waiting += len(exchange.line)
+            return None
+        if exchange.method != "server/discover" or status >= 500 or status in (401, 403, 407, 429):
+            wrong.is_end = wrong.is_end or not self._met
+        raise wrong
+
+    def _in_json(self, response: Any, body: bytes) -> Any:
+        headers = {"Content-Type": "application/json"} | ({SESSION: self._session} if self._session else {})
+        return self._sdk.http.Response(200, headers=headers, content=body, request=response.request)
+
+    def _watched(self, response: Any, exchange: Exchange | None) -> Any:
+        """Of an exchange's stream it is remembered that it ended, and why: then it had no answer."""
+
+        def ended(wrong: Exception | None) -> None:
+            if exchange:
+                exchange.cause = self._cut_off(wrong)
+
+        response.stream = self._sdk.watched(response.stream, ended)
+        return response
+
+    async def _listen(self, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
+        """A stream that is asked for: to go on with that of a request; SSE's; or the one on which a legacy server
+        speaks unasked: till that is there, or the server gone, or without one. Raises `RemoteError`."""
+        task = asyncio.current_task()
+        if task in self._posts:
+            return self._watched(await self._through(request, send), self._posts[task])
+        if self._transport != "sse" and self._stream and not self._stream.is_over:
+            self._journal.log("warning", f"{self.name} said something unasked that cannot be read, and is passed over")
+            request.headers.pop("Last-Event-ID", None)
+        wait = LISTEN_AFTER
+        while True:
+            try:
+                response = await self._through(request, send)
+                if response.status_code == 200 and _media_type(response) == "text/event-stream":
+                    self._stream = self._watched(response, None).stream
+                    break
+                said = await self._beginning(response)
+                await response.aclose()
+                if response.status_code == 200:
+                    what = f"answered a request for events with {_media_type(response)}"
+                    wrong = RemoteError(what, "correct its url")
+                else:
+                    wrong = self._status_trouble(response, said)
+                if wrong.is_end or self._transport == "sse":
+                    raise wrong
+                break  # it has none (405), or none any more
+            except RemoteError as wrong:
+                if self._transport == "sse":
+                    raise
+                if self._is_end(wrong, None) or self._losing:
+                    self._lose(wrong)
+                    raise
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, LISTEN_AFTER_MOST)
+        if not self._listening.done():
+            self._listening.set_result(None)
+        return response
+
+    async def _body(self, response: Any, most: int = MB) -> bytes:
+        """All of it, or little more than `most` bytes. Raises what HTTP raises."""
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > most:
+                break
+        return bytes(body)
+
+    async def _beginning(self, response: Any) -> bytes:
+        """Of a body that is not a message, or only an error."""
+        try:
+            return await self._body(response)
+        except self._errors:
+            return b""
+
+    # ── what goes wrong ──
+
     def _trouble(self, wrong: Exception) -> RemoteError:
-        kinds = (self._http.ConnectError, self._http.ConnectTimeout, self._http.ProxyError)
+        kinds = (self._sdk.http.ConnectError, self._sdk.http.ConnectTimeout, self._sdk.http.ProxyError)
         if isinstance(wrong, kinds):
             what, todo = connection_trouble(wrong, self._address.shown)
             return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
-        if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
+        if isinstance(wrong, self._sdk.http.UnsupportedProtocol | self._sdk.http.LocalProtocolError):
             return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
         return self._cut_off(wrong)
 
@@ -6259,52 +6595,14 @@ class RemoteServer:
         todo = "it may have done what was asked; look before you ask again"
         return RemoteError(f"closed the connection before it answered{why}", todo, is_end=not self._met)
 
-    async def _beginning(self, response: Any, most: int = MB) -> bytes:
-        """Of a body that is not a message, or only an error."""
-        body = b""
-        try:
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > most:
-                    break
-        except self._errors:
-            pass
-        return body
-
-    async def _check_taken(self, response: Any) -> None:
-        """Of what has no answer."""
-        if response.status_code >= 300:
-            raise self._status_trouble(response, await self._beginning(response))
-
-    async def _not_answered(
-        self, response: Any, line: bytes, id: bytes, method: str, error: Raw | None, said: bytes
-    ) -> None:
-        """A request that came back with another status than 2xx: often the protocol's own error, which then counts."""
-        status = response.status_code
-        wrong = self._status_trouble(response, said)
-        if not wrong.is_end and status not in (401, 403) and error is not None and error_is_valid(error):
-            self._met = True
-            self._hear([error_line(id, error)])
-        elif method == "initialize" and status in (400, 404, 405) and self._transport is None:
-            try:
-                await self._open_events()
-            except RemoteError as other:
-                what = f"speaks neither Streamable HTTP ({wrong.what}) nor SSE ({other.what})"
-                raise RemoteError(what, wrong.todo, is_end=True) from None
-            await self._carry_to_endpoint(line, id, method, lambda: None)
-        elif method == "server/discover" and 400 <= status < 500 and status not in (401, 403, 407, 429):
-            self._refuse(id, method, wrong)
-        else:
-            wrong.is_end = wrong.is_end or not self._met
-            raise wrong
-
     def _status_trouble(self, response: Any, said: bytes) -> RemoteError:
         """What a status says, in words."""
         status = response.status_code
         shown = self._address.shown
         text = "" if b"<html" in said[:EDGE].lower() else " ".join(said.decode(errors="replace").split())[:200]
         quoted = f': "{text}"' if text else ""
-        if self._session and (status == 404 or (status == 400 and b"session" in said.lower())):
+        has_session = self._session or (self._transport == "sse" and self._met)
+        if has_session and (status == 404 or (status == 400 and b"session" in said.lower())):
             what = "has forgotten the session: it was restarted, or the session was too old"
             return RemoteError(what, "the next call begins a new one", is_end=True, was_taken=False)
         if 300 <= status < 400:
@@ -6341,270 +6639,38 @@ class RemoteServer:
             case _:
                 return RemoteError(f"refused a message (HTTP {status}){quoted}", "check its url and headers")
 
-    # ── what comes back ──
-
-    async def _answer(self, response: Any, id: bytes, method: str, is_modern: bool) -> None:
-        """The body of a good response: one message, or a stream that ends with it."""
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if method == "initialize":
-            self._session = response.headers.get(SESSION)
-        if kind == "text/event-stream":
-            await self._follow(response, id, method, is_modern)
-        elif kind == "text/html":
-            what = f"answered with a web page ({self._address.shown})"
-            raise RemoteError(what, "correct its url", is_end=not self._met)
-        else:  # JSON, whatever it is called
-            splitter = LineSplitter(self._limit)
-            try:
-                async for chunk in response.aiter_bytes():
-                    splitter.feed(chunk.replace(b"\n", b" "))
-                    await self._readable.wait()
-            except self._errors as wrong:
-                raise self._cut_off(wrong) from None
-            if not self._take_lines(splitter.feed(b"\n"), id, method):
-                what = f"answered with something that is no answer (HTTP {response.status_code} {kind})"
-                raise RemoteError(what, "correct its url, or tell those who run it", is_end=not self._met)
-
-    def _take_lines(self, lines: list[bytes | TooLong], id: bytes | None, method: str) -> bool:
-        """Passes them on, and tells whether one of them answers this request."""
-        answered = False
-        for line in lines:
-            if isinstance(line, TooLong):
-                continue
-            try:
-                message = decode_line(line)
-            except BadLine:
-                continue  # whom it harms, the core finds out
-            if id and message.method is UNSET and isinstance(message.id, Raw):
-                if number_of_id(message.id) != number_of_id(id):
-                    continue
-                answered = self._met = True
-                if method == "initialize" and message.result is not UNSET:
-                    revision = value_of(object_of(message.result).get("protocolVersion"))
-                    self._revision = revision if isinstance(revision, str) else None
-                elif method == "tools/list" and b"x-mcp-header" in line:
-                    self._learn(message.result)
-        self._hear(lines)
-        return answered
-
-    async def _events(self, response: Any) -> AsyncIterator[list[SentEvent]]:
-        """What comes on a stream, chunk by chunk, for as long as anybody wants it. Raises `RemoteError`."""
-        splitter = EventSplitter(self._limit)
-        try:
-            async for chunk in response.aiter_bytes():
-                if events := splitter.feed(chunk):
-                    yield events
-                await self._readable.wait()
-        except self._errors as wrong:
-            raise self._cut_off(wrong) from None
-
-    async def _follow(self, response: Any, id: bytes, method: str, is_modern: bool) -> None:
-        """A request's stream, until it is answered. A legacy server may close it before, and go on where it is asked
-        to; so it is asked again when the connection broke. Raises `RemoteError`."""
-        last, wait, fruitless = "", RESUME_AFTER, 0
-        while True:
-            broken = self._cut_off(None)
-            stream = self._events(response)
-            try:
-                async for events in stream:
-                    fruitless = 0
-                    for event in events:
-                        last, wait = event.id or last, wait if event.retry is None else event.retry
-                    lines = [one.data for one in events if one.data and one.kind == "message"]
-                    if lines and self._take_lines(lines, id, method):
-                        await self._read_out(stream)
-                        return
-            except RemoteError as wrong:
-                broken = wrong
-            finally:
-                await response.aclose()
-            fruitless += 1
-            if is_modern or not last or fruitless > RESUMES:
-                raise broken
-            await asyncio.sleep(wait)
-            response = await self._send("GET", self._address.url, self._common_headers() | {"Last-Event-ID": last})
-            if response.status_code != 200:
-                await response.aclose()
-                raise broken
-
-    async def _read_out(self, stream: AsyncIterator[list[SentEvent]]) -> None:
-        """To its end, which follows the answer at once: a connection that is read out serves the next request."""
-        try:
-            async with asyncio.timeout(READ_OUT):
-                async for _ in stream:
-                    pass
-        except (TimeoutError, RemoteError):
-            pass
-
-    async def _listen(self, opened: asyncio.Event) -> None:
-        """The stream on which a legacy server speaks unasked. It is opened again whenever it ends; where that fails,
-        the server is gone, or has forgotten us."""
-        last, wait, fruitless = "", RESUME_AFTER, 0
-        try:
-            while True:
-                resume = {"Last-Event-ID": last} if last else {}
-                headers = self._common_headers() | {"Accept": "text/event-stream"} | resume
-                fruitless += 1
-                response: Any = None
-                try:
-                    response = await self._send("GET", self._address.url, headers)
-                    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-                    if response.status_code != 200 or kind != "text/event-stream":
-                        wrong = self._status_trouble(response, await self._beginning(response))
-                        if wrong.is_end:
-                            raise wrong
-                        return  # it has none (405), or none any more
-                    opened.set()
-                    async for events in self._events(response):
-                        fruitless = 0
-                        for event in events:
-                            last, wait = event.id or last, wait if event.retry is None else event.retry
-                        lines = [one.data for one in events if one.data and one.kind == "message"]
-                        if lines:
-                            self._take_lines(lines, None, "")
-                except RemoteError as wrong:
-                    if self._is_end(wrong):
-                        raise
-                finally:
-                    if response is not None:
-                        await response.aclose()
-                await asyncio.sleep(min(RESUME_AFTER_MOST, wait * 2 ** min(fruitless - 1, 5)) if fruitless else wait)
-        except RemoteError as wrong:
-            self._lose(wrong)
-        finally:
-            opened.set()
-
-    # ── servers that know SSE only ──
-
-    async def _open_events(self) -> None:
-        """Returns when the server has said where lines go. Raises `RemoteError`."""
-        response = await self._send("GET", self._address.url, {"Accept": "text/event-stream"})
-        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if response.status_code != 200 or kind != "text/event-stream":
-            try:
-                raise self._status_trouble(response, await self._beginning(response))
-            finally:
-                await response.aclose()
-        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._spawn(self._hear_events(response, ready))
-        try:
-            async with asyncio.timeout(CONNECT_PATIENCE):
-                self._endpoint = await asyncio.shield(ready)
-        except TimeoutError:
-            raise RemoteError("opened an event stream and says nothing on it", "correct its url") from None
-        self._met = True
-
-    async def _hear_events(self, response: Any, ready: asyncio.Future[str]) -> None:
-        wrong = RemoteError("closed its event stream", "the next call opens it again", is_end=True)
-        try:
-            async for events in self._events(response):
-                lines: list[bytes | TooLong] = []
-                for event in events:
-                    if event.kind == "endpoint" and isinstance(event.data, bytes) and not ready.done():
-                        ready.set_result(self._endpoint_at(response.request.url, event.data))
-                    elif event.kind == "message" and event.data:
-                        lines.append(event.data)
-                if lines:
-                    self._hear(lines)
-        except RemoteError as broken:
-            wrong = broken
-        finally:
-            await response.aclose()
-        wrong.is_end = True
-        if ready.done():
-            self._lose(wrong)
-        else:
-            ready.set_exception(wrong)
-
-    def _endpoint_at(self, here: Any, said: bytes) -> str:
-        there = here.join(said.decode(errors="replace").strip())
-        if not self._same_place(here, there):
-            raise RemoteError(f"wants its messages at another place ({there.host})", "correct its url, if you trust it")
-        return str(there)
-
-    async def _carry_to_endpoint(self, line: bytes, id: bytes | None, method: str, taken: Callable[[], None]) -> None:
-        assert self._endpoint
-        if method == "server/discover" and id is not None:  # that era is never spoken in this way
-            self._refuse(id, method, RemoteError("speaks SSE", "it knows the legacy era only"))
-            return
-        response = await self._send("POST", self._endpoint, {"Content-Type": "application/json"}, line)
-        try:
-            if response.status_code == 404:
-                what = "has forgotten the session: it was restarted, or the session was too old"
-                raise RemoteError(what, "the next call begins a new one", is_end=True, was_taken=False)
-            taken()
-            await self._check_taken(response)
-        finally:
-            await response.aclose()
-
-    # ── arguments in headers ──
-
-    def _learn(self, result: Raw | UnsetType) -> Fields:
-        body = object_of(result)
-        for tool in items_of(body.get("tools")):
-            fields = object_of(tool)
-            wanted = parameter_headers(value_of(fields.get("inputSchema")))
-            self._headers_of[str(value_of(fields.get("name")))] = wanted if isinstance(wanted, dict) else {}
-        return body
-
-    async def _learn_headers(self, call: Fields) -> None:
-        """A call lacked headers that its tool wants: its list is read, which nobody has done yet in this run."""
-        meta = {key: raw for key, raw in object_of(call.get("_meta")).items() if key in ENVELOPE_KEYS}
-        seen: set[bytes] = set()
-        params: Fields | None = {"_meta": Raw(encode(meta))}
-        while params is not None:
-            line = encode({"jsonrpc": "2.0", "id": "mcpmux", "method": "tools/list", "params": params})
-            response = await self._send("POST", self._address.url, self._headers("tools/list", params, True), line)
-            body: Fields = {}
-            try:
-                if response.headers.get("content-type", "").startswith("text/event-stream"):
-                    async for events in self._events(response):
-                        for data in [one.data for one in events if isinstance(one.data, bytes) and one.data]:
-                            body = body or self._learn(object_of(data).get("result", UNSET))
-                        if body:
-                            break
-                else:
-                    body = self._learn(object_of(await self._beginning(response, self._limit)).get("result", UNSET))
-            finally:
-                await response.aclose()
-            cursor = next_cursor(body, seen)
-            params = None if cursor is None else {**params, "cursor": Raw(cursor)}
-
     # ── the end ──
 
     def _lose(self, wrong: RemoteError) -> None:
         """The server is gone. What is on its way to it may still tell that it was not taken."""
         if not self._losing:
-            self._losing = wrong
-            self._closing = asyncio.get_running_loop().create_task(self._lose_all(wrong))
+            self._losing = True
+            self._closing = self._spawn(self._lose_all(wrong))
 
     async def _lose_all(self, wrong: RemoteError) -> None:
-        if self._untaken:
-            await asyncio.wait(self._untaken, timeout=EXIT_DRAIN)
+        if untaken := [one.taken for one in self._exchanges.values() if not one.taken.done()]:
+            await asyncio.wait(untaken, timeout=EXIT_DRAIN)
         self._unread += self._lines
-        await self._end(wrong)
+        self._end(wrong)
+        await self._leave(STOP_LAST)
 
-    async def _end(self, wrong: RemoteError) -> None:
-        """Once: the core is told, and what is open is closed."""
-        if self._gone:
-            return
-        self._gone = True
-        reason = self._journal.redact(f"{self.name} {wrong.what}")
-        self._post(ServerGone(self.name, self.run, reason, wrong.todo, [], self._unread))
-        self.exited.set()
-        await self._close_all()
-        try:
-            async with asyncio.timeout(STOP_LAST):
-                await self._client.aclose()
-        except (TimeoutError, *self._errors):
-            pass  # its sockets are closed with it
+    def _end(self, wrong: RemoteError) -> None:
+        """Once: the core is told."""
+        if not self._gone:
+            self._gone = True
+            reason = self._journal.redact(f"{self.name} {wrong.what}")
+            self._post(ServerGone(self.name, self.run, reason, wrong.todo, [], self._unread))
+            self.exited.set()
 
-    async def _close_all(self) -> None:
+    async def _leave(self, patience: float) -> None:
+        """The SDK closes what is open; what takes longer than `patience` is cut short."""
+        self._turn.set()
+        await asyncio.wait([self._living], timeout=patience)
+        self._living.cancel()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=STOP_LAST)
+        await asyncio.wait([self._living, *tasks], timeout=STOP_LAST)
 
 
 # ══ 13. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════

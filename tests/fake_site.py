@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 
 class Reply(NamedTuple):
     """What it is answered. `hold` keeps the connection open after the body until the client closes it; `late`, until
-    the site has more to say."""
+    the site has more to say; `said` is all that it says then, up to nothing."""
 
     status: int = 200
     body: bytes = b""
@@ -37,6 +37,7 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = MappingProxyType({})
     hold: bool = False
     late: bool = False
+    said: queue.Queue[bytes] | None = None
 
 
 Answer = Callable[[Asked], Reply]
@@ -64,12 +65,19 @@ class FakeSite:
                 self.send_response(reply.status)
                 for name, value in ({"Content-Type": reply.kind} | dict(reply.headers)).items():
                     self.send_header(name, value)
-                if not (reply.hold or reply.late):
+                if not (reply.hold or reply.late or reply.said):
                     self.send_header("Content-Length", str(len(reply.body)))
                 self.end_headers()
                 self.wfile.write(reply.body)
                 if reply.late:
                     self.wfile.write(site.more.get(timeout=PATIENCE))
+                if reply.said:
+                    try:
+                        while chunk := reply.said.get(timeout=PATIENCE):
+                            self.wfile.write(chunk)
+                    except OSError:
+                        pass
+                    self.close_connection = True
                 if reply.hold:
                     try:
                         assert self.connection.recv(1) == b""
