@@ -5476,11 +5476,7 @@ class Sdk(NamedTuple):
     streamable_http: Any
     sse: Any
     inbound: Any  # the module that knows of headers
-    message: Any  # makes one of values
-    error: Any
-    session_message: Any
-    metadata: Any
-    connection_closed: int
+    message: Any  # makes of a message's bytes what the transports take
 
 
 @functools.cache
@@ -5491,7 +5487,14 @@ def load_sdk() -> Sdk:
     from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415
     from mcp.shared import inbound  # noqa: PLC0415
     from mcp.shared.message import ClientMessageMetadata, SessionMessage  # noqa: PLC0415
-    from mcp_types import CONNECTION_CLOSED, ErrorData, jsonrpc_message_adapter  # noqa: PLC0415
+    from mcp_types import jsonrpc_message_adapter  # noqa: PLC0415
+
+    def message(line: bytes, headers: dict[str, str]) -> SessionMessage:
+        """Raises `ValueError` and its like."""
+        found = jsonrpc_message_adapter.validate_python(msgspec.json.decode(mended(line)), by_name=False)
+        if line.count(b"[") + line.count(b"{") > DEEP:  # what the SDK cannot write would end the connection
+            found.model_dump(by_alias=True, mode="json", exclude_unset=True)
+        return SessionMessage(found, metadata=ClientMessageMetadata(headers=headers))
 
     class Client(http.AsyncClient):
         """Its responses are those of `through(request, send)`, where `send` is the network's way."""
@@ -5537,20 +5540,7 @@ def load_sdk() -> Sdk:
             finally:
                 await self._stream.aclose()
 
-    return Sdk(
-        http,
-        trusted,
-        Client,
-        Watched,
-        streamable_http_client,
-        sse_client,
-        inbound,
-        jsonrpc_message_adapter.validate_python,
-        ErrorData,
-        SessionMessage,
-        ClientMessageMetadata,
-        CONNECTION_CLOSED,
-    )
+    return Sdk(http, trusted, Client, Watched, streamable_http_client, sse_client, inbound, message)
 
 
 @functools.cache
@@ -6092,8 +6082,7 @@ class RemoteServer:
                 verify=sdk.trusted,
                 timeout=sdk.http.Timeout(None, connect=CONNECT_PATIENCE),
                 limits=sdk.http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
-                headers={"User-Agent": f"mcpmux/{__version__}"} | self._address.headers,
-                max_redirects=REDIRECTS,
+                headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
             )
         except (ValueError, ImportError, sdk.http.InvalidURL) as wrong:
             todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
@@ -6136,37 +6125,30 @@ class RemoteServer:
 
     async def _live(self, ready: asyncio.Future[None]) -> RemoteError:
         """All of it, and why it ended. One task: the SDK closes what it opened where it opened it."""
-        open_sse = functools.partial(
-            self._sdk.sse, self._address.url, httpx_client_factory=lambda **_: contextlib.nullcontext(self._client)
-        )
-        open_http = functools.partial(
-            self._sdk.streamable_http,
-            self._address.url,
-            http_client=self._client,
-            max_sse_event_size=self._limit,
-        )
-        wrong = RemoteError("closed its event stream", "the next call opens it again", is_end=True)
+        sdk, url, client = self._sdk, self._address.url, self._client
+        wrong = RemoteError("closed its event stream", "the next call opens it again")
         try:
-            async with self._client:
+            async with client:
                 if self._transport != "sse":
-                    async with open_http() as (heard, say):
+                    async with sdk.streamable_http(url, http_client=client, max_sse_event_size=self._limit) as streams:
                         ready.set_result(None)
-                        await self._talk(heard, say)
+                        await self._talk(*streams)
                 if self._transport == "sse":  # perhaps since it was found out just now
                     async with contextlib.AsyncExitStack() as opened:
+                        opening = sdk.sse(url, httpx_client_factory=lambda **_: contextlib.nullcontext(client))
                         async with asyncio.timeout(CONNECT_PATIENCE):
-                            heard, say = await opened.enter_async_context(open_sse())
+                            streams = await opened.enter_async_context(opening)
                         self._met = True
                         if not ready.done():
                             ready.set_result(None)
-                        await self._talk(heard, say)
+                        await self._talk(*streams)
         except RemoteError as one:
             wrong = one
         except TimeoutError:
             wrong = RemoteError("opened an event stream and does not say where messages go", "correct its url")
         except Exception as bug:
-            if isinstance(bug, ExceptionGroup) and bug.subgroup(self._sdk.http.SSEError):
-                wrong = RemoteError("said more than 1 MB at once", "over SSE that is the most", is_end=True)
+            if isinstance(bug, ExceptionGroup) and bug.subgroup(sdk.http.SSEError):
+                wrong = RemoteError("said more than 1 MB at once", "over SSE that is the most")
             else:
                 self._journal.log("error", f"{self.name}: its connection met with a bug, please report it: {bug!r}")
                 wrong = RemoteError(f"was lost: {bug!r}", "the next call connects it again")
@@ -6209,23 +6191,18 @@ class RemoteServer:
                 message = decode_line(line)
                 method = message.method if isinstance(message.method, str) else ""
                 params = object_of(message.params)
-                if method == "server/discover" and self._transport == "sse":  # that era is never spoken in this way
-                    text = f"mcpmux: {self.name} speaks SSE (it knows the legacy era only)"
-                    assert isinstance(message.id, Raw)
-                    self._hear([error_line(bytes(message.id), error_body(RpcError(METHOD_NOT_FOUND, text)))])
-                    self._less(len(line))
-                elif method and isinstance(message.id, Raw):
+                if method and isinstance(message.id, Raw):
                     exchange = self._exchange(line, bytes(message.id), method, params)
-                    await self._send(exchange)
+                    await self._send(line, exchange)
                     if method in IN_TURN:
                         await asyncio.wait([exchange.answered], timeout=IN_ORDER)
-                else:
-                    if method == "notifications/cancelled" and (key := str(value_of(params.get("requestId")))):
-                        self._finish(self._exchanges.get(key), b"")
-                    await self._pass(line, None)
-                    self._less(len(line))
-                    if method == "notifications/initialized" and self._session:  # what it says unasked from then on
-                        await asyncio.wait([self._listening], timeout=IN_ORDER)
+                    continue
+                if method == "notifications/cancelled":
+                    self._finish(self._exchanges.get(str(value_of(params.get("requestId")))), b"")
+                await self._send(line, None)
+                self._less(len(line))
+                if method == "notifications/initialized" and self._session:  # what it says unasked from then on
+                    await asyncio.wait([self._listening], timeout=IN_ORDER)
 
     def _exchange(self, line: bytes, id: bytes, method: str, params: Fields, is_own: bool = False) -> Exchange:
         future = asyncio.get_running_loop().create_future
@@ -6233,24 +6210,29 @@ class RemoteServer:
         self._exchanges[exchange.key] = exchange
         return exchange
 
-    async def _send(self, exchange: Exchange) -> None:
-        try:
-            await self._pass(exchange.line, exchange)
-        except (ValueError, RecursionError, msgspec.MsgspecError) as wrong:
-            todo = "numbers beyond a double, broken texts and hundreds of levels do not go over HTTP"
-            self._fail(RemoteError(f"cannot be sent this: {wrong}", todo), exchange)
-
-    async def _pass(self, line: bytes, exchange: Exchange | None) -> None:
-        """To the SDK, which takes the next one when this one has been sent, or is a request. Raises what JSON's readers
-        and writers do."""
-        message = self._sdk.message(msgspec.json.decode(mended(line)), by_name=False)
-        if line.count(b"[") + line.count(b"{") > DEEP:  # what the SDK cannot write would end the connection
-            message.model_dump(by_alias=True, mode="json", exclude_unset=True)
+    async def _send(self, line: bytes, exchange: Exchange | None) -> None:
+        """Gives it to the SDK, which takes the next one when this one has been sent, or is a request."""
         headers = self._headers(exchange) if exchange else {}
         if self._revision:
             headers[self._sdk.inbound.MCP_PROTOCOL_VERSION_HEADER] = self._revision  # as the SDK looks for it
-        metadata = self._sdk.metadata(headers=headers)
-        await self._say.send(self._sdk.session_message(message, metadata=metadata))
+        try:
+            message = self._sdk.message(line, headers)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as wrong:
+            why = " ".join(str(wrong).split())[:TEXT_MOST]
+            trouble = RemoteError(f"cannot be sent this: {why}", "over HTTP it cannot be said")
+            if exchange:
+                self._fail(trouble, exchange)
+                return
+            self._journal.log("warning", f"{self.name} {trouble.what} ({trouble.todo}); {label(line)} was lost")
+            id = decode_line(line).id
+            if not isinstance(id, Raw):
+                return
+            error = error_body(RpcError(INTERNAL_ERROR, "mcpmux: the answer cannot be said over HTTP"))
+            message = self._sdk.message(error_line(bytes(id), error), headers)
+        if exchange and exchange.method == "server/discover" and self._transport == "sse":
+            self._fail(RemoteError("speaks SSE", "it knows the legacy era only"), exchange)
+        else:
+            await self._say.send(message)
 
     def _headers(self, exchange: Exchange) -> dict[str, str]:
         """What the modern era wants said outside of the message too."""
@@ -6302,10 +6284,7 @@ class RemoteServer:
             exchange = self._exchanges.get(str(message.id))
             if exchange is None:
                 return  # it was answered here, or nobody waits for it any more
-        try:
-            line = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
-        except ValueError as wrong:
-            line, message.error = b"", self._sdk.error(code=PARSE_ERROR, message=f"Failed to parse: {wrong}")
+        line = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
         if exchange is None:
             self._hear([line])
             return
@@ -6318,7 +6297,7 @@ class RemoteServer:
             elif exchange.method == "tools/list":
                 self._learn(message.result)
             self._finish(exchange, line)
-        elif exchange.cause and error.code == self._sdk.connection_closed:
+        elif exchange.cause:
             self._fail(exchange.cause, exchange)
         elif wrong := next((_SDK_SAYS[text] for text in _SDK_SAYS if error.message.startswith(text)), None):
             self._fail(RemoteError(*wrong), exchange)
@@ -6331,12 +6310,11 @@ class RemoteServer:
 
     def _finish(self, exchange: Exchange | None, line: bytes) -> None:
         """Nothing more is expected for it."""
-        if exchange is None:
+        if exchange is None or exchange.answered.done():
             return
-        self._exchanges.pop(exchange.key, None)
+        del self._exchanges[exchange.key]
         self._taken(exchange)
-        if not exchange.answered.done():
-            exchange.answered.set_result(line)
+        exchange.answered.set_result(line)
         if line and not exchange.is_own:
             self._hear([line])
 
@@ -6380,12 +6358,12 @@ class RemoteServer:
             id = encode(f"mcpmux-{call.key}")
             line = encode({"jsonrpc": "2.0", "id": Raw(id), "method": "tools/list", "params": params})
             listing = self._exchange(line, id, "tools/list", params, is_own=True)
-            await self._send(listing)
+            await self._send(line, listing)
             answer = await listing.answered
             cursor = next_cursor(object_of(object_of(answer).get("result")), seen)
             params = None if cursor is None else {**params, "cursor": Raw(cursor)}
         if call.key in self._exchanges:
-            await self._send(call)
+            await self._send(call.line, call)
 
     # ── HTTP ──
 
@@ -6530,7 +6508,12 @@ class RemoteServer:
         speaks unasked: till that is there, or the server gone, or without one. Raises `RemoteError`."""
         task = asyncio.current_task()
         if task in self._posts:
-            return self._watched(await self._through(request, send), self._posts[task])
+            exchange = self._posts[task]
+            if exchange.answered.done():  # it was cancelled
+                return self._sdk.http.Response(404, request=request)
+            response = await self._through(request, send)
+            exchange.cause = None if response.status_code == 200 else exchange.cause
+            return self._watched(response, exchange)
         if self._transport != "sse" and self._stream and not self._stream.is_over:
             self._journal.log("warning", f"{self.name} said something unasked that cannot be read, and is passed over")
             request.headers.pop("Last-Event-ID", None)
@@ -6645,7 +6628,7 @@ class RemoteServer:
         """The server is gone. What is on its way to it may still tell that it was not taken."""
         if not self._losing:
             self._losing = True
-            self._closing = self._spawn(self._lose_all(wrong))
+            self._spawn(self._lose_all(wrong))
 
     async def _lose_all(self, wrong: RemoteError) -> None:
         if untaken := [one.taken for one in self._exchanges.values() if not one.taken.done()]:

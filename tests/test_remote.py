@@ -618,7 +618,8 @@ def modern_server(asked: Asked) -> Reply:
             tool = {"name": "hello", "inputSchema": schema(region=REGION)}
             return json_reply(asked, result=complete | {"tools": [tool]})
         case {"method": "tools/call"}:
-            if asked.headers.get("mcp-param-region") != asked.message["params"]["arguments"].get("region"):
+            wanted = {"eu": "eu", "us": "us", " é": "=?base64?IMOp?="}[asked.message["params"]["arguments"]["region"]]
+            if asked.headers.get("mcp-param-region") != wanted:
                 error = {"code": -32020, "message": "Header mismatch"}
                 return json_reply(asked, error=error)._replace(status=400)
             return json_reply(asked, result=complete | {"content": [{"type": "text", "text": "Hello"}]})
@@ -637,6 +638,7 @@ def test_every_request_of_the_modern_era_has_its_headers(
     host = before(site)
     assert host.tools() == ["x__hello"]
     assert host.call("x__hello", region="eu")["content"][0]["text"] == "Hello"
+    assert host.call("x__hello", region=" é")["content"][0]["text"] == "Hello"
     host.close()
     site.asked.clear()
     host = before(site)
