@@ -11,7 +11,8 @@
 """mcpmux: one MCP server over stdio that stands for many.
 
 A host (Claude Desktop, VS Code, Codex, ...) starts mcpmux; mcpmux starts the servers that one TOML file names, is
-a client of each, and offers what they offer as if it were one server. What it need not change passes byte for byte.
+a client of each, and offers what they offer as if it were one server. What it need not change passes byte for byte
+(over HTTP, through the official SDK: equal as values).
 
                  bytes            lines             events            effects
     host  <--->  host pipes  <->  wire     ------>  core    ------->  mux  ---> host pipes, processes, timers, log
