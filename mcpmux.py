@@ -357,10 +357,10 @@ class LineSplitter:
         self._size = 0
 
     def feed(self, chunk: bytes) -> list[bytes | TooLong]:
-        first, *rest = chunk.split(b"\n")
+        first, ended, rest = chunk.partition(b"\n")  # a search; a split looks at bytes one by one
         self._add(first)
         lines: list[bytes | TooLong] = []
-        for part in rest:
+        for part in rest.split(b"\n") if ended else ():
             line = self._take()
             if self._blank or not isinstance(line, bytes) or line.strip():
                 lines.append(line)
