@@ -5312,8 +5312,12 @@ def memory_trimmer() -> Callable[[], object]:
     if sys.platform == "linux":
         import ctypes  # noqa: PLC0415
 
-        trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and no such need
+        libc = ctypes.CDLL(None)
+        trim: Any = getattr(libc, "malloc_trim", None)  # other C libraries have none, and no such need
         if trim:
+            # A long message's memory is not to go back as soon as it is freed: the next would pay for each page anew.
+            libc.mallopt(-3, 32 * MB)  # M_MMAP_THRESHOLD, at its most; malloc.h
+            libc.mallopt(-1, 64 * MB)  # M_TRIM_THRESHOLD
             return functools.partial(trim, 0)
     return lambda: None
 
