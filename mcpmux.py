@@ -132,6 +132,8 @@ STDERR_LINES: Final = 20  # kept for error messages
 HELD_FOR_HOST: Final = 200  # notifications that a server may send before the host has initialized
 KNOWN_TASKS: Final = 10_000  # task ids remembered; the oldest is forgotten first
 FAIR_BITE: Final = 16 * 1024  # bytes of one server's lines written to the host before the next has its turn
+USUAL_PIPE: Final = 64 * 1024  # bytes that a pipe of Linux holds
+PIPE_ROOM: Final = 256 * 1024  # bytes, for long messages; all pipes of a user together may hold 64 MB
 READ_AHEAD: Final = 256 * 1024  # bytes waiting for the host above which their server is not read; and the reverse
 URI_MOST: Final = 8192  # characters; a longer URI or template is matched as a whole only
 TEXT_MOST: Final = 500  # characters of a peer's own words in a message of ours
@@ -4811,6 +4813,18 @@ def take_over_stdio() -> tuple[int, int]:
     return reading, writing
 
 
+def widen(pipe: int) -> None:
+    """Linux: through the usual 64 KB a long message goes in steps, and for each the other side has to be woken. What is
+    no pipe, or may not grow since the user's pipes hold all that they may, stays as it is. Not done before there is a
+    long message: what is in the host's pipe is ahead of all whose turn it would be."""
+    if sys.platform == "linux":
+        import fcntl  # noqa: PLC0415
+
+        with contextlib.suppress(OSError):
+            if fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) < PIPE_ROOM:
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_ROOM)
+
+
 class HostPipes:
     """The host's end: a thread that reads and one that writes, since pipes and files alike can then be blocked on, and
     a process may end while they are. Servers' lines wait in a queue each, served in turn."""
@@ -4916,6 +4930,8 @@ class HostPipes:
             for source in emptied:
                 self._call(self._room_again, source)
             data = memoryview(b"".join(pieces))
+            if len(data) > USUAL_PIPE:
+                widen(self._writing)
             try:
                 while data and not self._broken:
                     data = data[os.write(self._writing, data) :]
@@ -5167,12 +5183,17 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._transport = transport
         self.pid = transport.get_pid()
         self._family = Family(self.pid)
+        stdout = transport.get_pipe_transport(1)
+        assert stdout
+        self._stdout: int = stdout.get_extra_info("pipe").fileno()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
             lines = self._splitter.feed(data)
             if lines:
                 self._post(ServerLines(self.name, self.run, lines))
+            else:  # the end of a long one is still to come
+                widen(self._stdout)
         else:
             self._journal.keep(self.name, data)
             self._has_log = True

@@ -352,6 +352,43 @@ def test_the_standard_descriptors_of_mcpmux_itself_lead_away_from_the_protocol(s
     assert {stdin, stdout} <= set(found.values())
 
 
+@linux
+def test_a_long_result_widens_the_pipes_that_it_comes_through(serve: Serve) -> None:
+    """Our choice: through 64 KB at a time both ends would be woken sixteen times a megabyte."""
+    host = serve(server_table("one"))
+    host.initialize()
+    server = os.open(f"/proc/{int(host.text('one__pid'))}/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+    ends = [server, pipes_of(host)[1].fileno()]
+    assert host.text("one__big", bytes=1000) == "x" * 1000
+    assert all(room_in(end) < mcpmux.PIPE_ROOM for end in ends)
+    assert host.text("one__big", bytes=500_000) == "x" * 500_000
+    assert [room_in(end) for end in ends] == [mcpmux.PIPE_ROOM] * 2
+    os.close(server)
+
+
+@linux
+def test_a_pipe_is_widened_where_it_can_be_and_never_narrowed(tmp_path: Path) -> None:
+    """Our choice: the host may have made it wider still, or have given a file."""
+    import fcntl
+
+    reading, writing = os.pipe()
+    mcpmux.widen(writing)
+    assert room_in(reading) == mcpmux.PIPE_ROOM
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 2 * mcpmux.PIPE_ROOM)
+    mcpmux.widen(writing)
+    assert room_in(reading) == 2 * mcpmux.PIPE_ROOM
+    os.close(reading)
+    os.close(writing)
+    with (tmp_path / "file").open("wb") as file:
+        mcpmux.widen(file.fileno())
+
+
+def room_in(pipe: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+
+
 @posix
 def test_a_helper_command_can_neither_read_from_the_host_nor_write_to_it(serve: Serve) -> None:
     """Our choice: `cat` would wait for the host for ever, and an echo would be a bad line."""
