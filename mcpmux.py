@@ -350,11 +350,10 @@ _ID_AT_TAIL: Final = re.compile(rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonr
 
 class LineSplitter:
     """Joins chunks and cuts them at newlines, whatever the chunking; a line over `limit` bytes becomes a `TooLong`.
-    Blank lines are left out, unless they mean something."""
+    Blank lines are left out."""
 
-    def __init__(self, limit: int, *, blank: bool = False) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._blank = blank
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -364,7 +363,7 @@ class LineSplitter:
         lines: list[bytes | TooLong] = []
         for part in rest.split(b"\n") if ended else ():
             line = self._take()
-            if self._blank or not isinstance(line, bytes) or line.strip():
+            if not isinstance(line, bytes) or line.strip():
                 lines.append(line)
             self._add(part)
         return lines
