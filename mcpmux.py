@@ -5411,9 +5411,12 @@ IN_TURN: Final = frozenset({"initialize", "logging/setLevel", "resources/subscri
 SESSION: Final = "mcp-session-id"
 DEEP: Final = 200  # levels of nesting that the SDK is sure to write
 _SAID_TOO_MUCH: Final = ("said more at once than it may", "raise max_message_mb in [mux], or tell those who run it")
-_SDK_SAYS: Final = {  # of what it cannot read: the beginning of its error, and ours
-    "SSE stream failed": _SAID_TOO_MUCH,
-    "Failed to parse": ("answered with something that is no message", "tell those who run it"),
+_NO_MESSAGE: Final = ("answered with something that is no message", "tell those who run it")
+_SDK_SAYS: Final = {  # of what it cannot read: its error's code and first words (a server says the like too), and ours
+    (-32000, "SSE stream failed:"): _SAID_TOO_MUCH,
+    (-32000, "SSE stream ended"): _NO_MESSAGE,
+    (PARSE_ERROR, "Failed to parse SSE message:"): _NO_MESSAGE,
+    (PARSE_ERROR, "Failed to parse JSON response:"): _NO_MESSAGE,
 }
 
 
@@ -5477,6 +5480,10 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
                 f"its header {header} has a character that no header may have", f"correct it in {where} or its variable"
             )
     return Address(url, headers, frozenset(secrets))
+
+
+def _begins(error: Any, code: int, words: str) -> bool:
+    return error.code == code and error.message.startswith(words)
 
 
 def _answers(body: bytes, id: bytes) -> bool:
@@ -6324,7 +6331,7 @@ class RemoteServer:
             self._finish(exchange, line)
         elif exchange.cause:
             self._fail(exchange.cause, exchange)
-        elif wrong := next((_SDK_SAYS[text] for text in _SDK_SAYS if error.message.startswith(text)), None):
+        elif wrong := next((_SDK_SAYS[one] for one in _SDK_SAYS if _begins(error, *one)), None):
             self._fail(RemoteError(*wrong), exchange)
         elif error.code == HEADER_MISMATCH and exchange.method == "tools/call" and not exchange.is_second:
             exchange.is_second = True

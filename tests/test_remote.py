@@ -319,6 +319,17 @@ def test_the_protocols_own_error_counts_more_than_the_status(
     assert host.request("tools/call", {"name": "x__hello"})["error"] == error
 
 
+@pytest.mark.parametrize(
+    ("code", "message"), [(-32602, "Failed to parse arguments"), (-32700, "Failed to parse it"), (-32000, "SSE stream")]
+)
+def test_an_error_of_the_server_that_is_like_one_of_the_sdk_passes(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], code: int, message: str
+):
+    error = {"code": code, "message": message}
+    host = before(sites(on_call(lambda asked: json_reply(asked, error=error))))
+    assert host.request("tools/call", {"name": "x__hello"})["error"] == error
+
+
 class Sessions:
     """A legacy server that gives out sessions, and forgets them when it is told to; `GET` is answered by `stream`."""
 
