@@ -6229,10 +6229,14 @@ class RemoteServer:
                     if method in IN_TURN:
                         await asyncio.wait([exchange.answered], timeout=IN_ORDER)
                     continue
+                cancelled = None
                 if method == "notifications/cancelled":
-                    self._finish(self._exchanges.get(str(value_of(params.get("requestId")))), b"")
+                    cancelled = self._exchanges.get(str(value_of(params.get("requestId"))))
+                    self._finish(cancelled, b"")
                 await self._send(line, None)
                 self._less(len(line))
+                if cancelled and self._revision:  # such a server may never end its stream; the SDK ends it where its
+                    await self._send(cancelled.line, None)  # id is used again, and `_ask` lets this one not out
                 if method == "notifications/initialized" and self._session:  # what it says unasked from then on
                     await asyncio.wait([self._listening], timeout=IN_ORDER)
 
@@ -6314,7 +6318,7 @@ class RemoteServer:
         exchange: Exchange | None = None
         if not hasattr(message, "method"):
             exchange = self._exchanges.get(str(message.id))
-            if exchange is None:
+            if exchange is None and message.id is not None:
                 return  # it was answered here, or nobody waits for it any more
         line = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
         if exchange is None:
@@ -6413,6 +6417,8 @@ class RemoteServer:
         message = decode_line(request.content)
         key = str(value_of(message.id if isinstance(message.id, Raw) else None))
         exchange = self._exchanges.get(key) if isinstance(message.method, str) else None
+        if exchange is None and isinstance(message.method, str) and isinstance(message.id, Raw):
+            return reply(202)  # it was cancelled before it went out
         carrying = self._carry(request, send, exchange)
         if exchange and self._transport != "sse":
             return await carrying or reply(202)

@@ -616,6 +616,58 @@ def test_an_event_that_is_no_message_ends_its_call_only(
     assert says(host) == "Hello"
 
 
+def test_a_stream_that_cannot_be_decoded_ends_its_call_only(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    garbage = Reply(200, b"garbage", "text/event-stream", {"Content-Encoding": "gzip"})
+    replies = iter([garbage, None])
+    host = before(sites(on_call(lambda asked: next(replies) or legacy_server(asked))))
+    assert says(host) == "mcpmux: x answered with something that is no message (tell those who run it)"
+    assert says(host) == "Hello"
+
+
+def test_an_error_about_no_request_of_ours_is_logged(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    server = Sessions()
+    said = b'data: {"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"What?"}}\n\n'
+    more = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"after it"}}\n\n'
+    server.stream = lambda _: Reply(200, said + more, "text/event-stream", hold=True)
+    host = before(sites(server))
+    assert says(host) == "Hello"
+    host.until(lambda message: message.get("method") == "notifications/message")
+    host.close()
+    assert "x: an answer to nothing that is open was dropped" in host.log()
+
+
+def test_a_cancelled_call_keeps_no_connection_to_a_legacy_server(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """2025-11-25, basic/utilities/cancellation: nothing answers it, and many servers leave its stream open. One stream
+    has begun, and of the other call nothing has come back."""
+    arrived, gate = threading.Semaphore(0), threading.Event()
+    replies = iter([Reply(200, b": \n\n", "text/event-stream", hold=True), Reply(200, hold=True)])
+
+    def hold(asked: Asked) -> Reply:
+        reply = next(replies)
+        arrived.release()
+        if reply.kind == "application/json":
+            assert gate.wait(PATIENCE)
+        return reply
+
+    site = sites(on_call(hold))
+    host = before(site)
+    for _ in range(2):
+        number = host.ask("tools/call", {"name": "x__hello"})
+        assert arrived.acquire(timeout=PATIENCE)
+        host.cancel(number)
+        gate.set()  # of use to the second: its stream is held from here on
+        assert site.closed.acquire(timeout=PATIENCE)
+    host.close()
+    told = [asked.message for asked in site.asked if asked.body]
+    assert [one["method"] for one in told].count("tools/call") == 2
+    assert [one["method"] for one in told].count("notifications/cancelled") == 2
+    assert "ping" not in [one["method"] for one in told]
+
+
 # ── the modern era ──
 
 
