@@ -6453,7 +6453,7 @@ class RemoteServer:
                 self._fail(RemoteError(f"cannot be asked: {bug!r}", "the log says more"), exchange)
         finally:
             if response is not None and given is not response:
-                await response.aclose()
+                await self._watched(response, None).aclose()
         return given
 
     async def _through(self, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:

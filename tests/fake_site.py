@@ -21,6 +21,7 @@ class Asked(NamedTuple):
     path: str
     headers: dict[str, str]  # names in lower case
     body: bytes
+    port: int  # the client's: each connection has another
 
     @property
     def message(self) -> dict[str, Any]:
@@ -44,9 +45,9 @@ Answer = Callable[[Asked], Reply]
 
 
 class FakeSite:
-    """Each request is answered by `answer`, and kept in `asked`."""
+    """Each request is answered by `answer`, and kept in `asked`. With `persistent`, a connection serves many."""
 
-    def __init__(self, answer: Answer, *, certificate: str | None = None) -> None:
+    def __init__(self, answer: Answer, *, certificate: str | None = None, persistent: bool = False) -> None:
         self.answer = answer
         self.asked: list[Asked] = []
         self.more: queue.Queue[bytes] = queue.Queue()
@@ -55,17 +56,21 @@ class FakeSite:
 
         class Handler(BaseHTTPRequestHandler):
             timeout = PATIENCE
+            protocol_version = "HTTP/1.1" if persistent else "HTTP/1.0"
+            disable_nagle_algorithm = True
 
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                asked = Asked(self.command, self.path, headers, body)
+                asked = Asked(self.command, self.path, headers, body, self.client_address[1])
                 site.asked.append(asked)
                 reply = site.answer(asked)
                 self.send_response(reply.status)
                 for name, value in ({"Content-Type": reply.kind} | dict(reply.headers)).items():
                     self.send_header(name, value)
-                if not (reply.hold or reply.late or reply.said):
+                if reply.hold or reply.late or reply.said:
+                    self.send_header("Connection", "close")
+                else:
                     self.send_header("Content-Length", str(len(reply.body)))
                 self.end_headers()
                 self.wfile.write(reply.body)
@@ -77,7 +82,6 @@ class FakeSite:
                             self.wfile.write(chunk)
                     except OSError:
                         pass
-                    self.close_connection = True
                 if reply.hold:
                     try:
                         assert self.connection.recv(1) == b""

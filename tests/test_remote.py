@@ -499,6 +499,25 @@ def test_an_address_where_no_sse_is_spoken_says_so(
     assert text == f"mcpmux: x: {says_of_it}".replace("{url}", site.url)
 
 
+def test_messages_over_sse_go_out_on_one_connection(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    """Each of them is answered with words that nobody needs: they are read, so that the next one can follow."""
+    site = sites(OldServer(), persistent=True)
+    host = before(site, 'transport = "sse"')
+    assert [says(host) for _ in range(5)] == ["Hello"] * 5
+    assert len({asked.port for asked in site.asked if asked.method == "POST"}) == 1
+
+
+@pytest.mark.parametrize("first", [b"", b": nothing\n\n", b"data: %b\n\n" % (b"x" * 1_100_000)])
+def test_an_event_stream_that_does_not_say_where_messages_go_is_told(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], first: bytes
+):
+    host = before(sites(lambda asked: Reply(200, first, "text/event-stream")), 'transport = "sse"')
+    text = "mcpmux: x: opened an event stream and does not say where messages go (correct its url)"
+    assert says(host) == text
+    host.close()
+    assert "bug" not in host.log()
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_long_answer_is_read_whole_and_one_over_the_limit_ends_its_call(
     sites: Callable[..., FakeSite], serve: Callable[..., RawHost], streamed: bool
