@@ -6168,16 +6168,18 @@ class RemoteServer:
                 if self._transport == "sse":  # perhaps since it was found out just now
                     async with contextlib.AsyncExitStack() as opened:
                         opening = sdk.sse(url, httpx_client_factory=lambda **_: contextlib.nullcontext(client))
-                        async with asyncio.timeout(CONNECT_PATIENCE):
-                            streams = await opened.enter_async_context(opening)
+                        try:
+                            async with asyncio.timeout(CONNECT_PATIENCE):
+                                streams = await opened.enter_async_context(opening)
+                        except (TimeoutError, ExceptionGroup):
+                            what = "opened an event stream and does not say where messages go"
+                            raise RemoteError(what, "correct its url") from None
                         self._met = True
                         if not ready.done():
                             ready.set_result(None)
                         await self._talk(*streams)
         except RemoteError as one:
             wrong = one
-        except TimeoutError:
-            wrong = RemoteError("opened an event stream and does not say where messages go", "correct its url")
         except Exception as bug:
             if isinstance(bug, ExceptionGroup) and bug.subgroup(sdk.http.SSEError):
                 wrong = RemoteError("said more than 1 MB at once", "over SSE that is the most")
