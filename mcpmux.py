@@ -5802,14 +5802,19 @@ class LoginKeeper:
         """None where the authorization server does not take the refresh token."""
         http, trusted = await asyncio.to_thread(load_http)
         provider = await asyncio.to_thread(provider_of, login)
-        flow = provider.async_auth_flow(http.Request("POST", login.url))
+        afterwards = http.Request("POST", login.url)  # never sent
+        flow = provider.async_auth_flow(afterwards)
         place = urllib.parse.urlsplit(login.token_endpoint).netloc
         try:
             async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client, contextlib.aclosing(flow):
-                response = await client.send(await anext(flow))
-                if response.status_code in (400, 401, 403):
-                    return None
-                await flow.asend(response)  # it goes on with the request that was to be made
+                request = await anext(flow)
+                while True:  # it goes on with itself where it is redirected
+                    response = await client.send(request)
+                    if response.status_code in (400, 401, 403):
+                        return None
+                    request = await flow.asend(response)
+                    if request is afterwards:
+                        break
         except (http.TransportError, OSError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
@@ -6471,15 +6476,18 @@ class RemoteServer:
             except self._errors as wrong:
                 raise self._trouble(wrong) from None
             target = response.next_request
-            if response.status_code == 401 and self._keeper and not renewed and await self._keeper.renew(token):
+            if response.status_code == 401 and self._keeper and not renewed:
+                await response.aclose()  # its words are not needed, and a renewal may fail or take long
+                if not await self._keeper.renew(token):
+                    return response
                 renewed = True
             elif target is None or target.method != request.method or followed == REDIRECTS:
                 return response
             elif self._same_place(request.url, target.url):
                 request, followed = target, followed + 1
+                await response.aclose()
             else:
                 return response
-            await response.aclose()
 
     def _same_place(self, here: Any, there: Any) -> bool:
         place = (there.scheme, there.host, there.port)

@@ -947,6 +947,45 @@ def test_a_refresh_that_fails_leaves_the_login_as_it_was(sites: Callable[..., Fa
     journal.close()
 
 
+@pytest.mark.usefixtures("state")
+def test_a_refresh_that_is_redirected_is_followed(sites: Callable[..., FakeSite]):
+    def answer(asked: Asked) -> Reply:
+        moved = Reply(307, headers={"Location": "/new"})
+        return Reply(200, b'{"access_token":"t-2"}') if asked.path == "/new" else moved
+
+    site = sites(answer)
+    mcpmux.write_login(a_login(url=site.url, token_endpoint=site.url, refresh_token="r-1"))
+    journal = mcpmux.Journal("error", None)
+
+    async def play() -> bool:
+        return await mcpmux.LoginKeeper(site.url, journal).renew("t-1")
+
+    assert asyncio.run(play())
+    kept = mcpmux.read_login(site.url)
+    assert kept
+    assert (kept.access_token, kept.refresh_token) == ("t-2", "r-1")
+    assert [asked.path for asked in site.asked] == ["/mcp", "/new"]
+    journal.close()
+
+
+def test_a_renewal_that_fails_leaves_no_connection_open(
+    sites: Callable[..., FakeSite],
+    before: Callable[..., RawHost],
+    home: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    gone = sites()
+    gone.close()
+    site = sites(on_call(lambda _: Reply(401, hold=True)))
+    for key, value in home.items():
+        monkeypatch.setenv(key, value)  # the same logins
+    mcpmux.write_login(a_login(url=site.url, token_endpoint=gone.url, refresh_token="r-1"))
+    host = before(site)
+    assert "cannot be logged in to: its authorization server cannot be reached" in says(host)
+    assert site.closed.acquire(timeout=PATIENCE)
+    assert host.request("ping")["result"] == {}
+
+
 def protected(asked: Asked) -> Reply:
     """A server behind an authorization server that lets nobody register by himself."""
     here = f"http://{asked.headers['host']}"
