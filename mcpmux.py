@@ -6041,6 +6041,7 @@ class Exchange(Struct, eq=False):
     taken: asyncio.Future[None]  # the server has certainly got it, or it has failed
     answered: asyncio.Future[bytes]  # or given up
     is_own: bool = False  # asked by this connection itself
+    is_out: bool = False  # perhaps in the server's hands
     is_second: bool = False  # sent again, with the headers that it lacked
     cause: RemoteError | None = None  # why its stream ended before its answer
 
@@ -6425,11 +6426,15 @@ class RemoteServer:
         key = str(value_of(message.id if isinstance(message.id, Raw) else None))
         exchange = self._exchanges.get(key) if isinstance(message.method, str) else None
         if exchange is None and isinstance(message.method, str) and isinstance(message.id, Raw):
-            return reply(202)  # it was cancelled before it went out
+            return reply(202)  # it has ended before it went out
+        if exchange:
+            exchange.is_out = True
         carrying = self._carry(request, send, exchange)
         if exchange and self._transport != "sse":
             return await carrying or reply(202)
-        await asyncio.wait([self._spawn(carrying)], timeout=IN_ORDER)  # the SDK sends these one after the other
+        sending = self._spawn(carrying)
+        if message.method != "notifications/cancelled":  # the SDK sends these one after the other
+            await asyncio.wait([sending], timeout=IN_ORDER)
         return reply(202)
 
     async def _carry(self, request: Any, send: Callable[[Any], Awaitable[Any]], exchange: Exchange | None) -> Any:
@@ -6681,6 +6686,9 @@ class RemoteServer:
     async def _lose_all(self, wrong: RemoteError) -> None:
         if untaken := [one.taken for one in self._exchanges.values() if not one.taken.done()]:
             await asyncio.wait(untaken, timeout=EXIT_DRAIN)
+        for one in [one for one in self._exchanges.values() if not one.is_out and not one.is_own]:
+            self._unread.append(one.line)
+            self._finish(one, b"")
         self._unread += self._lines
         self._end(wrong)
         await self._leave(STOP_LAST)

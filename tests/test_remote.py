@@ -687,6 +687,61 @@ def test_a_cancelled_call_keeps_no_connection_to_a_legacy_server(
     assert "ping" not in [one["method"] for one in told]
 
 
+def test_a_server_that_takes_no_cancellation_takes_calls(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """Nothing hangs on the order of a cancellation, and many of them wait for nobody."""
+    many = 15  # one after the other they would take longer than this test waits
+    arrived, gate = threading.Semaphore(0), threading.Event()
+    replies = iter([Reply(200, b": \n\n", "text/event-stream", hold=True)] * many + [None])
+
+    def call(asked: Asked) -> Reply:
+        arrived.release()
+        return next(replies) or legacy_server(asked)
+
+    def answer(asked: Asked) -> Reply:
+        if asked.body and asked.message["method"] == "notifications/cancelled":
+            assert gate.wait(PATIENCE)
+        return legacy_server(asked)
+
+    host = before(sites(on_call(call, answer)))
+    numbers = [host.ask("tools/call", {"name": "x__hello"}) for _ in range(many)]
+    for _ in numbers:
+        assert arrived.acquire(timeout=PATIENCE)
+    for number in numbers:
+        host.cancel(number)
+    assert says(host) == "Hello"
+    gate.set()
+
+
+def test_a_call_that_has_not_gone_out_when_its_server_is_lost_is_made_again(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """It waited behind an answer that the server does not take: it has certainly not seen it."""
+    server = Sessions()
+    stream: queue.Queue[bytes] = queue.Queue()
+    server.stream = lambda _: Reply(200, b"retry: 1\n\n", "text/event-stream", said=stream)
+    arrived, gate = threading.Event(), threading.Event()
+
+    def answer(asked: Asked) -> Reply:
+        if asked.body and asked.message.get("id") == "ours":
+            arrived.set()
+            assert gate.wait(PATIENCE)
+            return Reply(202)
+        return server(asked)
+
+    host = before(sites(answer))
+    assert says(host) == "Hello"
+    stream.put(b'data: {"jsonrpc":"2.0","id":"ours","method":"ping"}\n\n')
+    assert arrived.wait(PATIENCE)
+    numbers = [host.ask("tools/call", {"name": "x__hello"}) for _ in range(3)]
+    assert host.request("ping")["result"] == {}
+    server.alive.clear()
+    stream.put(b"")
+    assert [host.answer(number)["result"]["content"][0]["text"] for number in numbers] == ["Hello"] * 3
+    gate.set()
+
+
 # ── the modern era ──
 
 
