@@ -5403,6 +5403,7 @@ IN_ORDER: Final = 5.0  # what changes a session is waited for before the next li
 CONNECT_PATIENCE: Final = 10.0  # a host that drops packets would hold a call until its timeout
 LISTEN_AFTER: Final = 1.0  # before the stream of a server that cannot be reached for a moment is asked for again
 LISTEN_AFTER_MOST: Final = 30.0
+LISTEN_LEAST: Final = 0.2  # between two askings: a server may say `retry: 0`, and end each stream at once
 KEPT_IDLE: Final = 3.0  # many servers close an idle connection after 5 s, and a request may then be lost on it
 READ_OUT: Final = 0.1  # a server that does not end an answered request's stream would keep its task
 REDIRECTS: Final = 5
@@ -6098,6 +6099,7 @@ class RemoteServer:
         self._revision: str | None = None  # what a legacy handshake came to
         self._listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # it has been asked for that
         self._posts: weakref.WeakKeyDictionary[Any, Exchange] = weakref.WeakKeyDictionary()  # by the SDK's task
+        self._asked: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # when it may ask for a stream
         self._stream: Any = None  # the last one on which it spoke unasked
         self._headers_of: dict[str, dict[tuple[str, ...], str]] = {}  # by tool: the arguments that headers repeat
         self._losing = False
@@ -6211,7 +6213,7 @@ class RemoteServer:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
@@ -6455,7 +6457,7 @@ class RemoteServer:
                 self._fail(wrong, exchange)
             elif self._is_end(wrong, None):
                 self._lose(wrong)
-            else:
+            elif not self._losing:
                 what = label(request.content)
                 self._journal.log("warning", f"{self.name} {wrong.what} ({wrong.todo}); {what} was lost")
         except Exception as bug:
@@ -6506,6 +6508,8 @@ class RemoteServer:
         self._taken(exchange)
         if exchange.method == "initialize":
             self._session = response.headers.get(SESSION)
+            if not (self._session or "").isascii():
+                raise RemoteError("gives out a session that no header can hold", "tell those who run it", is_end=True)
         kind = _media_type(response)
         if kind == "text/event-stream":
             return self._watched(response, exchange)
@@ -6518,10 +6522,11 @@ class RemoteServer:
             raise self._cut_off(wrong) from None
         if len(body) > self._limit:
             raise RemoteError(*_SAID_TOO_MUCH)
+        body = mended(tidy(body)[0])
         if not _answers(body, exchange.id):
             what = f"answered with something that is no answer (HTTP {response.status_code} {kind})"
             raise RemoteError(what, "correct its url, or tell those who run it", is_end=not self._met)
-        return self._in_json(response, mended(body))
+        return self._in_json(response, body)
 
     async def _answer_in_error(self, response: Any, exchange: Exchange) -> Any:
         """A request that came back with another status than 2xx: often the protocol's own error, which then counts."""
@@ -6559,7 +6564,9 @@ class RemoteServer:
     async def _listen(self, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
         """A stream that is asked for: to go on with that of a request; SSE's; or the one on which a legacy server
         speaks unasked: till that is there, or the server gone, or without one. Raises `RemoteError`."""
-        task = asyncio.current_task()
+        task, now = asyncio.current_task(), asyncio.get_running_loop().time()
+        await asyncio.sleep(self._asked.get(task, now) - now)
+        self._asked[task] = asyncio.get_running_loop().time() + LISTEN_LEAST
         if task in self._posts:
             exchange = self._posts[task]
             if exchange.answered.done():  # it was cancelled

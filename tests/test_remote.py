@@ -610,6 +610,44 @@ def test_a_stream_is_mended_whatever_its_chunks(step: int):
     assert [str(one) for one in ends] == ["broken"]
 
 
+def test_bytes_that_are_no_text_are_replaced(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    """As those of a server of this machine are: a Python host would end at them."""
+
+    def bad(asked: Asked) -> Reply:
+        reply = json_reply(asked, result={"content": [{"type": "text", "text": "@"}]})
+        return reply._replace(body=reply.body.replace(b"@", b"a\xff"))
+
+    assert says(before(sites(on_call(bad)))) == "a\ufffd"
+
+
+def test_a_session_that_no_header_can_hold_is_told(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+    site = sites(lambda asked: legacy_server(asked)._replace(headers={"Mcp-Session-Id": "\xe9"}))
+    text = says(before(site))
+    assert text == "mcpmux: x gives out a session that no header can hold (tell those who run it)"
+
+
+def test_a_stream_that_ends_again_and_again_is_gone_on_with(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    """2025-11-25, basic/transports#sending-messages-to-the-server: a server may close it to be polled."""
+    server, resumed = Sessions(), 0
+
+    def stream(asked: Asked) -> Reply:
+        nonlocal resumed
+        resumed += "last-event-id" in asked.headers
+        answer = b"data: %b\n" % json_reply(called[0], result={"content": [{"type": "text", "text": "at last"}]}).body
+        return Reply(200, b"id: e\nretry: 0\n%b\n" % (answer if resumed == 4 else b"data:\n"), "text/event-stream")
+
+    def call(asked: Asked) -> Reply:
+        called.append(asked)
+        return Reply(200, b"id: e\nretry: 0\ndata:\n\n", "text/event-stream")
+
+    called: list[Asked] = []
+    server.stream = lambda asked: stream(asked) if called else Reply(405)
+    assert says(before(sites(on_call(call, server)))) == "at last"
+    assert len(called) == 1
+
+
 @pytest.mark.parametrize("arguments", [b"1e400", b"[" * 400 + b"]" * 400])
 def test_what_the_sdk_cannot_send_ends_its_call_only(
     sites: Callable[..., FakeSite], before: Callable[..., RawHost], arguments: bytes
