@@ -5805,23 +5805,21 @@ class LoginKeeper:
         provider = await asyncio.to_thread(provider_of, login)
         afterwards = http.Request("POST", login.url)  # never sent
         flow = provider.async_auth_flow(afterwards)
-        place = urllib.parse.urlsplit(login.token_endpoint).netloc
+        place, status = urllib.parse.urlsplit(login.token_endpoint).netloc, 0
         try:
             async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client, contextlib.aclosing(flow):
                 request = await anext(flow)
-                while True:  # it goes on with itself where it is redirected
+                while request is not afterwards:  # more than once where it is redirected
                     response = await client.send(request)
                     if response.status_code in (400, 401, 403):
                         return None
-                    request = await flow.asend(response)
-                    if request is afterwards:
-                        break
+                    status, request = response.status_code, await flow.asend(response)
         except (http.TransportError, OSError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
         tokens = provider.context.current_tokens
         if tokens is None:
-            what = f"cannot be logged in to: {place} answered HTTP {response.status_code} without a token"
+            what = f"cannot be logged in to: {place} answered HTTP {status} without a token"
             raise RemoteError(what, "try again later")
         return msgspec.structs.replace(
             login,
@@ -6425,11 +6423,11 @@ class RemoteServer:
                         await (await self._through(request, send)).aclose()
             return reply(200)
         message = decode_line(request.content)
-        key = str(value_of(message.id if isinstance(message.id, Raw) else None))
-        exchange = self._exchanges.get(key) if isinstance(message.method, str) else None
-        if exchange is None and isinstance(message.method, str) and isinstance(message.id, Raw):
-            return reply(202)  # it has ended before it went out
-        if exchange:
+        exchange: Exchange | None = None
+        if isinstance(message.method, str) and isinstance(message.id, Raw):
+            exchange = self._exchanges.get(str(value_of(message.id)))
+            if exchange is None:
+                return reply(202)  # it has ended before it went out
             exchange.is_out = True
         carrying = self._carry(request, send, exchange)
         if exchange and self._transport != "sse":
