@@ -9400,6 +9400,7 @@ def _call(arguments: argparse.Namespace) -> int:
 
     host = InnerHost(
         only(config, [owner]),
+        cached=own_name is not None,
         capabilities=PERSON,
         answers={"elicitation/create": person.asked},
         hears=hear,
@@ -9421,22 +9422,20 @@ def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
     separator = config.options.separator
     prefixes = {name: name if table.prefix is None else table.prefix for name, table in config.servers.items()}
     owners = [name for name, prefix in prefixes.items() if prefix and tool.startswith(prefix + separator)]
-    unknown = [name for name in config.servers if name not in known]
-    for name in sorted(owners, key=lambda name: -len(prefixes[name])):
-        if name in unknown:
-            return name, None
+    if owners:  # one that is known may offer a terminal what it did not offer those who asked before
+        return min(owners, key=lambda name: (name in known, -len(prefixes[name]))), None
     named = tool.partition(separator)[0]
-    if separator in tool and not owners and (named in config.broken or named in config.disabled):
+    if separator in tool and (named in config.broken or named in config.disabled):
         _expect_server(config, named)
-    bare = [name for name in unknown if not prefixes[name]]
-    if bare and not owners:
+    bare = [name for name, prefix in prefixes.items() if not prefix and name not in known]
+    if bare:
         lists, _ = learn(config, bare)
         routes = _catalogue_of(config, {name: one.lists for name, one in known.items()} | lists).tools
         if tool in routes:
             return routes[tool].server, routes[tool].name
     same = [name for name, route in routes.items() if route.name == tool]
     near = f"; did you mean {' or '.join(same)}?" if same else nearest(tool, routes)
-    if not near and separator in tool and not owners:
+    if not near and separator in tool:
         near = f": there is no server {named}{nearest(named, config.servers)}"
     raise ConfigError(f"there is no tool {tool}{near or '; `mcpmux tools` lists them'}")
 

@@ -14,6 +14,7 @@ import textwrap
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,14 @@ def site() -> Iterator[FakeSite]:
     site.close()
 
 
-def test_each_help_has_an_example_and_the_example_runs(home: dict[str, str], site: FakeSite):
-    """An example that does not run is worse than none. This one place runs them all, the demo too."""
+def test_each_help_has_an_example_and_the_example_runs(tmp_path: Path, home: dict[str, str], site: FakeSite):
+    """An example that does not run is worse than none. This one place runs them all, the demo too, two at once."""
     time = ["[mcp_servers.time]", f"command = {json.dumps(sys.executable)}", 'args = ["-m", "mcp_server_time"]']
     remote = f'[mcp_servers.github]\nurl = "{site.url}"\n'
-    env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml"), "NO_PROXY": "127.0.0.1"}
-    for command in [[], *([one] for one in commands_in_help(home))]:
+
+    def examples_run(command: list[str]) -> None:
+        home = empty_home(tmp_path / f"home of {' '.join(command)}")
+        env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml"), "NO_PROXY": "127.0.0.1"}
         text = run(home, *command, "--help").stdout
         examples = examples_in(text)
         assert examples, f"mcpmux {' '.join(command)} --help has no example"
@@ -114,6 +117,9 @@ def test_each_help_has_an_example_and_the_example_runs(home: dict[str, str], sit
             done = run(env, *words)
             assert done.returncode == 0, example
             assert "error" not in done.stderr, example
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(examples_run, [[], *([one] for one in commands_in_help(home))]))
 
 
 def test_the_help_of_check_stands_alone(home: dict[str, str]):

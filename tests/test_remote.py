@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
-from conftest import COMMAND, MCPMUX, PATIENCE, RawHost
+from conftest import COMMAND, MCPMUX, PATIENCE, RawHost, assert_lines_are_clean, empty_home
 from fake_site import Answer, Asked, FakeSite, Reply, json_reply, legacy_server
 
 import mcpmux
@@ -163,49 +163,93 @@ def before(serve: Callable[..., RawHost]) -> Callable[..., RawHost]:
     return starter
 
 
-def says(host: RawHost) -> str:
+def says(host: RawHost, name: str = "x") -> str:
     """What a call of its only tool comes to."""
-    return host.call("x__hello")["content"][0]["text"]
+    return host.call(f"{name}__hello")["content"][0]["text"]
 
 
-@pytest.mark.parametrize(
-    ("reply", "says_of_it"),
-    [
-        (Reply(401), "x needs a login (run `mcpmux login x`)"),
-        (
-            Reply(403, b"No seat"),
-            'x forbids this (HTTP 403): "No seat" (check what you may do there, or `mcpmux login x`)',
-        ),
-        (
-            Reply(404, b"<html>"),
-            "x speaks neither Streamable HTTP (has no MCP at {url} (HTTP 404)) "
-            "nor SSE (has no MCP at {url} (HTTP 404)) (correct its url)",
-        ),
-        (Reply(500, b"Oops\n"), 'x failed (HTTP 500): "Oops" (try again later, or tell those who run it)'),
-        (Reply(503, headers={"Retry-After": "9"}), "x is busy (HTTP 503) (try again in 9 s)"),
-        (
-            Reply(301, headers={"Location": "https://example.org/mcp?token=1"}),
-            "x redirects {url} to https://example.org/mcp (put that address into its url, if you trust it)",
-        ),
-        (Reply(200, b"<html>", "text/html"), "x answered with a web page ({url}) (correct its url)"),
-        (
-            Reply(204),
-            "x answered with something that is no answer (HTTP @ application/json) "
-            "(correct its url, or tell those who run it)",
-        ),
-        (
-            Reply(200, b"{}"),
-            "x answered with something that is no answer (HTTP @ application/json) "
-            "(correct its url, or tell those who run it)",
-        ),
-    ],
-)
-def test_a_server_that_cannot_be_spoken_to_says_why(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost], reply: Reply, says_of_it: str
-):
+def on_call(reply: Callable[[Asked], Reply], server: Answer = legacy_server) -> Answer:
+    """A server that does something else with calls of tools."""
+    return lambda asked: reply(asked) if asked.body and asked.message.get("method") == "tools/call" else server(asked)
+
+
+Calling = Callable[[Callable[[Asked], Reply]], RawHost]
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RawHost, FakeSite]]:
+    """One mcpmux before one site, for all whose replies to calls are all that matters."""
+    folder = tmp_path_factory.mktemp("lasting")
+    site = FakeSite(legacy_server)
+    config = folder / "mcpmux.toml"
+    config.write_text(f'[mux]\nmax_message_mb = 1\n[mcp_servers.x]\nurl = "{site.url}"\n')
+    env = empty_home(folder / "home") | {"NO_PROXY": "127.0.0.1"}
+    host = RawHost([*COMMAND, "--config", str(config)], env)
+    host.initialize()
+    assert says(host) == "Hello"
+    yield host, site
+    host.close()
+    site.close()
+    assert_lines_are_clean(host)
+
+
+@pytest.fixture
+def calling(lasting: tuple[RawHost, FakeSite]) -> Iterator[Calling]:
+    """`calling(reply)`: a host whose calls are answered so; after the test they are answered as ever."""
+    host, site = lasting
+
+    def starter(reply: Callable[[Asked], Reply]) -> RawHost:
+        site.asked.clear()
+        site.answer = on_call(reply)
+        return host
+
+    yield starter
+    site.answer = legacy_server
+    assert says(host) == "Hello"
+    assert "initialize" not in [asked.message["method"] for asked in site.asked if asked.body]
+
+
+REFUSALS: list[tuple[Reply, str]] = [
+    (Reply(401), "x needs a login (run `mcpmux login x`)"),
+    (
+        Reply(403, b"No seat"),
+        'x forbids this (HTTP 403): "No seat" (check what you may do there, or `mcpmux login x`)',
+    ),
+    (
+        Reply(404, b"<html>"),
+        "x speaks neither Streamable HTTP (has no MCP at {url} (HTTP 404)) "
+        "nor SSE (has no MCP at {url} (HTTP 404)) (correct its url)",
+    ),
+    (Reply(500, b"Oops\n"), 'x failed (HTTP 500): "Oops" (try again later, or tell those who run it)'),
+    (Reply(503, headers={"Retry-After": "9"}), "x is busy (HTTP 503) (try again in 9 s)"),
+    (
+        Reply(301, headers={"Location": "https://example.org/mcp?token=1"}),
+        "x redirects {url} to https://example.org/mcp (put that address into its url, if you trust it)",
+    ),
+    (Reply(200, b"<html>", "text/html"), "x answered with a web page ({url}) (correct its url)"),
+    (
+        Reply(204),
+        "x answered with something that is no answer (HTTP @ application/json) "
+        "(correct its url, or tell those who run it)",
+    ),
+    (
+        Reply(200, b"{}"),
+        "x answered with something that is no answer (HTTP @ application/json) "
+        "(correct its url, or tell those who run it)",
+    ),
+]
+
+
+def test_a_server_that_cannot_be_spoken_to_says_why(sites: Callable[..., FakeSite], serve: Callable[..., RawHost]):
     """One line: which server, what, and what to do."""
-    site = sites(lambda _: reply)
-    assert says(before(site)) == f"mcpmux: {says_of_it.replace('{url}', site.url).replace('@', str(reply.status))}"
+    there = [sites(lambda _, reply=reply: reply) for reply, _ in REFUSALS]
+    tables = [f'[mcp_servers.x{n}]\nurl = "{site.url}"' for n, site in enumerate(there)]
+    host = serve(*tables, env={"NO_PROXY": "127.0.0.1"})
+    host.initialize()
+    for n, (site, (reply, text)) in enumerate(zip(there, REFUSALS, strict=True)):
+        named = text.replace("x ", f"x{n} ", 1).replace("login x", f"login x{n}")
+        expected = named.replace("{url}", site.url).replace("@", str(reply.status))
+        assert says(host, f"x{n}") == f"mcpmux: {expected}"
 
 
 def test_a_server_that_is_not_there_says_so(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
@@ -281,11 +325,6 @@ def test_credentials_of_the_table_that_are_refused_are_not_taken_for_a_login(
     assert "hush-hush" not in host.log()
 
 
-def on_call(reply: Callable[[Asked], Reply], server: Answer = legacy_server) -> Answer:
-    """A server that does something else with calls of tools."""
-    return lambda asked: reply(asked) if asked.body and asked.message.get("method") == "tools/call" else server(asked)
-
-
 def test_a_failure_in_the_middle_ends_that_call_only(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
     replies = iter(
         [Reply(500, b"Oops"), Reply(200, b"<html>", "text/html"), Reply(200, b": \n\n", "text/event-stream"), None]
@@ -309,24 +348,20 @@ def test_a_redirect_within_the_same_place_is_followed(sites: Callable[..., FakeS
     assert says(before(sites(answer))) == "Hello"
 
 
-def test_the_protocols_own_error_counts_more_than_the_status(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
-):
+def test_the_protocols_own_error_counts_more_than_the_status(calling: Calling):
     """2026-07-28, basic/transports/streamable-http#protocol-version-header: a 404 may be an unknown method."""
     error = {"code": -32602, "message": "Unknown tool"}
     body = json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
-    host = before(sites(on_call(lambda asked: Reply(404, body))))
+    host = calling(lambda asked: Reply(404, body))
     assert host.request("tools/call", {"name": "x__hello"})["error"] == error
 
 
 @pytest.mark.parametrize(
     ("code", "message"), [(-32602, "Failed to parse arguments"), (-32700, "Failed to parse it"), (-32000, "SSE stream")]
 )
-def test_an_error_of_the_server_that_is_like_one_of_the_sdk_passes(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost], code: int, message: str
-):
+def test_an_error_of_the_server_that_is_like_one_of_the_sdk_passes(calling: Calling, code: int, message: str):
     error = {"code": code, "message": message}
-    host = before(sites(on_call(lambda asked: json_reply(asked, error=error))))
+    host = calling(lambda asked: json_reply(asked, error=error))
     assert host.request("tools/call", {"name": "x__hello"})["error"] == error
 
 
@@ -481,22 +516,25 @@ def test_a_server_that_knows_sse_only_is_spoken_to_and_its_failures_are_told(
     assert "x said more than 1 MB at once" in host.log()
 
 
-@pytest.mark.parametrize(
-    ("reply", "says_of_it"),
-    [
-        (Reply(404), "has no MCP at {url} (HTTP 404) (correct its url)"),
-        (Reply(200, b"{}"), "answered a request for events with application/json (correct its url)"),
-    ],
-)
-def test_an_address_where_no_sse_is_spoken_says_so(
-    sites: Callable[..., FakeSite],
-    before: Callable[..., RawHost],
-    reply: Reply,
-    says_of_it: str,
-):
-    site = sites(lambda _: reply)
-    text = says(before(site, 'transport = "sse"'))
-    assert text == f"mcpmux: x: {says_of_it}".replace("{url}", site.url)
+UNSPOKEN = "opened an event stream and does not say where messages go (correct its url)"
+NO_SSE: list[tuple[Reply, str]] = [
+    (Reply(404), "has no MCP at {url} (HTTP 404) (correct its url)"),
+    (Reply(200, b"{}"), "answered a request for events with application/json (correct its url)"),
+    (Reply(200, b"", "text/event-stream"), UNSPOKEN),
+    (Reply(200, b": nothing\n\n", "text/event-stream"), UNSPOKEN),
+    (Reply(200, b"data: %b\n\n" % (b"x" * 1_100_000), "text/event-stream"), UNSPOKEN),
+]
+
+
+def test_an_address_where_no_sse_is_spoken_says_so(sites: Callable[..., FakeSite], serve: Callable[..., RawHost]):
+    there = [sites(lambda _, reply=reply: reply) for reply, _ in NO_SSE]
+    tables = [f'[mcp_servers.x{n}]\nurl = "{site.url}"\ntransport = "sse"' for n, site in enumerate(there)]
+    host = serve(*tables, env={"NO_PROXY": "127.0.0.1"})
+    host.initialize()
+    for n, (site, (_, text)) in enumerate(zip(there, NO_SSE, strict=True)):
+        assert says(host, f"x{n}") == f"mcpmux: x{n}: {text}".replace("{url}", site.url)
+    host.close()
+    assert "bug" not in host.log()
 
 
 def test_messages_over_sse_go_out_on_one_connection(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
@@ -507,21 +545,8 @@ def test_messages_over_sse_go_out_on_one_connection(sites: Callable[..., FakeSit
     assert len({asked.port for asked in site.asked if asked.method == "POST"}) == 1
 
 
-@pytest.mark.parametrize("first", [b"", b": nothing\n\n", b"data: %b\n\n" % (b"x" * 1_100_000)])
-def test_an_event_stream_that_does_not_say_where_messages_go_is_told(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost], first: bytes
-):
-    host = before(sites(lambda asked: Reply(200, first, "text/event-stream")), 'transport = "sse"')
-    text = "mcpmux: x: opened an event stream and does not say where messages go (correct its url)"
-    assert says(host) == text
-    host.close()
-    assert "bug" not in host.log()
-
-
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_long_answer_is_read_whole_and_one_over_the_limit_ends_its_call(
-    sites: Callable[..., FakeSite], serve: Callable[..., RawHost], streamed: bool
-):
+def test_a_long_answer_is_read_whole_and_one_over_the_limit_ends_its_call(calling: Calling, streamed: bool):
     sizes = iter([900_000, 3_000_000, 5])
 
     def long(asked: Asked) -> Reply:
@@ -529,9 +554,7 @@ def test_a_long_answer_is_read_whole_and_one_over_the_limit_ends_its_call(
         reply = json_reply(asked, result={"content": [{"type": "text", "text": text}]})
         return Reply(200, b"data: %b\n\n" % reply.body, "text/event-stream") if streamed else reply
 
-    site = sites(on_call(long))
-    host = serve("[mux]\nmax_message_mb = 1", f'[mcp_servers.x]\nurl = "{site.url}"', env={"NO_PROXY": "127.0.0.1"})
-    host.initialize()
+    host = calling(long)
     assert len(says(host)) == 900_000
     assert says(host) == (
         "mcpmux: x said more at once than it may (raise max_message_mb in [mux], or tell those who run it)"
@@ -544,7 +567,7 @@ ODD = r'{"z":1.5,"a":[1e2,-7,123456789012345678901234567890,{"u":"\u00e9\/","n":
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_result_passes_equal_with_all_its_members_in_order(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost], streamed: bool
+    calling: Calling, lasting: tuple[RawHost, FakeSite], streamed: bool
 ):
     """Our promise: what mcpmux need not change it does not. Over HTTP that is said of values, not of bytes."""
     result = f'{{"content":[],"x":{ODD},"_meta":{{"b":1,"a":2}},"unknown":true}}'
@@ -556,8 +579,7 @@ def test_a_result_passes_equal_with_all_its_members_in_order(
             return Reply(200, lines + b"\n", "text/event-stream")
         return Reply(200, body, "application/json; charset=utf-8")
 
-    site = sites(on_call(odd))
-    host = before(site)
+    host, site = calling(odd), lasting[1]
     answer = host.request("tools/call", {"name": "x__hello", "arguments": json.loads(ODD), "unknown": [1]})
     assert json.dumps(answer["result"]) == json.dumps(json.loads(result))
     assert json.dumps(site.asked[-1].message["params"]["arguments"]) == json.dumps(json.loads(ODD))
@@ -569,7 +591,7 @@ SURROGATES = rb'"\ud83d cut \\ud83d \ud83d\ude00 \\\ude00 \ud83d"'
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_emoji_that_is_cut_in_two_passes_with_its_mark(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost], streamed: bool
+    calling: Calling, lasting: tuple[RawHost, FakeSite], streamed: bool
 ):
     """JavaScript cuts them: a lone surrogate is no JSON to most readers, and here not worth a call."""
 
@@ -577,13 +599,13 @@ def test_an_emoji_that_is_cut_in_two_passes_with_its_mark(
         body = json_reply(asked, result={"content": [{"type": "text", "text": "@"}]}).body.replace(b'"@"', SURROGATES)
         return Reply(200, b"data: %b\n\n" % body, "text/event-stream") if streamed else Reply(200, body)
 
-    site = sites(on_call(cut))
-    host = before(site)
+    host, site = calling(cut), lasting[1]
     text = "\ufffd cut \\ud83d \U0001f600 \\\ufffd \ufffd"
     assert says(host) == text
-    line = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"x__hello","arguments":{"a":%b}}}\n'
-    host.send(line % SURROGATES)
-    assert host.answer(7)["result"]["content"][0]["text"] == text
+    line = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"x__hello","arguments":{"a":%b}}}\n'
+    number = host.ask("ping") + 10**6
+    host.send(line % (number, SURROGATES))
+    assert host.answer(number)["result"]["content"][0]["text"] == text
     assert site.asked[-1].message["params"]["arguments"] == {"a": text}
 
 
@@ -610,14 +632,14 @@ def test_a_stream_is_mended_whatever_its_chunks(step: int):
     assert [str(one) for one in ends] == ["broken"]
 
 
-def test_bytes_that_are_no_text_are_replaced(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
+def test_bytes_that_are_no_text_are_replaced(calling: Calling):
     """As those of a server of this machine are: a Python host would end at them."""
 
     def bad(asked: Asked) -> Reply:
         reply = json_reply(asked, result={"content": [{"type": "text", "text": "@"}]})
         return reply._replace(body=reply.body.replace(b"@", b"a\xff"))
 
-    assert says(before(sites(on_call(bad)))) == "a\ufffd"
+    assert says(calling(bad)) == "a\ufffd"
 
 
 def test_a_session_that_no_header_can_hold_is_told(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
@@ -649,13 +671,12 @@ def test_a_stream_that_ends_again_and_again_is_gone_on_with(
 
 
 @pytest.mark.parametrize("arguments", [b"1e400", b"[" * 400 + b"]" * 400])
-def test_what_the_sdk_cannot_send_ends_its_call_only(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost], arguments: bytes
-):
-    host = before(sites())
-    line = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"x__hello","arguments":{"a":%b}}}\n'
-    host.send(line % arguments)
-    [content] = host.answer(7)["result"]["content"]
+def test_what_the_sdk_cannot_send_ends_its_call_only(calling: Calling, arguments: bytes):
+    host = calling(legacy_server)
+    line = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"x__hello","arguments":{"a":%b}}}\n'
+    number = host.ask("ping") + 10**6
+    host.send(line % (number, arguments))
+    [content] = host.answer(number)["result"]["content"]
     assert content["text"].startswith("mcpmux: x cannot be sent this: ")
     assert "\n" not in content["text"]
     assert says(host) == "Hello"
@@ -664,21 +685,17 @@ def test_what_the_sdk_cannot_send_ends_its_call_only(
 @pytest.mark.parametrize(
     "text", [b'{"id":1}', b"nonsense", b'{"jsonrpc":"2.0","id":1,"result":' + b"[" * 400 + b"]" * 400]
 )
-def test_an_event_that_is_no_message_ends_its_call_only(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost], text: bytes
-):
+def test_an_event_that_is_no_message_ends_its_call_only(calling: Calling, text: bytes):
     replies = iter([Reply(200, b"data: %b\n\n" % text, "text/event-stream"), None])
-    host = before(sites(on_call(lambda asked: next(replies) or legacy_server(asked))))
+    host = calling(lambda asked: next(replies) or legacy_server(asked))
     assert says(host) == "mcpmux: x answered with something that is no message (tell those who run it)"
     assert says(host) == "Hello"
 
 
-def test_a_stream_that_cannot_be_decoded_ends_its_call_only(
-    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
-):
+def test_a_stream_that_cannot_be_decoded_ends_its_call_only(calling: Calling):
     garbage = Reply(200, b"garbage", "text/event-stream", {"Content-Encoding": "gzip"})
     replies = iter([garbage, None])
-    host = before(sites(on_call(lambda asked: next(replies) or legacy_server(asked))))
+    host = calling(lambda asked: next(replies) or legacy_server(asked))
     assert says(host) == "mcpmux: x answered with something that is no message (tell those who run it)"
     assert says(host) == "Hello"
 

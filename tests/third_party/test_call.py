@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def command(module_launcher: Launcher, parties: dict[str, Party], site: Site, pr
     yield module_launcher.command(rooted, sampling=provider.table)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(module_launcher: Launcher, command: list[str]) -> Any:
     def runner(*words: str) -> Done:
         done = subprocess.run(
@@ -114,11 +115,18 @@ def test_every_tool_is_called_here(run: Any):
     assert {f"everything__{case.tool}" for case in CASES} == set(offered)
 
 
+@pytest.fixture(scope="module")
+def calls(run: Any, provider: ChatApi) -> list[Done]:
+    """What each of the cases comes to, in their order; two run at once."""
+    run("check")
+    provider.says("from the model of the config")
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda case: run("call", f"everything__{case.tool}", json.dumps(case.arguments)), CASES))
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_call_shows_what_the_tool_answers(case: Case, run: Any, api: ChatApi):
-    if case.tool == "trigger-sampling-request":
-        api.says("from the model of the config")
-    done = run("call", f"everything__{case.tool}", json.dumps(case.arguments))
+def test_a_call_shows_what_the_tool_answers(case: Case, calls: list[Done]):
+    done = calls[CASES.index(case)]
     assert done.returncode == case.code, done.stderr
     assert case.stdout in done.stdout
     assert bool(done.stdout) == (case.code == 0)
