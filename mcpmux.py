@@ -4812,14 +4812,14 @@ def take_over_stdio() -> tuple[int, int]:
     return reading, writing
 
 
-def widen(pipe: int) -> None:
+def widen(pipe: Any) -> None:
     """Linux: through the usual 64 KB a long message goes in steps, and for each the other side has to be woken. What is
-    no pipe, or may not grow since the user's pipes hold all that they may, stays as it is. Not done before there is a
-    long message: what is in the host's pipe is ahead of all whose turn it would be."""
+    no pipe, or none any more, or may not grow since the user's pipes hold all that they may, stays as it is. Not done
+    before there is a long message: what is in the host's pipe is ahead of all whose turn it would be."""
     if sys.platform == "linux":
         import fcntl  # noqa: PLC0415
 
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             if fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) < PIPE_ROOM:
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_ROOM)
 
@@ -5182,17 +5182,14 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._transport = transport
         self.pid = transport.get_pid()
         self._family = Family(self.pid)
-        stdout = transport.get_pipe_transport(1)
-        assert stdout
-        self._stdout: int = stdout.get_extra_info("pipe").fileno()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
             lines = self._splitter.feed(data)
             if lines:
                 self._post(ServerLines(self.name, self.run, lines))
-            else:  # the end of a long one is still to come
-                widen(self._stdout)
+            elif self._transport and (stdout := self._transport.get_pipe_transport(1)):
+                widen(stdout.get_extra_info("pipe"))  # the end of a long one is still to come
         else:
             self._journal.keep(self.name, data)
             self._has_log = True
