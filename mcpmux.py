@@ -5480,8 +5480,10 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     return Address(url, headers, frozenset(secrets))
 
 
-def _begins(error: Any, code: int, words: str) -> bool:
-    return error.code == code and error.message.startswith(words)
+def _of_the_sdk(error: Any) -> tuple[str, str] | None:
+    """What to say in place of an error that the SDK has made itself."""
+    ours = (said for (code, words), said in _SDK_SAYS.items() if error.code == code and error.message.startswith(words))
+    return next(ours, None)
 
 
 def _answers(body: bytes, id: bytes) -> bool:
@@ -5695,6 +5697,25 @@ async def login_lock(url: str) -> AsyncGenerator[None]:
         os.close(file)
 
 
+class InMemory:
+    """A storage as the SDK's provider wants one. Files are written here, by those who hold their lock."""
+
+    def __init__(self, client: Any = None, tokens: Any = None) -> None:
+        self._client, self._tokens = client, tokens
+
+    async def get_tokens(self) -> Any:
+        return self._tokens
+
+    async def set_tokens(self, tokens: Any) -> None:
+        self._tokens = tokens
+
+    async def get_client_info(self) -> Any:
+        return self._client
+
+    async def set_client_info(self, client_info: Any) -> None:
+        self._client = client_info
+
+
 def provider_of(login: Login) -> Any:
     """The SDK's keeper of this login, which finds that its access token has run out."""
     from mcp.client.auth import OAuthClientProvider  # noqa: PLC0415
@@ -5706,28 +5727,14 @@ def provider_of(login: Login) -> Any:
         ProtectedResourceMetadata,
     )
 
-    class Storage:
-        """The file is written by those who hold its lock."""
-
-        async def get_tokens(self) -> OAuthToken:
-            return OAuthToken(access_token=login.access_token, refresh_token=login.refresh_token, scope=login.scope)
-
-        async def set_tokens(self, tokens: OAuthToken) -> None:
-            pass
-
-        async def get_client_info(self) -> OAuthClientInformationFull:
-            return client
-
-        async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-            pass
-
+    tokens = OAuthToken(access_token=login.access_token, refresh_token=login.refresh_token, scope=login.scope)
     client = OAuthClientInformationFull(
         redirect_uris=None,
         client_id=login.client_id,
         client_secret=login.client_secret,
         token_endpoint_auth_method=login.auth_method,
     )
-    provider = OAuthClientProvider(login.url, OAuthClientMetadata(redirect_uris=None), Storage())
+    provider = OAuthClientProvider(login.url, OAuthClientMetadata(redirect_uris=None), InMemory(client, tokens))
     provider.context.client_info = client
     provider.context.token_expiry_time = 1.0
     provider.context.oauth_metadata = OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
@@ -5869,7 +5876,7 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
     import webbrowser  # noqa: PLC0415
 
     from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider, OAuthFlowError  # noqa: PLC0415
-    from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken  # noqa: PLC0415
+    from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata  # noqa: PLC0415
     from pydantic import AnyUrl  # noqa: PLC0415
 
     address = await locate(name, options, config)
@@ -5888,31 +5895,16 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
         ) from None
     is_document = bool(oauth.client_id and re.match(r"https://[^/]+/.", oauth.client_id))
 
-    class Storage:
-        """In memory: what was there before must not stand in a new login's way."""
-
-        client = (
-            OAuthClientInformationFull(
-                client_id=oauth.client_id,
-                client_secret=secret,
-                redirect_uris=[AnyUrl(callback)],
-                token_endpoint_auth_method="client_secret_post" if secret else "none",
-            )
-            if oauth.client_id and not is_document
-            else None
+    client = (
+        OAuthClientInformationFull(
+            client_id=oauth.client_id,
+            client_secret=secret,
+            redirect_uris=[AnyUrl(callback)],
+            token_endpoint_auth_method="client_secret_post" if secret else "none",
         )
-
-        async def get_tokens(self) -> OAuthToken | None:
-            return None
-
-        async def set_tokens(self, tokens: OAuthToken) -> None:
-            pass
-
-        async def get_client_info(self) -> OAuthClientInformationFull | None:
-            return self.client
-
-        async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-            self.client = client_info
+        if oauth.client_id and not is_document
+        else None
+    )
 
     async def send_there(url: str) -> None:
         parts = urllib.parse.urlsplit(url)
@@ -5940,7 +5932,7 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
             scope=" ".join(options.scopes) or None,
             token_endpoint_auth_method="none",  # noqa: S106
         ),
-        Storage(),
+        InMemory(client),  # what was there before must not stand in a new login's way
         send_there,
         come_back,
         client_metadata_url=oauth.client_id if is_document else None,
@@ -6340,7 +6332,7 @@ class RemoteServer:
             self._finish(exchange, line)
         elif exchange.cause:
             self._fail(exchange.cause, exchange)
-        elif wrong := next((_SDK_SAYS[one] for one in _SDK_SAYS if _begins(error, *one)), None):
+        elif wrong := _of_the_sdk(error):
             self._fail(RemoteError(*wrong), exchange)
         elif error.code == HEADER_MISMATCH and exchange.method == "tools/call" and not exchange.is_second:
             exchange.is_second = True

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -163,6 +163,23 @@ def before(serve: Callable[..., RawHost]) -> Callable[..., RawHost]:
     return starter
 
 
+@pytest.fixture
+def before_each(
+    sites: Callable[..., FakeSite], serve: Callable[..., RawHost]
+) -> Callable[..., tuple[RawHost, list[FakeSite]]]:
+    """`before_each(replies)`: a host that has initialized, before an mcpmux before a site for each of these replies to
+    everything; they are x0, x1, …"""
+
+    def starter(replies: Iterable[Reply], more: str = "") -> tuple[RawHost, list[FakeSite]]:
+        there = [sites(lambda _, reply=reply: reply) for reply in replies]
+        tables = [f'[mcp_servers.x{n}]\nurl = "{site.url}"\n{more}' for n, site in enumerate(there)]
+        host = serve(*tables, env={"NO_PROXY": "127.0.0.1"})
+        host.initialize()
+        return host, there
+
+    return starter
+
+
 def says(host: RawHost, name: str = "x") -> str:
     """What a call of its only tool comes to."""
     return host.call(f"{name}__hello")["content"][0]["text"]
@@ -240,12 +257,9 @@ REFUSALS: list[tuple[Reply, str]] = [
 ]
 
 
-def test_a_server_that_cannot_be_spoken_to_says_why(sites: Callable[..., FakeSite], serve: Callable[..., RawHost]):
+def test_a_server_that_cannot_be_spoken_to_says_why(before_each: Callable[..., tuple[RawHost, list[FakeSite]]]):
     """One line: which server, what, and what to do."""
-    there = [sites(lambda _, reply=reply: reply) for reply, _ in REFUSALS]
-    tables = [f'[mcp_servers.x{n}]\nurl = "{site.url}"' for n, site in enumerate(there)]
-    host = serve(*tables, env={"NO_PROXY": "127.0.0.1"})
-    host.initialize()
+    host, there = before_each(reply for reply, _ in REFUSALS)
     for n, (site, (reply, text)) in enumerate(zip(there, REFUSALS, strict=True)):
         named = text.replace("x ", f"x{n} ", 1).replace("login x", f"login x{n}")
         expected = named.replace("{url}", site.url).replace("@", str(reply.status))
@@ -526,11 +540,8 @@ NO_SSE: list[tuple[Reply, str]] = [
 ]
 
 
-def test_an_address_where_no_sse_is_spoken_says_so(sites: Callable[..., FakeSite], serve: Callable[..., RawHost]):
-    there = [sites(lambda _, reply=reply: reply) for reply, _ in NO_SSE]
-    tables = [f'[mcp_servers.x{n}]\nurl = "{site.url}"\ntransport = "sse"' for n, site in enumerate(there)]
-    host = serve(*tables, env={"NO_PROXY": "127.0.0.1"})
-    host.initialize()
+def test_an_address_where_no_sse_is_spoken_says_so(before_each: Callable[..., tuple[RawHost, list[FakeSite]]]):
+    host, there = before_each((reply for reply, _ in NO_SSE), 'transport = "sse"')
     for n, (site, (_, text)) in enumerate(zip(there, NO_SSE, strict=True)):
         assert says(host, f"x{n}") == f"mcpmux: x{n}: {text}".replace("{url}", site.url)
     host.close()
