@@ -42,8 +42,9 @@ The file is read top to bottom, and no section names anything from a later one:
 
 Invariants:
 
-* Every request has exactly one ending on every path: an answer, an error, or, cancelled by its sender, none. The
-  in-flight table is the one place where requests wait; `open` and `settle` are its only doors.
+* Every request has exactly one ending on every path: an answer, an error, or, cancelled by its sender, none. One of
+  the host's stands in one table from its line to its ending, wherever it waits meanwhile; one of ours stands in the
+  in-flight table, which `open` and `settle` alone fill and empty.
 * The core cannot fail to send and cannot block: it returns effects. There is no task per request.
 * Nothing but mcpmux's own lines reaches the host's pipe: fds 0 and 1 are taken over before anything else runs.
 * A payload is decoded only as deep as routing needs; what is stored beyond an event is copied out of its line.
@@ -1451,8 +1452,9 @@ class Deaths:
 
 
 # ══ 8. Core ══════════════════════════════════════════════════════════════════════════════════════════════════════════
-# Events in, effects out. All that is shared is owned by one `Core`; requests wait in one `InFlight` and nowhere else
-# but in `_held` (host requests that wait for the lists). Nothing here can block, fail to send, or tell the time.
+# Events in, effects out. All that is shared is owned by one `Core`. A request of the host's is in `_asks` until it is
+# answered or cancelled: it waits in the in-flight table (owed by a server, or by the bridge), in `_held` (for lists) or
+# in `_listens` (for as long as the host likes). Nothing here can block, fail to send, or tell the time.
 
 HOST: Final = ""  # the host among the peers; a server's name is never empty
 OURSELVES: Final = "mcpmux itself"  # a server's name has no space
@@ -1742,6 +1744,7 @@ class Server:
         self.deaths = Deaths()
         self.trouble: str | None = None  # why it does not serve, for people; None while it does or was never tried
         self.hint = ""
+        self.is_broken = False  # its table is wrong: nothing but a new one can start it
         self.wanted = False  # used while it rests or stops: started as soon as that is over
         self.settling = False  # started, and not yet known what it offers: lists wait, the first time
         self.tried = False  # a start has ended one way or the other: lists wait for no further one
@@ -1790,7 +1793,7 @@ def _broken_server(name: str, reason: str) -> Server:
     """One whose table is wrong: it is there to say so."""
     server = Server(name, ServerOptions())
     server.state, server.trouble, server.tried = State.FAILED, reason, True
-    server.hint = "correct its table"
+    server.is_broken, server.hint = True, "correct its table"
     return server
 
 
@@ -1834,6 +1837,7 @@ class Core:
         self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
         self._former_runs = 0  # no process of a server that was removed had a higher `run`
         self._begun = False  # the servers have been started for the first time
+        self._asks: dict[bytes, Ask] = {}  # the host's open requests
         self._listens: dict[bytes, Listen] = {}
         self._rounds: dict[int, Round] = {}
         self._round_of_token: dict[str, int] = {}
@@ -1870,8 +1874,8 @@ class Core:
         return effects
 
     def _survive(self, step: Callable[..., None], *arguments: Any) -> bool:
-        """The one broad `except`: a bug of ours costs the line or the event that shows it. What was done before it
-        stands, and everything else is served on."""
+        """The one broad `except`: a bug of ours costs the line, the event or the request that shows it. What was done
+        before it stands, and everything else is served on."""
         try:
             step(*arguments)
             return True
@@ -1883,6 +1887,14 @@ class Core:
                 at = at.tb_next
             self._log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {' > '.join(frames)}")
             return False
+
+    def _end_by_bug(self, id: bytes) -> None:
+        """A request of the host's that nobody will answer any more, since what was to be done with it has failed."""
+        ask = self._asks.get(id)
+        if ask:
+            self._drop(ask, {})
+            self._asks[id] = ask
+            self._refuse(ask, RpcError(INTERNAL_ERROR, f"a bug in mcpmux: its log says more ({ask.method[:100]})"))
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -1913,7 +1925,7 @@ class Core:
                 self._reconfigure(event)
             case TryAgain(name):
                 server = self.servers.get(name)
-                if server and server.trouble and server.hint != _broken_server("", "").hint:
+                if server and server.trouble and not server.is_broken:
                     server.deaths = Deaths()
                     if server.state in (State.BACKOFF, State.FAILED):
                         server.state = next_state(server.state, Life.DUE)
@@ -1998,7 +2010,7 @@ class Core:
             self._fail(self.in_flight.settle(pending.id), text)
         elif server is None:
             known = None if number is None or code == PARSE_ERROR else b"%d" % number
-            if known is not None and (known in self._held or self.in_flight.asked(HOST, known)):
+            if known in self._asks:
                 known = None  # that request has its own ending
             error = RpcError(code, f"mcpmux could not read this line: {reason}")
             self._send_host(HOST, error_line(known, error_body(error)))
@@ -2038,18 +2050,13 @@ class Core:
 
     def _receive(self, ask: Ask) -> None:
         """A new request of the host's. Even one that shows a bug of ours has an ending."""
-        if self._is_open(ask.id):
-            self._refuse(ask, RpcError(INVALID_REQUEST, "a request with this id is still open"))
+        if ask.id in self._asks:
+            error = RpcError(INVALID_REQUEST, "a request with this id is still open")
+            self._send_host(HOST, error_line(ask.id, error_body(error)))
             return
-        before = len(self._effects)
-        if not self._survive(self._route, ask) and not self._is_open(ask.id):
-            start = result_line(ask.id, b"")[: -len(b',"result":}\n')] + b","
-            new = self._effects[before:]
-            if not any(isinstance(one, SendHost) and one.line.startswith(start) for one in new):
-                self._refuse(ask, RpcError(INTERNAL_ERROR, f"a bug in mcpmux: its log says more ({ask.method[:100]})"))
-
-    def _is_open(self, id: bytes) -> bool:
-        return id in self._held or id in self._listens or self.in_flight.asked(HOST, id) is not None
+        self._asks[ask.id] = ask
+        if not self._survive(self._route, ask):
+            self._end_by_bug(ask.id)
 
     def _route(self, ask: Ask) -> None:
         """The era goes with each request; `initialize` is legacy whatever it carries."""
@@ -2199,11 +2206,13 @@ class Core:
     def _try_in_turn(self, ask: Ask, uri: str, names: list[str], last: tuple[Pending, bytes] | None) -> None:
         """A URI that nobody listed: each ready server is asked in turn, until one knows it."""
         is_read = ask.method == "resources/read"
-        names = [name for name in names if self._is_usable(name) and (is_read or not self.servers[name].modern)]
+        names = [name for name in names if self._is_usable(name, legacy_only=not is_read)]
         if not names:
-            if last is None:
-                raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
-            self._deliver(last[0], Reply(None, last[1]))
+            if last and last[0].peer in self.servers:
+                self._deliver(last[0], Reply(None, last[1]))
+            else:
+                nobody = RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
+                self._refuse(ask, nobody)
             return
 
         def tried(pending: Pending, reply: Reply) -> None:
@@ -2354,8 +2363,10 @@ class Core:
             server.listen_wait = LISTEN_AGAIN
             self._end_listened(server)
 
-    def _is_usable(self, name: str) -> bool:
-        return self.servers[name].open and not self.servers[name].clogged
+    def _is_usable(self, name: str, *, legacy_only: bool = False) -> bool:
+        """Whether it can be asked right now; a server may have left the config while others were asked."""
+        server = self.servers.get(name)
+        return bool(server and server.open and not server.clogged and not (legacy_only and server.modern))
 
     def _complete(self, ask: Ask) -> None:
         params = dict(ask.fields)
@@ -2590,10 +2601,16 @@ class Core:
         self._for_host.clear()
 
     def _host_cancels(self, params: Fields) -> None:
-        id = bytes(params.get("requestId", b""))
-        if id in self._listens:
-            self._close_listen(self._listens[id])
-        elif self._held.pop(id, None) is None and (pending := self.in_flight.asked(HOST, id)):
+        ask = self._asks.get(bytes(params.get("requestId", b"")))
+        if ask:
+            self._drop(ask, params)
+
+    def _drop(self, ask: Ask, params: Fields) -> None:
+        """Nobody waits for the answer any more: wherever the request is, it is taken out."""
+        del self._asks[ask.id]
+        if ask.id in self._listens:
+            self._close_listen(self._listens[ask.id])
+        elif self._held.pop(ask.id, None) is None and (pending := self.in_flight.asked(HOST, ask.id)):
             self._withdraw(pending, params)
             self._withdraw_questions(pending)
             if pending.round:
@@ -2765,7 +2782,8 @@ class Core:
             if kind != "complete" and (kind == "input_required" or not is_of_extension):
                 wrong = f"{server.name} sent a result of type {str(kind)[:TEXT_MOST]!r}, which nobody here knows"
                 reply = Reply(None, error_body(RpcError(INTERNAL_ERROR, wrong)))
-        self._pass_answer(server, pending, reply)
+        if not self._survive(self._pass_answer, server, pending, reply) and pending.asker == HOST:
+            self._end_by_bug(pending.asker_id)
 
     def _pass_answer(self, server: Server, pending: Pending, reply: Reply) -> None:
         """What a server has answered is on its way, unless it is a question in the words of 2025-11-25."""
@@ -3711,7 +3729,8 @@ class Core:
         """Requests that were held go on, or are held for what is still to be known."""
         held, self._held = self._held, {}
         for ask in held.values():
-            self._receive(ask)
+            if not self._survive(self._route, ask):
+                self._end_by_bug(ask.id)
 
     def _tell_changes(self) -> None:
         """Tells the host of each list that is not what it has; one that it never asked for it will ask for."""
@@ -3872,7 +3891,7 @@ class Core:
         started: list[Server] = []
         for name, table in config.servers.items():
             old = former.get(name)
-            if old and old.options == table and old.hint != _broken_server("", "").hint:
+            if old and old.options == table and not old.is_broken:
                 server = former.pop(name)
                 server.told_last = (b"", False, {})
                 if server.state is State.FAILED:
@@ -3952,7 +3971,8 @@ class Core:
             if pending.round:
                 self._end_round(self._rounds[pending.round])
             if pending.then:
-                pending.then(pending, Reply(None, error))
+                if not self._survive(pending.then, pending, Reply(None, error)):
+                    self._end_by_bug(pending.asker_id)
             else:
                 method = "" if pending.is_task else pending.method
                 source = pending.peer if pending.peer in self.servers else HOST
@@ -3994,7 +4014,9 @@ class Core:
         self._held.clear()
         for listen in self._listens.values():
             meta = {SUBSCRIPTION_KEY: Raw(listen.id), SERVER_KEY: IMPLEMENTATION}
-            self._send_host(HOST, result_line(listen.id, encode({"resultType": "complete", "_meta": meta})))
+            self._answer_host(
+                HOST, listen.id, "", NOBODY, Reply(Raw(encode({"resultType": "complete", "_meta": meta})), None)
+            )
         self._listens.clear()
         for pending in self.in_flight.asked_by(HOST):
             pending.then = None
@@ -4052,6 +4074,7 @@ class Core:
             most = f"more than the {self.options.host_message_mb:g} MB that hosts take (host_message_mb)"
             shorter = failure(method, f"{source or 'mcpmux'} answered with {len(line)} bytes, {most}")
             line = self._answer_line(id, method, caller, shorter, None, False)
+        self._asks.pop(id, None)
         self._send_host(source, line)
 
     def _answer_line(

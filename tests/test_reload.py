@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from script import TOOL, Script
 
 from mcpmux import ConfigChanged, MuxOptions, SamplingOptions, ServerGone, ServerOptions, State
@@ -150,3 +151,41 @@ def test_the_end_of_a_removed_servers_process_is_not_that_of_one_with_its_name()
     s.feed(ServerGone("git", former, "git was killed", "look", []))
     s.server_answers("git", "tools/call", {"content": []})
     assert s.host_hears(1)["result"] == {"content": []}
+
+
+@pytest.mark.parametrize("kept", [("a",), ("b",), ("c",), ()])
+@pytest.mark.parametrize("method", ["resources/read", "tasks/list"])
+def test_a_request_that_several_servers_are_asked_ends_although_some_are_removed_meanwhile(
+    method: str, kept: tuple[str, ...]
+):
+    s = Script(["a", "b", "c"])
+    s.host_asks(1, method, **({"uri": "mem://x"} if method == "resources/read" else {}))
+    s.server_answers("a", method, error={"code": -32002, "message": "not mine"})
+    reload(s, table(*kept))
+    for name in kept:
+        if s.server_heard(name, method) and 1 not in s.answered:
+            s.server_answers(name, method, error={"code": -32002, "message": "not mine"})
+    answer = s.host_hears(1)
+    assert "error" in answer or answer["result"] == {"tasks": []}
+    assert len(s.core.in_flight) == 0
+
+
+def test_a_bug_in_what_is_done_with_an_answer_still_ends_the_hosts_request(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    s = Script(["git", "time"])
+    s.bugs_allowed = True
+    s.host_asks(1, "tools/call", name="git__log")
+    s.host_asks(2, "tools/call", name="git__log")
+    s.host_asks(3, "tools/call", name="time__log")
+    monkeypatch.setattr("mcpmux.wrap_structured", broken)
+    for pending in s.core.in_flight:
+        pending.wrapped = True
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(2)["error"]["code"] == -32603
+    s.server_dies("git")
+    s.server_answers("time", "tools/call", {"content": []})
+    for id in (1, 3):
+        assert s.host_hears(id).is_error
+    assert len(s.core.in_flight) == 0
