@@ -1601,6 +1601,68 @@ class Log(Struct):
 Effect = SendHost | SendServer | Start | Stop | Sample | SaveCatalogue | SetTimer | Log
 
 
+class Out:
+    """The one door for effects and timers. Knows peers by their names, and which of them do not read; what a line says
+    it looks at for the trace only."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # the time of the event that is handled
+        self.is_tracing = False
+        self.clogged: set[str] = set()  # servers that are sent nothing: they ask, or are asked, and do not read
+        self._effects: list[Effect] = []
+        self._timers: dict[tuple[str, str], float] = {}
+
+    def begin(self, now: float) -> list[Effect]:
+        """The list into which the effects of the next event go."""
+        self.now, self._effects = now, []
+        return self._effects
+
+    def put(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    def to_host(self, source: str, line: bytes) -> None:
+        if self.is_tracing:
+            self.trace(">", HOST, label(line), len(line))
+        self._effects.append(SendHost(source, line))
+
+    def to_server(self, name: str, line: bytes) -> None:
+        if name in self.clogged:  # what it would be told must not pile up
+            self.log("debug", f"{name}: does not read; {label(line)} was dropped")
+            return
+        if self.is_tracing:
+            self.trace(">", name, label(line), len(line))
+        self._effects.append(SendServer(name, line))
+
+    def log(self, level: str, text: str) -> None:
+        self._effects.append(Log(level, text))
+
+    def trace(self, arrow: str, peer: str, what: str, size: int) -> None:
+        self.log("trace", f"{arrow} {peer or 'host'} {what} {size} bytes")
+
+    def timer(self, kind: str, name: str, at: float | None) -> None:
+        """Sets it, in place of what it was set to; None: it is not to come."""
+        key = (kind, name)
+        if at is not None:
+            self._timers[key] = at
+        elif self._timers.pop(key, None) is None:
+            return
+        self._effects.append(SetTimer(key, at))
+
+    def due_at(self, kind: str, name: str) -> float:
+        return self._timers.get((kind, name), FOREVER)
+
+    def is_due(self, key: tuple[str, str]) -> bool:
+        """Takes a timer whose time has come; one that some clock has told too early is set again."""
+        at = self._timers.get(key)
+        if at is None:
+            return False
+        if at > self.now:
+            self._effects.append(SetTimer(key, at))
+            return False
+        del self._timers[key]
+        return True
+
+
 class Pending(Struct):
     """A request that waits for its answer. `id` is ours, minted; the asker's own comes back to it as it was."""
 
@@ -1758,7 +1820,6 @@ class Server:
         # From here on: valid while READY, and kept afterwards, since its tools stay listed while it rests.
         self.open = False  # calls go out; before, they wait in `waiting`
         self.waiting: dict[int, Fields | UnsetType] = {}  # params by number
-        self.clogged = False
         self.starter = NOBODY  # the host as the request showed it for which it was started
         self.told: Fields = {}
         self.told_last: tuple[bytes, bool, Fields] = (b"", False, {})  # by declaration, and whether both are legacy
@@ -1816,6 +1877,8 @@ class Core:
         chance: Callable[[], float] = lambda: 0.0,
         secret: Callable[[], str] = lambda: "",
     ) -> None:
+        self.out = Out()
+        self.out.is_tracing = options.log_level == "trace"
         self.options = options
         self.servers = {name: Server(name, table) for name, table in servers.items()}
         self.servers |= {name: _broken_server(name, reason) for name, reason in (broken or {}).items()}
@@ -1826,11 +1889,7 @@ class Core:
         self._notice = notice
         self._chance = chance
         self._secret = secret
-        self._now = 0.0
-        self._effects: list[Effect] = []
-        self._timers: dict[tuple[str, str], float] = {}
         self._host_limit = int(options.host_message_mb * MB)
-        self._tracing = options.log_level == "trace"
         self._legacy = NOBODY  # the host as it has initialized
         self._caller = NOBODY  # the host as it showed itself last
         self._ending = False
@@ -1856,8 +1915,7 @@ class Core:
     # ── events ──
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        self._now = now
-        self._effects = effects = []
+        effects = self.out.begin(now)
         match event:
             case ServerLines():
                 server = self._alive(event.server, event.run)
@@ -1885,7 +1943,7 @@ class Core:
             while at:
                 frames.append(f"{at.tb_frame.f_code.co_name}:{at.tb_lineno}")
                 at = at.tb_next
-            self._log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {' > '.join(frames)}")
+            self.out.log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {' > '.join(frames)}")
             return False
 
     def _end_by_bug(self, id: bytes) -> None:
@@ -1899,21 +1957,16 @@ class Core:
     def _handle(self, event: Event) -> None:
         match event:
             case TimerDue(key):
-                at = self._timers.get(key)
-                if at is not None and at <= self._now:
-                    del self._timers[key]
+                if self.out.is_due(key):
                     self._on_timer[key[0]](self, key[1])
-                elif at is not None:  # some clocks wake early
-                    self._effects.append(SetTimer(key, at))
             case ServerUp(name, run):
                 server = self._alive(name, run)
                 if server and server.state is State.STARTING:
                     self._greet(server)
             case ServerClogged(name, run, clogged):
-                server = self._alive(name, run)
-                if server:
-                    server.clogged = clogged
-                    self._log("warning", f"{name}: {'does not read' if clogged else 'reads again'}")
+                if self._alive(name, run):
+                    (self.out.clogged.add if clogged else self.out.clogged.discard)(name)
+                    self.out.log("warning", f"{name}: {'does not read' if clogged else 'reads again'}")
             case ServerGone(name, run):
                 server = self._alive(name, run)
                 if server:
@@ -1929,7 +1982,7 @@ class Core:
                     server.deaths = Deaths()
                     if server.state in (State.BACKOFF, State.FAILED):
                         server.state = next_state(server.state, Life.DUE)
-                        self._set_timer("rested", name, None)
+                        self.out.timer("rested", name, None)
                     self._use(server)
             case HostGone(reason):
                 self._end(reason)
@@ -1942,27 +1995,12 @@ class Core:
             parts = [Part(one.name, one.options.prefix, one.lists) for one in self.servers.values() if one.lists]
             self._catalogue = merge(parts, self.options)
             for note in self._catalogue.notes:
-                self._log("warning", note)
+                self.out.log("warning", note)
         return self._catalogue
 
     def _alive(self, name: str, run: int) -> Server | None:
         server = self.servers.get(name)
         return server if server and server.run == run else None
-
-    def _log(self, level: str, text: str) -> None:
-        self._effects.append(Log(level, text))
-
-    def _trace(self, arrow: str, peer: str, what: str, size: int) -> None:
-        self._log("trace", f"{arrow} {peer or 'host'} {what} {size} bytes")
-
-    def _set_timer(self, kind: str, name: str, at: float | None) -> None:
-        key = (kind, name)
-        if at is None:
-            if self._timers.pop(key, None) is None:
-                return
-        else:
-            self._timers[key] = at
-        self._effects.append(SetTimer(key, at))
 
     # ── lines ──
 
@@ -1982,7 +2020,7 @@ class Core:
             return
         text, note = tidy(line)
         if note:
-            self._log("warning", f"{server.name if server else 'host'}: {note}")
+            self.out.log("warning", f"{server.name if server else 'host'}: {note}")
         items = [text]
         try:
             if text.lstrip()[:1] == b"[" and (server or self).revision in BATCH_REVISIONS:
@@ -2001,7 +2039,7 @@ class Core:
 
     def _bad_line(self, server: Server | None, head: bytes, tail: bytes, reason: str, code: int) -> None:
         peer = server.name if server else HOST
-        self._log("warning", f"{peer or 'host'}: a line was not read: {reason}")
+        self.out.log("warning", f"{peer or 'host'}: a line was not read: {reason}")
         number = id_in_bad_line(head, tail)
         pending = self.in_flight.get(number)
         is_answer = b'"method"' not in head[:EDGE] and b'"method"' not in tail[-EDGE:]
@@ -2013,7 +2051,7 @@ class Core:
             if known in self._asks:
                 known = None  # that request has its own ending
             error = RpcError(code, f"mcpmux could not read this line: {reason}")
-            self._send_host(HOST, error_line(known, error_body(error)))
+            self.out.to_host(HOST, error_line(known, error_body(error)))
 
     def _is_waiting(self, pending: Pending) -> bool:
         """Not sent yet: its server is not ready."""
@@ -2025,24 +2063,24 @@ class Core:
         params = UNSET if message.params is UNSET or bytes(message.params) == _NULLED else message.params
         if message.method is not UNSET:
             if message.id is UNSET:
-                if self._tracing:
-                    self._trace("<", HOST, message.method, size)
+                if self.out.is_tracing:
+                    self.out.trace("<", HOST, message.method, size)
                 handler = self._host_notifications.get(message.method)
                 if handler and (self.revision or handler is Core._host_cancels):
                     handler(self, object_of(params))
                 return
             id = bytes(message.id)
-            if self._tracing:
-                self._trace("<", HOST, f"{message.method} id={id.decode(errors='replace')}", size)
+            if self.out.is_tracing:
+                self.out.trace("<", HOST, f"{message.method} id={id.decode(errors='replace')}", size)
             if is_id(id):
                 self._receive(Ask(id, message.method, params))
             else:
                 wrong = RpcError(INVALID_REQUEST, "a request's id must be a string or a number")
-                self._send_host(HOST, error_line(None, error_body(wrong)))
+                self.out.to_host(HOST, error_line(None, error_body(wrong)))
         elif message.id is not UNSET and (message.result is not UNSET or message.error is not UNSET):
             self._answer_of_host(message, size)
         elif message.error is not UNSET:
-            self._log("warning", "host: an error without an id")
+            self.out.log("warning", "host: an error without an id")
         else:
             id = b"" if message.id is UNSET else bytes(message.id)
             line = b'{"id":%b}' % id
@@ -2052,7 +2090,7 @@ class Core:
         """A new request of the host's. Even one that shows a bug of ours has an ending."""
         if ask.id in self._asks:
             error = RpcError(INVALID_REQUEST, "a request with this id is still open")
-            self._send_host(HOST, error_line(ask.id, error_body(error)))
+            self.out.to_host(HOST, error_line(ask.id, error_body(error)))
             return
         self._asks[ask.id] = ask
         if not self._survive(self._route, ask):
@@ -2132,7 +2170,7 @@ class Core:
             known = Known(key, failed=server.trouble or "unknown")
         if known != server.saved and server.name in self.servers:
             server.saved = known
-            self._effects.append(SaveCatalogue(server.name, known))
+            self.out.put(SaveCatalogue(server.name, known))
 
     def _initialize(self, ask: Ask) -> None:
         revision = negotiate(text_in(ask.fields, "protocolVersion"))
@@ -2285,7 +2323,7 @@ class Core:
     def _tell_listen(self, listen: Listen, source: str, method: str, params: Mapping[str, Raw | bytes]) -> None:
         meta = object_of(params.get("_meta")) | {SUBSCRIPTION_KEY: Raw(listen.id)}
         body = {**{key: Raw(raw) for key, raw in params.items()}, "_meta": Raw(encode(meta))}
-        self._send_host(source, notification_line(method, encode(body)))
+        self.out.to_host(source, notification_line(method, encode(body)))
 
     def _close_listen(self, listen: Listen) -> None:
         del self._listens[listen.id]
@@ -2350,7 +2388,7 @@ class Core:
         if reply.error is not None and value_of(object_of(reply.error).get("code")) == METHOD_NOT_FOUND:
             server.listens_for = None
         elif server.open:
-            self._set_timer("listen", server.name, self._now + server.listen_wait)
+            self.out.timer("listen", server.name, self.out.now + server.listen_wait)
             server.listen_wait = min(LISTEN_AGAIN_MOST, server.listen_wait * 2)
 
     def _listen_again(self, name: str) -> None:
@@ -2366,7 +2404,7 @@ class Core:
     def _is_usable(self, name: str, *, legacy_only: bool = False) -> bool:
         """Whether it can be asked right now; a server may have left the config while others were asked."""
         server = self.servers.get(name)
-        return bool(server and server.open and not server.clogged and not (legacy_only and server.modern))
+        return bool(server and server.open and name not in self.out.clogged and not (legacy_only and server.modern))
 
     def _complete(self, ask: Ask) -> None:
         params = dict(ask.fields)
@@ -2527,16 +2565,16 @@ class Core:
     ) -> Pending | None:
         """A host's request on its way to its server, where it waits if that is not ready; None if it was refused."""
         server = self.servers[name]
-        server.used_at = self._now
+        server.used_at = self.out.now
         if server.state is State.FAILED or server.late:
             self._fail_ask(ask, self._why(server))
             return None
-        if server.clogged:
+        if server.name in self.out.clogged:
             self._fail_ask(ask, self._does_not_read(server))
             return None
         seconds = patience or server.options.tool_timeout_sec
         pending = self.in_flight.open(
-            name, HOST, ask.id, ask.method, self._now, seconds, patience or seconds * PROGRESS_CAP
+            name, HOST, ask.id, ask.method, self.out.now, seconds, patience or seconds * PROGRESS_CAP
         )
         pending.then = then
         pending.wrapped = wrapped
@@ -2581,7 +2619,7 @@ class Core:
             if pending.caller.level:
                 self._tell_level(server)
         line = UNSET if params is UNSET else encode(params)
-        self._send_server(server, request_line(pending.id, pending.method, line))
+        self.out.to_server(server.name, request_line(pending.id, pending.method, line))
 
     def _told(self, server: Server, caller: Caller) -> Fields:
         """What this server is told of the host's capabilities."""
@@ -2597,7 +2635,7 @@ class Core:
     def _host_is_ready(self, params: Fields) -> None:
         self._host_ready = True
         for effect in self._for_host:
-            self._send_host(effect.source, effect.line)
+            self.out.to_host(effect.source, effect.line)
         self._for_host.clear()
 
     def _host_cancels(self, params: Fields) -> None:
@@ -2627,13 +2665,13 @@ class Core:
         if pending.peer == HOST:
             self._to_ready_host(pending.asker, line)
         elif pending.peer == MODEL:
-            self._effects.append(Sample(line))
+            self.out.put(Sample(line))
         elif pending.peer == LATER:
             self._forget_question(pending)
         elif pending.peer == BRIDGE:
             pass  # its round ends with it
         elif self.servers[pending.peer].waiting.pop(pending.id, None) is None:
-            self._send_server(self.servers[pending.peer], line)
+            self.out.to_server(pending.peer, line)
 
     def _withdraw_questions(self, call: Pending) -> None:
         """The host has cancelled a call: what its server asks for it, and for no other, is no longer to be answered.
@@ -2654,7 +2692,7 @@ class Core:
         line = notification_line("notifications/roots/list_changed", encode(params) if params else UNSET)
         for server in self.servers.values():
             if server.state is State.READY and not server.modern and offers(self._legacy.capabilities, "roots"):
-                self._send_server(server, line)
+                self.out.to_server(server.name, line)
 
     def _host_task_status(self, params: Fields) -> None:
         task = value_of(params.get("taskId"))
@@ -2664,15 +2702,15 @@ class Core:
                 self._end_task_progress(task)
             if self.servers[owner.server].state is State.READY:
                 line = notification_line("notifications/tasks/status", encode(params))
-                self._send_server(self.servers[owner.server], line)
+                self.out.to_server(owner.server, line)
 
     def _answer_of_host(self, message: Envelope, size: int) -> None:
         assert message.id is not UNSET
         pending = self.in_flight.get(number_of_id(message.id))
-        if self._tracing:
-            self._trace("<", HOST, f"answer id={bytes(message.id).decode(errors='replace')}", size)
+        if self.out.is_tracing:
+            self.out.trace("<", HOST, f"answer id={bytes(message.id).decode(errors='replace')}", size)
         if pending is None or pending.peer != HOST:
-            self._log("debug", "host: an answer to nothing that is open was dropped")
+            self.out.log("debug", "host: an answer to nothing that is open was dropped")
             return
         self.in_flight.settle(pending.id)
         server = self.servers[pending.asker]
@@ -2699,12 +2737,12 @@ class Core:
         try:
             message = decode_line(line)
         except BadLine as bad:
-            self._log("error", f"the sampler: a line was not read: {bad}")
+            self.out.log("error", f"the sampler: a line was not read: {bad}")
             return
         if message.method is not UNSET:
             params = object_of(message.params)
             level = value_of(params.get("level"))
-            self._log(level if level in LEVELS else "info", str(value_of(params.get("text"))))
+            self.out.log(level if level in LEVELS else "info", str(value_of(params.get("text"))))
             return
         pending = None if message.id is UNSET else self.in_flight.get(number_of_id(message.id))
         if pending and pending.peer == MODEL:  # else it was withdrawn meanwhile
@@ -2725,17 +2763,19 @@ class Core:
     def _from_server(self, server: Server, message: Envelope, size: int) -> None:
         if message.method is UNSET:
             if message.id is UNSET:
-                self._log("warning", f"{server.name}: a message that is neither request, notification nor response")
+                self.out.log("warning", f"{server.name}: a message that is neither request, notification nor response")
             else:
                 self._answer_of_server(server, message, size)
         elif message.id is UNSET:
-            if self._tracing:
-                self._trace("<", server.name, message.method, size)
+            if self.out.is_tracing:
+                self.out.trace("<", server.name, message.method, size)
             handler = self._server_notifications.get(message.method, Core._pass_to_host)
             handler(self, server, message)
         else:
-            if self._tracing:
-                self._trace("<", server.name, f"{message.method} id={bytes(message.id).decode(errors='replace')}", size)
+            if self.out.is_tracing:
+                self.out.trace(
+                    "<", server.name, f"{message.method} id={bytes(message.id).decode(errors='replace')}", size
+                )
             self._question(server, message)
 
     def _checked(self, message: Envelope, who: str) -> Reply:
@@ -2757,11 +2797,11 @@ class Core:
         assert message.id is not UNSET
         number = number_of_id(message.id)
         pending = self.in_flight.get(number)
-        if self._tracing:
-            self._trace("<", server.name, f"answer id={bytes(message.id).decode(errors='replace')}", size)
+        if self.out.is_tracing:
+            self.out.trace("<", server.name, f"answer id={bytes(message.id).decode(errors='replace')}", size)
         if pending is None or pending.peer != server.name or number in server.waiting:
             level = "warning" if bytes(message.id) == _NULLED else "debug"  # an error with a null id is worth a look
-            self._log(level, f"{server.name}: an answer to nothing that is open was dropped")
+            self.out.log(level, f"{server.name}: an answer to nothing that is open was dropped")
             return
         reply = self._checked(message, server.name)
         if pending.asker == PARKED:
@@ -2827,7 +2867,7 @@ class Core:
         id, method, params = bytes(message.id), message.method, message.params
         if not is_id(id) or server.modern:
             why = "in the modern era servers send none" if server.modern else "its id is neither string nor number"
-            self._log("warning", f"{server.name}: a request was dropped: {why}")
+            self.out.log("warning", f"{server.name}: a request was dropped: {why}")
             return
         try:
             if method == "ping":
@@ -2854,7 +2894,7 @@ class Core:
             elif call and not call.caller.modern:
                 self._ask_host(server, id, method, verdict.params)
             elif call or not self.revision or self._parked_at(server):
-                question = self.in_flight.open(LATER, server.name, id, method, self._now, FOREVER, FOREVER)
+                question = self.in_flight.open(LATER, server.name, id, method, self.out.now, FOREVER, FOREVER)
                 question.params = object_of(params)
                 if call:
                     self._join(server, call, question, verdict.params)
@@ -2911,7 +2951,7 @@ class Core:
             raise Bug(f"a round is {ended.phase.name} and not over")
         del self._rounds[ended.id]
         self._round_of_token.pop(ended.token, None)
-        self._set_timer("round", str(ended.id), None)
+        self.out.timer("round", str(ended.id), None)
         ended.call.round = 0
 
     def _end_round(self, ended: Round) -> None:
@@ -2944,7 +2984,7 @@ class Core:
         else:
             joined = self._open_round(server, call, Phase.ASKING)
             call.round = joined.id
-            self._set_timer("round", str(joined.id), self._now + ASK_TOGETHER)
+            self.out.timer("round", str(joined.id), self.out.now + ASK_TOGETHER)
         joined.questions[f"{server.name}-{question.id}"] = Question(shown, question.id)
         question.round = joined.id
         question.calls = self._calls_of(server, encode(question.params)) or (call.id,)  # which of them, is a guess
@@ -2953,7 +2993,7 @@ class Core:
         """A question outside any call, or with all calls parked: it waits for the next one."""
         question.round, question.calls = 0, ()
         server.questions.append(question.id)
-        self._set_timer("orphans", server.name, self._now + ORPHAN_WAIT)
+        self.out.timer("orphans", server.name, self.out.now + ORPHAN_WAIT)
 
     def _carry(self, server: Server, call: Pending) -> None:
         """A call that can take along what waits for one."""
@@ -2980,7 +3020,7 @@ class Core:
         """Nobody called this server for a while. While one of its calls is parked, there is hope."""
         server = self.servers[name]
         if self._parked_at(server):
-            self._set_timer("orphans", name, self._now + ORPHAN_WAIT)
+            self.out.timer("orphans", name, self.out.now + ORPHAN_WAIT)
             return
         numbers, server.questions = server.questions, []
         for question in [found for number in numbers if (found := self.in_flight.get(number))]:
@@ -3017,7 +3057,7 @@ class Core:
         self._minted += 1
         parked.token = f"{STATE_PREFIX}{parked.id}.{self._minted}.{self._secret()}"
         self._round_of_token[parked.token] = parked.id
-        self._set_timer("round", str(parked.id), self._now + self.options.input_timeout_sec)
+        self.out.timer("round", str(parked.id), self.out.now + self.options.input_timeout_sec)
         shown = {key: one.shown for key, one in parked.questions.items() if one.is_open and bytes(one.shown)}
         result = input_required(shown, parked.token)
         self._answer_host(parked.server, id, "", caller, Reply(result, None), as_it_is=True)
@@ -3058,7 +3098,7 @@ class Core:
             self._put_to_host(found, ask.id, ask.caller)
             return
         found.phase = next_phase(found.phase, Turn.RETRY)
-        self._set_timer("round", str(found.id), None)
+        self.out.timer("round", str(found.id), None)
         if found.kept or self.in_flight.get(call.id) is call:
             self._go_on(server, found, ask)
             return
@@ -3072,13 +3112,13 @@ class Core:
             self._fail_round(found, f"mcpmux: {server.name} needs a page to be visited first, and that was declined")
         elif not all(found.pages.values()):
             found.phase = next_phase(found.phase, Turn.VISIT)
-            self._set_timer("round", str(found.id), self._now + URL_WAIT)
+            self.out.timer("round", str(found.id), self.out.now + URL_WAIT)
         elif not any(one.is_open for one in found.questions.values()):
             self._try_again(found, Turn.COMPLETE)
 
     def _wait_for(self, opened: Round, id: bytes, caller: Caller) -> None:
         """A request of the host's stays open for this round."""
-        entry = self.in_flight.open(BRIDGE, HOST, id, opened.call.method, self._now, FOREVER, FOREVER)
+        entry = self.in_flight.open(BRIDGE, HOST, id, opened.call.method, self.out.now, FOREVER, FOREVER)
         entry.caller, entry.round = caller, opened.id
         opened.waiting = entry.id
 
@@ -3096,7 +3136,7 @@ class Core:
                 self._pass_answer(server, call, found.kept)
             return
         self.in_flight.hand_over(call, HOST, ask.id)
-        call.deadline = min(self._now + call.patience, call.limit)
+        call.deadline = min(self.out.now + call.patience, call.limit)
         if server.questions:
             self._carry(server, call)
 
@@ -3119,7 +3159,7 @@ class Core:
                 self._withdraw(pending, {})
         if self.in_flight.get(parked.call.id) is parked.call:
             self._withdraw(parked.call, {"reason": Raw(encode(text))})
-        self._log("info", f"{parked.server}: the host did not come back with what {parked.call.method} needs")
+        self.out.log("info", f"{parked.server}: the host did not come back with what {parked.call.method} needs")
 
     def _input_required(self, server: Server, call: Pending, body: Fields) -> None:
         """A modern server has ended a call with questions."""
@@ -3189,7 +3229,7 @@ class Core:
         elif parks:
             self._put_to_host(opened, call.asker_id, call.caller)
         elif not verdicts:
-            self._set_timer("round", str(opened.id), self._now + STATE_ONLY_WAIT)
+            self.out.timer("round", str(opened.id), self.out.now + STATE_ONLY_WAIT)
         elif not any(one.is_open for one in opened.questions.values()):
             self._try_again(opened, Turn.COMPLETE)
 
@@ -3282,7 +3322,7 @@ class Core:
         then: Callable[[Pending, Reply], None] | None = None,
     ) -> Pending:
         seconds = self.options.input_timeout_sec
-        pending = self.in_flight.open(HOST, server.name, id, method, self._now, seconds, seconds)
+        pending = self.in_flight.open(HOST, server.name, id, method, self.out.now, seconds, seconds)
         pending.then = then
         pending.calls = self._calls_of(server, params)
         fields = object_of(params)
@@ -3303,7 +3343,7 @@ class Core:
     def _asked(self, server: Server) -> None:
         """Calls wait until what a server asks first is answered, but not for ever."""
         if server.state is State.READY and not server.open:
-            self._set_timer("open", server.name, server.up_at + server.options.startup_timeout_sec)
+            self.out.timer("open", server.name, server.up_at + server.options.startup_timeout_sec)
 
     def _calls_of(self, server: Server, params: Raw | bytes | UnsetType) -> tuple[int, ...]:
         """The host's calls that this server knows: a question does not say in which of them it is asked, unless it
@@ -3327,21 +3367,21 @@ class Core:
         if busy >= limits.max_concurrency:
             text = f"{busy} requests of {server.name} are open; free again when one has ended"
             raise limit_reached("max_concurrency", text)
-        while times and times[0] <= self._now - 60:
+        while times and times[0] <= self.out.now - 60:
             times.popleft()
         if len(times) >= limits.requests_per_minute:
-            wait = math.ceil(times[0] + 60 - self._now)
+            wait = math.ceil(times[0] + 60 - self.out.now)
             text = f"{server.name} has made {len(times)} requests in a minute; free again in {wait} s"
             raise limit_reached("requests_per_minute", text, wait)
-        times.append(self._now)
+        times.append(self.out.now)
         seconds = self._sampling.timeout_sec + SAMPLER_SLACK
-        pending = self.in_flight.open(MODEL, server.name, id, QUESTIONS[0], self._now, seconds, seconds)
+        pending = self.in_flight.open(MODEL, server.name, id, QUESTIONS[0], self.out.now, seconds, seconds)
         pending.calls = self._calls_of(server, params)
         pending.then = then
         self._watch(pending)
         self._asked(server)
         body: Fields = {"server": Raw(encode(server.name)), "params": Raw(b"{}") if params is UNSET else params}
-        self._effects.append(Sample(request_line(pending.id, QUESTIONS[0], encode(body))))
+        self.out.put(Sample(request_line(pending.id, QUESTIONS[0], encode(body))))
         return pending
 
     def _ask_host_about_task(self, server: Server, id: bytes, method: str, params: Raw | UnsetType) -> None:
@@ -3376,9 +3416,9 @@ class Core:
         if server.state is not State.READY:
             return
         for pending in self.in_flight.owed_by(server.name):
-            pending.deadline = max(pending.deadline, min(self._now + pending.patience, pending.limit))
+            pending.deadline = max(pending.deadline, min(self.out.now + pending.patience, pending.limit))
         if not server.open and all(one.id in server.questions for one in self.in_flight.asked_by(server.name)):
-            self._set_timer("open", server.name, self._now + QUIET_AFTER_INITIALIZED)
+            self.out.timer("open", server.name, self.out.now + QUIET_AFTER_INITIALIZED)
 
     def _server_progress(self, server: Server, message: Envelope) -> None:
         if message.params is not UNSET:
@@ -3393,23 +3433,23 @@ class Core:
             pending = self._task_progress[number][1]
         value = value_of(params.get("progress"))
         if pending is None or pending.peer != peer or pending.token is None:
-            self._log("debug", f"{peer or 'host'}: progress for nothing that is open was dropped")
+            self.out.log("debug", f"{peer or 'host'}: progress for nothing that is open was dropped")
             return
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > pending.progress:
-            self._log("debug", f"{peer or 'host'}: progress that does not rise was dropped")
+            self.out.log("debug", f"{peer or 'host'}: progress that does not rise was dropped")
             return
         pending.progress = value
-        pending.deadline = min(self._now + pending.patience, pending.limit)
+        pending.deadline = min(self.out.now + pending.patience, pending.limit)
         params["progressToken"] = Raw(pending.token)
         line = notification_line("notifications/progress", encode(params))
         if pending.asker == HOST and pending.caller.modern:
-            self._send_host(peer, line)
+            self.out.to_host(peer, line)
         elif pending.asker == HOST:
             self._to_ready_host(peer, line)
         elif pending.asker == PARKED:
             pass  # that host request has ended
         elif self.servers[pending.asker].state is State.READY and not self.servers[pending.asker].modern:
-            self._send_server(self.servers[pending.asker], line)
+            self.out.to_server(pending.asker, line)
 
     def _server_logs(self, server: Server, message: Envelope) -> None:
         """To a modern host only while a call of its that wants such messages is at this server."""
@@ -3422,7 +3462,7 @@ class Core:
         if self.revision:
             self._to_ready_host(server.name, line)
         elif any(one and level in LOG_LEVELS[LOG_LEVELS.index(one) :] for one in wanted):
-            self._send_host(server.name, line)
+            self.out.to_host(server.name, line)
 
     def _resource_updated(self, server: Server, message: Envelope) -> None:
         """To those who subscribed to it; of a sub-resource all hear who subscribed at this server."""
@@ -3457,7 +3497,7 @@ class Core:
 
     def _know_task(self, tasks: dict[str, TaskOwner], task: str, owner: TaskOwner) -> None:
         if tasks.get(task, owner).server != owner.server:
-            self._log("warning", f"{owner.server}: its task {task!r} has the id of one of {tasks[task].server}")
+            self.out.log("warning", f"{owner.server}: its task {task!r} has the id of one of {tasks[task].server}")
         tasks[task] = owner
         if len(tasks) > KNOWN_TASKS:
             del tasks[next(iter(tasks))]
@@ -3489,15 +3529,15 @@ class Core:
         if not server.open:
             return
         if not server.changed:
-            server.changed_since = self._now
-        if server.listed_at is not None and self._now - server.listed_at > RELIST_CALM:
+            server.changed_since = self.out.now
+        if server.listed_at is not None and self.out.now - server.listed_at > RELIST_CALM:
             server.quiet = RELIST_QUIET
         server.changed |= {method for method, kind in LISTS.items() if kind.changed == message.method}
         self._relist_soon(server)
 
     def _relist_soon(self, server: Server) -> None:
         at_most = server.changed_since + max(RELIST_AT_MOST, server.quiet)
-        self._set_timer("relist", server.name, min(self._now + server.quiet, at_most))
+        self.out.timer("relist", server.name, min(self.out.now + server.quiet, at_most))
 
     # ── a server's life ──
 
@@ -3512,11 +3552,11 @@ class Core:
                 server.settling = server.settling or not server.known
                 server.starter = self._caller
                 server.trying = ""
-                server.started_at = self._now
+                server.started_at = self.out.now
                 server.way, server.trying = [], ""
-                self._log("debug", f"= {server.name} starting")
-                self._effects.append(Start(server.name, server.run))
-                self._set_timer("late", server.name, self._now + server.options.startup_timeout_sec)
+                self.out.log("debug", f"= {server.name} starting")
+                self.out.put(Start(server.name, server.run))
+                self.out.timer("late", server.name, self.out.now + server.options.startup_timeout_sec)
             case State.BACKOFF | State.STOPPING:
                 server.wanted = True
             case State.STARTING | State.READY | State.FAILED:
@@ -3537,16 +3577,16 @@ class Core:
             self._give_up(server, trouble)
             return
         server.trying = server.way.pop(0)
-        self._set_timer("silent", server.name, None)
+        self.out.timer("silent", server.name, None)
         if server.trying == FRESH:
             server.again = True
             server.state = next_state(server.state, Life.STOP)
-            self._effects.append(Stop(server.name, server.run))
+            self.out.put(Stop(server.name, server.run))
         elif server.trying == "modern":
             server.modern = True
             self._ask(server, "server/discover", UNSET, self._discovered, patience=FOREVER)
             if server.way and server.way[0] == "legacy":
-                self._set_timer("silent", server.name, self._now + DISCOVER_SILENCE)
+                self.out.timer("silent", server.name, self.out.now + DISCOVER_SILENCE)
         else:
             server.modern = False
             server.told = self._told(server, server.starter)
@@ -3595,21 +3635,21 @@ class Core:
             )
             return
         self._is_up(server, revision, body, body.get("serverInfo"))
-        self._send_server(server, notification_line("notifications/initialized"))
+        self.out.to_server(server.name, notification_line("notifications/initialized"))
         self._question_over(server)
 
     def _is_up(self, server: Server, revision: str, body: Fields, info: Raw | None) -> None:
         """It has said what it is."""
-        self._set_timer("silent", server.name, None)
+        self.out.timer("silent", server.name, None)
         server.state = next_state(server.state, Life.UP)
         server.late, server.trouble, server.hint = False, None, ""
-        server.up_at = self._now
+        server.up_at = self.out.now
         server.era, server.revision = server.trying, revision
         server.info = bytes(info) if info is not None and is_object(info) else NOBODY.info
         server.capabilities = object_of(bytes(body.get("capabilities", b"{}")))
         instructions = value_of(body.get("instructions"))
         server.instructions = instructions if isinstance(instructions, str) else ""
-        self._log("debug", f"= {server.name} ready ({revision})")
+        self.out.log("debug", f"= {server.name} ready ({revision})")
 
     def _open(self, name: str) -> None:
         """It has asked what it asks first, or asks nothing: now it gets what waited, and is listed."""
@@ -3619,7 +3659,7 @@ class Core:
         server.open = True
         server.level = None
         if server.options.idle_timeout_sec:
-            self._set_timer("idle", name, self._now + server.options.idle_timeout_sec)
+            self.out.timer("idle", name, self.out.now + server.options.idle_timeout_sec)
         self._tell_level(server)
         if server.modern:
             self._listen(server)
@@ -3629,7 +3669,7 @@ class Core:
         waiting, server.waiting = server.waiting, {}
         for number, params in waiting.items():
             call = self.in_flight.get(number)
-            if call and server.clogged:
+            if call and server.name in self.out.clogged:
                 self._fail(self.in_flight.settle(number), self._does_not_read(server))
             elif call:
                 self._dispatch(server, call, params)
@@ -3660,25 +3700,27 @@ class Core:
         if reply.error is None:
             key = LISTS[method].key
             if bytes(body.get(key, b""))[:1] != b"[":
-                self._log("warning", f"{server.name}: {method} has no list of {key}")
+                self.out.log("warning", f"{server.name}: {method} has no list of {key}")
             for raw in items_of(body.get(key)):
                 entry = fit_entry(method, raw, server.options)
                 if isinstance(entry, Entry):
                     listing.entries.append(entry)
                     listing.room -= len(entry.left) + len(entry.right)
                 elif entry is not None:
-                    self._log("warning", f"{server.name}: left out: {entry}")
+                    self.out.log("warning", f"{server.name}: left out: {entry}")
             cursor = next_cursor(body, listing.cursors)
             if cursor is not None and listing.room > 0:
                 self._read_page(server, method, cursor)
                 return
             if listing.room <= 0:
-                self._log("warning", f"{server.name}: {method} is longer than max_message_mb and was read no further")
+                self.out.log(
+                    "warning", f"{server.name}: {method} is longer than max_message_mb and was read no further"
+                )
             server.lists[method] = listing.entries
         else:
             error = object_of(reply.error)
             if value_of(error.get("code")) != METHOD_NOT_FOUND:
-                self._log("warning", f"{server.name}: {method} failed: {value_of(error.get('message'))}")
+                self.out.log("warning", f"{server.name}: {method} failed: {value_of(error.get('message'))}")
             server.lists[method] = listing.entries or server.lists.get(method, [])
         del server.listing[method]
         self._lists_read(server)
@@ -3688,10 +3730,10 @@ class Core:
         if server.listing:
             return
         first = server.listed_at is None
-        server.listed_at = self._now
+        server.listed_at = self.out.now
         if server.changed:
             self._relist_soon(server)
-            if server.settling and self._now - server.up_at < RELIST_AT_MOST:
+            if server.settling and self.out.now - server.up_at < RELIST_AT_MOST:
                 server.listed_at = None
                 return  # it is still making up its mind: those who wait should have it all
         before = None if first or self._catalogue is None else self._catalogue.results
@@ -3701,17 +3743,17 @@ class Core:
                 min(RELIST_QUIET_MOST, server.quiet * 2) if self.catalogue.results == before else RELIST_QUIET
             )
         if server.ready_in is None:
-            server.ready_in = self._now - server.started_at
+            server.ready_in = self.out.now - server.started_at
         server.known, server.stale = True, False
-        self._set_timer("late", server.name, None)
+        self.out.timer("late", server.name, None)
         self._remember(server)
         self._settle(server)
         self._tell_changes()
 
     def _relist(self, name: str) -> None:
         server = self.servers[name]
-        if server.clogged:  # what it is asked now would be dropped
-            self._set_timer("relist", name, self._now + RELIST_AT_MOST)
+        if server.name in self.out.clogged:  # what it is asked now would be dropped
+            self.out.timer("relist", name, self.out.now + RELIST_AT_MOST)
         elif server.open:
             changed, server.changed = server.changed, set()
             self._read_lists(server, [method for method in LISTS if method in changed])
@@ -3750,7 +3792,9 @@ class Core:
         server = self.servers[name]
         seconds = server.options.startup_timeout_sec
         if server.state is State.READY and server.settling:
-            self._log("warning", f"{name}: its lists were not complete within {seconds:g} s; they are announced later")
+            self.out.log(
+                "warning", f"{name}: its lists were not complete within {seconds:g} s; they are announced later"
+            )
             self._settle(server)
         if server.state is not State.STARTING:
             return
@@ -3766,9 +3810,9 @@ class Core:
             return
         server.late = True
         server.trouble = f"{name} has not answered {hello} within {seconds:g} s"
-        self._log("warning", self._why(server))
+        self.out.log("warning", self._why(server))
         self._remember(server)
-        self._set_timer("late", name, server.started_at + seconds * START_PATIENCE)
+        self.out.timer("late", name, server.started_at + seconds * START_PATIENCE)
         for number in list(server.waiting):
             self._fail(self.in_flight.settle(number), self._why(server))
         server.waiting.clear()
@@ -3777,10 +3821,10 @@ class Core:
     def _give_up(self, server: Server, trouble: str) -> None:
         """Its process is of no use and is stopped; after a rest the next use tries again."""
         server.trouble, server.useless = trouble, True
-        self._log("error", self._why(server))
+        self.out.log("error", self._why(server))
         self._remember(server)
         server.state = next_state(server.state, Life.STOP)
-        self._effects.append(Stop(server.name, server.run))
+        self.out.put(Stop(server.name, server.run))
         self._fail_all(server, self._why(server))
         self._settle(server)
 
@@ -3791,7 +3835,7 @@ class Core:
             way, since = server.way, server.started_at
             server.again = False
             server.state = next_state(server.state, Life.AGAIN)
-            self._set_timer("silent", server.name, None)
+            self.out.timer("silent", server.name, None)
             for pending in self.in_flight.owed_by(server.name):
                 if pending.asker == OURSELVES:
                     self.in_flight.settle(pending.id)
@@ -3799,7 +3843,7 @@ class Core:
                 self._withdraw(pending, {})
             self._use(server)
             server.way, server.started_at = way, since
-            self._set_timer("late", server.name, since + server.options.startup_timeout_sec)
+            self.out.timer("late", server.name, since + server.options.startup_timeout_sec)
             return
         was_stopping = server.state is State.STOPPING
         if was_stopping and not server.useless:
@@ -3808,16 +3852,17 @@ class Core:
             if not server.useless:
                 words = f'; its last words: "{" | ".join(event.stderr)}"' if event.stderr else ""
                 server.trouble, server.hint = f"{event.reason}{words}", event.hint
-                self._log("error", self._why(server))
+                self.out.log("error", self._why(server))
                 if not server.known:
                     self._remember(server)
-            rest = server.deaths.count(self._now, self._chance())
+            rest = server.deaths.count(self.out.now, self._chance())
             server.state = next_state(server.state, Life.GAVE_UP if rest is None else Life.GONE)
-            self._set_timer("rested", server.name, self._now + (FAILED_REST if rest is None else rest))
+            self.out.timer("rested", server.name, self.out.now + (FAILED_REST if rest is None else rest))
         server.run += 1  # nothing that its process still says is heard
         for timer in ("late", "silent", "open", "relist", "listen", "idle"):
-            self._set_timer(timer, server.name, None)
-        server.open = server.clogged = server.late = server.useless = False
+            self.out.timer(timer, server.name, None)
+        server.open = server.late = server.useless = False
+        self.out.clogged.discard(server.name)
         server.listing.clear()
         server.changed.clear()
         server.listed_at = None
@@ -3858,14 +3903,14 @@ class Core:
             or any(one is not server.listen for one in self.in_flight.owed_by(name))
             or bool(self.in_flight.asked_by(name))
         )
-        due = self._now + wait if is_busy else server.used_at + wait
-        if due > self._now:
-            self._set_timer("idle", name, due)
+        due = self.out.now + wait if is_busy else server.used_at + wait
+        if due > self.out.now:
+            self.out.timer("idle", name, due)
         elif server.open:
-            self._log("debug", f"= {name} is idle and is stopped")
+            self.out.log("debug", f"= {name} is idle and is stopped")
             server.state = next_state(server.state, Life.STOP)
             server.open = False
-            self._effects.append(Stop(name, server.run))
+            self.out.put(Stop(name, server.run))
 
     def _rested(self, name: str) -> None:
         server = self.servers[name]
@@ -3886,7 +3931,7 @@ class Core:
         former, kept = dict(self.servers), dict[str, Server]()
         self.options, self._sampling, self._notice = config.options, config.sampling, ""
         self._host_limit = int(config.options.host_message_mb * MB)
-        self._tracing = config.options.log_level == "trace"
+        self.out.is_tracing = config.options.log_level == "trace"
         self._catalogue = None
         started: list[Server] = []
         for name, table in config.servers.items():
@@ -3896,7 +3941,7 @@ class Core:
                 server.told_last = (b"", False, {})
                 if server.state is State.FAILED:
                     server.state = next_state(server.state, Life.DUE)
-                    self._set_timer("rested", name, None)
+                    self.out.timer("rested", name, None)
             else:
                 server = Server(name, table)
                 server.run = max(self._former_runs, old.run if old else 0)
@@ -3916,7 +3961,7 @@ class Core:
                 del tasks[task]
         names = ", ".join(server.name for server in started) or "none"
         gone = ", ".join(name for name in former if name not in self.servers) or "none"
-        self._log("info", f"the config has changed: new or changed servers: {names}; removed: {gone}")
+        self.out.log("info", f"the config has changed: new or changed servers: {names}; removed: {gone}")
         for server in started if self._begun else ():
             self._use(server)
             server.settling = True
@@ -3928,8 +3973,9 @@ class Core:
         """It is no longer in the config, or not like this: it ends with all that it owes and is owed."""
         text = f"mcpmux: {server.name} was removed from the config, or its table has changed"
         self._former_runs = max(self._former_runs, server.run)
+        self.out.clogged.discard(server.name)
         for timer in ("late", "silent", "open", "relist", "listen", "idle", "orphans", "rested"):
-            self._set_timer(timer, server.name, None)
+            self.out.timer(timer, server.name, None)
         for question in self.in_flight.asked_by(server.name):
             if self.in_flight.get(question.id):
                 self._withdraw(question, {"reason": Raw(encode(text))})
@@ -3943,7 +3989,7 @@ class Core:
             if pending.asker != OURSELVES:
                 self._fail(pending, text)
         if server.state in (State.STARTING, State.READY):
-            self._effects.append(Stop(server.name, server.run))
+            self.out.put(Stop(server.name, server.run))
 
     def _reloaded(self) -> None:
         """When all new servers are listed, or not to be waited for, the host hears of changes, once."""
@@ -3984,30 +4030,30 @@ class Core:
 
     def _watch(self, pending: Pending) -> None:
         """One timer for all requests, at the earliest deadline: a heap of cancelled timers would grow with the rate."""
-        if pending.deadline < self._timers.get(("calls", ""), FOREVER):
-            self._set_timer("calls", "", pending.deadline)
+        if pending.deadline < self.out.due_at("calls", ""):
+            self.out.timer("calls", "", pending.deadline)
 
     def _sweep(self, _: str) -> None:
         for pending in self.in_flight:
-            if pending.deadline > self._now or self.in_flight.get(pending.id) is None:
+            if pending.deadline > self.out.now or self.in_flight.get(pending.id) is None:
                 continue  # not yet; or it has ended with another one
             if pending.asker == PARKED or (pending.peer in self.servers and self.in_flight.asked_by(pending.peer)):
-                pending.deadline = self._now + pending.patience  # a person is being asked: the clock stands still
+                pending.deadline = self.out.now + pending.patience  # a person is being asked: the clock stands still
                 continue
             self.in_flight.settle(pending.id)
-            seconds = self._now - pending.opened
+            seconds = self.out.now - pending.opened
             who, took = pending.peer or "the host", f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
             text = f"mcpmux: {who} did not answer {pending.method} within {took} s"
             self._tell_cancelled(pending, {"reason": Raw(b'"timed out"')})
-            self._log("warning", text)
+            self.out.log("warning", text)
             self._fail(pending, text + (" (tool_timeout_sec)" if pending.asker == HOST else ""))
         earliest = min((pending.deadline for pending in self.in_flight), default=FOREVER)
         if earliest < FOREVER:
-            self._set_timer("calls", "", earliest)
+            self.out.timer("calls", "", earliest)
 
     def _end(self, reason: str) -> None:
         """The host is gone or we are told to go: whoever waits is told, and every server is stopped."""
-        self._log("info", f"stopping: {reason}")
+        self.out.log("info", f"stopping: {reason}")
         self._ending = True
         for ask in self._held.values():
             self._fail_ask(ask, f"mcpmux is stopping: {reason}")
@@ -4025,7 +4071,7 @@ class Core:
             if server.state in (State.STARTING, State.READY):
                 server.state = next_state(server.state, Life.STOP)
                 server.wanted = False
-                self._effects.append(Stop(server.name, server.run))
+                self.out.put(Stop(server.name, server.run))
 
     # ── sending ──
 
@@ -4039,13 +4085,13 @@ class Core:
     ) -> Pending:
         """A request of our own, with what is done with its answer."""
         seconds = patience or server.options.tool_timeout_sec
-        pending = self.in_flight.open(server.name, OURSELVES, b"", method, self._now, seconds, seconds)
+        pending = self.in_flight.open(server.name, OURSELVES, b"", method, self.out.now, seconds, seconds)
         pending.then = then
         self._watch(pending)
         if server.modern:
             told = encode(self._told(server, server.starter))
             params = encode(enveloped(object_of(params), server.starter, told, self._log_level))
-        self._send_server(server, request_line(pending.id, method, params))
+        self.out.to_server(server.name, request_line(pending.id, method, params))
         return pending
 
     def _reply(self, ask: Ask, result: bytes) -> None:
@@ -4075,7 +4121,7 @@ class Core:
             shorter = failure(method, f"{source or 'mcpmux'} answered with {len(line)} bytes, {most}")
             line = self._answer_line(id, method, caller, shorter, None, False)
         self._asks.pop(id, None)
-        self._send_host(source, line)
+        self.out.to_host(source, line)
 
     def _answer_line(
         self, id: bytes, method: str, caller: Caller, reply: Reply, server: Server | None, as_it_is: bool
@@ -4091,36 +4137,23 @@ class Core:
 
     def _answer_server(self, server: Server, id: bytes, reply: Reply) -> None:
         if reply.result is not None:
-            self._send_server(server, result_line(id, reply.result))
+            self.out.to_server(server.name, result_line(id, reply.result))
         else:
             assert reply.error is not None
-            self._send_server(server, error_line(id, reply.error))
+            self.out.to_server(server.name, error_line(id, reply.error))
 
     def _to_ready_host(self, source: str, line: bytes, *, is_request: bool = False) -> None:
         """For what the host did not ask for: kept until it has initialized, and never over its limit."""
         if len(line) > self._host_limit:
-            self._log(
+            self.out.log(
                 "warning", f"{source}: a notification of {len(line)} bytes is more than hosts take, and was dropped"
             )
         elif self._host_ready:
-            self._send_host(source, line)
+            self.out.to_host(source, line)
         elif not self.revision:
             pass  # a modern host hears what it subscribed to, and no more
         elif is_request or sum(one.source == source for one in self._for_host) < HELD_FOR_HOST:
             self._for_host.append(SendHost(source, line))
-
-    def _send_host(self, source: str, line: bytes) -> None:
-        if self._tracing:
-            self._trace(">", HOST, label(line), len(line))
-        self._effects.append(SendHost(source, line))
-
-    def _send_server(self, server: Server, line: bytes) -> None:
-        if server.clogged:  # it asks and does not read: what it would be told must not pile up
-            self._log("debug", f"{server.name}: does not read; {label(line)} was dropped")
-            return
-        if self._tracing:
-            self._trace(">", server.name, label(line), len(line))
-        self._effects.append(SendServer(server.name, line))
 
     # ── tables ──
 

@@ -142,7 +142,7 @@ class Questions(RuleBasedStateMachine):
         if not self.alive(server):
             return multiple()
         id = f"q{self.fresh()}"
-        if not self.s.core.servers[server].clogged:
+        if server not in self.s.core.out.clogged:
             self.questions[id] = server
         self.s.server_sends(server, id=id, method=question[0], params=question[1])
         return server, self.s.runs[server], id
@@ -533,7 +533,7 @@ class Bridge(RuleBasedStateMachine):
             id = f"q{self.fresh()}"
             question = question_of(kind, self.next)
             self.methods[self.next] = question["method"]
-            if self.s.core.servers["old"].clogged:
+            if "old" in self.s.core.out.clogged:
                 self.lost.add(id)
             else:
                 self.questions.append(id)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from script import TOOL, Script
 
-from mcpmux import ConfigChanged, MuxOptions, SamplingOptions, ServerGone, ServerOptions, State
+from mcpmux import ConfigChanged, MuxOptions, SamplingOptions, ServerClogged, ServerGone, ServerOptions, State
 
 
 def table(*names: str, **more: ServerOptions) -> dict[str, ServerOptions]:
@@ -189,3 +189,14 @@ def test_a_bug_in_what_is_done_with_an_answer_still_ends_the_hosts_request(monke
     for id in (1, 3):
         assert s.host_hears(id).is_error
     assert len(s.core.in_flight) == 0
+
+
+def test_a_changed_server_is_told_things_although_the_former_one_did_not_read():
+    s = Script(["git"])
+    s.feed(ServerClogged("git", s.runs["git"], True))
+    assert "does not read" in s.asks(1, "tools/call", name="git__log").text
+    reload(s, table(git=ServerOptions(command="git", args=["x"])))
+    s.advance(0.3)
+    s.host_asks(2, "tools/call", name="git__log")
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(2)["result"] == {"content": []}
