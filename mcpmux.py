@@ -27,28 +27,44 @@ The file is read top to bottom, and no section names anything from a later one:
      3  wire                           bytes <-> lines <-> envelopes; payloads stay raw
      4  eras                           the protocol's revisions and capabilities, as tables
      5  catalogue                      many servers' lists become one; names; who owns what
-     6  bridge                         what happens to a question that a server asks of the host
-     7  lifecycle                      a server's states as one transition table
-     8  core                           the in-flight table and the routing: `handle(event, now) -> effects`
+     6  policy                         who may answer what a server asks
+     7  calls                          events, effects, and the doors of all parts: Out, InFlight, Exchange, Facts
+     8  host's end                     how the host has shown itself; each of its requests is answered once, here
+     9  dispatch                       a host's request to its server and back; deadlines, failing
+    10  tasks and subscriptions        who owns which task, who listens to what
+    11  questions and rounds           what servers ask, and the bridge between the eras
+    12  servers                        finding the era, reading the lists, a process's life
+    13  core                           the router, and `handle(event, now) -> effects`
         -- above this line there is no I/O, no clock, no environment, no asyncio: a test checks it --
-     9  config                         TOML -> options; the only reader of the file and of the environment
-    10  pipes                          the host's two pipes, and the log
-    11  processes                      spawning servers, and the ladder that stops them
-    12  remote                         servers over HTTP, each made to look like a process
-    13  sampler                        the child process that asks a model, through litellm
-    14  mux                            the loop that feeds the core and performs its effects
-    15  hosts                          servers out of hosts' own files, and mcpmux into them
-    16  CLI                            the table of commands; serving is the one without a name
+    14  config                         TOML -> options; the only reader of the file and of the environment
+    15  pipes                          the host's two pipes, and the log
+    16  processes                      spawning servers, and the ladder that stops them
+    17  remote                         servers over HTTP, each made to look like a process
+    18  sampler                        the child process that asks a model, through litellm
+    19  mux                            the loop that feeds the core and performs its effects
+    20  hosts                          servers out of hosts' own files, and mcpmux into them
+    21  CLI                            the table of commands; serving is the one without a name
+
+Three walks through the parts of the core:
+
+* A tools/call: `Router` finds its owner in the catalogue; `Calls` opens it in `InFlight` and sends it in its server's
+  era; the answer is settled there and goes to its asker, `Calls`, and out through `HostEnd`.
+* A sampling request of a legacy server in a modern host's call: `Questions` asks the policy; `Rounds` ends the host's
+  request with what is asked and stands between the call and its asker; the retry brings the answer, which ends the
+  question at its asker, `Questions`, and so reaches the server; the retry stands for the call.
+* A crash: `Life` asks `Greeting` whether a fresh process is wanted, else counts the death and replaces the `Run`; the
+  core tells `Questions` and `Tasks`; `Calls` keeps what the process never took and fails the rest at its askers.
 
 Invariants:
 
 * Every request has exactly one ending on every path: an answer, an error, or, cancelled by its sender, none. One of
-  the host's stands in one table from its line to its ending, wherever it waits meanwhile; one of ours stands in the
-  in-flight table, which `open` and `settle` alone fill and empty.
-* The core cannot fail to send and cannot block: it returns effects. There is no task per request.
+  the host's stands in `HostEnd.open` from its line to its ending, wherever it waits meanwhile; one of ours stands in
+  `InFlight`, which `open` and `settle` alone fill and empty, and its ending goes to its asker.
+* The core cannot fail to send and cannot block: it returns effects. There is no task per request. To send never ends a
+  request: that is always a later event.
 * Nothing but mcpmux's own lines reaches the host's pipe: fds 0 and 1 are taken over before anything else runs.
 * A payload is decoded only as deep as routing needs; what is stored beyond an event is copied out of its line.
-* One server's fault ends that server's requests and nothing else.
+* One server's fault ends that server's requests and nothing else. What belongs to a process is in a `Run`.
 
 Serving uses asyncio directly rather than through anyio, for two measured reasons: anyio's asyncio backend adds 85 ms to
 a start of about 200 ms, and asyncio's subprocess *protocol* tells of a process's exit even while a grandchild holds
@@ -82,10 +98,21 @@ import time
 import tomllib
 import urllib.parse
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, Protocol, TextIO, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -319,10 +346,11 @@ class Envelope(Struct):
 
 
 class Reply(NamedTuple):
-    """How a request ended: one of the two is set."""
+    """How a request ended: one of the first two is set."""
 
     result: Raw | None
     error: Raw | bytes | None
+    failure: str = ""  # why it was not answered at all, where that is so; `error` says the same
 
 
 class TooLong(NamedTuple):
@@ -333,6 +361,16 @@ class TooLong(NamedTuple):
     tail: bytes
 
 
+class Unread(NamedTuple):
+    """A message that cannot be read, as far as it may be known whose it was."""
+
+    head: bytes
+    tail: bytes
+    reason: str
+    code: int
+
+
+JSON_NULL: Final = b"null"
 encode: Final = msgspec.json.Encoder().encode
 _decode_envelope: Final = msgspec.json.Decoder(Envelope).decode
 _decode_fields: Final = msgspec.json.Decoder(Fields).decode
@@ -427,6 +465,53 @@ def _read_twice(decode: Callable[[bytes], Decoded], line: bytes) -> Decoded:
 def mended(line: bytes) -> bytes:
     """Without lone surrogate escapes."""
     return _LONE_SURROGATE.sub(lambda m: m[1] + (m[2] or rb"\ufffd"), line) if b"\\u" in line else line
+
+
+def messages_in(
+    line: bytes | TooLong, most: float, *, takes_batches: bool = False
+) -> tuple[list[Envelope | Unread], str | None]:
+    """What a line says, several messages only where an array is a batch; and what had to be replaced in it. `most` is
+    the limit in MB that a line which is too long has broken."""
+    if isinstance(line, TooLong):
+        reason = f"{line.size} bytes, over max_message_mb = {most:g}"
+        return [Unread(line.head, line.tail, reason, INVALID_REQUEST)], None
+    text, note = tidy(line)
+    items = [text]
+    if takes_batches and text.lstrip()[:1] == b"[":
+        try:
+            items = decode_batch(text)
+        except (BadLine, msgspec.ValidationError) as bad:
+            return [Unread(text, text, str(bad), INVALID_REQUEST)], note
+    messages: list[Envelope | Unread] = []
+    for item in items:
+        try:
+            messages.append(decode_line(item))
+        except BadLine as bad:
+            code = PARSE_ERROR if str(bad).startswith("not JSON (") else INVALID_REQUEST
+            messages.append(Unread(item, item, str(bad), code))
+    return messages, note
+
+
+def reply_in(message: Envelope, who: str) -> Reply:
+    """A response as one of its two kinds; what is neither becomes an error that says so."""
+    if message.error is not UNSET:
+        if message.result is not UNSET and bytes(message.result) != JSON_NULL:
+            wrong = "an answer with both a result and an error"
+        elif error_is_valid(message.error):
+            return Reply(None, message.error)
+        else:
+            wrong = "an error without a code and a message"
+    elif message.result is not UNSET and is_object(message.result):
+        return Reply(message.result, None)
+    else:
+        wrong = "a result that is no object"
+    return Reply(None, error_body(RpcError(INTERNAL_ERROR, f"{who} sent {wrong}")))
+
+
+def what_is(message: Envelope) -> str:
+    """A message of a peer's without its payload, for the trace."""
+    what = "answer" if message.method is UNSET else message.method
+    return what if message.id is UNSET else f"{what} id={bytes(message.id).decode(errors='replace')}"
 
 
 def id_in_bad_line(head: bytes, tail: bytes) -> int | None:
@@ -542,6 +627,11 @@ def failure(method: str, text: str) -> Reply:
     return Reply(None, error_body(RpcError(INTERNAL_ERROR, text)))
 
 
+def failed(text: str) -> Reply:
+    """The ending of a request that nobody answers, whatever its method."""
+    return Reply(None, error_body(RpcError(INTERNAL_ERROR, text)), text)
+
+
 def error_is_valid(raw: Raw) -> bool:
     body = object_of(raw)
     code = value_of(body.get("code"))
@@ -600,7 +690,7 @@ VERSION_KEY, INFO_KEY, CAPABILITIES_KEY, LEVEL_KEY, SERVER_KEY, SUBSCRIPTION_KEY
 )
 ENVELOPE_KEYS: Final = (VERSION_KEY, INFO_KEY, CAPABILITIES_KEY, LEVEL_KEY)
 TASKS_EXTENSION: Final = _OF_MCP + "tasks"
-_RELATED_TASK: Final = _OF_MCP + "related-task"
+RELATED_TASK: Final = _OF_MCP + "related-task"
 CARRIERS: Final = ("tools/call", "prompts/get", "resources/read")  # in the middle of these a server may ask
 LEGACY_ONLY: Final = frozenset(
     {"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe", "tasks/list", "tasks/result"}
@@ -627,6 +717,12 @@ class Caller(NamedTuple):
 
 
 NOBODY: Final = Caller(False, b"{}", encode(IMPLEMENTATION))
+
+
+@functools.lru_cache(maxsize=8)
+def declares_tasks(declared: bytes) -> bool:
+    """Whether a host, by its capabilities, knows the tasks extension."""
+    return offers(object_of(declared), "extensions", TASKS_EXTENSION)
 
 
 def caller_of(params: Fields) -> Caller | None:
@@ -803,7 +899,6 @@ def elicitation_modes(capabilities: Fields) -> frozenset[str]:
 
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
 _EXPRESSION: Final = re.compile(r"\{([^{}]*)\}")
-_NULLED: Final = b"null"
 
 
 class Entry(NamedTuple):
@@ -991,7 +1086,7 @@ def _fitting(fields: Fields, types: Mapping[str, type | tuple[type, ...]]) -> Fi
     return {
         key: raw
         for key, raw in fields.items()
-        if bytes(raw) != _NULLED and (key not in types or isinstance(value_of(raw), types[key]))
+        if bytes(raw) != JSON_NULL and (key not in types or isinstance(value_of(raw), types[key]))
     }
 
 
@@ -1172,23 +1267,8 @@ _OPERATORS: Final = {
 }
 
 
-# ══ 6. Bridge ════════════════════════════════════════════════════════════════════════════════════════════════════════
-# A server wants something of the host in the middle of a call: a model's answer, a person's, the roots. The eras have
-# opposite ways for it. A legacy server *sends a request* while its call stays open. A modern server *ends the call*
-# with `input_required`, which holds the questions and a state; the host asks again, with the answers and that state.
-#
-# Between peers of one era nothing is translated. Across them:
-#
-#   legacy server, modern host   The host's request is ended with `input_required` and a state of ours; the server's
-#                                call stays open, *parked*. The host's retry brings the answers, which go to the server
-#                                as answers to its requests; from then on the retry stands for the call.
-#   modern server, legacy host   The host's request stays open. The questions are put to the host as requests; when all
-#                                are answered the call is tried again at the server, with the answers and its state.
-#
-# What a server's table or a model of one's own answers never reaches the host. If only some of a modern server's
-# questions are answered so, the host is asked the rest under a state of ours, and its retry completes them. A refusal
-# that names pages to visit (-32042, 2025-11-25) becomes questions too, and the retry a new call. `Round` is one such
-# exchange, and `ROUNDS` is the table of its phases. Here is decided from values alone; the core does what is decided.
+# ══ 6. Policy ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Who may answer what a server asks: the host, mcpmux itself, a model of one's own, or nobody. Values in, values out.
 
 
 class Forward(NamedTuple):
@@ -1296,7 +1376,7 @@ def embedded(method: str, params: Raw | bytes | UnsetType) -> Raw:
     """A legacy server's request as one of `inputRequests`: without what only holds between its sender and us."""
     fields = {key: raw for key, raw in object_of(params).items() if key not in ("task", "elicitationId")}
     if "_meta" in fields:
-        ours = ("progressToken", _RELATED_TASK)
+        ours = ("progressToken", RELATED_TASK)
         meta = {key: raw for key, raw in object_of(fields["_meta"]).items() if key not in ours}
         if meta:
             fields["_meta"] = Raw(encode(meta))
@@ -1325,6 +1405,1768 @@ def brought(question: Fields, answer: Raw | None, host: Fields) -> Reply | None:
         needed = ("sampling", "tools")
     error = RpcError(METHOD_NOT_FOUND, f"the host came back without an answer and declares no {'.'.join(needed)} now")
     return None if offers(host, *needed) else Reply(None, error_body(error))
+
+
+STATE_PREFIX: Final = "mcpmux:"  # of a `requestState` that is ours
+
+
+def input_required(questions: Mapping[str, Raw], state: str) -> Raw:
+    """The result that asks the host (2026-07-28, basic/patterns/mrtr)."""
+    meta = {SERVER_KEY: IMPLEMENTATION}
+    body = {"resultType": "input_required", "inputRequests": questions, "requestState": state, "_meta": meta}
+    return Raw(encode(body if questions else {key: body[key] for key in body if key != "inputRequests"}))
+
+
+# ══ 7. Calls ═════════════════════════════════════════════════════════════════════════════════════════════════════════
+# What goes into the core and comes out of it, and the doors that all parts share: `Out` for effects and timers,
+# `InFlight` for requests that wait for an answer, `Exchange` for what takes several of them. `Facts` is what is known
+# of a server. Knows no method of the protocol, nor which parts there are.
+
+FOREVER: Final = float("inf")
+
+
+class Peer(Enum):
+    """Whom we speak with besides the servers, which go by their names in the config."""
+
+    HOST = "host"
+    NEXT = "host's next request"  # owes the answer to a question that a modern host has, or will have
+    SAMPLER = "sampler"  # a child process of ours
+
+
+Name = str | Peer
+TimerKey = tuple[str, Name]
+
+
+def shown(name: Name) -> str:
+    return name if isinstance(name, str) else name.value
+
+
+def called(name: Name) -> str:
+    """In a sentence."""
+    return name if isinstance(name, str) else f"the {name.value}"
+
+
+# ── events ──
+
+
+class HostLines(Struct):
+    """Whole lines from the host, as many as came at once."""
+
+    lines: list[bytes | TooLong]
+
+
+class HostGone(Struct):
+    """The host closed its end, or mcpmux was told to stop."""
+
+    reason: str
+
+
+class ServerUp(Struct):
+    """The process runs and can be written to."""
+
+    server: Name
+    run: int
+
+
+class ServerLines(Struct):
+    server: Name
+    run: int
+    lines: list[bytes | TooLong]
+
+
+class ServerClogged(Struct):
+    """A server's outbox went over its limit, or is empty again."""
+
+    server: Name
+    run: int
+    clogged: bool
+
+
+class ServerGone(Struct):
+    """The process or the connection is over, or never came to be: what happened, and what its person can do."""
+
+    server: Name
+    run: int
+    reason: str  # as in «git exited with code 1»
+    hint: str
+    stderr: list[str]
+    unread: list[bytes] = []  # requests that it has certainly not taken: they are for its next run
+
+
+class ConfigChanged(Struct):
+    """The file says something else; what it says as a whole. The fields are those that `Core` is made with."""
+
+    options: MuxOptions
+    servers: dict[str, ServerOptions]
+    broken: dict[str, str]
+    sampling: SamplingOptions | None
+
+
+class TryAgain(Struct):
+    """What kept a server from serving may be over: somebody has logged in."""
+
+    server: str
+
+
+class TimerDue(Struct):
+    key: TimerKey
+
+
+Event = HostLines | HostGone | ServerUp | ServerLines | ServerClogged | ServerGone | ConfigChanged | TryAgain | TimerDue
+
+
+# ── effects ──
+
+
+class SendHost(Struct):
+    source: Name  # whose queue: a server's, or the host's own for what mcpmux itself says
+    line: bytes
+
+
+class SendServer(Struct):
+    server: Name
+    line: bytes
+
+
+class Start(Struct):
+    server: Name
+    run: int
+
+
+class Stop(Struct):
+    server: Name
+    run: int
+
+
+class SaveCatalogue(Struct):
+    """What is now known of a server, for the cache."""
+
+    server: str
+    known: Known
+
+
+class SetTimer(Struct):
+    key: TimerKey
+    at: float | None  # None: forget it
+
+
+class Log(Struct):
+    level: str
+    text: str
+
+
+Effect = SendHost | SendServer | Start | Stop | SaveCatalogue | SetTimer | Log
+
+
+class Out:
+    """The one door for effects and timers. Knows peers by their names, and which of them do not read; what a line says
+    it looks at for the trace only."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # the time of the event that is handled
+        self.is_tracing = False
+        self.clogged: set[Name] = set()  # servers that are sent nothing: they ask, or are asked, and do not read
+        self._effects: list[Effect] = []
+        self._timers: dict[TimerKey, float] = {}
+
+    def begin(self, now: float) -> list[Effect]:
+        """The list into which the effects of the next event go."""
+        self.now, self._effects = now, []
+        return self._effects
+
+    def put(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    def to_host(self, source: Name, line: bytes) -> None:
+        if self.is_tracing:
+            self.trace(">", Peer.HOST, label(line), len(line))
+        self._effects.append(SendHost(source, line))
+
+    def to_server(self, name: Name, line: bytes) -> None:
+        if name in self.clogged:  # what it would be told must not pile up
+            self.log("debug", f"{shown(name)}: does not read; {label(line)} was dropped")
+            return
+        if self.is_tracing:
+            self.trace(">", name, label(line), len(line))
+        self._effects.append(SendServer(name, line))
+
+    def log(self, level: str, text: str) -> None:
+        self._effects.append(Log(level, text))
+
+    def trace(self, arrow: str, peer: Name, what: str, size: int) -> None:
+        self.log("trace", f"{arrow} {shown(peer)} {what} {size} bytes")
+
+    def survive(self, step: Callable[..., None], *arguments: Any) -> bool:
+        """A bug of ours costs what shows it. What was done before it stands, and everything else is served on."""
+        try:
+            step(*arguments)
+            return True
+        except Exception as bug:
+            self.bug(bug)
+            return False
+
+    def bug(self, bug: Exception) -> None:
+        """What went wrong, and on which way."""
+        frames: list[str] = []
+        at = bug.__traceback__
+        while at:
+            frames.append(f"{at.tb_frame.f_code.co_name}:{at.tb_lineno}")
+            at = at.tb_next
+        self.log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {' > '.join(frames)}")
+
+    def timer(self, kind: str, name: Name, at: float | None) -> None:
+        """Sets it, in place of what it was set to; None: it is not to come."""
+        key = (kind, name)
+        if at is not None:
+            self._timers[key] = at
+        elif self._timers.pop(key, None) is None:
+            return
+        self._effects.append(SetTimer(key, at))
+
+    def no_timers(self, name: Name, kinds: Iterable[str]) -> None:
+        for kind in kinds:
+            self.timer(kind, name, None)
+
+    def due_at(self, kind: str, name: Name) -> float:
+        return self._timers.get((kind, name), FOREVER)
+
+    def is_due(self, key: TimerKey) -> bool:
+        """Takes a timer whose time has come; one that some clock has told too early is set again."""
+        at = self._timers.get(key)
+        if at is None:
+            return False
+        if at > self.now:
+            self._effects.append(SetTimer(key, at))
+            return False
+        del self._timers[key]
+        return True
+
+
+# ── what is known of a server ──
+
+
+class State(Enum):
+    IDLE = "idle"  # not running; the next use starts it
+    STARTING = "starting"  # the process is being started, or has not answered its handshake
+    READY = "ready"
+    BACKOFF = "backoff"  # it died; until the timer is due nothing starts it
+    FAILED = "failed"  # given up for a while, or for good where its table is wrong
+    STOPPING = "stopping"  # the stop ladder runs
+    STOPPED = "stopped"  # stopped by us
+
+
+class Stage(Enum):
+    """How far a process has come."""
+
+    GREETING = "it has not answered its handshake"
+    LATE = "nor within startup_timeout_sec: nobody waits for it any more"
+    OPENING = "it has; calls wait until what it asks first is answered"
+    OPEN = "calls go out"
+    CLOSED = "it is being stopped, or gone"
+
+
+class Ending(Enum):
+    """Why a process is being stopped."""
+
+    TOLD = "nobody needs it"
+    USELESS = "its handshake failed"
+    AGAIN = "a fresh one is to take its place"
+
+
+class Run(Struct):
+    """What belongs to one process of a server: replaced whole when that has ended."""
+
+    number: int  # counts them, so that what a former one still says is not taken for the present one's
+    starter: Caller = NOBODY  # the host as the request showed it for which it was started
+    started_at: float = 0.0
+    up_at: float = 0.0
+    stage: Stage = Stage.GREETING
+    ending: Ending | None = None
+    told: Fields = {}  # of the host's capabilities, in a legacy handshake
+    level: str | None = None  # of log messages, as last set at it
+    # Its lists: which are being read, which have changed since, and from when on.
+    readings: set[str] = set()
+    changed: set[str] = set()
+    changed_since: float = 0.0
+    listed_at: float | None = None  # when all had been read once
+    quiet: float = RELIST_QUIET  # grows while it announces changes that are none
+    # Our subscription at a modern one.
+    listen: Pending | None = None
+    former_listens: list[Pending] = []  # to be ended when the present one is acknowledged
+    listens_for: Fields | None = None  # None: it offers no subscriptions
+    listen_wait: float = LISTEN_AGAIN
+
+
+class Facts:
+    """What is known of one server, or child process of ours. All parts read it; `Life` writes it, with the greeting and
+    the lists that it drives."""
+
+    def __init__(self, peer: Name, options: ServerOptions, run: int = 0) -> None:
+        self.peer = peer
+        self.name = called(peer)
+        self.options = options
+        self.state = State.IDLE
+        self.run = Run(run, stage=Stage.CLOSED)
+        self.trouble: str | None = None  # why it does not serve, for people; None while it does or was never tried
+        self.hint = ""
+        self.is_broken = False  # its table is wrong: nothing but a new one can start it
+        self.wanted = False  # used while it rests or stops: started as soon as that is over
+        self.settling = False  # started, and not yet known what it offers: lists wait, the first time
+        self.tried = False  # a start has ended one way or the other: lists wait for no further one
+        self.known = False  # its lists are those that it gave, in this run or a former one
+        self.stale = False  # but to a host with other capabilities
+        self.saved: Known | None = None  # what the cache has
+        self.ready_in: float | None = None  # seconds from start to its first complete lists
+        # What it said of itself: kept after its end, since its tools stay listed while it rests.
+        self.era = ""  # "legacy" or "modern": what worked last
+        self.modern = False
+        self.revision = ""
+        self.info = NOBODY.info  # its `serverInfo`
+        self.capabilities: Fields = {}
+        self.instructions = ""
+        self.lists: dict[str, list[Entry]] = {}
+
+    @property
+    def is_open(self) -> bool:
+        return self.run.stage is Stage.OPEN
+
+    def why(self) -> str:
+        """Which server, what happened, what to do: one line, for the model and the person behind it."""
+        trouble = self.trouble or f"{self.name} is {self.state.value}"
+        hint = self.hint or "`mcpmux check` says more; the next call starts it again"
+        text = f"mcpmux: {trouble} ({hint})".replace("\n", " ")
+        return text.encode(errors="replace").decode()  # a path that is not UTF-8 is no JSON
+
+
+# ── requests in flight ──
+
+
+class Ask(Struct, eq=False):
+    """A request of the host's, from its line to its ending."""
+
+    id: bytes
+    method: str
+    params: Raw | UnsetType
+    fields: Fields = {}  # its params
+    caller: Caller = NOBODY
+    blamed: str | None = None  # the server whose start it waits for, if it waits for one only
+    by: InHand | None = None  # who has it in hand; None while it is routed
+    number: int = 0  # there: of what it waits for
+
+    @property
+    def is_task(self) -> bool:
+        """Augmented with a task (2025-11-25): what it begins with has no way to say that a tool failed."""
+        return "task" in self.fields and not self.caller.modern
+
+
+class InHand(Protocol):
+    """Who has a request of the host's in hand until it ends."""
+
+    def dropped(self, ask: Ask, params: Fields) -> None:
+        """The host has cancelled it, with these params: it has no ending any more."""
+        ...
+
+
+class Asker(Protocol):
+    """Who waits for the answer to a request of ours. To send one never ends it: that is always a later event."""
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        """It is answered, or never will be: the reply then says why. It is in no table any more."""
+        ...
+
+    def withdrawn(self, pending: Pending) -> None:
+        """Nobody waits for it any more."""
+        ...
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        """For whoever asked, under the token that he gave."""
+        ...
+
+
+class Pending(Struct, eq=False):
+    """A request of ours that waits for its answer, under an id that we have minted."""
+
+    id: int
+    peer: Name  # who owes the answer
+    asker: Asker
+    method: str
+    patience: float  # seconds from one sign of life to the next
+    opened: float
+    deadline: float
+    limit: float  # progress moves the deadline no further than this
+    ask: Ask | None = None  # the host's request that it carries out
+    server: str = ""  # the server whose question it is
+    server_id: bytes = b""  # and under which id it asked
+    is_sent: bool = True  # else it waits for its server to be ready, or for a host to come
+    token: bytes | None = None  # the progress token of whoever asked; ours is `id`
+    reached: float = -FOREVER  # the last value of progress that was passed on
+    wrapped: bool = False  # the tool's structured results are put into an object
+    is_task: bool = False  # of a question: augmented with a task
+    params: Fields | None = None  # those for its peer, of what may have to be put again
+    calls: tuple[int, ...] = ()  # of a server's question: the host's calls in one of which it was asked
+    round: int = 0  # the open one that it takes part in
+    rounds: int = 0  # how often its modern server has asked already
+
+    @property
+    def is_ours(self) -> bool:
+        """Nobody but mcpmux itself waits for it."""
+        return self.ask is None and not self.server and not self.round
+
+
+class InFlight:
+    """The one table of requests of ours: `open` and `settle` are its only doors."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, Pending] = {}
+        self._owed: dict[Name, dict[int, Pending]] = {}
+        self._asked: dict[str, dict[bytes, Pending]] = {}  # servers' questions, by their own ids
+        self._minted = 0
+
+    def open(
+        self,
+        peer: Name,
+        asker: Asker,
+        method: str,
+        now: float,
+        patience: float,
+        limit: float | None = None,
+        *,
+        ask: Ask | None = None,
+        server: str = "",
+        server_id: bytes = b"",
+    ) -> Pending:
+        self._minted += 1
+        number, most = self._minted, now + (patience if limit is None else limit)
+        pending = Pending(number, peer, asker, method, patience, now, now + patience, most, ask, server, server_id)
+        self._by_id[number] = pending
+        self._owed.setdefault(peer, {})[number] = pending
+        if server:
+            self._asked.setdefault(server, {})[server_id] = pending
+        return pending
+
+    def settle(self, pending: Pending) -> None:
+        del self._by_id[pending.id]
+        owed = self._owed[pending.peer]
+        del owed[pending.id]
+        if not owed:
+            del self._owed[pending.peer]
+        if pending.server:
+            asked = self._asked[pending.server]
+            del asked[pending.server_id]
+            if not asked:
+                del self._asked[pending.server]
+
+    def get(self, number: int | None) -> Pending | None:
+        return None if number is None else self._by_id.get(number)
+
+    def asked(self, server: str, id: bytes) -> Pending | None:
+        return self._asked.get(server, {}).get(id)
+
+    def owed_by(self, peer: Name) -> list[Pending]:
+        """The oldest first."""
+        return list(self._owed.get(peer, {}).values())
+
+    def asked_by(self, server: str) -> list[Pending]:
+        return list(self._asked.get(server, {}).values())
+
+    def __iter__(self) -> Iterator[Pending]:
+        return iter(list(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+
+class Unheard:
+    """Asks what it need not know the answer to."""
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        pass
+
+    def withdrawn(self, pending: Pending) -> None:
+        pass
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        pass
+
+
+UNHEARD: Final = Unheard()
+
+
+# ── exchanges: what takes several requests ──
+
+
+class Step(NamedTuple):
+    """What an exchange asks next, and of which server. All that belongs to the asking travels in it."""
+
+    server: str
+    method: str
+    params: Fields | UnsetType = UNSET
+    patience: float | None = None  # seconds; None: as long as its table says
+    wrapped: bool = False
+
+
+# Yields a step and is sent how that ended; returns a peer's own reply, or a result of ours; raises `RpcError`. Between
+# two steps anything may happen: it holds names, no `Facts`, and no `Raw`, which would keep its whole line.
+Steps = Generator[Step, Reply, Reply | bytes]
+ExchangeEnd = Reply | bytes | RpcError
+
+
+class Side(Protocol):
+    """For whom exchanges ask: the host, or mcpmux itself."""
+
+    def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
+        """The request that is now open with the exchange as its asker; or why there is none."""
+        ...
+
+    def finish(self, exchange: Exchange, outcome: ExchangeEnd) -> None: ...
+
+    def progress(self, pending: Pending, line: bytes) -> None: ...
+
+
+class Exchange:
+    """Drives a generator as the asker of what it asks. However it ends, `side` is told once, unless nobody waits."""
+
+    def __init__(self, steps: Steps, side: Side, ask: Ask | None = None) -> None:
+        self._steps, self._side = steps, side
+        self.ask = ask  # the host's request that it is for, if it is for one
+        self.last: Pending | None = None  # what it asked last
+
+    def go_on(self, reply: Reply | None = None) -> None:
+        """The first time with nothing."""
+        outcome: ExchangeEnd = failed("a bug in mcpmux: its log says more")
+        try:
+            step = next(self._steps) if reply is None else self._steps.send(reply)
+            while isinstance(sent := self._side.step(step, self), Reply):
+                step = self._steps.send(sent)
+            self.last = sent
+            return
+        except StopIteration as end:
+            outcome = end.value
+        except RpcError as refusal:
+            outcome = refusal
+        except Exception:
+            self._side.finish(self, outcome)
+            raise
+        self._side.finish(self, outcome)
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        self.ask, self.last = pending.ask, pending  # a retry may stand for it by now
+        self.go_on(reply)
+
+    def withdrawn(self, pending: Pending) -> None:
+        self._steps.close()
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        self._side.progress(pending, line)
+
+
+# ══ 8. Host's end ════════════════════════════════════════════════════════════════════════════════════════════════════
+# The host as it has shown itself, what it has seen of what the servers offer, and all that is said to it: each request
+# answered once, in its era, and never more than hosts take. Knows nothing of who answers.
+
+
+class Merged:
+    """What all servers offer, as one catalogue: made anew when it is next looked at after a change."""
+
+    def __init__(self, out: Out, options: MuxOptions, servers: dict[str, Facts]) -> None:
+        self.options = options
+        self._out, self._servers = out, servers
+        self._made: Catalogue | None = None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        if self._made is None:
+            parts = [Part(one.name, one.options.prefix, one.lists) for one in self._servers.values() if one.lists]
+            self._made = merge(parts, self.options)
+            for note in self._made.notes:
+                self._out.log("warning", note)
+        return self._made
+
+    def changed(self) -> Mapping[str, bytes] | None:
+        """It is to be made anew; what it was, if it was made."""
+        before, self._made = self._made, None
+        return before and before.results
+
+
+class HostEnd:
+    """The host's side of the core. `open` has every request of the host's from its line to its ending: `answer` and
+    `drop` are the only ways out of it."""
+
+    def __init__(self, out: Out, options: MuxOptions) -> None:
+        self.options = options
+        self.limit = 0  # bytes of one message
+        self.open: dict[bytes, Ask] = {}
+        self.held: dict[bytes, Ask] = {}  # of these, what waits until it is known what the servers offer
+        self.revision = ""  # once it has initialized
+        self.legacy = NOBODY  # as it has initialized
+        self.caller = NOBODY  # as it showed itself last
+        self.is_ready = False  # it has sent `initialized`: now it may be asked
+        self.level: str | None = None  # of log messages, as a legacy host has set it
+        self.roots: bytes | None = None  # its last answer to roots/list
+        self.seen: dict[str, bytes] = {}  # by list method: the list that it has, or was told to fetch
+        self._out = out
+        self._early: list[SendHost] = []  # waits until it is ready
+
+    # ── its requests ──
+
+    def take(self, ask: Ask) -> bool:
+        """Whether this is a request that can be told from the others that are open."""
+        if not is_id(ask.id):
+            error = RpcError(INVALID_REQUEST, "a request's id must be a string or a number")
+            self._out.to_host(Peer.HOST, error_line(None, error_body(error)))
+        elif ask.id in self.open:
+            error = RpcError(INVALID_REQUEST, "a request with this id is still open")
+            self._out.to_host(Peer.HOST, error_line(ask.id, error_body(error)))
+        else:
+            self.open[ask.id] = ask
+            return True
+        return False
+
+    def answer(
+        self, ask: Ask, reply: Reply, source: Name = Peer.HOST, by: Facts | None = None, *, as_it_is: bool = False
+    ) -> None:
+        """The ending of a request, through its server's queue, so that it cannot overtake what came before. `by` is the
+        server that has said this itself; `as_it_is`: it is in the host's era already."""
+        if self.open.get(ask.id) is not ask:
+            raise Bug(f"a second ending of {ask.method} {ask.id!r}")
+        del self.open[ask.id]
+        line = self._answer_line(ask, reply, by, as_it_is)
+        if len(line) > self.limit:
+            most = f"more than the {self.options.host_message_mb:g} MB that hosts take (host_message_mb)"
+            who = "mcpmux" if source is Peer.HOST else shown(source)
+            line = self._answer_line(ask, failed(f"{who} answered with {len(line)} bytes, {most}"), None, False)
+        self._out.to_host(source, line)
+
+    def _answer_line(self, ask: Ask, reply: Reply, by: Facts | None, as_it_is: bool) -> bytes:
+        result, error, why = reply
+        if why:
+            result, error, _ = failure("" if ask.is_task else ask.method, why)
+        is_its_era = as_it_is or (by is not None and by.modern)
+        if error is not None:
+            return error_line(ask.id, modern_error(error, from_modern=is_its_era) if ask.caller.modern else error)
+        assert result is not None
+        if ask.caller.modern and not is_its_era:
+            result = modern_result(ask.method, result, by.info if by else NOBODY.info)
+        return result_line(ask.id, result)
+
+    def reply(self, ask: Ask, result: bytes) -> None:
+        """With a result of our own."""
+        self.answer(ask, Reply(Raw(result), None))
+
+    def refuse(self, ask: Ask, error: RpcError) -> None:
+        self.answer(ask, Reply(None, error_body(error)), as_it_is=error.code == UNSUPPORTED_VERSION)
+
+    def drop(self, ask: Ask, params: Fields) -> None:
+        """Nobody waits for it any more: it is taken out wherever it is."""
+        del self.open[ask.id]
+        if ask.by:
+            ask.by.dropped(ask, params)
+
+    def hold(self, ask: Ask) -> None:
+        if ask.params is not UNSET:
+            ask.params = ask.params.copy()
+        ask.by = self
+        self.held[ask.id] = ask
+
+    def dropped(self, ask: Ask, params: Fields) -> None:
+        del self.held[ask.id]
+
+    def end_by_bug(self, ask: Ask) -> None:
+        """Nobody will answer it any more, since what was to be done with it has failed."""
+        if self.open.get(ask.id) is ask:
+            self.drop(ask, {})
+            self.open[ask.id] = ask
+            self.refuse(ask, RpcError(INTERNAL_ERROR, f"a bug in mcpmux: its log says more ({ask.method[:100]})"))
+
+    # ── what it did not ask for ──
+
+    def tell(self, source: Name, line: bytes, *, is_request: bool = False) -> None:
+        """A legacy host: kept until it has initialized. A modern one hears what it subscribed to, and no more."""
+        if len(line) > self.limit:
+            most = "is more than hosts take, and was dropped"
+            self._out.log("warning", f"{shown(source)}: a notification of {len(line)} bytes {most}")
+        elif self.is_ready:
+            self._out.to_host(source, line)
+        elif self.revision and (is_request or sum(one.source == source for one in self._early) < HELD_FOR_HOST):
+            self._early.append(SendHost(source, line))
+
+    def keep_roots(self, method: str, reply: Reply) -> None:
+        """What it has answered to roots/list may have to do for a server that asks while it cannot be asked."""
+        if method == "roots/list" and reply.result is not None:
+            self.roots = bytes(reply.result)
+
+    def ready(self) -> None:
+        self.is_ready = True
+        early, self._early = self._early, []
+        for effect in early:
+            self._out.to_host(effect.source, effect.line)
+
+    def stale_lists(self, results: Mapping[str, bytes]) -> list[str]:
+        """The methods of those lists that are not what the host has; from now on it is told of them."""
+        stale = [method for method, seen in self.seen.items() if seen != results[method]]
+        self.seen |= {method: results[method] for method in stale}
+        return stale
+
+
+# ══ 9. Dispatch ══════════════════════════════════════════════════════════════════════════════════════════════════════
+# A host's request on its way to its server and back, and every other way in which a request of ours ends. Knows neither
+# how a server is started (it is handed `use`) nor what the answer to a question of a server's is.
+
+
+class Calls:
+    """Sends requests to servers in their era, at once or when they are ready, and brings the answers to their askers.
+    Asker of what the host wants of one server."""
+
+    def __init__(
+        self,
+        out: Out,
+        in_flight: InFlight,
+        host: HostEnd,
+        servers: dict[str, Facts],
+        use: Callable[[Facts], None],
+    ) -> None:
+        self.options = host.options
+        self.has_model = False  # a local one answers sampling
+        self.last_used: dict[Name, float] = {}
+        self._out, self._in_flight, self._host, self._servers, self._use = out, in_flight, host, servers, use
+        self._waiting: dict[Name, dict[int, Fields | UnsetType]] = {}  # params by number, until their server is ready
+        self._watched = FOREVER  # the deadline at which there is a sweep
+        self._told: dict[Name, tuple[bytes, bool, Fields]] = {}  # by declaration, and whether both are legacy
+
+    # ── out ──
+
+    def forward(
+        self,
+        ask: Ask,
+        name: str,
+        params: Fields,
+        asker: Asker | None = None,
+        *,
+        patience: float | None = None,
+        wrapped: bool = False,
+    ) -> Pending | Reply:
+        """A host's request for a server, where it waits if that is not ready. If it cannot be had the reply says why,
+        and is the host's answer unless another asker has a use for it."""
+        server = self._servers[name]
+        self.last_used[name] = self._out.now
+        if server.state is State.FAILED or server.run.stage is Stage.LATE or name in self._out.clogged:
+            refusal = failed(self.does_not_read(name) if name in self._out.clogged else server.why())
+            if asker is None:
+                self._host.answer(ask, refusal)
+            return refusal
+        seconds = patience or server.options.tool_timeout_sec
+        most = patience or seconds * PROGRESS_CAP
+        pending = self._in_flight.open(name, asker or self, ask.method, self._out.now, seconds, most, ask=ask)
+        pending.wrapped, pending.token = wrapped, progress_token(params)
+        ask.by, ask.number = self, pending.id
+        is_open = server.run.stage is Stage.OPEN
+        if ask.method in CARRIERS and (ask.caller.modern or server.modern or not is_open):
+            pending.params = params
+        if pending.deadline < self._watched:
+            self.watch(pending)
+        body = params if ask.params is not UNSET or params else UNSET
+        if is_open:
+            self._dispatch(server, pending, body)
+        else:
+            self._wait(server, pending, body)
+        return pending
+
+    def put(self, server: Facts, pending: Pending, params: Fields) -> None:
+        """A request of another part's for a process, where it waits if that is not ready."""
+        self.watch(pending)
+        self.last_used[server.peer] = self._out.now
+        if server.run.stage is Stage.OPEN:
+            self._dispatch(server, pending, params)
+        else:
+            self._wait(server, pending, params)
+
+    def watch(self, pending: Pending) -> None:
+        """One timer for all requests, at the earliest deadline: a heap of cancelled timers would grow with the rate."""
+        if pending.deadline < self._watched:
+            self._watched = pending.deadline
+            self._out.timer("calls", "", pending.deadline)
+
+    def _wait(self, server: Facts, pending: Pending, params: Fields | UnsetType) -> None:
+        pending.is_sent = False
+        self._waiting.setdefault(server.peer, {})[pending.id] = params
+        self._use(server)
+
+    def _dispatch(self, server: Facts, pending: Pending, params: Fields | UnsetType) -> None:
+        """Writes it in its server's era. Between legacy peers nothing changes but the token."""
+        pending.is_sent = True
+        if pending.token is not None:
+            assert params is not UNSET
+            meta = object_of(params["_meta"]) | {"progressToken": Raw(b"%d" % pending.id)}
+            params = params | {"_meta": Raw(encode(meta))}
+        ask = pending.ask
+        if ask and server.modern:
+            level = ask.caller.level or (None if ask.caller.modern else self._host.level)
+            told = encode(self.told(server, ask.caller))
+            params = enveloped({} if params is UNSET else params, ask.caller, told, level)
+        elif ask and ask.caller.modern and params is not UNSET:
+            if "requestState" in params:
+                text = f"{server.name} has given no requestState: send the call without it"
+                self.end(pending, Reply(None, error_body(RpcError(INVALID_PARAMS, text))))
+                return
+            params = without_envelope(params)
+            if ask.caller.level:
+                self.tell_level(server)
+        line = UNSET if params is UNSET else encode(params)
+        self._out.to_server(server.peer, request_line(pending.id, pending.method, line))
+
+    def request(
+        self, server: Facts, method: str, params: bytes | UnsetType, asker: Asker, patience: float | None = None
+    ) -> Pending:
+        """One of our own, for a server that runs: sent as it is, in the envelope of a modern server."""
+        seconds = patience or server.options.tool_timeout_sec
+        pending = self._in_flight.open(server.peer, asker, method, self._out.now, seconds)
+        self.watch(pending)
+        if server.modern:
+            starter = server.run.starter
+            told = encode(self.told(server, starter))
+            params = encode(enveloped(object_of(params), starter, told, self._host.level))
+        self._out.to_server(server.peer, request_line(pending.id, method, params))
+        return pending
+
+    def told(self, server: Facts, caller: Caller) -> Fields:
+        """What this server is told of the host's capabilities."""
+        is_legacy = not (caller.modern or server.modern)
+        known = self._told.get(server.peer)
+        if known is None or known[:2] != (caller.declared, is_legacy):
+            told = capabilities_for_server(caller.capabilities, server.options, has_model=self.has_model)
+            if not is_legacy:
+                told.pop("tasks", None)  # those of the legacy era are between its peers
+            known = self._told[server.peer] = caller.declared, is_legacy, told
+        return known[2]
+
+    def tell_level(self, server: Facts) -> None:
+        """Legacy servers have one level: the most talkative that anybody wants now. What a modern host did not ask
+        for is sorted out on the way back."""
+        callers = [one.ask.caller for one in self._in_flight.owed_by(server.peer) if one.ask]
+        levels = [level for level in (*(one.level for one in callers if one.modern), self._host.level) if level]
+        level = min(levels, key=LOG_LEVELS.index, default=None)
+        if level and level != server.run.level and not server.modern and offers(server.capabilities, "logging"):
+            server.run.level = level
+            self.request(server, "logging/setLevel", encode({"level": level}), UNHEARD)
+
+    def log_message(self, server: Facts, params: Fields) -> None:
+        """To a modern host only while a call of its that wants such messages is at this server."""
+        name = server.name
+        logger = value_of(params.get("logger"))
+        params["logger"] = Raw(encode(f"{name}/{logger}" if isinstance(logger, str) and logger else name))
+        line = notification_line("notifications/message", encode(params))
+        level = value_of(params.get("level"))
+        wanted = [call.ask.caller.level for call in self._in_flight.owed_by(name) if call.ask]
+        if self._host.revision:
+            self._host.tell(name, line)
+        elif any(one and level in LOG_LEVELS[LOG_LEVELS.index(one) :] for one in wanted):
+            self._out.to_host(name, line)
+
+    def does_not_read(self, name: Name) -> str:
+        return f"{shown(name)} does not read its input: {self.options.outbox_mb:g} MB wait for it already"
+
+    # ── back ──
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        """A server's answer on its way to the host."""
+        server, ask = self._servers.get(shown(pending.peer)), pending.ask
+        assert ask
+        if reply.failure:
+            server = None
+        elif reply.result is not None and pending.wrapped:
+            reply = Reply(Raw(wrap_structured(reply.result)), None)
+        elif reply.error is not None and not ask.caller.modern:
+            reply = Reply(None, named_pages(reply.error, shown(pending.peer)))
+        source = pending.peer if pending.peer in self._servers else Peer.HOST
+        self._host.answer(ask, reply, source, server)
+
+    def withdrawn(self, pending: Pending) -> None:
+        pass  # it was the host that cancelled it
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        assert pending.ask
+        if pending.ask.caller.modern:
+            self._out.to_host(pending.peer, line)
+        else:
+            self._host.tell(pending.peer, line)
+
+    def dropped(self, ask: Ask, params: Fields) -> None:
+        pending = self._in_flight.get(ask.number)
+        if pending and pending.ask is ask:
+            self.withdraw(pending, params)
+
+    def told_of_progress(self, pending: Pending | None, peer: Name, params: Fields) -> None:
+        """Progress goes to whoever asked, under the token that he gave, if his request is still open and the value
+        rises: anything else tears down some hosts' transport."""
+        value = value_of(params.get("progress"))
+        if pending is None or pending.peer != peer or pending.token is None:
+            self._out.log("debug", f"{shown(peer)}: progress for nothing that is open was dropped")
+        elif not isinstance(value, int | float) or isinstance(value, bool) or not value > pending.reached:
+            self._out.log("debug", f"{shown(peer)}: progress that does not rise was dropped")
+        else:
+            pending.reached = value
+            pending.deadline = min(self._out.now + pending.patience, pending.limit)
+            params["progressToken"] = Raw(pending.token)
+            pending.asker.progress(pending, notification_line("notifications/progress", encode(params)))
+
+    # ── endings ──
+
+    def end(self, pending: Pending, reply: Reply) -> None:
+        """Its ending, once. A bug in what is done with it ends the host's request too, and nothing else."""
+        self._in_flight.settle(pending)
+        if not self._out.survive(pending.asker.ended, pending, reply) and pending.ask:
+            self._host.end_by_bug(pending.ask)
+
+    def fail(self, pending: Pending, text: str) -> None:
+        """Its peer will not answer it."""
+        self._waiting.get(pending.peer, {}).pop(pending.id, None)
+        self.end(pending, failed(text))
+
+    def withdraw(self, pending: Pending, params: Fields) -> None:
+        """The asker no longer wants the answer: its peer is told, and nobody is answered."""
+        self._in_flight.settle(pending)
+        self._tell_cancelled(pending, params)
+        pending.asker.withdrawn(pending)
+
+    def _tell_cancelled(self, pending: Pending, params: Fields) -> None:
+        if not pending.is_sent:
+            self._waiting.get(pending.peer, {}).pop(pending.id, None)
+            return
+        line = notification_line("notifications/cancelled", encode(params | {"requestId": Raw(b"%d" % pending.id)}))
+        if pending.peer is Peer.HOST:
+            self._host.tell(pending.server, line)
+        else:
+            self._out.to_server(pending.peer, line)
+
+    def fail_all(self, server: Facts, text: str, kept: Container[int] = ()) -> None:
+        """All that it owes. What we asked for ourselves has nobody waiting."""
+        for pending in self._in_flight.owed_by(server.peer):
+            if pending.id in kept or self._in_flight.get(pending.id) is not pending:
+                continue  # it may have ended with another one
+            if pending.is_ours:
+                self._in_flight.settle(pending)
+                pending.asker.withdrawn(pending)
+            else:
+                self.fail(pending, text)
+
+    def forget(self, server: Facts, text: str) -> None:
+        """It is no longer in the config, or not like this."""
+        for table in (self._waiting, self._told, self.last_used):
+            table.pop(server.peer, None)
+        self.fail_all(server, text)
+
+    def options_changed(self, options: MuxOptions, *, has_model: bool) -> None:
+        self.options, self.has_model = options, has_model
+        self._told.clear()
+
+    def process_gone(self, server: Facts, unread: list[bytes], *, keeps_waiting: bool, keeps_unread: bool) -> bool:
+        """What its process owed fails, but for what it never took; that, and what waited for it, may be for the next
+        one: whether there is any."""
+        waiting = self._waiting.pop(server.peer, {})
+        kept = waiting if keeps_waiting else {}
+        for line in unread if keeps_unread else ():
+            message = decode_line(line)
+            pending = self._in_flight.get(number_of_id(message.id)) if isinstance(message.id, Raw) else None
+            if pending and pending.peer == server.peer and pending.ask:
+                pending.is_sent = False
+                kept[pending.id] = UNSET if message.params is UNSET else fields_of(message.params)
+        if kept:
+            self._waiting[server.peer] = kept
+        self.fail_all(server, server.why(), kept)
+        return bool(kept)
+
+    def fail_waiting(self, server: Facts) -> None:
+        """Nobody waits any longer for it to be ready."""
+        for number in list(self._waiting.get(server.peer, ())):
+            if pending := self._in_flight.get(number):
+                self.fail(pending, server.why())
+
+    def opened(self, server: Facts) -> None:
+        """It gets what waited for it."""
+        for number, params in self._waiting.pop(server.peer, {}).items():
+            pending = self._in_flight.get(number)
+            if pending and server.peer in self._out.clogged:
+                self.fail(pending, self.does_not_read(server.peer))
+            elif pending:
+                self._dispatch(server, pending, params)
+
+    def sweep(self) -> None:
+        """What has outlived its patience. The clock stands still while a person is asked."""
+        for pending in self._in_flight:
+            if pending.deadline > self._out.now or self._in_flight.get(pending.id) is not pending:
+                continue  # not yet; or it has ended with another one
+            if isinstance(pending.peer, str) and self._in_flight.asked_by(pending.peer):
+                pending.deadline = self._out.now + pending.patience
+                continue
+            seconds = self._out.now - pending.opened
+            took = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+            text = f"mcpmux: {called(pending.peer)} did not answer {pending.method} within {took} s"
+            self._tell_cancelled(pending, {"reason": Raw(b'"timed out"')})
+            self._out.log("warning", text)
+            self.fail(pending, text + (" (tool_timeout_sec)" if pending.ask else ""))
+        self._watched = min((pending.deadline for pending in self._in_flight), default=FOREVER)
+        if self._watched < FOREVER:
+            self._out.timer("calls", "", self._watched)
+
+    # ── exchanges for the host ──
+
+    def run(self, ask: Ask, steps: Steps) -> None:
+        """A request of the host's that takes several steps."""
+        Exchange(steps, self, ask).go_on()
+
+    def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
+        assert exchange.ask
+        params: Fields = {} if step.params is UNSET else step.params
+        sent = self.forward(exchange.ask, step.server, params, exchange, patience=step.patience, wrapped=step.wrapped)
+        if isinstance(sent, Pending) and exchange.last and exchange.last.token == sent.token:
+            sent.reached = exchange.last.reached  # it must rise within one token
+        return sent
+
+    def finish(self, exchange: Exchange, outcome: ExchangeEnd) -> None:
+        assert exchange.ask
+        if isinstance(outcome, bytes):
+            self._host.reply(exchange.ask, outcome)
+        elif isinstance(outcome, RpcError):
+            self._host.refuse(exchange.ask, outcome)
+        elif exchange.last:
+            self.ended(exchange.last, outcome)
+        else:
+            self._host.answer(exchange.ask, outcome)
+
+
+# ══ 10. Tasks and subscriptions ══════════════════════════════════════════════════════════════════════════════════════
+# What outlives a call: who made which task, and who wants to hear of what.
+
+
+class TaskOwner(NamedTuple):
+    server: str
+    wrapped: bool = False  # its tool's structured results are put into an object
+
+
+class Tasks:
+    """Who owns which task: those that servers made for the host, of both eras, and those that it made for servers.
+    Asker of the calls that begin one."""
+
+    def __init__(self, out: Out, calls: Calls, servers: dict[str, Facts]) -> None:
+        self.of_servers: dict[str, TaskOwner] = {}
+        self.of_host: dict[str, TaskOwner] = {}  # each with the server that it is for
+        self._out, self._calls, self._servers = out, calls, servers
+        self._progress: dict[int, tuple[str, Pending]] = {}  # our token -> task and the request that made it
+
+    # ── who makes one ──
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        if reply.result is not None and isinstance(pending.peer, str):
+            self.made(self.of_servers, pending, TaskOwner(pending.peer, pending.wrapped), reply.result)
+        self._calls.ended(pending, reply)
+
+    def withdrawn(self, pending: Pending) -> None:
+        self._calls.withdrawn(pending)
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        self._calls.progress(pending, line)
+
+    def made(self, tasks: dict[str, TaskOwner], pending: Pending, owner: TaskOwner, result: Raw) -> None:
+        """The answer to a request with a task names it; progress goes on under the request's token until it ends."""
+        body = object_of(result)
+        if pending.is_task or (pending.ask and pending.ask.is_task):
+            task = value_of(object_of(body.get("task")).get("taskId"))
+        else:
+            task = value_of(body.get("taskId")) if value_of(body.get("resultType")) == "task" else None
+        if isinstance(task, str):
+            self._know(tasks, task, owner)
+            if pending.token:
+                self._progress[pending.id] = (task, pending)
+                if len(self._progress) > KNOWN_TASKS:
+                    del self._progress[next(iter(self._progress))]
+
+    def _know(self, tasks: dict[str, TaskOwner], task: str, owner: TaskOwner) -> None:
+        if tasks.get(task, owner).server != owner.server:
+            self._out.log("warning", f"{owner.server}: its task {task!r} has the id of one of {tasks[task].server}")
+        tasks[task] = owner
+        if len(tasks) > KNOWN_TASKS:
+            del tasks[next(iter(tasks))]
+
+    # ── who follows one ──
+
+    def owner(self, task: Any) -> str | None:
+        """The server that made it for the host."""
+        return self.of_servers[task].server if isinstance(task, str) and task in self.of_servers else None
+
+    def is_for(self, server: str, task: Any) -> bool:
+        """Whether the host made it for this server: another's is none of its business."""
+        return isinstance(task, str) and task in self.of_host and self.of_host[task].server == server
+
+    def about_one(self, ask: Ask) -> Steps:
+        """tasks/get, tasks/result, tasks/cancel, tasks/update."""
+        task = text_in(ask.fields, "taskId")
+        owner = self.of_servers.get(task)
+        if owner is None:
+            raise RpcError(INVALID_PARAMS, "no server has made a task with this taskId")
+        is_result = ask.method == "tasks/result"  # it blocks until the task has ended
+        patience = FOREVER if is_result else None
+        reply = yield Step(owner.server, ask.method, ask.fields, patience, is_result and owner.wrapped)
+        status = value_of(object_of(reply.result).get("status"))
+        if reply.error is None and (is_result or status in TERMINAL):
+            self.is_over(task)
+        return reply
+
+    def all(self, names: list[str]) -> Steps:
+        """tasks/list: server by server, page by page; one that fails contributes nothing."""
+        tasks: list[bytes] = []
+        for name in names:
+            seen: set[bytes] = set()
+            params: Fields = {}
+            while self._is_usable(name):
+                reply = yield Step(name, "tasks/list", params, URI_PROBE_TIMEOUT)
+                body = object_of(reply.result)
+                for raw in items_of(body.get("tasks")):
+                    task = value_of(object_of(raw).get("taskId"))
+                    if isinstance(task, str):
+                        if task not in self.of_servers:
+                            self._know(self.of_servers, task, TaskOwner(name))
+                        tasks.append(bytes(raw))
+                cursor = next_cursor(body, seen)
+                if cursor is None:
+                    break
+                params = {"cursor": Raw(cursor)}
+        return b'{"tasks":[%b]}' % b",".join(tasks)
+
+    def _is_usable(self, name: str) -> bool:
+        server = self._servers.get(name)  # it may have left the config meanwhile
+        return bool(server and server.is_open and name not in self._out.clogged)
+
+    def own_of_host(self, server: str, result: Raw) -> Raw:
+        """The host's answer to tasks/list, with those that it made for this server."""
+        body = object_of(result)
+        own = [
+            raw for raw in items_of(body.get("tasks")) if self.is_for(server, value_of(object_of(raw).get("taskId")))
+        ]
+        return Raw(encode(body | {"tasks": Raw(encode(own))}))
+
+    # ── how it goes with one ──
+
+    def progressing(self, number: int | None) -> Pending | None:
+        """The request whose token goes on with its task."""
+        found = self._progress.get(number) if number is not None else None
+        return found and found[1]
+
+    def status_from_server(self, server: Facts, params: Fields) -> None:
+        task = value_of(params.get("taskId"))
+        if self.owner(task) == server.name and value_of(params.get("status")) in TERMINAL:
+            self.is_over(task)
+
+    def status_from_host(self, params: Fields) -> None:
+        task = value_of(params.get("taskId"))
+        owner = self.of_host.get(task) if isinstance(task, str) else None
+        if owner:
+            if value_of(params.get("status")) in TERMINAL:
+                self.is_over(task)
+            if self._servers[owner.server].state is State.READY:
+                self._out.to_server(owner.server, notification_line("notifications/tasks/status", encode(params)))
+
+    def is_over(self, task: str) -> None:
+        for number in [number for number, (of, _) in self._progress.items() if of == task]:
+            del self._progress[number]
+
+    def gone(self, server: str) -> None:
+        """Its process has ended: nothing that it began goes on."""
+        theirs = [number for number, (_, one) in self._progress.items() if server in (one.peer, one.server)]
+        for number in theirs:
+            del self._progress[number]
+
+    def removed(self, server: str) -> None:
+        for tasks in (self.of_servers, self.of_host):
+            for task in [task for task, owner in tasks.items() if owner.server == server]:
+                del tasks[task]
+
+
+class Listen(NamedTuple):
+    """A modern host's `subscriptions/listen`, open until it cancels. What a server is listened to for is a subscription
+    of ours."""
+
+    ask: Ask
+    changes: frozenset[str]  # the list notifications that it wants
+    extra: Fields  # of its filter, what only extensions know
+
+
+LEGACY_HOST: Final = b""  # among those who want a URI: listens have ids
+
+
+class Subscriptions:
+    """Who wants to hear of which resource and which change, and our own subscriptions, one a server, for all of that.
+    Asker of those. https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions"""
+
+    def __init__(
+        self, out: Out, in_flight: InFlight, host: HostEnd, calls: Calls, tasks: Tasks, servers: dict[str, Facts]
+    ) -> None:
+        self._out, self._in_flight, self._host, self._calls, self._tasks = out, in_flight, host, calls, tasks
+        self._servers = servers
+        self._listens: dict[bytes, Listen] = {}
+        self._wanted: dict[str, dict[str, set[bytes]]] = {}  # by server and URI: who wants it
+
+    # ── of the host ──
+
+    def listen(self, ask: Ask, owner_of: Callable[[str], str | None], results: Mapping[str, bytes]) -> None:
+        """subscriptions/listen: acknowledged, and open from now on."""
+        wanted = fields_of(ask.fields.get("notifications", Raw(b"null")))
+        flags = {key: method for method, (key, _) in CHANGES.items() if value_of(wanted.get(key)) is True}
+        owners = {uri: owner for uri in uris_of(ask) if (owner := owner_of(uri))}
+        is_modern = any(server.modern for server in self._servers.values())
+        known = {key for key, _ in CHANGES.values()} | {"resourceSubscriptions"}
+        extra = {key: raw.copy() for key, raw in wanted.items() if key not in known and is_modern}
+        listen = self._listens[ask.id] = Listen(ask, frozenset(flags.values()), extra)
+        ask.by = self
+        honoured: dict[str, Any] = dict.fromkeys(flags, True) | extra
+        if "resourceSubscriptions" in wanted:
+            honoured["resourceSubscriptions"] = list(owners)
+        for method in LISTS:
+            if LISTS[method].changed in listen.changes:
+                self._host.seen.setdefault(method, results[method])
+        acknowledged = {"notifications": Raw(encode(honoured))}
+        self._tell(listen, Peer.HOST, "notifications/subscriptions/acknowledged", acknowledged)
+        for uri, owner in owners.items():
+            self.want(self._servers[owner], uri, ask.id)
+        if extra:
+            self._listen_everywhere()
+
+    def dropped(self, ask: Ask, params: Fields) -> None:
+        listen = self._listens.pop(ask.id)
+        for name, wanted in list(self._wanted.items()):
+            for uri in [uri for uri, whose in wanted.items() if ask.id in whose]:
+                self.unwant(self._servers[name], uri, ask.id)
+        if listen.extra:
+            self._listen_everywhere()
+
+    def end_listens(self) -> None:
+        """mcpmux ends, and with it what it was listened to for."""
+        for listen in self._listens.values():
+            meta = {SUBSCRIPTION_KEY: Raw(listen.ask.id), SERVER_KEY: IMPLEMENTATION}
+            result = Raw(encode({"resultType": "complete", "_meta": meta}))
+            self._host.answer(listen.ask, Reply(result, None), as_it_is=True)
+        self._listens.clear()
+
+    def _tell(self, listen: Listen, source: Name, method: str, params: Fields) -> None:
+        meta = object_of(params.get("_meta")) | {SUBSCRIPTION_KEY: Raw(listen.ask.id)}
+        self._out.to_host(source, notification_line(method, encode(params | {"_meta": Raw(encode(meta))})))
+
+    def list_changed(self, notification: str) -> None:
+        """One of the merged lists has."""
+        for listen in self._listens.values():
+            if notification in listen.changes:
+                self._tell(listen, Peer.HOST, notification, {})
+
+    # ── resources ──
+
+    def steps(self, ask: Ask, server: str, uri: str, patience: float | None = None) -> Steps:
+        """A legacy host subscribes to a resource of a legacy server, or unsubscribes."""
+        reply = yield Step(server, ask.method, ask.fields, patience)
+        if reply.error is not None or server not in self._servers:
+            return reply
+        if ask.method == "resources/subscribe":
+            self._wanted.setdefault(server, {}).setdefault(uri, set()).add(LEGACY_HOST)
+        else:
+            self._forget(server, uri, LEGACY_HOST)
+        return b"{}"  # exactly: TypeScript's EmptyResult refuses more
+
+    def subscribed_at(self, uri: str) -> str | None:
+        """The server at which a legacy host has subscribed to it."""
+        found = (name for name, wanted in self._wanted.items() if LEGACY_HOST in wanted.get(uri, ()))
+        return next(found, None)
+
+    def want(self, server: Facts, uri: str, whose: bytes = LEGACY_HOST) -> None:
+        """A server is told when the first comes."""
+        whose_else = self._wanted.setdefault(server.name, {}).setdefault(uri, set())
+        is_first = not whose_else
+        whose_else.add(whose)
+        if is_first and server.is_open:
+            self._tell_server(server, "resources/subscribe", uri)
+
+    def unwant(self, server: Facts, uri: str, whose: bytes = LEGACY_HOST) -> None:
+        """And when the last goes."""
+        if self._forget(server.name, uri, whose) and server.is_open:
+            self._tell_server(server, "resources/unsubscribe", uri)
+
+    def _forget(self, server: str, uri: str, whose: bytes) -> bool:
+        """Whether nobody wants it any more who did."""
+        wanted = self._wanted.get(server, {})
+        if uri not in wanted:
+            return False
+        wanted[uri].discard(whose)
+        if not wanted[uri]:
+            del wanted[uri]
+        return uri not in wanted
+
+    def _tell_server(self, server: Facts, method: str, uri: str) -> None:
+        if server.modern:
+            self.listen_at(server)
+        else:
+            self._calls.request(server, method, encode({"uri": uri}), UNHEARD)
+
+    def is_wanted(self, server: str) -> bool:
+        """Somebody wants to hear of something there."""
+        return bool(self._wanted.get(server))
+
+    def updated(self, server: Facts, message: Envelope) -> None:
+        """To those who subscribed to it; of a sub-resource all hear who subscribed at this server."""
+        params = object_of(message.params)
+        uri = value_of(params.get("uri"))
+        wanted = self._wanted.get(server.name, {})
+        whose = wanted.get(uri) if isinstance(uri, str) else None
+        if whose is None:
+            whose = {one for group in wanted.values() for one in group}
+        if LEGACY_HOST in whose:
+            self.pass_on(server, message)
+        for listen in [self._listens[one] for one in whose if one in self._listens]:
+            self._tell(listen, server.name, "notifications/resources/updated", params)
+
+    def pass_on(self, server: Facts, message: Envelope) -> None:
+        """What only legacy hosts, or extensions, know."""
+        assert message.method is not UNSET
+        params = object_of(message.params)
+        meta = object_of(params.get("_meta"))
+        if server.modern and meta.pop(SUBSCRIPTION_KEY, None) is not None:
+            task = value_of(params.get("taskId"))
+            for listen in list(self._listens.values()):
+                tasks = value_of(listen.extra.get("taskIds"))
+                if task in tasks if isinstance(tasks, list) else listen.extra:
+                    self._tell(listen, server.name, message.method, params)
+            params["_meta"] = Raw(encode(meta))
+            if not meta:
+                del params["_meta"]
+            self._host.tell(server.name, notification_line(message.method, encode(params)))
+        else:
+            self._host.tell(server.name, notification_line(message.method, message.params))
+
+    # ── ours, at modern servers ──
+
+    def _listen_everywhere(self) -> None:
+        for server in self._servers.values():
+            if server.modern and server.is_open:
+                self.listen_at(server)
+
+    def listen_at(self, server: Facts) -> None:
+        """One subscription for all that anybody wants of it. A wider one is opened before the narrower ends."""
+        run = server.run
+        if run.listens_for is None:
+            return
+        asked = self._filter_for(server)
+        if run.listen and run.listens_for == asked:
+            return
+        run.listens_for = asked
+        if run.listen:
+            run.former_listens.append(run.listen)
+            run.listen = None
+        if asked:
+            body = encode({"notifications": asked})
+            run.listen = self._calls.request(server, "subscriptions/listen", body, self, FOREVER)
+        else:
+            self._end_former(run)
+
+    def _filter_for(self, server: Facts) -> Fields:
+        wanted: dict[str, Any] = {
+            key: True for key, capability in CHANGES.values() if offers(server.capabilities, capability, "listChanged")
+        }
+        if uris := self._wanted.get(server.name):
+            wanted["resourceSubscriptions"] = list(uris)
+        for listen in self._listens.values():
+            for key, raw in listen.extra.items():
+                value = value_of(raw)
+                if key == "taskIds" and isinstance(value, list):
+                    own = [task for task in value if self._tasks.owner(task) == server.name]
+                    value = [*wanted.get(key, []), *own]
+                wanted[key] = value
+        return {key: Raw(encode(value)) for key, value in wanted.items()}
+
+    def _end_former(self, run: Run) -> None:
+        former, run.former_listens = run.former_listens, []
+        for pending in former:
+            if self._in_flight.get(pending.id) is pending:
+                self._calls.withdraw(pending, {})
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        """By the server: it is listened to again, after a while; one that knows no subscriptions is left alone."""
+        server = self._servers.get(shown(pending.peer))
+        if server is None or server.run.listen is not pending:
+            return
+        run = server.run
+        run.listen = None
+        self._end_former(run)
+        if reply.error is not None and value_of(object_of(reply.error).get("code")) == METHOD_NOT_FOUND:
+            run.listens_for = None
+        elif server.is_open:
+            self._out.timer("listen", server.name, self._out.now + run.listen_wait)
+            run.listen_wait = min(LISTEN_AGAIN_MOST, run.listen_wait * 2)
+
+    def withdrawn(self, pending: Pending) -> None:
+        pass
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        pass
+
+    def due(self, server: Facts) -> None:
+        if server.is_open and server.modern:
+            self.listen_at(server)
+
+    def acknowledged(self, server: Facts, message: Envelope) -> None:
+        meta, run = object_of(object_of(message.params).get("_meta")), server.run
+        if run.listen and number_of_id(meta.get(SUBSCRIPTION_KEY, Raw(b""))) == run.listen.id:
+            run.listen_wait = LISTEN_AGAIN
+            self._end_former(run)
+
+    def cancelled(self, server: Facts, number: int | None) -> None:
+        """A modern server ends a subscription of ours."""
+        listen = server.run.listen
+        if listen and listen.id == number:
+            self._calls.end(listen, Reply(Raw(b"{}"), None))
+
+    # ── hooks ──
+
+    def opened(self, server: Facts) -> None:
+        if server.modern:
+            self.listen_at(server)
+            return
+        for uri in self._wanted.get(server.name, ()):
+            self._calls.request(server, "resources/subscribe", encode({"uri": uri}), UNHEARD)
+
+    def removed(self, server: str) -> None:
+        self._wanted.pop(server, None)
+
+
+def uris_of(ask: Ask) -> list[str]:
+    """The resources that a `subscriptions/listen` names. Raises `RpcError`."""
+    wanted = fields_of(ask.fields.get("notifications", Raw(b"null")))
+    uris = value_of(wanted.get("resourceSubscriptions"), [])
+    if not isinstance(uris, list) or not all(isinstance(uri, str) for uri in uris):
+        raise RpcError(INVALID_PARAMS, "params.notifications.resourceSubscriptions must be a list of strings")
+    return uris
+
+
+# ══ 11. Questions and rounds ═════════════════════════════════════════════════════════════════════════════════════════
+# A server wants something of the host in the middle of a call: a model's answer, a person's, the roots. The eras have
+# opposite ways for it. A legacy server *sends a request* while its call stays open. A modern server *ends the call*
+# with `input_required`, which holds the questions and a state; the host asks again, with the answers and that state.
+#
+# Between peers of one era nothing is translated. Across them:
+#
+#   legacy server, modern host   The host's request is ended with `input_required` and a state of ours; the server's
+#                                call stays open, *parked*. The host's retry brings the answers, which go to the server
+#                                as answers to its requests; from then on the retry stands for the call.
+#   modern server, legacy host   The host's request stays open. The questions are put to the host as requests; when all
+#                                are answered the call is tried again at the server, with the answers and its state.
+#
+# What a server's table or a model of one's own answers never reaches the host. If only some of a modern server's
+# questions are answered so, the host is asked the rest under a state of ours, and its retry completes them. A refusal
+# that names pages to visit (-32042, 2025-11-25) becomes questions too, and the retry a new call. `Round` is one such
+# exchange, and `ROUNDS` is the table of its phases. Who may answer is decided by section 6; here it is done.
+
+
+class Bridge(Protocol):
+    """What questions need of the rounds."""
+
+    def join(self, server: Facts, call: Pending, question: Pending, params: Raw | bytes | UnsetType) -> None: ...
+    def forget(self, question: Pending) -> None: ...
+    def has_parked(self, server: str) -> bool: ...
+
+
+class Questions:
+    """What servers ask, and the answers' way back to them. Asker of what legacy servers ask."""
+
+    def __init__(
+        self,
+        out: Out,
+        in_flight: InFlight,
+        host: HostEnd,
+        calls: Calls,
+        tasks: Tasks,
+        servers: dict[str, Facts],
+        sampler: Facts,
+    ) -> None:
+        self.options = host.options
+        self.sampling: SamplingOptions | None = None  # where a local model is
+        self.bridge: Bridge  # set when there are rounds
+        self._out, self._in_flight, self._host = out, in_flight, host
+        self._calls, self._tasks, self._servers, self._sampler = calls, tasks, servers, sampler
+        self._orphans: dict[str, dict[int, Pending]] = {}  # by server: asked outside any call, or with all parked
+        self._minutes: dict[str, collections.deque[float]] = {}  # by server: when it asked the model, in a minute
+
+    # ── who is to answer ──
+
+    def asked(self, server: Facts, message: Envelope) -> None:
+        """A request from a server. https://modelcontextprotocol.io/specification/2025-11-25/client"""
+        assert message.id is not UNSET and message.method is not UNSET
+        id, method = bytes(message.id), message.method
+        if not is_id(id) or server.modern:
+            why = "in the modern era servers send none" if server.modern else "its id is neither string nor number"
+            self._out.log("warning", f"{server.name}: a request was dropped: {why}")
+            return
+        try:
+            if method == "ping":
+                self.answer(server.name, id, Reply(Raw(b"{}"), None))
+            elif self._in_flight.asked(server.name, id):
+                raise RpcError(INVALID_REQUEST, "a request with this id is still open")
+            elif method in HOST_TASK_METHODS:
+                self._ask_about_task(server, id, method, message.params)
+            elif method in QUESTIONS:
+                self._put(server, id, method, message.params)
+            else:
+                raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method[:TEXT_MOST]}")
+        except RpcError as error:
+            self.answer(server.name, id, Reply(None, error_body(error)))
+
+    def _put(self, server: Facts, id: bytes, method: str, params: Raw | UnsetType) -> None:
+        """To whoever may answer it."""
+        name, call = server.name, self.call_of(server)
+        caller = call.ask.caller if call and call.ask else self._host.legacy
+        if not call and not self._host.revision:
+            caller = server.run.starter
+        verdict = self.judge(server, method, params, caller)
+        if isinstance(verdict, Forward) and self._is_listing(server):
+            if method != QUESTIONS[0] or not self.sampling or server.options.sampling != "auto":
+                self.answer(name, id, self._from_memory(server, method))
+                return
+            verdict = Locally()  # the host may not be asked now, but it can be done without
+        match verdict:
+            case Answer(result):
+                self.answer(name, id, Reply(Raw(result), None))
+            case Locally():
+                self.sample(server, id, params)
+            case Forward(shown_params) if call and caller.modern:
+                question = self._for_later(server, id, method, params)
+                self.bridge.join(server, call, question, shown_params)
+                self._asked(server)
+            case Forward() if not call and (not self._host.revision or self.bridge.has_parked(name)):
+                self.leave(self._for_later(server, id, method, params))
+            case Forward(shown_params):
+                self.ask_host(server, id, method, shown_params)
+
+    def judge(self, server: Facts, method: str, params: Raw | UnsetType, caller: Caller) -> Forward | Answer | Locally:
+        told = self._calls.told(server, caller) if server.modern else server.run.told
+        has_model = self.sampling is not None and not offers(told, "extensions", TASKS_EXTENSION)
+        name, host = server.name, caller.capabilities
+        return judge_question(method, params, name, server.options, host, told, has_model=has_model)
+
+    def call_of(self, server: Facts) -> Pending | None:
+        """The call in which a legacy server asks: its oldest one that is not parked."""
+        owed = self._in_flight.owed_by(server.name)
+        return next((call for call in owed if call.ask and call.method in CARRIERS), None)
+
+    def _is_listing(self, server: Facts) -> bool:
+        """Whether the server may be asking before it answers what somebody waits for. A call that it has too is a
+        better reason for its question, unless the host waits for lists."""
+        owed = [one for one in self._in_flight.owed_by(server.name) if one.is_sent]
+        is_called = not self._host.held and any(one.method in CARRIERS and one.ask for one in owed)
+        return any(one.method == "completion/complete" or (one.method in LISTS and not is_called) for one in owed)
+
+    def _from_memory(self, server: Facts, method: str) -> Reply:
+        """For a server that may be waiting for this before it answers us, while the host waits for us: if the host
+        were asked, nobody would move."""
+        roots = self._host.roots or (table_roots(server.options) if server.options.roots else None)
+        if method == "roots/list" and roots:
+            return Reply(Raw(roots), None)
+        return failed(f"the host cannot be asked while {server.name} is listing or completing")
+
+    def _ask_about_task(self, server: Facts, id: bytes, method: str, params: Raw | UnsetType) -> None:
+        """A server follows a task that the host made for it."""
+        if not offers(server.run.told, "tasks"):
+            raise RpcError(METHOD_NOT_FOUND, "the host declared no tasks")
+        name = server.name
+        if method != "tasks/list" and not self._tasks.is_for(name, text_in(fields_of(params), "taskId")):
+            raise RpcError(INVALID_PARAMS, "the host has made no task with this taskId for this server")
+        self.ask_host(server, id, method, params)
+
+    # ── to a legacy host, and to the model ──
+
+    def ask_host(
+        self,
+        server: Facts,
+        id: bytes,
+        method: str,
+        params: Raw | bytes | UnsetType,
+        asker: Asker | None = None,
+    ) -> Pending:
+        """Raises `RpcError` if it is more than hosts take."""
+        name, seconds = server.name, self.options.input_timeout_sec
+        now = self._out.now
+        pending = self._in_flight.open(Peer.HOST, asker or self, method, now, seconds, server=name, server_id=id)
+        pending.calls = self._calls_of(server, params)
+        fields = object_of(params)
+        pending.is_task = "task" in fields
+        pending.token = progress_token(fields)
+        if pending.token is not None:
+            meta = object_of(fields["_meta"]) | {"progressToken": Raw(b"%d" % pending.id)}
+            params = encode(fields | {"_meta": Raw(encode(meta))})
+        line = request_line(pending.id, method, params)
+        if len(line) > self._host.limit:
+            self._in_flight.settle(pending)
+            raise RpcError(INVALID_PARAMS, f"the request has {len(line)} bytes, more than hosts take")
+        self._calls.watch(pending)
+        self._asked(server)
+        self._host.tell(name, line, is_request=True)
+        return pending
+
+    def sample(self, server: Facts, id: bytes, params: Raw | UnsetType, asker: Asker | None = None) -> Pending:
+        """A question for the local model. Raises `RpcError` beyond the limits that are a server's own."""
+        assert self.sampling
+        name, now, limits = server.name, self._out.now, self.sampling.limits
+        times = self._minutes.setdefault(name, collections.deque())
+        busy = sum(one.server == name for one in self._in_flight.owed_by(Peer.SAMPLER))
+        if busy >= limits.max_concurrency:
+            text = f"{busy} requests of {name} are open; free again when one has ended"
+            raise limit_reached("max_concurrency", text)
+        while times and times[0] <= now - 60:
+            times.popleft()
+        if len(times) >= limits.requests_per_minute:
+            wait = math.ceil(times[0] + 60 - now)
+            text = f"{name} has made {len(times)} requests in a minute; free again in {wait} s"
+            raise limit_reached("requests_per_minute", text, wait)
+        times.append(now)
+        seconds, method = self.sampling.timeout_sec + SAMPLER_SLACK, QUESTIONS[0]
+        pending = self._in_flight.open(Peer.SAMPLER, asker or self, method, now, seconds, server=name, server_id=id)
+        pending.calls = self._calls_of(server, params)
+        self._asked(server)
+        body: Fields = {"server": Raw(encode(name)), "params": Raw(b"{}") if params is UNSET else params}
+        self._calls.put(self._sampler, pending, body)
+        return pending
+
+    def _asked(self, server: Facts) -> None:
+        """Calls wait until what a server asks first is answered, but not for ever."""
+        if server.run.stage is Stage.OPENING:
+            self._out.timer("open", server.name, server.run.up_at + server.options.startup_timeout_sec)
+
+    def _calls_of(self, server: Facts, params: Raw | bytes | UnsetType) -> tuple[int, ...]:
+        """The host's calls that this server knows: a question does not say in which of them it is asked, unless it
+        is asked in a task."""
+        if server.modern or RELATED_TASK in object_of(object_of(params).get("_meta")):
+            return ()  # those of a modern server end with their round
+        owed = self._in_flight.owed_by(server.name)
+        return tuple(call.id for call in owed if call.ask and call.is_sent and call.method in CARRIERS)
+
+    # ── what waits for a modern host's next call ──
+
+    def _for_later(self, server: Facts, id: bytes, method: str, params: Raw | UnsetType) -> Pending:
+        name, now = server.name, self._out.now
+        question = self._in_flight.open(Peer.NEXT, self, method, now, FOREVER, server=name, server_id=id)
+        question.is_sent, question.params = False, object_of(params)
+        question.calls = self._calls_of(server, params)
+        return question
+
+    def leave(self, question: Pending) -> None:
+        """Outside any call, or with all calls parked: it waits for the next one."""
+        question.round, question.calls = 0, ()
+        self._orphans.setdefault(question.server, {})[question.id] = question
+        self._out.timer("orphans", question.server, self._out.now + ORPHAN_WAIT)
+
+    def carry(self, server: Facts, call: Pending) -> None:
+        """A call that can take along what waits for one."""
+        for question in self._orphans.pop(server.name, {}).values():
+            assert call.ask
+            params = Raw(encode(question.params or {}))
+            try:
+                verdict = self.judge(server, question.method, params, call.ask.caller)
+                if isinstance(verdict, Forward):
+                    self.bridge.join(server, call, question, verdict.params)
+                    continue
+                if isinstance(verdict, Locally):
+                    self._in_flight.settle(question)
+                    self.sample(server, question.server_id, params)
+                    continue
+                reply = Reply(Raw(verdict.result), None)
+            except RpcError as error:
+                reply = Reply(None, error_body(error))
+            if self._in_flight.get(question.id) is question:
+                self._in_flight.settle(question)
+            self.ended(question, reply)
+
+    def orphans_due(self, name: Name) -> None:
+        """Nobody called this server for a while. While one of its calls is parked, there is hope."""
+        if self.bridge.has_parked(shown(name)):
+            self._out.timer("orphans", name, self._out.now + ORPHAN_WAIT)
+            return
+        text = f"mcpmux: the host can be asked only while it calls {shown(name)}, and it has not called within "
+        for question in self._orphans.pop(shown(name), {}).values():
+            self._calls.end(question, failed(text + f"{ORPHAN_WAIT:g} s"))
+
+    # ── the answer ──
+
+    def answer(self, server: str, id: bytes, reply: Reply) -> None:
+        if reply.result is not None:
+            self._out.to_server(server, result_line(id, reply.result))
+        else:
+            assert reply.error is not None
+            self._out.to_server(server, error_line(id, reply.error))
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        """On its way to the server that asked."""
+        name = pending.server
+        if reply.result is not None and pending.method == "tasks/list":
+            reply = Reply(self._tasks.own_of_host(name, reply.result), None)
+        elif reply.result is not None and pending.is_task:
+            self._tasks.made(self._tasks.of_host, pending, TaskOwner(name), reply.result)
+        self.answer(name, pending.server_id, reply)
+        self.over(self._servers[name])
+
+    def over(self, server: Facts) -> None:
+        """What it asked is answered: its calls' clocks start anew, and waiting ones go out after some quiet."""
+        if server.state is not State.READY:
+            return
+        for pending in self._in_flight.owed_by(server.name):
+            pending.deadline = max(pending.deadline, min(self._out.now + pending.patience, pending.limit))
+        waiting = self._orphans.get(server.name, {})
+        is_quiet = all(one.id in waiting for one in self._in_flight.asked_by(server.name))
+        if server.run.stage is Stage.OPENING and is_quiet:
+            self._out.timer("open", server.name, self._out.now + QUIET_AFTER_INITIALIZED)
+
+    def withdrawn(self, pending: Pending) -> None:
+        """Its answer, if it still comes, is dropped."""
+        self._orphans.get(pending.server, {}).pop(pending.id, None)
+        self.bridge.forget(pending)
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        server = self._servers.get(pending.server)
+        if server and server.state is State.READY and not server.modern:
+            self._out.to_server(server.name, line)
+
+    # ── hooks ──
+
+    def cancelled(self, server: Facts, id: bytes, params: Fields) -> None:
+        """By the server that asked."""
+        if pending := self._in_flight.asked(server.name, id):
+            self._calls.withdraw(pending, params)
+            self.over(server)
+
+    def call_dropped(self, call: Pending) -> None:
+        """The host has cancelled a call: what its server asks for it, and for no other, is no longer to be answered.
+        Servers do not cancel their own questions when they are cancelled; a model would be paid for nothing."""
+        name = shown(call.peer)
+        for question in self._in_flight.asked_by(name):
+            if call.id in question.calls and not any(self._in_flight.get(other) for other in question.calls):
+                self._calls.withdraw(question, {"reason": Raw(b'"the call that it was for is cancelled"')})
+                error = failed("mcpmux: the host cancelled the call that this was asked for")
+                self.answer(name, question.server_id, error)
+                self.over(self._servers[name])
+
+    def opened(self, server: Facts) -> None:
+        """What it asked before that, and nobody could take, is answered as far as that can be."""
+        for question in self._orphans.pop(server.name, {}).values():
+            self._calls.end(question, self._from_memory(server, question.method))
+
+    def gone(self, server: Facts, reason: str) -> None:
+        """Its process has ended. What a modern one asked belongs to its rounds, and the call is made again."""
+        for pending in self._in_flight.asked_by(server.name):
+            if not (server.modern and pending.round):
+                self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
+
+    def removed(self, server: Facts, reason: str) -> None:
+        for pending in self._in_flight.asked_by(server.name):
+            if self._in_flight.get(pending.id) is pending:
+                self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
+        for table in (self._orphans, self._minutes):
+            table.pop(server.name, None)
+        self._out.timer("orphans", server.name, None)
+
+
+# ── rounds ──
 
 
 class Phase(Enum):
@@ -1369,31 +3211,532 @@ def next_phase(phase: Phase, turn: Turn) -> Phase:
         raise Bug(f"a round that is {phase.name} cannot take {turn.name}") from None
 
 
-STATE_PREFIX: Final = "mcpmux:"  # of a `requestState` that is ours
+class Question(Struct):
+    """One thing that a server wants of the host."""
+
+    shown: Raw  # as an entry of `inputRequests`; b"" if the host is not asked for it
+    number: int = 0  # in the in-flight table; 0 if nothing is open for it
+    is_open: bool = True
 
 
-def input_required(questions: Mapping[str, Raw], state: str) -> Raw:
-    """The result that asks the host (2026-07-28, basic/patterns/mrtr)."""
-    meta = {SERVER_KEY: IMPLEMENTATION}
-    body = {"resultType": "input_required", "inputRequests": questions, "requestState": state, "_meta": meta}
-    return Raw(encode(body if questions else {key: body[key] for key in body if key != "inputRequests"}))
+class Round(Struct, eq=False):
+    """One exchange with the host, from the first question to the answers' arrival at the server."""
+
+    id: int
+    server: str
+    call: Pending  # in flight at a legacy server, ended at a modern one
+    asker: Asker  # whose the call is; while it is in flight the round stands between
+    ask: Ask  # the host's request: open, but for a round that is parked
+    phase: Phase
+    questions: dict[str, Question] = {}
+    size: int = 0  # bytes of what is shown
+    answers: dict[str, Raw] = {}  # for a modern server, by question
+    state: Raw | None = None  # a modern server's `requestState`
+    token: str = ""  # ours, while parked
+    kept: Reply | None = None  # how the call ended while it was parked
+    pages: dict[str, bool] = {}  # by elicitationId: whether the server said that it is complete
+
+    @property
+    def is_waited_for(self) -> bool:
+        """By a request of the host's."""
+        return self.phase in (Phase.GATHERING, Phase.HELD)
+
+    @property
+    def has_open(self) -> bool:
+        return any(one.is_open for one in self.questions.values())
 
 
-# ══ 7. Lifecycle ═════════════════════════════════════════════════════════════════════════════════════════════════════
-# A server's states. Knows nothing of processes; time is an argument.
+class Rounds:
+    """All open rounds. Asker of calls that wait for a person, and of what modern servers ask."""
+
+    def __init__(
+        self,
+        out: Out,
+        in_flight: InFlight,
+        host: HostEnd,
+        calls: Calls,
+        questions: Questions,
+        servers: dict[str, Facts],
+        secret: Callable[[], str],
+    ) -> None:
+        self.options = host.options
+        self._out, self._in_flight, self._host, self._calls = out, in_flight, host, calls
+        self._questions, self._servers, self._secret = questions, servers, secret
+        self._open: dict[int, Round] = {}
+        self._of_token: dict[str, int] = {}
+        self._minted = 0
+        questions.bridge = self
+
+    def __len__(self) -> int:
+        return len(self._open) + len(self._of_token.keys() - {one.token for one in self._open.values()})
+
+    # ── beginning and ending ──
+
+    def _begin(self, server: str, call: Pending, ask: Ask, phase: Phase) -> Round:
+        self._minted += 1
+        opened = self._open[self._minted] = Round(self._minted, server, call, call.asker, ask, phase)
+        return opened
+
+    def _close(self, ended: Round, turn: Turn) -> None:
+        ended.phase = next_phase(ended.phase, turn)
+        if ended.phase is not Phase.OVER:
+            raise Bug(f"a round is {ended.phase.name} and not over")
+        del self._open[ended.id]
+        self._of_token.pop(ended.token, None)
+        self._out.timer("round", str(ended.id), None)
+        ended.call.round, ended.call.asker = 0, ended.asker
+
+    def _end(self, ended: Round) -> None:
+        """Without an outcome."""
+        self._close(ended, Turn.END)
+        self._let_go(ended)
+
+    def _let_go(self, ended: Round) -> None:
+        """What is open is withdrawn; a legacy server's own questions go to another of its calls, or wait for one."""
+        for question in ended.questions.values():
+            pending = self._in_flight.get(question.number)
+            if pending and pending.peer is Peer.NEXT:
+                self._questions.leave(pending)
+            elif pending:
+                self._calls.withdraw(pending, {})
+        server = self._servers.get(ended.server)
+        call = server and self._questions.call_of(server)
+        if server and call and call.ask and call.ask.caller.modern:
+            self._questions.carry(server, call)
+
+    def _withdraw_open(self, found: Round) -> None:
+        for question in found.questions.values():
+            pending = self._in_flight.get(question.number)
+            if question.is_open and pending:
+                question.is_open = False
+                self._calls.withdraw(pending, {})
+
+    def _fail(self, failing: Round, text: str) -> None:
+        """The host's request that waits for it ends."""
+        self._close(failing, Turn.END)
+        self._withdraw_open(failing)
+        self._host.answer(failing.ask, failed(text), failing.server)
+        failing.asker.withdrawn(failing.call)
+
+    # ── a legacy server asks in a modern host's call ──
+
+    def join(self, server: Facts, call: Pending, question: Pending, params: Raw | bytes | UnsetType) -> None:
+        """Its question becomes part of what the host of this call is asked. Raises `RpcError`."""
+        entry = embedded(question.method, params)
+        joined = self._open.get(call.round)
+        size = len(bytes(entry)) + (joined.size if joined else 0)
+        if size > self._host.limit - EDGE:
+            self._in_flight.settle(question)
+            raise RpcError(INVALID_PARAMS, "the request is larger than hosts take")
+        if joined is None:
+            assert call.ask
+            joined = self._begin(server.name, call, call.ask, Phase.ASKING)
+            call.round, call.asker = joined.id, self
+            self._out.timer("round", str(joined.id), self._out.now + ASK_TOGETHER)
+        joined.questions[f"{question.server}-{question.id}"] = Question(entry, question.id)
+        joined.size = size
+        question.round = joined.id
+        question.calls = question.calls or (call.id,)  # which of them, is a guess
+
+    def forget(self, question: Pending) -> None:
+        """It was withdrawn."""
+        found = self._open.get(question.round)
+        if found:
+            found.questions = {key: one for key, one in found.questions.items() if one.number != question.id}
+            if found.phase is Phase.ASKING and not found.questions:
+                self._end(found)
+
+    def has_parked(self, server: str) -> bool:
+        """A legacy server's call whose host request has ended."""
+        return any(one.server == server and self._is_parked_call(one) for one in self._open.values())
+
+    def _is_parked_call(self, one: Round) -> bool:
+        return one.phase is Phase.PARKED and self._in_flight.get(one.call.id) is one.call
+
+    def due(self, name: Name) -> None:
+        found = self._open[int(shown(name))]
+        match found.phase:
+            case Phase.ASKING:
+                found.phase = next_phase(found.phase, Turn.DUE)
+                found.call.ask, found.call.deadline = None, FOREVER
+                self._put_to_host(found, found.ask)
+            case Phase.PARKED:
+                self._expire(found)
+            case _:
+                self._try_again(found, Turn.DUE)
+
+    # ── the host is asked, and comes back ──
+
+    def _put_to_host(self, parked: Round, ask: Ask) -> None:
+        """Ends a host's request with the questions that are open, and a state that only this round's retry can have."""
+        self._minted += 1
+        parked.ask, parked.token = ask, f"{STATE_PREFIX}{parked.id}.{self._minted}.{self._secret()}"
+        self._of_token[parked.token] = parked.id
+        self._out.timer("round", str(parked.id), self._out.now + self.options.input_timeout_sec)
+        entries = {key: one.shown for key, one in parked.questions.items() if one.is_open and bytes(one.shown)}
+        result = input_required(entries, parked.token)
+        self._host.answer(ask, Reply(result, None), parked.server, as_it_is=True)
+
+    def retry(self, ask: Ask, token: str) -> None:
+        """The host came back with a state of ours. Raises `RpcError`."""
+        found = self._open.get(self._of_token.get(token, 0))
+        if found is None:
+            text = "this requestState is of no use (any more): send the request again without it"
+            raise RpcError(INVALID_PARAMS, text)
+        if identity(ask.method, ask.fields) != identity(found.ask.method, found.ask.fields):
+            raise RpcError(INVALID_PARAMS, "this requestState belongs to another request: method, name or arguments")
+        server = self._servers.get(found.server)
+        if server is None:
+            self._close(found, Turn.END)
+            gone = failed(f"mcpmux: {found.server} was removed from the config")
+            self._host.answer(ask, found.kept or gone)
+            found.asker.withdrawn(found.call)
+            return
+        del self._of_token[token]
+        self._take_answers(found, ask)
+        if any(one.is_open and bytes(one.shown) for one in found.questions.values()) and not found.kept:
+            found.phase = next_phase(found.phase, Turn.PARTIAL)
+            self._put_to_host(found, ask)
+            return
+        found.phase = next_phase(found.phase, Turn.RETRY)
+        self._out.timer("round", str(found.id), None)
+        if found.kept or self._in_flight.get(found.call.id) is found.call:
+            self._go_on(server, found, ask)
+        else:
+            self._make_again(found, ask)
+
+    def _take_answers(self, found: Round, ask: Ask) -> None:
+        responses = object_of(ask.fields.get("inputResponses"))
+        for key, question in list(found.questions.items()):
+            if not question.is_open or not bytes(question.shown):
+                continue
+            reply = brought(object_of(question.shown), responses.get(key), ask.caller.capabilities)
+            if reply is None:
+                continue
+            question.is_open = False
+            pending = self._in_flight.get(question.number)
+            if pending is None:
+                self._gathered(found, key, reply)
+            else:
+                self._host.keep_roots(pending.method, reply)
+                self._calls.end(pending, reply)
+
+    def _go_on(self, server: Facts, found: Round, ask: Ask) -> None:
+        """The retry stands for the parked call from now on, or gets what that has ended with."""
+        self._close(found, Turn.COMPLETE)
+        call, kept = found.call, found.kept
+        call.ask, call.token, call.reached = ask, progress_token(ask.fields), -FOREVER
+        ask.by, ask.number = self._calls, call.id
+        if kept and server.modern:  # its own answers are never kept: this is a failure of ours
+            self._host.answer(ask, kept, server.name)
+        elif kept:
+            self._let_go(found)
+            self._conclude(server, call, kept)
+        else:
+            call.deadline = min(self._out.now + call.patience, call.limit)
+            self._calls.watch(call)
+            self._questions.carry(server, call)
+
+    def _make_again(self, found: Round, ask: Ask) -> None:
+        """The call has ended at its server: it is to be made again, as the host has it now."""
+        call = found.call
+        if call.params is not None and "_meta" in ask.fields:
+            call.params = call.params | {"_meta": ask.fields["_meta"]}
+        call.reached = -FOREVER
+        self._wait_for(found, ask)
+        declined = any(value_of(object_of(raw).get("action")) != "accept" for raw in found.answers.values())
+        if found.pages and declined:
+            self._fail(found, f"mcpmux: {found.server} needs a page to be visited first, and that was declined")
+        elif not all(found.pages.values()):
+            found.phase = next_phase(found.phase, Turn.VISIT)
+            self._out.timer("round", str(found.id), self._out.now + URL_WAIT)
+        elif not found.has_open:
+            self._try_again(found, Turn.COMPLETE)
+
+    def _wait_for(self, found: Round, ask: Ask) -> None:
+        """A request of the host's stays open for this round."""
+        found.ask = ask
+        ask.by, ask.number = self, found.id
+
+    def _expire(self, parked: Round) -> None:
+        """The host never came back."""
+        is_open = self._is_parked_call(parked)
+        self._close(parked, Turn.DUE)
+        text = f"mcpmux: nobody has answered within {self.options.input_timeout_sec:g} s (input_timeout_sec)"
+        for question in parked.questions.values():
+            pending = self._in_flight.get(question.number)
+            if pending and pending.peer is Peer.NEXT:
+                self._calls.end(pending, failed(text))
+            elif pending:
+                self._calls.withdraw(pending, {})
+        if is_open:
+            self._calls.withdraw(parked.call, {"reason": Raw(encode(text))})
+        else:
+            parked.asker.withdrawn(parked.call)
+        self._out.log("info", f"{parked.server}: the host did not come back with what {parked.call.method} needs")
+
+    # ── a server's answer that is a question ──
+
+    def answered(self, server: Facts, call: Pending, reply: Reply) -> None:
+        """An answer where one of the two sides is modern: to the call's asker, unless it is a question."""
+        if not server.modern and _names_pages(call, reply):
+            self._in_flight.settle(call)
+            if call.round:
+                self._end(self._open[call.round])  # it ended before its questions went out
+            self._conclude(server, call, reply)
+            return
+        if server.modern and reply.result is not None:
+            body = object_of(reply.result)
+            kind = value_of(body.get("resultType"), "complete")
+            assert call.ask
+            if kind == "input_required" and call.method in CARRIERS:
+                self._in_flight.settle(call)
+                self._input_required(server, call, call.ask, body)
+                return
+            reply = self._checked(server, call, reply, body, kind)
+        self._calls.end(call, reply)
+
+    def _checked(self, server: Facts, call: Pending, reply: Reply, body: Fields, kind: Any) -> Reply:
+        """A modern server's result with a type that the host knows."""
+        assert call.ask and reply.result is not None
+        if "resultType" not in body and call.ask.caller.modern:  # we may take that for complete, and not say it
+            reply = Reply(Raw(modern_result(call.method, reply.result, server.info)), None)
+        is_of_extension = isinstance(kind, str) and offers(call.ask.caller.capabilities, "extensions")
+        if kind != "complete" and (kind == "input_required" or not is_of_extension):
+            wrong = f"{call.peer} sent a result of type {str(kind)[:TEXT_MOST]!r}, which nobody here knows"
+            reply = Reply(None, error_body(RpcError(INTERNAL_ERROR, wrong)))
+        return reply
+
+    def _conclude(self, server: Facts, call: Pending, reply: Reply) -> None:
+        """A legacy server's answer to a modern host, unless it is a question in the words of 2025-11-25."""
+        if _names_pages(call, reply):
+            self._pages_required(server, call, object_of(reply.error))
+        else:
+            call.asker.ended(call, reply)
+
+    def _input_required(self, server: Facts, call: Pending, ask: Ask, body: Fields) -> None:
+        """A modern server has ended a call with questions."""
+        state, requests = body.get("requestState"), object_of(body.get("inputRequests"))
+        try:
+            verdicts = self._judge_all(server, call, ask, state, requests)
+        except RpcError as wrong:
+            self._host.answer(ask, failed(f"mcpmux: {server.name} asked in vain: {wrong}"), server.name)
+            call.asker.withdrawn(call)
+            return
+        is_ours = state is not None and str(value_of(state)).startswith(STATE_PREFIX)
+        forwarded = [key for key, verdict in verdicts.items() if isinstance(verdict, Forward)]
+        if ask.caller.modern and len(forwarded) == len(verdicts) and not is_ours:
+            self._pass_on(server, call, ask, body, verdicts)
+            return
+        parks = ask.caller.modern and bool(forwarded or is_ours)
+        opened = self._begin(shown(call.peer), call, ask, Phase.PARKED if parks else Phase.GATHERING)
+        opened.state = None if state is None else state.copy()
+        if not parks:
+            self._wait_for(opened, ask)
+        for key, verdict in verdicts.items():
+            if self._open.get(opened.id) is not opened or opened.kept:
+                break  # one of them has failed already
+            self._fulfil(server, opened, key, verdict, object_of(requests[key]), parks=parks)
+        if self._open.get(opened.id) is not opened:
+            return
+        if opened.kept:  # the host need not be asked the rest
+            self._close(opened, Turn.END)
+            self._host.answer(ask, opened.kept, server.name)
+            call.asker.withdrawn(call)
+        elif parks:
+            self._put_to_host(opened, ask)
+        elif not verdicts:
+            self._out.timer("round", str(opened.id), self._out.now + STATE_ONLY_WAIT)
+        elif not opened.has_open:
+            self._try_again(opened, Turn.COMPLETE)
+
+    def _judge_all(
+        self, server: Facts, call: Pending, ask: Ask, state: Raw | None, requests: Fields
+    ) -> dict[str, Forward | Answer | Locally]:
+        """By question, who is to answer it. Raises `RpcError` if the server has asked what it may not."""
+        if state is None and not requests:
+            raise RpcError(INTERNAL_ERROR, "input_required without inputRequests and requestState")
+        if call.rounds >= MAX_ROUNDS:
+            raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
+        verdicts: dict[str, Forward | Answer | Locally] = {}
+        for key, raw in requests.items():
+            request = object_of(raw)
+            method = value_of(request.get("method"))
+            if method not in QUESTIONS:
+                raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
+            verdicts[key] = self._questions.judge(server, method, request.get("params", UNSET), ask.caller)
+        return verdicts
+
+    def _pass_on(
+        self, server: Facts, call: Pending, ask: Ask, body: Fields, verdicts: Mapping[str, Forward | Answer | Locally]
+    ) -> None:
+        """As it is, but for the server's name in what a person reads."""
+        requests = object_of(body.get("inputRequests"))
+        for key, verdict in verdicts.items():
+            request = object_of(requests[key])
+            if value_of(request.get("method")) == "elicitation/create" and isinstance(verdict, Forward):
+                requests[key] = Raw(encode(request | {"params": Raw(verdict.params or b"{}")}))
+                body["inputRequests"] = Raw(encode(requests))
+        self._host.answer(ask, Reply(Raw(encode(body)), None), server.name, as_it_is=True)
+        call.asker.withdrawn(call)
+
+    def _fulfil(
+        self,
+        server: Facts,
+        opened: Round,
+        key: str,
+        verdict: Forward | Answer | Locally,
+        request: Fields,
+        *,
+        parks: bool,
+    ) -> None:
+        """One question of a modern server: answered, put to somebody, or to be shown to the host."""
+        question = opened.questions[key] = Question(Raw(b""))
+        id = encode([opened.id, key])  # no id of its own can be a list
+        pending = None
+        try:
+            match verdict:
+                case Answer(result):
+                    opened.answers[key], question.is_open = Raw(result), False
+                case Locally():
+                    pending = self._questions.sample(server, id, request.get("params", UNSET), self)
+                case Forward(params) if parks:
+                    has_params: Fields = {} if params is UNSET else {"params": Raw(params)}
+                    question.shown = Raw(encode(request | has_params))
+                case Forward(params):
+                    fields = object_of(params)
+                    if value_of(fields.get("mode")) == "url":  # TypeScript hosts refuse it without
+                        params = encode(fields | {"elicitationId": Raw(encode(f"mcpmux-{opened.id}-{key}"))})
+                    pending = self._questions.ask_host(server, id, str(value_of(request["method"])), params, self)
+        except RpcError as wrong:
+            self._gathered(opened, key, Reply(None, error_body(wrong)))
+        if pending:
+            question.number, pending.round = pending.id, opened.id
+
+    def _gathered(self, found: Round, key: str, reply: Reply) -> None:
+        """An answer for a modern server. It can be told of no error: then its call ends with that."""
+        found.questions[key].is_open = False
+        if reply.result is not None:
+            found.answers[key] = reply.result.copy()
+            if found.phase is Phase.GATHERING and not found.has_open:
+                self._try_again(found, Turn.COMPLETE)
+            return
+        said = str(value_of(object_of(reply.error).get("message"), "an error"))
+        text = f"mcpmux: {found.server} needs an answer that it cannot have: {said[:TEXT_MOST]}"
+        if found.is_waited_for:
+            self._fail(found, text)
+        else:
+            found.kept = failed(text)
+            self._withdraw_open(found)
+
+    def _try_again(self, found: Round, turn: Turn) -> None:
+        """All that its server wanted is there: the call is made once more."""
+        self._close(found, turn)
+        call = found.call
+        apart = ("inputResponses", "requestState")
+        params = {key: raw for key, raw in (call.params or {}).items() if key not in apart}
+        if found.answers and not found.pages:
+            params["inputResponses"] = Raw(encode(found.answers))
+        if found.state is not None:
+            params["requestState"] = found.state
+        sent = self._calls.forward(found.ask, found.server, params, found.asker, wrapped=call.wrapped)
+        if isinstance(sent, Pending):
+            sent.rounds, sent.reached = call.rounds + 1, call.reached
+            if found.ask.caller.modern:
+                self._questions.carry(self._servers[found.server], sent)
+        else:
+            call.ask = found.ask
+            found.asker.ended(call, sent)
+
+    # ── pages to visit (-32042: 2025-11-25, client/elicitation) ──
+
+    def _pages_required(self, server: Facts, call: Pending, error: Fields) -> None:
+        """A legacy server has ended a call until the person has visited some pages. A modern host is asked to have
+        them visited, and its retry is a new call."""
+        ask = call.ask
+        assert ask
+        pages = [object_of(one) for one in items_of(object_of(error.get("data")).get("elicitations"))]
+        if not pages or not server.options.elicitation:
+            call.asker.ended(call, Reply(None, encode(error)))
+            return
+        if "url" not in elicitation_modes(ask.caller.capabilities):
+            data = {"requiredCapabilities": {"elicitation": {"url": {}}}}
+            missing = RpcError(MISSING_CAPABILITY, f"{server.name} needs the person to visit a page first", data)
+            self._host.answer(ask, Reply(None, error_body(missing)), server.name, as_it_is=True)
+            call.asker.withdrawn(call)
+            return
+        opened = self._begin(shown(call.peer), call, ask, Phase.PARKED)
+        for number, page in enumerate(pages):
+            name = value_of(page.get("elicitationId"))
+            if isinstance(name, str):
+                opened.pages[name] = False
+            message = encode(f"[{server.name}] {value_of(page.get('message'), '')}")
+            entry = embedded("elicitation/create", encode(page | {"mode": Raw(b'"url"'), "message": Raw(message)}))
+            opened.questions[f"{server.name}-{number}"] = Question(entry)
+        opened.pages = opened.pages or {"": False}
+        self._put_to_host(opened, ask)
+
+    def page_visited(self, server: Facts, params: Fields) -> None:
+        name = value_of(params.get("elicitationId"))
+        for found in list(self._open.values()):
+            if found.server == server.name and isinstance(name, str) and name in found.pages:
+                found.pages[name] = True
+                if found.phase is Phase.HELD and all(found.pages.values()):
+                    self._try_again(found, Turn.COMPLETE)
+
+    # ── as an asker ──
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        found = self._open[pending.round]
+        if pending.server:
+            key = next(key for key, one in found.questions.items() if one.number == pending.id)
+            self._gathered(found, key, reply)
+        elif found.phase is Phase.PARKED:  # the retry gets it
+            error = None if reply.error is None else bytes(reply.error)
+            found.kept = Reply(None if reply.result is None else reply.result.copy(), error, reply.failure)
+        else:  # it ended before its questions went out
+            self._end(found)
+            found.asker.ended(pending, reply)
+
+    def withdrawn(self, pending: Pending) -> None:
+        found = self._open.get(pending.round)
+        if found and not pending.server:
+            self._end(found)
+            found.asker.withdrawn(pending)
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        found = self._open[pending.round]
+        if not pending.server and found.phase is Phase.ASKING:  # else that host request has ended
+            found.asker.progress(pending, line)
+
+    def dropped(self, ask: Ask, params: Fields) -> None:
+        """The host has cancelled a request that waits for a round."""
+        found = self._open.get(ask.number)
+        if found and found.ask is ask:
+            self._end(found)
+            found.asker.withdrawn(found.call)
+
+    def removed(self, server: str, text: str) -> None:
+        """Before its calls fail."""
+        for found in [one for one in self._open.values() if one.server == server]:
+            if found.is_waited_for:
+                self._fail(found, text)
+            elif found.phase is Phase.PARKED:
+                found.kept = failed(text)
 
 
-class State(Enum):
-    IDLE = "idle"  # not running; the next use starts it
-    STARTING = "starting"  # the process is being started, or has not answered its handshake
-    READY = "ready"
-    BACKOFF = "backoff"  # it died; until the timer is due nothing starts it
-    FAILED = "failed"  # given up for a while, or for good where its table is wrong
-    STOPPING = "stopping"  # the stop ladder runs
-    STOPPED = "stopped"  # stopped by us
+def _names_pages(call: Pending, reply: Reply) -> bool:
+    """Whether a legacy server's answer to a modern host is a refusal until pages have been visited."""
+    is_carrier = call.ask is not None and call.ask.caller.modern and call.method in CARRIERS
+    return is_carrier and value_of(object_of(reply.error).get("code")) == URL_ELICITATION_REQUIRED
 
 
-class Life(Enum):
+# ══ 12. Servers ══════════════════════════════════════════════════════════════════════════════════════════════════════
+# The life of a server: how its era is found, how its lists are read, and what a process of its goes through. Knows
+# nothing of what processes are; what follows from a change it tells to `Hooks`.
+
+
+class Moment(Enum):
     USE = "is used"
     UP = "answered its handshake"
     ENDED = "has ended as it was told"
@@ -1405,31 +3748,31 @@ class Life(Enum):
 
 
 # A missing pair is our bug, never the server's.
-TRANSITIONS: Final[dict[tuple[State, Life], State]] = {
-    (State.IDLE, Life.USE): State.STARTING,
-    (State.STOPPED, Life.USE): State.STARTING,
-    (State.STARTING, Life.UP): State.READY,
-    (State.STARTING, Life.GONE): State.BACKOFF,
-    (State.STARTING, Life.GAVE_UP): State.FAILED,
-    (State.STARTING, Life.STOP): State.STOPPING,
-    (State.READY, Life.GONE): State.BACKOFF,
-    (State.READY, Life.GAVE_UP): State.FAILED,
-    (State.READY, Life.STOP): State.STOPPING,
-    (State.BACKOFF, Life.DUE): State.IDLE,
-    (State.FAILED, Life.DUE): State.IDLE,
-    (State.STOPPING, Life.ENDED): State.STOPPED,
-    (State.STOPPING, Life.GONE): State.BACKOFF,  # it was stopped because it was of no use
-    (State.STOPPING, Life.GAVE_UP): State.FAILED,
-    (State.STARTING, Life.AGAIN): State.IDLE,
-    (State.STOPPING, Life.AGAIN): State.IDLE,
+TRANSITIONS: Final[dict[tuple[State, Moment], State]] = {
+    (State.IDLE, Moment.USE): State.STARTING,
+    (State.STOPPED, Moment.USE): State.STARTING,
+    (State.STARTING, Moment.UP): State.READY,
+    (State.STARTING, Moment.GONE): State.BACKOFF,
+    (State.STARTING, Moment.GAVE_UP): State.FAILED,
+    (State.STARTING, Moment.STOP): State.STOPPING,
+    (State.READY, Moment.GONE): State.BACKOFF,
+    (State.READY, Moment.GAVE_UP): State.FAILED,
+    (State.READY, Moment.STOP): State.STOPPING,
+    (State.BACKOFF, Moment.DUE): State.IDLE,
+    (State.FAILED, Moment.DUE): State.IDLE,
+    (State.STOPPING, Moment.ENDED): State.STOPPED,
+    (State.STOPPING, Moment.GONE): State.BACKOFF,  # it was stopped because it was of no use
+    (State.STOPPING, Moment.GAVE_UP): State.FAILED,
+    (State.STARTING, Moment.AGAIN): State.IDLE,
+    (State.STOPPING, Moment.AGAIN): State.IDLE,
 }
 
 
-def next_state(state: State, event: Life) -> State:
+def next_state(state: State, moment: Moment) -> State:
     try:
-        return TRANSITIONS[state, event]
+        return TRANSITIONS[state, moment]
     except KeyError:
-        raise Bug(f"a server that is {state.value} cannot be one that {event.value}") from None
+        raise Bug(f"a server that is {state.value} cannot be one that {moment.value}") from None
 
 
 class Deaths:
@@ -1451,408 +3794,1119 @@ class Deaths:
         return min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(self._streak - 1, 10)) * (1 - chance / 2)
 
 
-# ══ 8. Core ══════════════════════════════════════════════════════════════════════════════════════════════════════════
-# Events in, effects out. All that is shared is owned by one `Core`. A request of the host's is in `_asks` until it is
-# answered or cancelled: it waits in the in-flight table (owed by a server, or by the bridge), in `_held` (for lists) or
-# in `_listens` (for as long as the host likes). Nothing here can block, fail to send, or tell the time.
-
-HOST: Final = ""  # the host among the peers; a server's name is never empty
-OURSELVES: Final = "mcpmux itself"  # a server's name has no space
-MODEL: Final = "the model"  # the sampler process
-LATER: Final = "the host's next request"  # owes the answer to a question that a modern host has, or will have
-BRIDGE: Final = "the bridge"  # owes the answer to a host's request while questions of a modern server are open
-PARKED: Final = "a parked call"  # waits for a server's answer while its host request has ended
-FOREVER: Final = float("inf")
-
-
-class HostLines(Struct):
-    """Whole lines from the host, as many as came at once."""
-
-    lines: list[bytes | TooLong]
-
-
-class HostGone(Struct):
-    """The host closed its end, or mcpmux was told to stop."""
-
-    reason: str
-
-
-class ServerUp(Struct):
-    """The process runs and can be written to."""
-
-    server: str
-    run: int
-
-
-class ServerLines(Struct):
-    server: str
-    run: int
-    lines: list[bytes | TooLong]
-
-
-class ServerClogged(Struct):
-    """A server's outbox went over its limit, or is empty again."""
-
-    server: str
-    run: int
-    clogged: bool
-
-
-class ServerGone(Struct):
-    """The process or the connection is over, or never came to be: what happened, and what its person can do."""
-
-    server: str
-    run: int
-    reason: str  # as in «git exited with code 1»
-    hint: str
-    stderr: list[str]
-    unread: list[bytes] = []  # requests that it has certainly not taken: they are for its next run
-
-
-class Sampled(Struct):
-    """Whole lines from the sampler: JSON-RPC, as from a server."""
-
-    lines: list[bytes | TooLong]
-
-
-class SamplerGone(Struct):
-    """The sampler is over, or could not be started; the next request starts another."""
-
-    reason: str
-
-
-class ConfigChanged(Struct):
-    """The file says something else; what it says as a whole. The fields are those that `Core` is made with."""
-
-    options: MuxOptions
-    servers: dict[str, ServerOptions]
-    broken: dict[str, str]
-    sampling: SamplingOptions | None
-
-
-class TryAgain(Struct):
-    """What kept a server from serving may be over: somebody has logged in."""
-
-    server: str
-
-
-class TimerDue(Struct):
-    key: tuple[str, str]
-
-
-Event = (
-    HostLines
-    | HostGone
-    | ServerUp
-    | ServerLines
-    | ServerClogged
-    | ServerGone
-    | Sampled
-    | SamplerGone
-    | ConfigChanged
-    | TryAgain
-    | TimerDue
-)
-
-
-class SendHost(Struct):
-    source: str  # whose queue: a server's name, or HOST for mcpmux's own
-    line: bytes
-
-
-class SendServer(Struct):
-    server: str
-    line: bytes
-
-
-class Start(Struct):
-    server: str
-    run: int
-
-
-class Stop(Struct):
-    server: str
-    run: int
-
-
-class Sample(Struct):
-    """A line for the sampler, which is started if it does not run."""
-
-    line: bytes
-
-
-class SaveCatalogue(Struct):
-    """What is now known of a server, for the cache."""
-
-    server: str
-    known: Known
-
-
-class SetTimer(Struct):
-    key: tuple[str, str]
-    at: float | None  # None: forget it
-
-
-class Log(Struct):
-    level: str
-    text: str
-
-
-Effect = SendHost | SendServer | Start | Stop | Sample | SaveCatalogue | SetTimer | Log
-
-
-class Out:
-    """The one door for effects and timers. Knows peers by their names, and which of them do not read; what a line says
-    it looks at for the trace only."""
-
-    def __init__(self) -> None:
-        self.now = 0.0  # the time of the event that is handled
-        self.is_tracing = False
-        self.clogged: set[str] = set()  # servers that are sent nothing: they ask, or are asked, and do not read
-        self._effects: list[Effect] = []
-        self._timers: dict[tuple[str, str], float] = {}
-
-    def begin(self, now: float) -> list[Effect]:
-        """The list into which the effects of the next event go."""
-        self.now, self._effects = now, []
-        return self._effects
-
-    def put(self, effect: Effect) -> None:
-        self._effects.append(effect)
-
-    def to_host(self, source: str, line: bytes) -> None:
-        if self.is_tracing:
-            self.trace(">", HOST, label(line), len(line))
-        self._effects.append(SendHost(source, line))
-
-    def to_server(self, name: str, line: bytes) -> None:
-        if name in self.clogged:  # what it would be told must not pile up
-            self.log("debug", f"{name}: does not read; {label(line)} was dropped")
-            return
-        if self.is_tracing:
-            self.trace(">", name, label(line), len(line))
-        self._effects.append(SendServer(name, line))
-
-    def log(self, level: str, text: str) -> None:
-        self._effects.append(Log(level, text))
-
-    def trace(self, arrow: str, peer: str, what: str, size: int) -> None:
-        self.log("trace", f"{arrow} {peer or 'host'} {what} {size} bytes")
-
-    def timer(self, kind: str, name: str, at: float | None) -> None:
-        """Sets it, in place of what it was set to; None: it is not to come."""
-        key = (kind, name)
-        if at is not None:
-            self._timers[key] = at
-        elif self._timers.pop(key, None) is None:
-            return
-        self._effects.append(SetTimer(key, at))
-
-    def due_at(self, kind: str, name: str) -> float:
-        return self._timers.get((kind, name), FOREVER)
-
-    def is_due(self, key: tuple[str, str]) -> bool:
-        """Takes a timer whose time has come; one that some clock has told too early is set again."""
-        at = self._timers.get(key)
-        if at is None:
+class Hooks(Protocol):
+    """What the core tells the other parts of a server."""
+
+    def opened(self, server: Facts) -> None: ...  # calls may go out
+    def listed(self, server: Facts) -> None: ...  # its lists have been read, or read again
+    def settled(self, server: Facts) -> None: ...  # it is known what it offers, or that it is not to be waited for
+    def gone(self, server: Facts) -> None: ...  # its process has ended
+    def removed(self, server: Facts, text: str) -> None: ...  # it is no longer in the config, or not like this
+
+
+# ── how its era is found ──
+
+
+class Hello(NamedTuple):
+    """The next thing to say to a server whose era is looked for."""
+
+    method: str  # "" for nothing: a fresh process is wanted
+    silence: float | None = None  # seconds after which it is not waited for
+
+
+class Silent(NamedTuple):
+    """No answer within the time of its `Hello`."""
+
+
+class Gone(NamedTuple):
+    """The process has ended."""
+
+
+class Met(NamedTuple):
+    """A server has said what it is."""
+
+    era: str
+    revision: str
+    body: Fields
+    info: Raw | None
+
+
+FRESH_PROCESS: Final = Hello("")
+Search = Generator[Hello, "Reply | Silent | Gone", "Met | str | None"]
+
+
+def find_era(name: str, ways: Iterable[str], *, is_free: bool) -> Search:
+    """Says hello in each way until one is answered; returns what it met, why it gave up, or None if the process died of
+    its own. `is_free`: the table does not say which era it has. It outlives a process, and holds nothing of one."""
+    left, trouble = list(ways), ""
+    is_unheard = False  # `server/discover` was never answered in this process: some do not survive it (WIRE 33)
+    while left:
+        way = left.pop(0)
+        if way == FRESH:
+            if isinstance((yield FRESH_PROCESS), Gone):
+                return None  # it could not even be started
+            is_unheard = False
+            continue
+        method = "server/discover" if way == "modern" else "initialize"
+        reply = yield Hello(method, DISCOVER_SILENCE if way == "modern" and left[:1] == ["legacy"] else None)
+        if isinstance(reply, Gone):
+            if not is_free or not (way == "modern" or is_unheard):
+                return None
+            left = [FRESH, "legacy"]
+        elif isinstance(reply, Silent):
+            is_unheard = True
+        elif way == "modern":
+            body = object_of(reply.result)
+            if reply.result is not None and modern_versions(reply):
+                meta = object_of(body.get("_meta"))
+                return Met(way, MODERN_REVISIONS[0], body, meta.get(SERVER_KEY))
+            trouble = f"{name} refused `server/discover`: {said_in(reply, 'no version that mcpmux knows')}"
+        elif reply.error is None:
+            body = object_of(reply.result)
+            revision = value_of(body.get("protocolVersion"))
+            if revision in LEGACY_REVISIONS:
+                return Met(way, revision, body, body.get("serverInfo"))
+            return f"{name} speaks protocol revision {str(revision)[:TEXT_MOST]!r}, which mcpmux does not know"
+        else:
+            trouble = f"{name} refused `initialize`: {said_in(reply, None)}"
+            if is_free and modern_versions(reply):
+                left = ["modern", *left]
+    return trouble
+
+
+def said_in(reply: Reply, otherwise: str | None) -> str:
+    """An error's message."""
+    return str(value_of(object_of(reply.error).get("message"), otherwise))[:TEXT_MOST]
+
+
+class Greeting:
+    """Finds servers' eras. Asker of the hellos."""
+
+    def __init__(self, out: Out, in_flight: InFlight, host: HostEnd, calls: Calls) -> None:
+        self.life: Life  # set when there is one
+        self._out, self._in_flight, self._host, self._calls = out, in_flight, host, calls
+        self._searches: dict[Name, Search] = {}
+        self._open: dict[Name, Pending] = {}  # the hello that counts
+
+    def up(self, server: Facts) -> None:
+        """The process runs: what was found of its era is used, or else it is looked for."""
+        found = self._searches.get(server.peer)
+        if found is None:
+            ways: Iterable[str] = WAYS["modern" if server.run.starter.modern else "legacy"]
+            if server.options.protocol:
+                ways = [server.options.protocol]
+            elif server.era:
+                ways = [server.era, FRESH, *ways]
+            found = find_era(server.name, ways, is_free=server.options.protocol is None)
+            self._searches[server.peer] = found
+        self._go_on(server, found, None)
+
+    def _go_on(self, server: Facts, search: Search, reply: Reply | Silent | Gone | None) -> bool:
+        """Whether it is still looked for."""
+        self._open.pop(server.peer, None)
+        self._out.timer("silent", server.peer, None)
+        try:
+            hello = next(search) if reply is None else search.send(reply)
+        except StopIteration as end:
+            del self._searches[server.peer]
+            if isinstance(end.value, Met):
+                self.life.met(server, end.value)
+            elif end.value is not None:
+                self.life.give_up(server, end.value)
             return False
-        if at > self.now:
-            self._effects.append(SetTimer(key, at))
-            return False
-        del self._timers[key]
+        if hello is FRESH_PROCESS:
+            if not isinstance(reply, Gone):
+                self.life.stop(server, Ending.AGAIN)
+        else:
+            self._say(server, hello)
         return True
 
+    def _say(self, server: Facts, hello: Hello) -> None:
+        server.modern = hello.method == "server/discover"
+        params: bytes | UnsetType = UNSET
+        if not server.modern:
+            starter = server.run.starter
+            server.run.told = self._calls.told(server, starter)
+            revision = LEGACY_REVISIONS[0] if starter.modern else self._host.revision or LEGACY_REVISIONS[0]
+            params = encode(
+                {"protocolVersion": revision, "capabilities": server.run.told, "clientInfo": Raw(starter.info)}
+            )
+        self._open[server.peer] = self._calls.request(server, hello.method, params, self, FOREVER)
+        if hello.silence:
+            self._out.timer("silent", server.peer, self._out.now + hello.silence)
 
-class Pending(Struct):
-    """A request that waits for its answer. `id` is ours, minted; the asker's own comes back to it as it was."""
+    def silent(self, server: Facts) -> None:
+        """No answer to `server/discover`: `initialize` follows, and its answer decides."""
+        pending = self._open.get(server.peer)
+        if pending:
+            self._in_flight.settle(pending)
+            self._go_on(server, self._searches[server.peer], Silent())
 
-    id: int
-    peer: str  # who owes the answer
-    asker: str  # who waits for it
-    asker_id: bytes
-    method: str
-    patience: float  # seconds from one sign of life to the next
-    opened: float
-    deadline: float
-    limit: float  # progress moves the deadline no further than this
-    then: Callable[[Pending, Reply], None] | None = None  # None: the answer goes to the asker as it is
-    token: bytes | None = None  # the asker's progress token; ours is `id`
-    progress: float = -FOREVER  # the last value passed on
-    wrapped: bool = False  # the tool's structured results are put into an object
-    is_task: bool = False  # the request was augmented with a task (2025-11-25)
-    calls: tuple[int, ...] = ()  # of a server's question: the host's calls in one of which it was asked
-    caller: Caller = NOBODY
-    asked: Fields | None = None  # of a call that may need the bridge: the host's params
-    params: Fields | None = None  # and those for its server
-    round: int = 0  # the open one that it takes part in
-    rounds: int = 0  # how often its modern server has asked already
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        server = self.life.alive(pending.peer)
+        if server and self._open.get(pending.peer) is pending:
+            self._go_on(server, self._searches[pending.peer], reply)
 
+    def withdrawn(self, pending: Pending) -> None:
+        pass
 
-class InFlight:
-    """The one table of open requests."""
+    def progress(self, pending: Pending, line: bytes) -> None:
+        pass
 
-    def __init__(self) -> None:
-        self._by_id: dict[int, Pending] = {}
-        self._by_asker: dict[tuple[str, bytes], int] = {}
-        self._minted = 0
+    def gone(self, server: Facts) -> bool:
+        """Whether a fresh process is to take the place of the one that has ended."""
+        search = self._searches.get(server.peer)
+        if search is None:
+            return False
+        if server.run.ending is Ending.AGAIN:
+            return True
+        return server.run.ending is None and self._go_on(server, search, Gone())
 
-    def open(
-        self, peer: str, asker: str, asker_id: bytes, method: str, now: float, patience: float, limit: float
-    ) -> Pending:
-        self._minted += 1
-        number = self._minted
-        pending = Pending(number, peer, asker, asker_id, method, patience, now, now + patience, now + limit)
-        self._by_id[number] = pending
-        if asker != OURSELVES:
-            self._by_asker[asker, asker_id] = number
-        return pending
+    def hello_of(self, server: Facts) -> str:
+        """What it has not answered."""
+        pending = self._open.get(server.peer)
+        return pending.method if pending else "initialize"
 
-    def settle(self, number: int) -> Pending:
-        pending = self._by_id.pop(number)
-        if pending.asker != OURSELVES:
-            del self._by_asker[pending.asker, pending.asker_id]
-        return pending
-
-    def get(self, number: int | None) -> Pending | None:
-        return None if number is None else self._by_id.get(number)
-
-    def hand_over(self, pending: Pending, asker: str, asker_id: bytes) -> None:
-        """Somebody else waits for the answer from now on."""
-        del self._by_asker[pending.asker, pending.asker_id]
-        pending.asker, pending.asker_id = asker, asker_id
-        self._by_asker[asker, asker_id] = pending.id
-
-    def asked(self, asker: str, asker_id: bytes) -> Pending | None:
-        return self.get(self._by_asker.get((asker, asker_id)))
-
-    def owed_by(self, peer: str) -> list[Pending]:
-        return [pending for pending in self._by_id.values() if pending.peer == peer]
-
-    def asked_by(self, asker: str) -> list[Pending]:
-        return [pending for pending in self._by_id.values() if pending.asker == asker]
-
-    def __iter__(self) -> Iterator[Pending]:
-        return iter(list(self._by_id.values()))
-
-    def __len__(self) -> int:
-        return len(self._by_id)
+    def forget(self, name: Name) -> None:
+        """It is no longer looked for."""
+        self._searches.pop(name, None)
+        self._open.pop(name, None)
 
 
-class Ask(Struct):
-    """A host's request while it is being routed."""
-
-    id: bytes
-    method: str
-    params: Raw | UnsetType
-    blamed: str | None = None  # the server whose start it waits for, if it waits for one only
-    fields: Fields = {}  # its params
-    caller: Caller = NOBODY
+# ── how its lists are read ──
 
 
-class Listing(Struct):
-    """One list of one server while its pages come in."""
+class Reading:
+    """One list of one server while its pages come in. A failure leaves what was read, or was known before."""
 
-    entries: list[Entry]
-    cursors: set[bytes]
-    room: int  # bytes that it may still have
+    def __init__(self, lists: Lists, server: Facts, method: str, most: int) -> None:
+        self.name, self.method = server.name, method
+        self.entries: list[Entry] = []
+        self.problem: str | None = None  # it was not read to its end
+        self._lists, self._options = lists, server.options
+        self._room = most  # bytes that it may still have
 
+    def steps(self) -> Steps:
+        patience = self._options.startup_timeout_sec * START_PATIENCE
+        seen: set[bytes] = set()
+        params: Fields | UnsetType = UNSET
+        while True:
+            reply = yield Step(self.name, self.method, params, patience)
+            body, key = object_of(reply.result), LISTS[self.method].key
+            if reply.error is not None:
+                error = object_of(reply.error)
+                is_none = value_of(error.get("code")) == METHOD_NOT_FOUND
+                self.problem = "" if is_none else f"failed: {value_of(error.get('message'))}"
+                return reply
+            if bytes(body.get(key, b""))[:1] != b"[":
+                self._lists.note(f"{self.name}: {self.method} has no list of {key}")
+            self._take(items_of(body.get(key)))
+            cursor = next_cursor(body, seen)
+            if self._room <= 0:
+                self._lists.note(f"{self.name}: {self.method} is longer than max_message_mb and was read no further")
+            if cursor is None or self._room <= 0:
+                return reply
+            params = {"cursor": Raw(cursor)}
 
-class Listen(Struct):
-    """A modern host's `subscriptions/listen`, open until it cancels."""
+    def _take(self, page: list[Raw]) -> None:
+        for raw in page:
+            entry = fit_entry(self.method, raw, self._options)
+            if isinstance(entry, Entry):
+                self.entries.append(entry)
+                self._room -= len(entry.left) + len(entry.right)
+            elif entry is not None:
+                self._lists.note(f"{self.name}: left out: {entry}")
 
-    id: bytes
-    changes: frozenset[str]  # the list notifications that it wants
-    uris: list[str]
-    extra: Fields  # of its filter, what only extensions know
+    def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
+        return self._lists.ask(step, exchange)
 
+    def finish(self, exchange: Exchange, outcome: ExchangeEnd) -> None:
+        if self.problem is None and (not isinstance(outcome, Reply) or outcome.error is not None):
+            self.problem = "cannot be read"
+        self._lists.read(self)
 
-class Question(Struct):
-    """One thing that a server wants of the host."""
-
-    shown: Raw  # as an entry of `inputRequests`; b"" if the host is not asked for it
-    number: int = 0  # in the in-flight table; 0 if nothing is open for it
-    is_open: bool = True
-
-
-class Round(Struct):
-    """One exchange in the bridge, from the first question to the answers' arrival at the server."""
-
-    id: int
-    server: str
-    call: Pending  # the host's: in flight at a legacy server, ended at a modern one
-    phase: Phase
-    questions: dict[str, Question] = {}
-    answers: dict[str, Raw] = {}  # for a modern server, by question
-    state: Raw | None = None  # a modern server's `requestState`
-    token: str = ""  # ours, while parked
-    kept: Reply | None = None  # how the call ended while it was parked
-    waiting: int = 0  # the in-flight entry under which the host's request waits for this round
-    pages: dict[str, bool] = {}  # by elicitationId: whether the server said that it is complete
-
-
-class TaskOwner(NamedTuple):
-    server: str
-    wrapped: bool  # its tool's structured results are put into an object
-
-
-class Server:
-    """What the core knows of one server. Written by `Core` only."""
-
-    def __init__(self, name: str, options: ServerOptions) -> None:
-        self.name = name
-        self.options = options
-        self.state = State.IDLE
-        self.run = 0  # counts the processes, so that what a former one still says is not taken for the present one's
-        self.deaths = Deaths()
-        self.trouble: str | None = None  # why it does not serve, for people; None while it does or was never tried
-        self.hint = ""
-        self.is_broken = False  # its table is wrong: nothing but a new one can start it
-        self.wanted = False  # used while it rests or stops: started as soon as that is over
-        self.settling = False  # started, and not yet known what it offers: lists wait, the first time
-        self.tried = False  # a start has ended one way or the other: lists wait for no further one
-        self.known = False  # its lists are those that it gave, in this run or a former one
-        self.stale = False  # but to a host with other capabilities
-        self.saved: Known | None = None  # what the cache has
-        self.used_at = 0.0
-        self.late = False  # has not answered its handshake in startup_timeout_sec
-        self.started_at = 0.0
-        self.ready_in: float | None = None  # seconds from start to its first complete lists
-        # From here on: valid while READY, and kept afterwards, since its tools stay listed while it rests.
-        self.open = False  # calls go out; before, they wait in `waiting`
-        self.waiting: dict[int, Fields | UnsetType] = {}  # params by number
-        self.starter = NOBODY  # the host as the request showed it for which it was started
-        self.told: Fields = {}
-        self.told_last: tuple[bytes, bool, Fields] = (b"", False, {})  # by declaration, and whether both are legacy
-        self.era = ""  # "legacy" or "modern": what worked last
-        self.way: list[str] = []  # what is still to be tried to find its era
-        self.trying = ""
-        self.again = False  # it is being stopped for a fresh process
-        self.modern = False
-        self.info = NOBODY.info  # its `serverInfo`
-        self.level: str | None = None  # of log messages, as last set at it
-        self.revision = ""
-        self.capabilities: Fields = {}
-        self.instructions = ""
-        self.lists: dict[str, list[Entry]] = {}
-        self.listing: dict[str, Listing] = {}
-        self.changed: set[str] = set()  # lists that it said have changed, to be read after some quiet
-        self.changed_since = 0.0
-        self.listed_at: float | None = None  # when its lists had been read once
-        self.quiet = RELIST_QUIET  # grows while it announces changes that are none
-        self.up_at = 0.0
-        self.useless = False  # it is being stopped because its handshake failed
-        self.subscriptions: dict[str, set[bytes]] = {}  # who wants a URI: listens by id, b"" a legacy host
-        self.listen: Pending | None = None  # our subscription at a modern server
-        self.listened: list[Pending] = []  # former ones, to be ended when the present one is acknowledged
-        self.listens_for: Fields | None = None  # None: it offers no subscriptions
-        self.listen_wait = LISTEN_AGAIN
-        self.questions: list[int] = []  # asked outside any call: they wait for the host's next one
-        self.sampled: collections.deque[float] = collections.deque()  # when it asked the local model, in a minute
+    def progress(self, pending: Pending, line: bytes) -> None:
+        pass
 
 
-def _broken_server(name: str, reason: str) -> Server:
+class Lists:
+    """Reads servers' lists, after they open and whenever they change."""
+
+    def __init__(self, out: Out, calls: Calls, merged: Merged, servers: dict[str, Facts]) -> None:
+        self.life: Life  # set when there is one
+        self._out, self._calls, self._merged, self._servers = out, calls, merged, servers
+
+    def opened(self, server: Facts) -> None:
+        offered = {method for method, kind in LISTS.items() if offers(server.capabilities, kind.capability)}
+        server.lists = {method: entries for method, entries in server.lists.items() if method in offered}
+        self._begin(server, LISTS)
+
+    def _begin(self, server: Facts, methods: Iterable[str]) -> None:
+        run, most = server.run, int(self._merged.options.max_message_mb * MB)
+        for method in methods:
+            if method in run.readings:
+                run.changed.add(method)  # read again when this reading has ended
+            elif offers(server.capabilities, LISTS[method].capability):
+                run.readings.add(method)
+                reading = Reading(self, server, method, most)
+                Exchange(reading.steps(), reading).go_on()
+        self._done(server)
+
+    def ask(self, step: Step, exchange: Exchange) -> Pending | Reply:
+        params = UNSET if step.params is UNSET else encode(step.params)
+        return self._calls.request(self._servers[step.server], step.method, params, exchange, step.patience)
+
+    def note(self, text: str) -> None:
+        self._out.log("warning", text)
+
+    def read(self, reading: Reading) -> None:
+        """A list has been read, or could not be."""
+        server, method = self._servers[reading.name], reading.method
+        if reading.problem:
+            self.note(f"{reading.name}: {method} {reading.problem}")
+        former = server.lists.get(method, []) if reading.problem is not None else []
+        server.lists[method] = reading.entries or former
+        server.run.readings.discard(method)
+        self._done(server)
+
+    def _done(self, server: Facts) -> None:
+        """Called after each list; when none is being read any more, the catalogue takes them over."""
+        run, now = server.run, self._out.now
+        if run.readings:
+            return
+        first, run.listed_at = run.listed_at is None, now
+        if run.changed:
+            self._again_soon(server)
+            if server.settling and now - run.up_at < RELIST_AT_MOST:
+                run.listed_at = None
+                return  # it is still making up its mind: those who wait should have it all
+        before = self._merged.changed()
+        if before is not None and not first:
+            same = self._merged.catalogue.results == before
+            run.quiet = min(RELIST_QUIET_MOST, run.quiet * 2) if same else RELIST_QUIET
+        self.life.listed(server)
+
+    def changed(self, server: Facts, notification: str) -> None:
+        """Read again after some quiet. Before its first list there is nothing to read again."""
+        run, now = server.run, self._out.now
+        if run.stage is not Stage.OPEN:
+            return
+        if not run.changed:
+            run.changed_since = now
+        if run.listed_at is not None and now - run.listed_at > RELIST_CALM:
+            run.quiet = RELIST_QUIET
+        run.changed |= {method for method, kind in LISTS.items() if kind.changed == notification}
+        self._again_soon(server)
+
+    def _again_soon(self, server: Facts) -> None:
+        at_most = server.run.changed_since + max(RELIST_AT_MOST, server.run.quiet)
+        self._out.timer("relist", server.name, min(self._out.now + server.run.quiet, at_most))
+
+    def due(self, server: Facts) -> None:
+        if server.name in self._out.clogged:  # what it is asked now would be dropped
+            self._out.timer("relist", server.name, self._out.now + RELIST_AT_MOST)
+        elif server.is_open:
+            changed, server.run.changed = server.run.changed, set()
+            self._begin(server, [method for method in LISTS if method in changed])
+
+
+# ── what its processes go through ──
+
+_TIMERS_OF_A_RUN: Final = ("late", "silent", "open", "relist", "listen", "idle")
+
+
+class Life:
+    """Starts servers, and child processes of ours, when they are used; stops them when they are not; counts their
+    deaths. The one writer of `Facts`."""
+
+    def __init__(
+        self,
+        out: Out,
+        in_flight: InFlight,
+        host: HostEnd,
+        calls: Calls,
+        greeting: Greeting,
+        lists: Lists,
+        servers: dict[str, Facts],
+        hooks: Hooks,
+        chance: Callable[[], float],
+    ) -> None:
+        self.is_ending = False
+        self.own: dict[Name, Facts] = {}  # child processes of ours
+        self._out, self._in_flight, self._host, self._calls = out, in_flight, host, calls
+        self._greeting, self._lists, self._servers, self._hooks, self._chance = greeting, lists, servers, hooks, chance
+        self._deaths: collections.defaultdict[Name, Deaths] = collections.defaultdict(Deaths)
+        greeting.life = lists.life = self
+
+    def alive(self, name: Name, run: int | None = None) -> Facts | None:
+        """The server whose process this is; None: it is over, or no longer in the config."""
+        server = self._servers.get(name) if isinstance(name, str) else self.own.get(name)
+        return server if server and run in (None, server.run.number) else None
+
+    # ── starting ──
+
+    def use(self, server: Facts) -> None:
+        if self.is_ending:
+            return
+        match server.state:
+            case State.IDLE | State.STOPPED:
+                server.wanted = False
+                server.state = next_state(server.state, Moment.USE)
+                server.settling = server.settling or (not server.known and isinstance(server.peer, str))
+                number, now = server.run.number + 1, self._out.now
+                server.run = Run(number, self._host.caller, now)
+                self._out.log("debug", f"= {server.name} starting")
+                self._out.put(Start(server.peer, number))
+                self._out.timer("late", server.peer, now + server.options.startup_timeout_sec)
+            case State.BACKOFF | State.STOPPING:
+                server.wanted = True
+            case State.STARTING | State.READY | State.FAILED:
+                pass
+
+    def up(self, server: Facts) -> None:
+        """The process runs and can be written to."""
+        if server.state is not State.STARTING:
+            return
+        if isinstance(server.peer, str):
+            self._greeting.up(server)
+        else:  # one of ours needs no greeting
+            server.state = next_state(server.state, Moment.UP)
+            server.trouble, server.run.stage = None, Stage.OPENING
+            self.open(server)
+
+    def met(self, server: Facts, met: Met) -> None:
+        """It has said what it is."""
+        run = server.run
+        server.state = next_state(server.state, Moment.UP)
+        server.trouble, server.hint = None, ""
+        run.up_at, run.stage = self._out.now, Stage.OPENING
+        server.era, server.revision = met.era, met.revision
+        server.info = bytes(met.info) if met.info is not None and is_object(met.info) else NOBODY.info
+        server.capabilities = object_of(bytes(met.body.get("capabilities", b"{}")))
+        instructions = value_of(met.body.get("instructions"))
+        server.instructions = instructions if isinstance(instructions, str) else ""
+        self._out.log("debug", f"= {server.name} ready ({met.revision})")
+        if met.era == "modern":
+            run.listens_for = {}
+            self.open(server)
+        else:
+            self._out.to_server(server.peer, notification_line("notifications/initialized"))
+            is_asking = any(one.peer is not Peer.NEXT for one in self._in_flight.asked_by(server.name))
+            wait = server.options.startup_timeout_sec if is_asking else QUIET_AFTER_INITIALIZED
+            self._out.timer("open", server.peer, self._out.now + wait)
+
+    def open(self, server: Facts) -> None:
+        """It has asked what it asks first, or asks nothing: now it gets what waited, and is listed."""
+        if server.run.stage is not Stage.OPENING:
+            return
+        server.run.stage = Stage.OPEN
+        if server.options.idle_timeout_sec:
+            self._out.timer("idle", server.peer, self._out.now + server.options.idle_timeout_sec)
+        self._hooks.opened(server)
+
+    def listed(self, server: Facts) -> None:
+        """It is known what it offers."""
+        if server.ready_in is None:
+            server.ready_in = self._out.now - server.run.started_at
+        server.known, server.stale = True, False
+        self._out.timer("late", server.peer, None)
+        self.remember(server)
+        self._settle(server)
+        self._hooks.listed(server)
+
+    def _settle(self, server: Facts) -> None:
+        """It is known what this server offers, or that it is not to be waited for: who waited for that goes on."""
+        if server.settling:
+            server.settling, server.tried = False, True
+            self._hooks.settled(server)
+
+    # ── too late, of no use, idle ──
+
+    def late(self, server: Facts) -> None:
+        """No answer to the handshake: nobody waits for it any longer, and in the end it is stopped."""
+        name, seconds = server.name, server.options.startup_timeout_sec
+        if server.state is State.READY and server.settling:
+            self._out.log(
+                "warning", f"{name}: its lists were not complete within {seconds:g} s; they are announced later"
+            )
+            self._settle(server)
+        if server.state is not State.STARTING:
+            return
+        is_remote = server.options.url is not None
+        look = "see whether its url is right" if is_remote else "run its command in a terminal to see what it waits for"
+        server.hint = f"{look}, or raise startup_timeout_sec in its table"
+        hello = f"`{self._greeting.hello_of(server)}`"
+        if server.run.stage is Stage.LATE:
+            self.give_up(server, f"{name} did not answer {hello} within {seconds * START_PATIENCE:g} s")
+            return
+        server.run.stage = Stage.LATE
+        server.trouble = f"{name} has not answered {hello} within {seconds:g} s"
+        self._out.log("warning", server.why())
+        self.remember(server)
+        self._out.timer("late", server.peer, server.run.started_at + seconds * START_PATIENCE)
+        self._calls.fail_waiting(server)
+        self._settle(server)
+
+    def give_up(self, server: Facts, trouble: str) -> None:
+        """Its process is of no use and is stopped; after a rest the next use tries again."""
+        server.trouble = trouble
+        self._out.log("error", server.why())
+        self.remember(server)
+        self.stop(server, Ending.USELESS)
+        self._calls.fail_all(server, server.why())
+        self._settle(server)
+
+    def stop(self, server: Facts, ending: Ending) -> None:
+        server.run.ending, server.run.stage = ending, Stage.CLOSED
+        server.state = next_state(server.state, Moment.STOP)
+        self._out.put(Stop(server.peer, server.run.number))
+
+    def idle(self, server: Facts, is_busy: bool) -> None:
+        """Nobody has used it for a while: it is stopped, until somebody does."""
+        wait, now = server.options.idle_timeout_sec, self._out.now
+        due = now + wait if is_busy else self._calls.last_used.get(server.peer, 0.0) + wait
+        if due > now:
+            self._out.timer("idle", server.peer, due)
+        elif server.is_open:
+            self._out.log("debug", f"= {server.name} is idle and is stopped")
+            self.stop(server, Ending.TOLD)
+
+    # ── the end of a process ──
+
+    def gone(self, server: Facts, event: ServerGone) -> None:
+        was, ending = server.state, server.run.ending
+        if not self.is_ending and was in (State.STARTING, State.STOPPING) and self._greeting.gone(server):
+            self._begin_anew(server)
+            return
+        self._greeting.forget(server.peer)
+        if was is State.STOPPING and ending is not Ending.USELESS:
+            server.state = next_state(was, Moment.ENDED)
+        else:
+            self._count_death(server, event, ending)
+        self._end_run(server)
+        self._hooks.gone(server)
+        keeps = server.state is not State.FAILED and not self.is_ending
+        waits = self._calls.process_gone(
+            server, event.unread, keeps_waiting=keeps and was is State.STOPPING, keeps_unread=keeps
+        )
+        self._settle(server)
+        if waits:
+            self.use(server)
+
+    def _begin_anew(self, server: Facts) -> None:
+        """Its era is looked for in a fresh process, within the time of the first."""
+        since = server.run.started_at
+        server.state = next_state(server.state, Moment.AGAIN)
+        for pending in self._in_flight.owed_by(server.peer):
+            if pending.is_ours:
+                self._in_flight.settle(pending)
+        self._hooks.gone(server)  # the fresh one has asked nothing yet
+        self.use(server)
+        server.run.started_at = since
+        self._out.timer("late", server.peer, since + server.options.startup_timeout_sec)
+
+    def _count_death(self, server: Facts, event: ServerGone, ending: Ending | None) -> None:
+        if ending is not Ending.USELESS:
+            words = f'; its last words: "{" | ".join(event.stderr)}"' if event.stderr else ""
+            server.trouble, server.hint = f"{event.reason}{words}", event.hint
+            self._out.log("error", server.why())
+            if not server.known:
+                self.remember(server)
+        rest = self._deaths[server.peer].count(self._out.now, self._chance())
+        if rest is None and not isinstance(server.peer, str):
+            rest = BACKOFF_MOST  # one of ours is never given up: others need it
+        server.state = next_state(server.state, Moment.GAVE_UP if rest is None else Moment.GONE)
+        self._out.timer("rested", server.peer, self._out.now + (FAILED_REST if rest is None else rest))
+
+    def _end_run(self, server: Facts) -> None:
+        """Nothing that its process still says is heard, and nothing is left of what belonged to it."""
+        self._out.no_timers(server.peer, _TIMERS_OF_A_RUN)
+        self._out.clogged.discard(server.peer)
+        server.run = Run(server.run.number + 1, server.run.starter, stage=Stage.CLOSED)
+        if not server.known:
+            server.lists.clear()  # it died while it was listed: what it offers is not known
+
+    def rested(self, server: Facts) -> None:
+        server.state = next_state(server.state, Moment.DUE)
+        if server.wanted:
+            self.use(server)
+
+    def try_again(self, server: Facts) -> None:
+        """What kept it from serving may be over."""
+        if server.trouble and not server.is_broken:
+            self._deaths.pop(server.peer, None)
+            self.wake(server, State.BACKOFF, State.FAILED)
+            self.use(server)
+
+    def wake(self, server: Facts, *states: State) -> None:
+        """It need not rest any longer."""
+        if server.state in states:
+            server.state = next_state(server.state, Moment.DUE)
+            self._out.timer("rested", server.peer, None)
+
+    def retire(self, server: Facts) -> None:
+        """It is no longer in the config, or not like this: it ends with all that it owes and is owed."""
+        text = f"mcpmux: {server.name} was removed from the config, or its table has changed"
+        self._out.no_timers(server.peer, (*_TIMERS_OF_A_RUN, "rested"))
+        self._out.clogged.discard(server.peer)
+        self._greeting.forget(server.peer)
+        self._deaths.pop(server.peer, None)
+        self._hooks.removed(server, text)
+        self._calls.forget(server, text)
+        if server.state in (State.STARTING, State.READY):
+            self._out.put(Stop(server.peer, server.run.number))
+
+    def end(self) -> None:
+        """mcpmux stops: every process does."""
+        self.is_ending = True
+        for server in (*self._servers.values(), *self.own.values()):
+            if server.state in (State.STARTING, State.READY):
+                server.wanted = False
+                self.stop(server, Ending.TOLD)
+
+    # ── what the cache has ──
+
+    def recall(self, known: Mapping[str, list[Known]]) -> None:
+        """What the cache has of the servers, for a host with these capabilities if possible."""
+        for server in self._servers.values():
+            told = told_key(self._calls.told(server, self._host.caller))
+            found = [one for one in known.get(server.name, ()) if one.key == table_key(server.options)]
+            lists = sorted((one for one in found if not one.failed), key=lambda one: one.told not in ("", told))
+            if lists:
+                best = server.saved = lists[0]
+                server.known, server.stale = True, best.told not in ("", told)
+                server.era, server.revision, server.info = best.era, best.revision, best.info
+                server.capabilities, server.instructions = object_of(best.capabilities), best.instructions
+                server.lists = dict(best.lists)
+            server.tried = server.tried or bool(found)
+
+    def remember(self, server: Facts) -> None:
+        """For the next start. A failure is remembered only of a server of which nothing else is known."""
+        if not isinstance(server.peer, str):
+            return
+        key = table_key(server.options)
+        if server.known:
+            known = Known(
+                key,
+                "" if server.modern else told_key(server.run.told),
+                server.era,
+                server.revision,
+                encode(server.capabilities),
+                server.info,
+                server.instructions,
+                dict(server.lists),
+            )
+        else:
+            known = Known(key, failed=server.trouble or "unknown")
+        if known != server.saved and server.peer in self._servers:
+            server.saved = known
+            self._out.put(SaveCatalogue(server.peer, known))
+
+
+# ══ 13. Core ═════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Events in, effects out. The router gives each message to the part that cares for it; `Core` puts the parts together
+# and tells them of each other's changes. Nothing here can block, fail to send, or tell the time.
+
+
+class Parts(NamedTuple):
+    """What a core consists of."""
+
+    out: Out
+    in_flight: InFlight
+    servers: dict[str, Facts]
+    host: HostEnd
+    merged: Merged
+    calls: Calls
+    tasks: Tasks
+    subscriptions: Subscriptions
+    questions: Questions
+    rounds: Rounds
+    lists: Lists
+    life: Life
+
+
+class Router:
+    """Which part cares for what, by method and by name. Keeps nothing but what was never answered by a name."""
+
+    def __init__(self, parts: Parts, begin: Callable[[], None], about_us: Callable[[], dict[str, Any]]) -> None:
+        self.options = parts.host.options
+        self._begin, self._about_us = begin, about_us
+        self._out, self._in_flight, self._servers, self._host, self._merged = parts[:5]
+        self._calls, self._tasks, self._subscriptions, self._questions, self._rounds, self._lists = parts[5:11]
+        self._life = parts.life
+
+    # ── lines ──
+
+    def host_lines(self, lines: Iterable[bytes | TooLong]) -> None:
+        """A line that shows a bug of ours costs itself, as everywhere; the next is read."""
+        takes_batches = self._host.revision in BATCH_REVISIONS
+        for line in lines:
+            try:
+                messages, note = messages_in(line, self.options.max_message_mb, takes_batches=takes_batches)
+                if note:
+                    self._out.log("warning", f"host: {note}")
+                for message in messages:
+                    self._from_host(message, len(line))
+            except Exception as bug:
+                self._out.bug(bug)
+
+    def server_lines(self, server: Facts, lines: Iterable[bytes | TooLong]) -> None:
+        """As above, for a server or a process of ours."""
+        take = self._from_server if isinstance(server.peer, str) else self._from_sampler
+        for line in lines:
+            try:
+                takes_batches = server.revision in BATCH_REVISIONS
+                messages, note = messages_in(line, self.options.max_message_mb, takes_batches=takes_batches)
+                if note:
+                    self._out.log("warning", f"{server.name}: {note}")
+                for message in messages:
+                    if isinstance(message, Unread):
+                        self._unread(server.peer, message)
+                    else:
+                        take(server, message, len(line))
+            except Exception as bug:
+                self._out.bug(bug)
+
+    def _unread(self, peer: Name, bad: Unread) -> None:
+        """It costs itself, and a request that it shows to be an answer to."""
+        self._out.log("warning", f"{shown(peer)}: a line was not read: {bad.reason}")
+        number = id_in_bad_line(bad.head, bad.tail)
+        pending = self._in_flight.get(number)
+        is_answer = b'"method"' not in bad.head[:EDGE] and b'"method"' not in bad.tail[-EDGE:]
+        if pending and pending.peer == peer and is_answer and pending.is_sent:
+            self._calls.fail(pending, f"{called(peer)} sent an answer that cannot be read: {bad.reason}")
+        elif peer is Peer.HOST:
+            known = None if number is None or bad.code == PARSE_ERROR else b"%d" % number
+            if known in self._host.open:
+                known = None  # that request has its own ending
+            error = RpcError(bad.code, f"mcpmux could not read this line: {bad.reason}")
+            self._out.to_host(Peer.HOST, error_line(known, error_body(error)))
+
+    # ── from the host ──
+
+    def _from_host(self, message: Envelope | Unread, size: int) -> None:
+        if isinstance(message, Unread):
+            self._unread(Peer.HOST, message)
+            return
+        params = UNSET if message.params is UNSET or bytes(message.params) == JSON_NULL else message.params
+        if self._out.is_tracing:
+            self._out.trace("<", Peer.HOST, what_is(message), size)
+        if message.method is not UNSET and message.id is UNSET:
+            handler = self._host_notifications.get(message.method)
+            if handler and (self._host.revision or handler is Router._cancelled_by_host):
+                handler(self, object_of(params))
+        elif message.method is not UNSET and message.id is not UNSET:
+            ask = Ask(bytes(message.id), message.method, params)
+            if self._host.take(ask) and not self._out.survive(self._route, ask):
+                self._host.end_by_bug(ask)
+        elif message.id is not UNSET and (message.result is not UNSET or message.error is not UNSET):
+            self._answer_of_host(message)
+        elif message.error is not UNSET:
+            self._out.log("warning", "host: an error without an id")
+        else:
+            line = b'{"id":%b}' % (b"" if message.id is UNSET else bytes(message.id))
+            wrong = "neither a request, a notification nor a response"
+            self._unread(Peer.HOST, Unread(line, line, wrong, INVALID_REQUEST))
+
+    def _route(self, ask: Ask) -> None:
+        """The era goes with each request; `initialize` is legacy whatever it carries."""
+        try:
+            ask.fields = fields_of(ask.params)
+            caller = None if ask.method == "initialize" else caller_of(ask.fields)
+            ask.caller = caller or self._host.legacy
+            if caller:
+                if ask.method in LEGACY_ONLY:
+                    raise RpcError(METHOD_NOT_FOUND, f"{ask.method} is not of {MODERN_REVISIONS[0]}")
+                self._host.caller = caller
+                if ask.method not in MODERN_ONLY:  # a host that only looks what this is starts no server
+                    self._begin()
+                state = value_of(ask.fields.get("requestState"))
+                if ask.method in CARRIERS and isinstance(state, str) and state.startswith(STATE_PREFIX):
+                    self._rounds.retry(ask, state)
+                    return
+            elif ask.method not in BEFORE_INITIALIZED:
+                self._expect_legacy(ask)
+            self._host_requests.get(ask.method, Router._pass_on)(self, ask)
+        except RpcError as error:
+            self._host.refuse(ask, error)
+
+    def _expect_legacy(self, ask: Ask) -> None:
+        if not self._host.revision:
+            how = f"send `initialize`, or {VERSION_KEY} and the rest of {MODERN_REVISIONS[0]} in params._meta"
+            raise RpcError(INVALID_PARAMS, f"not initialized: {how}")
+        if ask.method in MODERN_ONLY:
+            raise RpcError(METHOD_NOT_FOUND, f"{ask.method} is not of {self._host.revision}")
+        if not self._host.is_ready:
+            self._host.ready()  # its `initialized` never came: what it asks shows that it is
+
+    def _hold(self, ask: Ask) -> bool:
+        """Keeps a request back while servers that it may concern are being started for the first time."""
+        if ask.blamed is None:
+            waits = any(server.settling and not server.tried for server in self._servers.values())
+        else:
+            blamed = self._servers.get(ask.blamed)  # None: it has left the config meanwhile
+            waits = blamed is not None and blamed.settling
+        if waits:
+            self._host.hold(ask)
+        return waits
+
+    def release(self) -> None:
+        """Requests that were held go on, or are held for what is still to be known."""
+        held = list(self._host.held.values())
+        self._host.held.clear()
+        for ask in held:
+            ask.by = None
+            if not self._out.survive(self._route, ask):
+                self._host.end_by_bug(ask)
+
+    # ── its requests, by method ──
+
+    def _initialize(self, ask: Ask) -> None:
+        revision = negotiate(text_in(ask.fields, "protocolVersion"))
+        info = ask.fields.get("clientInfo", Raw(b""))
+        declared = ask.fields.get("capabilities", Raw(b"{}"))
+        fields_of(declared)  # or it is refused
+        host = self._host
+        host.caller = host.legacy = Caller(False, bytes(declared), bytes(info) if is_object(info) else NOBODY.info)
+        host.revision = revision
+        answer = {"protocolVersion": revision, **self._about_us(), "serverInfo": IMPLEMENTATION}
+        host.reply(ask, encode(answer))
+        self._begin()
+
+    def _discover(self, ask: Ask) -> None:
+        about = self._about_us()
+        about["capabilities"].pop("tasks", None)  # those of the legacy era are for it alone
+        answer = {"supportedVersions": MODERN_REVISIONS, **about, "ttlMs": 0, "cacheScope": "private"}
+        self._host.reply(ask, encode(answer))
+
+    def _ping(self, ask: Ask) -> None:
+        self._host.reply(ask, b"{}")
+
+    def _list(self, ask: Ask) -> None:
+        expect_no_cursor(ask)
+        if not self._hold(ask):
+            catalogue = self._merged.catalogue
+            result = self._host.seen[ask.method] = catalogue.results[ask.method]
+            self._host.reply(ask, catalogue.plain.get(ask.method, result) if ask.caller.modern else result)
+
+    def _call_tool(self, ask: Ask) -> None:
+        name = text_in(ask.fields, "name")
+        tools = self._merged.catalogue.tools
+        route = tools.get(name)
+        if route is None:
+            self._unknown_name(ask, name, "tool", tools)
+            return
+        params = ask.fields | {"name": Raw(encode(route.name))}
+        makes_task = "task" in ask.fields or declares_tasks(ask.caller.declared)
+        wrapped = route.wrapped and not ask.caller.modern
+        sent = self._calls.forward(ask, route.server, params, self._tasks if makes_task else None, wrapped=wrapped)
+        self._carry(ask, sent)
+
+    def _get_prompt(self, ask: Ask) -> None:
+        name = text_in(ask.fields, "name")
+        prompts = self._merged.catalogue.prompts
+        route = prompts.get(name)
+        if route is None:
+            self._unknown_name(ask, name, "prompt", prompts)
+        else:
+            sent = self._calls.forward(ask, route.server, ask.fields | {"name": Raw(encode(route.name))})
+            self._carry(ask, sent)
+
+    def _carry(self, ask: Ask, sent: Pending | Reply) -> None:
+        """What its server has to ask, and had no call for, goes along with this one."""
+        if ask.caller.modern and isinstance(sent, Pending):
+            self._questions.carry(self._servers[shown(sent.peer)], sent)
+
+    def _by_uri(self, ask: Ask) -> None:
+        uri = text_in(ask.fields, "uri")
+        owner = self._merged.catalogue.owner_of(uri)
+        if ask.method == "resources/unsubscribe":
+            owner = self._subscriptions.subscribed_at(uri) or owner
+        if owner is None:
+            if not self._hold(ask):
+                self._calls.run(ask, self._probe(ask, uri))
+        elif ask.method == "resources/read":
+            self._carry(ask, self._calls.forward(ask, owner, ask.fields))
+        elif not self._servers[owner].modern:
+            self._calls.run(ask, self._subscriptions.steps(ask, owner, uri))
+        else:
+            wanted = ask.method == "resources/subscribe"
+            (self._subscriptions.want if wanted else self._subscriptions.unwant)(self._servers[owner], uri)
+            self._host.reply(ask, b"{}")
+
+    def _probe(self, ask: Ask, uri: str) -> Steps:
+        """A URI that nobody listed: each ready server is asked in turn, until one knows it."""
+        is_read, refusal = ask.method == "resources/read", None
+        offering = [one.name for one in self._servers.values() if offers(one.capabilities, "resources")]
+        for name in map(shown, offering):
+            server = self._servers.get(name)  # it may have left the config meanwhile
+            if not server or not server.is_open or name in self._out.clogged or (server.modern and not is_read):
+                continue
+            if is_read:
+                reply = yield Step(name, ask.method, ask.fields, URI_PROBE_TIMEOUT)
+            else:
+                reply = yield from self._subscriptions.steps(ask, name, uri, URI_PROBE_TIMEOUT)
+            if isinstance(reply, bytes) or reply.error is None:
+                return reply
+            refusal = Reply(None, bytes(reply.error))
+        if refusal:
+            return refusal
+        raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
+
+    def _listen(self, ask: Ask) -> None:
+        if uris_of(ask):
+            self._begin()
+            if self._hold(ask):
+                return
+        catalogue = self._merged.catalogue
+        self._subscriptions.listen(ask, catalogue.owner_of, catalogue.results)
+
+    def _complete(self, ask: Ask) -> None:
+        params, catalogue = dict(ask.fields), self._merged.catalogue
+        ref = fields_of(params.get("ref", b"null"))
+        if value_of(ref.get("type")) == "ref/prompt":
+            name = text_in(ref, "name")
+            route = catalogue.prompts.get(name)
+            if route is None:
+                self._unknown_name(ask, name, "prompt", catalogue.prompts)
+                return
+            owner, ref["name"] = route.server, Raw(encode(route.name))
+            params["ref"] = Raw(encode(ref))
+        else:
+            uri = text_in(ref, "uri")
+            found = catalogue.templates.get(uri) or catalogue.owner_of(uri)
+            if found is None:
+                if not self._hold(ask):
+                    raise RpcError(INVALID_PARAMS, f"no server has a resource template {uri}")
+                return
+            owner = found
+        server = self._servers[owner]  # 2024-11-05 had completion and no capability for it
+        if offers(server.capabilities, "completions") or server.revision in ("", LEGACY_REVISIONS[-1]):
+            self._calls.forward(ask, owner, params)
+        else:
+            self._host.reply(ask, b'{"completion":{"values":[]}}')
+
+    def _set_level(self, ask: Ask) -> None:
+        level = text_in(ask.fields, "level")
+        if level not in LOG_LEVELS:
+            raise RpcError(INVALID_PARAMS, f"params.level must be one of {', '.join(LOG_LEVELS)}")
+        self._host.level = level
+        for server in self._servers.values():
+            if server.is_open:
+                self._calls.tell_level(server)
+        self._host.reply(ask, b"{}")
+
+    def _list_tasks(self, ask: Ask) -> None:
+        expect_no_cursor(ask)
+        if not self._hold(ask):
+            names = [shown(one.name) for one in self._servers.values() if offers(one.capabilities, "tasks", "list")]
+            self._calls.run(ask, self._tasks.all(names))
+
+    def _about_task(self, ask: Ask) -> None:
+        self._calls.run(ask, self._tasks.about_one(ask))
+
+    def _pass_on(self, ask: Ask) -> None:
+        """A method of the future: if its params name something that has an owner, the owner is asked."""
+        params, catalogue = dict(ask.fields), self._merged.catalogue
+        name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
+        owner = self._tasks.owner(task)
+        if owner is None and isinstance(uri, str):
+            owner = catalogue.owner_of(uri)
+        if owner is None and isinstance(name, str):
+            route = catalogue.tools.get(name) or catalogue.prompts.get(name)
+            if route:
+                owner, params["name"] = route.server, Raw(encode(route.name))
+        if owner is None:
+            raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method[:TEXT_MOST]}")
+        self._calls.forward(ask, owner, params)
+
+    def _unknown_name(self, ask: Ask, name: str, noun: str, known: Mapping[str, Route]) -> None:
+        if self._hold(ask):
+            return
+        owner = self._server_by_prefix(name)
+        if owner and not owner.known:
+            is_late = owner.run.stage is Stage.LATE
+            resting = owner.state in (State.IDLE, State.STOPPED, State.BACKOFF)
+            if ask.blamed is None and (resting or (owner.state is State.STARTING and not is_late)):
+                ask.blamed = shown(owner.name)
+                owner.settling = True
+                self._life.use(owner)
+                self._hold(ask)
+            else:
+                self._host.answer(ask, failed(owner.why()))
+            return
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise RpcError(INVALID_PARAMS, f"Unknown {noun}: {name[:TEXT_MOST]}{hint}")
+
+    def _server_by_prefix(self, name: str) -> Facts | None:
+        def prefix(server: Facts) -> str:
+            text = server.name if server.options.prefix is None else server.options.prefix
+            return text + self.options.separator if text else "\n"
+
+        owners = [server for server in self._servers.values() if name.startswith(prefix(server))]
+        return max(owners, key=lambda server: len(prefix(server)), default=None)
+
+    # ── its notifications and answers ──
+
+    def _initialized(self, params: Fields) -> None:
+        self._host.ready()
+
+    def _cancelled_by_host(self, params: Fields) -> None:
+        ask = self._host.open.get(bytes(params.get("requestId", b"")))
+        if ask:
+            call = self._in_flight.get(ask.number)
+            self._host.drop(ask, params)
+            if call and call.ask is ask:
+                self._questions.call_dropped(call)
+
+    def _progress_of_host(self, params: Fields) -> None:
+        number = number_of_id(params.get("progressToken", Raw(b"")))
+        pending = self._in_flight.get(number) or self._tasks.progressing(number)
+        self._calls.told_of_progress(pending, Peer.HOST, params)
+
+    def _roots_changed(self, params: Fields) -> None:
+        self._host.roots = None
+        line = notification_line("notifications/roots/list_changed", encode(params) if params else UNSET)
+        for server in self._servers.values():
+            if server.state is State.READY and not server.modern and offers(self._host.legacy.capabilities, "roots"):
+                self._out.to_server(server.peer, line)
+
+    def _task_status_of_host(self, params: Fields) -> None:
+        self._tasks.status_from_host(params)
+
+    def _answer_of_host(self, message: Envelope) -> None:
+        pending = self._in_flight.get(number_of_id(message.id) if message.id is not UNSET else None)
+        if pending is None or pending.peer is not Peer.HOST:
+            self._out.log("debug", "host: an answer to nothing that is open was dropped")
+            return
+        reply = reply_in(message, "the host")
+        self._host.keep_roots(pending.method, reply)
+        self._calls.end(pending, reply)
+
+    # ── from servers ──
+
+    def _from_server(self, server: Facts, message: Envelope, size: int) -> None:
+        if self._out.is_tracing:
+            self._out.trace("<", server.peer, what_is(message), size)
+        if message.method is UNSET and message.id is UNSET:
+            text = "a message that is neither request, notification nor response"
+            self._out.log("warning", f"{server.name}: {text}")
+        elif message.method is UNSET:
+            self._answer_of_server(server, message)
+        elif message.id is UNSET:
+            self._server_notifications.get(message.method, Router._pass_to_host)(self, server, message)
+        else:
+            self._questions.asked(server, message)
+
+    def _answer_of_server(self, server: Facts, message: Envelope) -> None:
+        assert message.id is not UNSET
+        pending = self._in_flight.get(number_of_id(message.id))
+        if pending is None or pending.peer != server.peer or not pending.is_sent:
+            level = "warning" if bytes(message.id) == JSON_NULL else "debug"  # an error with a null id is worth a look
+            self._out.log(level, f"{server.name}: an answer to nothing that is open was dropped")
+            return
+        reply, ask = reply_in(message, server.name), pending.ask
+        if ask is None or not (server.modern or ask.caller.modern):
+            self._calls.end(pending, reply)
+        elif not self._out.survive(self._rounds.answered, server, pending, reply):
+            self._host.end_by_bug(ask)
+
+    def _progress_of_server(self, server: Facts, message: Envelope) -> None:
+        params = object_of(message.params)
+        number = number_of_id(params.get("progressToken", Raw(b"")))
+        pending = self._in_flight.get(number) or self._tasks.progressing(number)
+        self._calls.told_of_progress(pending, server.peer, params)
+
+    def _log_of_server(self, server: Facts, message: Envelope) -> None:
+        self._calls.log_message(server, object_of(message.params))
+
+    def _cancelled_by_server(self, server: Facts, message: Envelope) -> None:
+        params = object_of(message.params)
+        id = bytes(params.get("requestId", b""))
+        if server.modern:
+            self._subscriptions.cancelled(server, number_of_id(id))
+        else:
+            self._questions.cancelled(server, id, params)
+
+    def _updated(self, server: Facts, message: Envelope) -> None:
+        self._subscriptions.updated(server, message)
+
+    def _task_status_of_server(self, server: Facts, message: Envelope) -> None:
+        self._tasks.status_from_server(server, object_of(message.params))
+        self._subscriptions.pass_on(server, message)
+
+    def _page_visited(self, server: Facts, message: Envelope) -> None:
+        self._rounds.page_visited(server, object_of(message.params))
+        self._subscriptions.pass_on(server, message)
+
+    def _acknowledged(self, server: Facts, message: Envelope) -> None:
+        self._subscriptions.acknowledged(server, message)
+
+    def _list_changed(self, server: Facts, message: Envelope) -> None:
+        self._lists.changed(server, str(message.method))
+
+    def _pass_to_host(self, server: Facts, message: Envelope) -> None:
+        self._subscriptions.pass_on(server, message)
+
+    # ── from the sampler ──
+
+    def _from_sampler(self, sampler: Facts, message: Envelope, size: int) -> None:
+        """An answer, or a line for the log."""
+        if message.method is not UNSET:
+            params = object_of(message.params)
+            level = value_of(params.get("level"))
+            self._out.log(level if level in LEVELS else "info", str(value_of(params.get("text"))))
+            return
+        pending = None if message.id is UNSET else self._in_flight.get(number_of_id(message.id))
+        if pending and pending.peer is sampler.peer:  # else it was withdrawn meanwhile
+            self._calls.end(pending, reply_in(message, "the sampler"))
+
+    # ── tables ──
+
+    _host_requests: Final[dict[str, Callable[[Router, Ask], None]]] = {
+        "initialize": _initialize,
+        "server/discover": _discover,
+        "ping": _ping,
+        **dict.fromkeys(LISTS, _list),
+        "tools/call": _call_tool,
+        "prompts/get": _get_prompt,
+        "resources/read": _by_uri,
+        "resources/subscribe": _by_uri,
+        "resources/unsubscribe": _by_uri,
+        "completion/complete": _complete,
+        "logging/setLevel": _set_level,
+        "tasks/list": _list_tasks,
+        **dict.fromkeys(("tasks/get", "tasks/result", "tasks/cancel", "tasks/update"), _about_task),
+        "subscriptions/listen": _listen,
+    }
+    _host_notifications: Final[dict[str, Callable[[Router, Fields], None]]] = {
+        "notifications/initialized": _initialized,
+        "notifications/cancelled": _cancelled_by_host,
+        "notifications/progress": _progress_of_host,
+        "notifications/roots/list_changed": _roots_changed,
+        "notifications/tasks/status": _task_status_of_host,
+    }
+    _server_notifications: Final[dict[str, Callable[[Router, Facts, Envelope], None]]] = {
+        "notifications/progress": _progress_of_server,
+        "notifications/message": _log_of_server,
+        "notifications/cancelled": _cancelled_by_server,
+        "notifications/resources/updated": _updated,
+        "notifications/tasks/status": _task_status_of_server,
+        "notifications/elicitation/complete": _page_visited,
+        "notifications/subscriptions/acknowledged": _acknowledged,
+        **dict.fromkeys((kind.changed for kind in LISTS.values()), _list_changed),
+    }
+
+
+def expect_no_cursor(ask: Ask) -> None:
+    if value_of(ask.fields.get("cursor")) is not None:
+        raise RpcError(INVALID_PARAMS, "unknown cursor: the list has one page only")
+
+
+def broken_server(name: str, reason: str, run: int = 0) -> Facts:
     """One whose table is wrong: it is there to say so."""
-    server = Server(name, ServerOptions())
+    server = Facts(name, ServerOptions(), run)
     server.state, server.trouble, server.tried = State.FAILED, reason, True
     server.is_broken, server.hint = True, "correct its table"
     return server
@@ -1877,40 +4931,45 @@ class Core:
         chance: Callable[[], float] = lambda: 0.0,
         secret: Callable[[], str] = lambda: "",
     ) -> None:
-        self.out = Out()
-        self.out.is_tracing = options.log_level == "trace"
-        self.options = options
-        self.servers = {name: Server(name, table) for name, table in servers.items()}
-        self.servers |= {name: _broken_server(name, reason) for name, reason in (broken or {}).items()}
-        self.in_flight = InFlight()
-        self.revision = ""  # the host's, once it has initialized
-        self._sampling = sampling
+        self.servers: dict[str, Facts] = {name: Facts(name, table) for name, table in servers.items()}
+        self.servers |= {name: broken_server(name, reason) for name, reason in (broken or {}).items()}
+        self.out = out = Out()
+        self.in_flight = in_flight = InFlight()
+        self.host = host = HostEnd(out, options)
+        self.merged = merged = Merged(out, options, self.servers)
+        self.sampler = Facts(Peer.SAMPLER, ServerOptions(idle_timeout_sec=SAMPLER_IDLE))
+        calls = self.calls = Calls(out, in_flight, host, self.servers, self._use)
+        tasks = self.tasks = Tasks(out, calls, self.servers)
+        self.subscriptions = Subscriptions(out, in_flight, host, calls, tasks, self.servers)
+        self.questions = Questions(out, in_flight, host, calls, tasks, self.servers, self.sampler)
+        self.rounds = Rounds(out, in_flight, host, calls, self.questions, self.servers, secret)
+        self.greeting = Greeting(out, in_flight, host, calls)
+        self.lists = Lists(out, calls, merged, self.servers)
+        self.life = Life(out, in_flight, host, calls, self.greeting, self.lists, self.servers, self, chance)
+        self.life.own[Peer.SAMPLER] = self.sampler
+        parts = Parts(
+            *(out, in_flight, self.servers, host, merged, calls, tasks, self.subscriptions),
+            *(self.questions, self.rounds, self.lists, self.life),
+        )
+        self.router = Router(parts, self.begin, self.about_us)
         self._known = known or {}
         self._notice = notice
-        self._chance = chance
-        self._secret = secret
-        self._host_limit = int(options.host_message_mb * MB)
-        self._legacy = NOBODY  # the host as it has initialized
-        self._caller = NOBODY  # the host as it showed itself last
-        self._ending = False
-        self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
-        self._former_runs = 0  # no process of a server that was removed had a higher `run`
         self._begun = False  # the servers have been started for the first time
-        self._asks: dict[bytes, Ask] = {}  # the host's open requests
-        self._listens: dict[bytes, Listen] = {}
-        self._rounds: dict[int, Round] = {}
-        self._round_of_token: dict[str, int] = {}
-        self._minted = 0
-        self._host_ready = False  # it has sent `initialized`: now it may be asked
-        self._host_roots: bytes | None = None  # its last answer to roots/list
-        self._log_level: str | None = None  # a legacy host's
-        self._for_host: list[SendHost] = []  # waits until the host is ready
-        self._held: dict[bytes, Ask] = {}  # wait until it is known what the servers offer
-        self._seen_by_host: dict[str, bytes] = {}  # by list method: the list that the host has, or was told to fetch
-        self._catalogue: Catalogue | None = None  # None: to be merged anew when next needed
-        self._tasks: dict[str, TaskOwner] = {}  # by task id, what servers made
-        self._host_tasks: dict[str, TaskOwner] = {}  # by task id, what the host made for a server
-        self._task_progress: dict[int, tuple[str, Pending]] = {}  # our token -> task id and the call that made it
+        self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
+        self._former_runs = 0  # no process of a server that was removed had a higher number
+        self._take_options(options, sampling)
+
+    def _take_options(self, options: MuxOptions, sampling: SamplingOptions | None) -> None:
+        for part in (self.host, self.merged, self.questions, self.rounds, self.router):
+            part.options = options
+        self.host.limit = int(options.host_message_mb * MB)
+        self.out.is_tracing = options.log_level == "trace"
+        self.questions.sampling = sampling
+        self.calls.options_changed(options, has_model=sampling is not None)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self.merged.catalogue
 
     # ── events ──
 
@@ -1918,278 +4977,88 @@ class Core:
         effects = self.out.begin(now)
         match event:
             case ServerLines():
-                server = self._alive(event.server, event.run)
-                for line in event.lines if server else ():
-                    self._survive(self._line_of_server, server, line)
+                server = self.life.alive(event.server, event.run)
+                if server:
+                    self.router.server_lines(server, event.lines)
             case HostLines():
-                for line in event.lines:
-                    self._survive(self._line_of_host, line)
-            case Sampled():
-                for line in event.lines:
-                    self._survive(self._line_of_sampler, line)
+                self.router.host_lines(event.lines)
             case _:
-                self._survive(self._handle, event)
+                self.out.survive(self._handle, event)
         return effects
-
-    def _survive(self, step: Callable[..., None], *arguments: Any) -> bool:
-        """The one broad `except`: a bug of ours costs the line, the event or the request that shows it. What was done
-        before it stands, and everything else is served on."""
-        try:
-            step(*arguments)
-            return True
-        except Exception as bug:
-            frames: list[str] = []
-            at = bug.__traceback__
-            while at:
-                frames.append(f"{at.tb_frame.f_code.co_name}:{at.tb_lineno}")
-                at = at.tb_next
-            self.out.log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {' > '.join(frames)}")
-            return False
-
-    def _end_by_bug(self, id: bytes) -> None:
-        """A request of the host's that nobody will answer any more, since what was to be done with it has failed."""
-        ask = self._asks.get(id)
-        if ask:
-            self._drop(ask, {})
-            self._asks[id] = ask
-            self._refuse(ask, RpcError(INTERNAL_ERROR, f"a bug in mcpmux: its log says more ({ask.method[:100]})"))
 
     def _handle(self, event: Event) -> None:
         match event:
             case TimerDue(key):
                 if self.out.is_due(key):
-                    self._on_timer[key[0]](self, key[1])
+                    self._timer_due(*key)
             case ServerUp(name, run):
-                server = self._alive(name, run)
-                if server and server.state is State.STARTING:
-                    self._greet(server)
+                if server := self.life.alive(name, run):
+                    self.life.up(server)
             case ServerClogged(name, run, clogged):
-                if self._alive(name, run):
+                if self.life.alive(name, run):
                     (self.out.clogged.add if clogged else self.out.clogged.discard)(name)
-                    self.out.log("warning", f"{name}: {'does not read' if clogged else 'reads again'}")
+                    self.out.log("warning", f"{shown(name)}: {'does not read' if clogged else 'reads again'}")
             case ServerGone(name, run):
-                server = self._alive(name, run)
-                if server:
-                    self._gone(server, event)
-            case SamplerGone(reason):
-                for pending in self.in_flight.owed_by(MODEL):
-                    self._fail(self.in_flight.settle(pending.id), f"mcpmux: {reason}")
+                if server := self.life.alive(name, run):
+                    self.life.gone(server, event)
             case ConfigChanged():
                 self._reconfigure(event)
             case TryAgain(name):
-                server = self.servers.get(name)
-                if server and server.trouble and not server.is_broken:
-                    server.deaths = Deaths()
-                    if server.state in (State.BACKOFF, State.FAILED):
-                        server.state = next_state(server.state, Life.DUE)
-                        self.out.timer("rested", name, None)
-                    self._use(server)
+                if server := self.life.alive(name):
+                    self.life.try_again(server)
             case HostGone(reason):
                 self._end(reason)
-            case HostLines() | ServerLines() | Sampled():
+            case HostLines() | ServerLines():
                 raise Bug("lines are handled one by one")
 
-    @property
-    def catalogue(self) -> Catalogue:
-        if self._catalogue is None:
-            parts = [Part(one.name, one.options.prefix, one.lists) for one in self.servers.values() if one.lists]
-            self._catalogue = merge(parts, self.options)
-            for note in self._catalogue.notes:
-                self.out.log("warning", note)
-        return self._catalogue
+    def _timer_due(self, kind: str, name: Name) -> None:
+        match kind:
+            case "calls":
+                self.calls.sweep()
+            case "round":
+                self.rounds.due(name)
+            case "orphans":
+                self.questions.orphans_due(name)
+            case "idle":
+                server = self._facts(name)
+                self.life.idle(server, self._is_busy(server))
+            case _:
+                self._timers_of_servers[kind](self, self._facts(name))
 
-    def _alive(self, name: str, run: int) -> Server | None:
-        server = self.servers.get(name)
-        return server if server and server.run == run else None
+    def _facts(self, name: Name) -> Facts:
+        server = self.life.alive(name)
+        if server is None:
+            raise Bug(f"a timer of {shown(name)}, which is not there")
+        return server
 
-    # ── lines ──
+    def _is_busy(self, server: Facts) -> bool:
+        name = server.name
+        is_owing = any(one is not server.run.listen for one in self.in_flight.owed_by(server.peer))
+        is_asking = bool(self.in_flight.asked_by(name))
+        return is_owing or is_asking or bool(server.run.readings) or self.subscriptions.is_wanted(name)
 
-    def _line_of_host(self, line: bytes | TooLong) -> None:
-        for message in self._read(None, line):
-            self._from_host(message, len(line))
+    def _use(self, server: Facts) -> None:
+        self.life.use(server)
 
-    def _line_of_server(self, server: Server, line: bytes | TooLong) -> None:
-        for message in self._read(server, line):
-            self._from_server(server, message, len(line))
+    # ── what each era's beginning needs ──
 
-    def _read(self, server: Server | None, line: bytes | TooLong) -> Iterator[Envelope]:
-        """The messages of one line (several only in a batch); a bad one costs itself, and a call that it names."""
-        if isinstance(line, TooLong):
-            reason = f"{line.size} bytes, over max_message_mb = {self.options.max_message_mb:g}"
-            self._bad_line(server, line.head, line.tail, reason, INVALID_REQUEST)
-            return
-        text, note = tidy(line)
-        if note:
-            self.out.log("warning", f"{server.name if server else 'host'}: {note}")
-        items = [text]
-        try:
-            if text.lstrip()[:1] == b"[" and (server or self).revision in BATCH_REVISIONS:
-                items = decode_batch(text)
-        except (BadLine, msgspec.ValidationError) as bad:
-            self._bad_line(server, text, text, str(bad), INVALID_REQUEST)
-            return
-        for item in items:
-            try:
-                message = decode_line(item)
-            except BadLine as bad:
-                code = PARSE_ERROR if str(bad).startswith("not JSON (") else INVALID_REQUEST
-                self._bad_line(server, item, item, str(bad), code)
-            else:
-                yield message
-
-    def _bad_line(self, server: Server | None, head: bytes, tail: bytes, reason: str, code: int) -> None:
-        peer = server.name if server else HOST
-        self.out.log("warning", f"{peer or 'host'}: a line was not read: {reason}")
-        number = id_in_bad_line(head, tail)
-        pending = self.in_flight.get(number)
-        is_answer = b'"method"' not in head[:EDGE] and b'"method"' not in tail[-EDGE:]
-        if pending and pending.peer == peer and is_answer and not self._is_waiting(pending):
-            text = f"{peer or 'the host'} sent an answer that cannot be read: {reason}"
-            self._fail(self.in_flight.settle(pending.id), text)
-        elif server is None:
-            known = None if number is None or code == PARSE_ERROR else b"%d" % number
-            if known in self._asks:
-                known = None  # that request has its own ending
-            error = RpcError(code, f"mcpmux could not read this line: {reason}")
-            self.out.to_host(HOST, error_line(known, error_body(error)))
-
-    def _is_waiting(self, pending: Pending) -> bool:
-        """Not sent yet: its server is not ready."""
-        return pending.peer in self.servers and pending.id in self.servers[pending.peer].waiting
-
-    # ── from the host ──
-
-    def _from_host(self, message: Envelope, size: int) -> None:
-        params = UNSET if message.params is UNSET or bytes(message.params) == _NULLED else message.params
-        if message.method is not UNSET:
-            if message.id is UNSET:
-                if self.out.is_tracing:
-                    self.out.trace("<", HOST, message.method, size)
-                handler = self._host_notifications.get(message.method)
-                if handler and (self.revision or handler is Core._host_cancels):
-                    handler(self, object_of(params))
-                return
-            id = bytes(message.id)
-            if self.out.is_tracing:
-                self.out.trace("<", HOST, f"{message.method} id={id.decode(errors='replace')}", size)
-            if is_id(id):
-                self._receive(Ask(id, message.method, params))
-            else:
-                wrong = RpcError(INVALID_REQUEST, "a request's id must be a string or a number")
-                self.out.to_host(HOST, error_line(None, error_body(wrong)))
-        elif message.id is not UNSET and (message.result is not UNSET or message.error is not UNSET):
-            self._answer_of_host(message, size)
-        elif message.error is not UNSET:
-            self.out.log("warning", "host: an error without an id")
-        else:
-            id = b"" if message.id is UNSET else bytes(message.id)
-            line = b'{"id":%b}' % id
-            self._bad_line(None, line, line, "neither a request, a notification nor a response", INVALID_REQUEST)
-
-    def _receive(self, ask: Ask) -> None:
-        """A new request of the host's. Even one that shows a bug of ours has an ending."""
-        if ask.id in self._asks:
-            error = RpcError(INVALID_REQUEST, "a request with this id is still open")
-            self.out.to_host(HOST, error_line(ask.id, error_body(error)))
-            return
-        self._asks[ask.id] = ask
-        if not self._survive(self._route, ask):
-            self._end_by_bug(ask.id)
-
-    def _route(self, ask: Ask) -> None:
-        """The era goes with each request; `initialize` is legacy whatever it carries."""
-        try:
-            ask.fields = fields_of(ask.params)
-            caller = None if ask.method == "initialize" else caller_of(ask.fields)
-            ask.caller = caller or self._legacy
-            if caller:
-                if ask.method in LEGACY_ONLY:
-                    raise RpcError(METHOD_NOT_FOUND, f"{ask.method} is not of {MODERN_REVISIONS[0]}")
-                self._caller = caller
-                if ask.method not in MODERN_ONLY:  # a host that only looks what this is starts no server
-                    self._begin()
-                state = value_of(ask.fields.get("requestState"))
-                if ask.method in CARRIERS and isinstance(state, str) and state.startswith(STATE_PREFIX):
-                    self._retry(ask, state)
-                    return
-            elif ask.method not in BEFORE_INITIALIZED:
-                if not self.revision:
-                    how = f"send `initialize`, or {VERSION_KEY} and the rest of {MODERN_REVISIONS[0]} in params._meta"
-                    raise RpcError(INVALID_PARAMS, f"not initialized: {how}")
-                if ask.method in MODERN_ONLY:
-                    raise RpcError(METHOD_NOT_FOUND, f"{ask.method} is not of {self.revision}")
-                if not self._host_ready:
-                    self._host_is_ready({})  # its `initialized` never came: what it asks shows that it is
-            self._host_requests.get(ask.method, Core._pass_on)(self, ask)
-        except RpcError as error:
-            self._refuse(ask, error)
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """The host is really there. Started are the servers of which it is not known what they offer to it."""
         if self._begun:
             return
         self._recall()
         self._begun = True
-        for server in self.servers.values():
+        for server in list(self.servers.values()):
             if server.options.start == "eager" or not server.known or server.stale:
-                self._use(server)
+                self.life.use(server)
 
     def _recall(self) -> None:
-        """What the cache has of the servers, for a host with these capabilities if possible."""
-        if self._begun:
-            return
-        for server in self.servers.values():
-            told = told_key(self._told(server, self._caller))
-            found = [one for one in self._known.get(server.name, ()) if one.key == table_key(server.options)]
-            lists = sorted((one for one in found if not one.failed), key=lambda one: one.told not in ("", told))
-            if lists:
-                best = server.saved = lists[0]
-                server.known, server.stale = True, best.told not in ("", told)
-                server.era, server.revision, server.info = best.era, best.revision, best.info
-                server.capabilities, server.instructions = object_of(best.capabilities), best.instructions
-                server.lists = dict(best.lists)
-            server.tried = server.tried or bool(found)
-        self._catalogue = None
+        if not self._begun:
+            self.life.recall(self._known)
+            self.merged.changed()
 
-    def _remember(self, server: Server) -> None:
-        """For the next start. A failure is remembered only of a server of which nothing else is known."""
-        key = table_key(server.options)
-        if server.known:
-            told = "" if server.modern else told_key(server.told)
-            known = Known(
-                key,
-                told,
-                server.era,
-                server.revision,
-                encode(server.capabilities),
-                server.info,
-                server.instructions,
-                dict(server.lists),
-            )
-        else:
-            known = Known(key, failed=server.trouble or "unknown")
-        if known != server.saved and server.name in self.servers:
-            server.saved = known
-            self.out.put(SaveCatalogue(server.name, known))
-
-    def _initialize(self, ask: Ask) -> None:
-        revision = negotiate(text_in(ask.fields, "protocolVersion"))
-        info = ask.fields.get("clientInfo", Raw(b""))
-        declared = ask.fields.get("capabilities", Raw(b"{}"))
-        fields_of(declared)  # or it is refused
-        self._caller = self._legacy = Caller(False, bytes(declared), bytes(info) if is_object(info) else NOBODY.info)
-        self.revision = revision
-        answer = {"protocolVersion": revision, **self._about_us(), "serverInfo": IMPLEMENTATION}
-        self._reply(ask, encode(answer))
-        self._begin()
-
-    def _discover(self, ask: Ask) -> None:
-        about = self._about_us()
-        about["capabilities"].pop("tasks", None)  # those of the legacy era are for it alone
-        answer = {"supportedVersions": MODERN_REVISIONS, **about, "ttlMs": 0, "cacheScope": "private"}
-        self._reply(ask, encode(answer))
-
-    def _about_us(self) -> dict[str, Any]:
+    def about_us(self) -> dict[str, Any]:
+        """What both eras' handshakes say: capabilities and instructions of all that is known."""
         self._recall()
         known = [server for server in self.servers.values() if server.lists]
         chapters = [f"# {server.name}\n\n{server.instructions}" for server in known if server.instructions]
@@ -2198,1798 +5067,93 @@ class Core:
         about: dict[str, Any] = {"capabilities": capabilities_for_host(server.capabilities for server in known)}
         return about | ({"instructions": "\n\n".join(chapters)} if chapters else {})
 
-    def _ping(self, ask: Ask) -> None:
-        self._reply(ask, b"{}")
-
-    def _list(self, ask: Ask) -> None:
-        if value_of(ask.fields.get("cursor")) is not None:
-            raise RpcError(INVALID_PARAMS, "unknown cursor: the list has one page only")
-        if not self._hold(ask):
-            result = self._seen_by_host[ask.method] = self.catalogue.results[ask.method]
-            self._reply(ask, self.catalogue.plain.get(ask.method, result) if ask.caller.modern else result)
-
-    def _call_tool(self, ask: Ask) -> None:
-        name = text_in(ask.fields, "name")
-        route = self.catalogue.tools.get(name)
-        if route is None:
-            self._unknown_name(ask, name, "tool", self.catalogue.tools)
-            return
-        params = ask.fields | {"name": Raw(encode(route.name))}
-        self._forward(ask, route.server, params, wrapped=route.wrapped and not ask.caller.modern)
-
-    def _get_prompt(self, ask: Ask) -> None:
-        name = text_in(ask.fields, "name")
-        route = self.catalogue.prompts.get(name)
-        if route is None:
-            self._unknown_name(ask, name, "prompt", self.catalogue.prompts)
-            return
-        self._forward(ask, route.server, ask.fields | {"name": Raw(encode(route.name))})
-
-    def _by_uri(self, ask: Ask) -> None:
-        uri = text_in(ask.fields, "uri")
-        owner = self.catalogue.owner_of(uri)
-        if ask.method == "resources/unsubscribe":
-            owner = next((one.name for one in self.servers.values() if b"" in one.subscriptions.get(uri, ())), owner)
-        if owner and self.servers[owner].modern and ask.method != "resources/read":
-            self._subscribe(self.servers[owner], uri, b"", ask.method == "resources/subscribe")
-            self._reply(ask, b"{}")
-        elif owner:
-            self._forward(ask, owner, ask.fields, then=functools.partial(self._uri_answered, uri))
-        elif not self._hold(ask):
-            if ask.params is not UNSET:
-                ask.params = ask.params.copy()
-            ready = [one.name for one in self.servers.values() if one.open and offers(one.capabilities, "resources")]
-            self._try_in_turn(ask, uri, ready, None)
-
-    def _try_in_turn(self, ask: Ask, uri: str, names: list[str], last: tuple[Pending, bytes] | None) -> None:
-        """A URI that nobody listed: each ready server is asked in turn, until one knows it."""
-        is_read = ask.method == "resources/read"
-        names = [name for name in names if self._is_usable(name, legacy_only=not is_read)]
-        if not names:
-            if last and last[0].peer in self.servers:
-                self._deliver(last[0], Reply(None, last[1]))
-            else:
-                nobody = RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
-                self._refuse(ask, nobody)
-            return
-
-        def tried(pending: Pending, reply: Reply) -> None:
-            if reply.error is None:
-                self._uri_answered(uri, pending, reply)
-            else:
-                self._try_in_turn(ask, uri, names[1:], (pending, bytes(reply.error)))
-
-        pending = self._forward(ask, names[0], fields_of(ask.params), then=tried, patience=URI_PROBE_TIMEOUT)
-        if pending and last:
-            pending.progress = last[0].progress  # it must rise within one token
-
-    def _uri_answered(self, uri: str, pending: Pending, reply: Reply) -> None:
-        if reply.error is None and pending.method != "resources/read":
-            reply = Reply(Raw(b"{}"), None)  # exactly: TypeScript's EmptyResult refuses more
-            wanted = self.servers[pending.peer].subscriptions
-            if pending.method == "resources/subscribe":
-                wanted.setdefault(uri, set()).add(b"")
-            elif uri in wanted:
-                wanted[uri].discard(b"")
-                if not wanted[uri]:
-                    del wanted[uri]
-        self._deliver(pending, reply)
-
-    def _subscribe(self, server: Server, uri: str, whose: bytes, wanted: bool) -> None:
-        """Notes who wants to hear of a resource; its server is told when the first comes and the last goes."""
-        wanting = server.subscriptions.setdefault(uri, set())
-        before = bool(wanting)
-        wanting.add(whose) if wanted else wanting.discard(whose)
-        if not wanting:
-            del server.subscriptions[uri]
-        if before == bool(wanting) or not server.open:
-            return
-        if server.modern:
-            self._listen(server)
-        else:
-            method = "resources/subscribe" if wanting else "resources/unsubscribe"
-            self._ask(server, method, encode({"uri": uri}), lambda pending, reply: None)
-
-    # ── subscriptions of a modern host (2026-07-28, basic/patterns/subscriptions) ──
-
-    def _open_listen(self, ask: Ask) -> None:
-        wanted = fields_of(ask.fields.get("notifications", Raw(b"null")))
-        uris = value_of(wanted.get("resourceSubscriptions"), [])
-        if not isinstance(uris, list) or not all(isinstance(uri, str) for uri in uris):
-            raise RpcError(INVALID_PARAMS, "params.notifications.resourceSubscriptions must be a list of strings")
-        if uris:
-            self._begin()
-            if self._hold(ask):
-                return
-        flags = {key: method for method, (key, _) in CHANGES.items() if value_of(wanted.get(key)) is True}
-        owners = {uri: owner for uri in uris if (owner := self.catalogue.owner_of(uri))}
-        is_modern = any(server.modern for server in self.servers.values())
-        known = {key for key, _ in CHANGES.values()} | {"resourceSubscriptions"}
-        extra = {key: raw.copy() for key, raw in wanted.items() if key not in known and is_modern}
-        listen = Listen(bytes(ask.id), frozenset(flags.values()), list(owners), extra)
-        self._listens[listen.id] = listen
-        honoured: dict[str, Any] = dict.fromkeys(flags, True) | extra
-        if "resourceSubscriptions" in wanted:
-            honoured["resourceSubscriptions"] = list(owners)
-        for method in LISTS:
-            if LISTS[method].changed in listen.changes:
-                self._seen_by_host.setdefault(method, self.catalogue.results[method])
-        self._tell_listen(listen, HOST, "notifications/subscriptions/acknowledged", {"notifications": encode(honoured)})
-        for uri, owner in owners.items():
-            self._subscribe(self.servers[owner], uri, listen.id, True)
-        if extra:
-            self._listen_everywhere()
-
-    def _tell_listen(self, listen: Listen, source: str, method: str, params: Mapping[str, Raw | bytes]) -> None:
-        meta = object_of(params.get("_meta")) | {SUBSCRIPTION_KEY: Raw(listen.id)}
-        body = {**{key: Raw(raw) for key, raw in params.items()}, "_meta": Raw(encode(meta))}
-        self.out.to_host(source, notification_line(method, encode(body)))
-
-    def _close_listen(self, listen: Listen) -> None:
-        del self._listens[listen.id]
-        for server in self.servers.values():
-            for uri in [uri for uri, whose in server.subscriptions.items() if listen.id in whose]:
-                self._subscribe(server, uri, listen.id, False)
-        if listen.extra:
-            self._listen_everywhere()
-
-    # ── our own subscriptions at modern servers ──
-
-    def _listen_everywhere(self) -> None:
-        for server in self.servers.values():
-            if server.modern and server.open:
-                self._listen(server)
-
-    def _listen(self, server: Server) -> None:
-        """One subscription for all that anybody wants of it. A wider one is opened before the narrower ends."""
-        if server.listens_for is None:
-            return
-        wanted: dict[str, Any] = {
-            key: True for key, capability in CHANGES.values() if offers(server.capabilities, capability, "listChanged")
-        }
-        if server.subscriptions:
-            wanted["resourceSubscriptions"] = list(server.subscriptions)
-        for listen in self._listens.values():
-            for key, raw in listen.extra.items():
-                value = value_of(raw)
-                if key == "taskIds" and isinstance(value, list):
-                    own = [task for task in value if isinstance(task, str) and self._owns_task(server, task)]
-                    value = [*wanted.get(key, []), *own]
-                wanted[key] = value
-        asked = {key: Raw(encode(value)) for key, value in wanted.items()}
-        if server.listen and server.listens_for == asked:
-            return
-        server.listens_for = asked
-        if server.listen:
-            server.listened.append(server.listen)
-            server.listen = None
-        if asked:
-            body = encode({"notifications": asked})
-            server.listen = self._ask(server, "subscriptions/listen", body, self._listen_ended, patience=FOREVER)
-        else:
-            self._end_listened(server)
-
-    def _owns_task(self, server: Server, task: str) -> bool:
-        return task in self._tasks and self._tasks[task].server == server.name
-
-    def _end_listened(self, server: Server) -> None:
-        for pending in server.listened:
-            if self.in_flight.get(pending.id):
-                self._withdraw(pending, {})
-        server.listened.clear()
-
-    def _listen_ended(self, pending: Pending, reply: Reply) -> None:
-        """By the server: it is listened to again, after a while; one that knows no subscriptions is left alone."""
-        server = self.servers[pending.peer]
-        if server.listen is not pending:
-            return
-        server.listen = None
-        self._end_listened(server)
-        if reply.error is not None and value_of(object_of(reply.error).get("code")) == METHOD_NOT_FOUND:
-            server.listens_for = None
-        elif server.open:
-            self.out.timer("listen", server.name, self.out.now + server.listen_wait)
-            server.listen_wait = min(LISTEN_AGAIN_MOST, server.listen_wait * 2)
-
-    def _listen_again(self, name: str) -> None:
-        if self.servers[name].open and self.servers[name].modern:
-            self._listen(self.servers[name])
-
-    def _acknowledged(self, server: Server, message: Envelope) -> None:
-        meta = object_of(object_of(message.params).get("_meta"))
-        if server.listen and number_of_id(meta.get(SUBSCRIPTION_KEY, Raw(b""))) == server.listen.id:
-            server.listen_wait = LISTEN_AGAIN
-            self._end_listened(server)
-
-    def _is_usable(self, name: str, *, legacy_only: bool = False) -> bool:
-        """Whether it can be asked right now; a server may have left the config while others were asked."""
-        server = self.servers.get(name)
-        return bool(server and server.open and name not in self.out.clogged and not (legacy_only and server.modern))
-
-    def _complete(self, ask: Ask) -> None:
-        params = dict(ask.fields)
-        ref = fields_of(params.get("ref", b"null"))
-        if value_of(ref.get("type")) == "ref/prompt":
-            name = text_in(ref, "name")
-            route = self.catalogue.prompts.get(name)
-            if route is None:
-                self._unknown_name(ask, name, "prompt", self.catalogue.prompts)
-                return
-            owner, ref["name"] = route.server, Raw(encode(route.name))
-            params["ref"] = Raw(encode(ref))
-        else:
-            uri = text_in(ref, "uri")
-            found = self.catalogue.templates.get(uri) or self.catalogue.owner_of(uri)
-            if found is None:
-                if not self._hold(ask):
-                    raise RpcError(INVALID_PARAMS, f"no server has a resource template {uri}")
-                return
-            owner = found
-        server = self.servers[owner]  # 2024-11-05 had completion and no capability for it
-        if offers(server.capabilities, "completions") or server.revision in ("", LEGACY_REVISIONS[-1]):
-            self._forward(ask, owner, params)
-        else:
-            self._reply(ask, b'{"completion":{"values":[]}}')
-
-    def _set_level(self, ask: Ask) -> None:
-        level = text_in(ask.fields, "level")
-        if level not in LOG_LEVELS:
-            raise RpcError(INVALID_PARAMS, f"params.level must be one of {', '.join(LOG_LEVELS)}")
-        self._log_level = level
-        for server in self.servers.values():
-            if server.open:
-                self._tell_level(server)
-        self._reply(ask, b"{}")
-
-    def _tell_level(self, server: Server) -> None:
-        """Legacy servers have one level: the most talkative that anybody wants now. What a modern host did not ask
-        for is sorted out on the way back."""
-        wanted = [call.caller.level for call in self.in_flight.owed_by(server.name) if call.caller.modern]
-        levels = [level for level in (*wanted, self._log_level) if level]
-        level = min(levels, key=LOG_LEVELS.index, default=None)
-        if level and level != server.level and not server.modern and offers(server.capabilities, "logging"):
-            server.level = level
-            self._ask(server, "logging/setLevel", encode({"level": level}), lambda pending, reply: None)
-
-    def _task_of_server(self, ask: Ask) -> None:
-        task = text_in(ask.fields, "taskId")
-        owner = self._tasks.get(task)
-        if owner is None:
-            raise RpcError(INVALID_PARAMS, "no server has made a task with this taskId")
-        is_result = ask.method == "tasks/result"  # it blocks until the task has ended
-        then = functools.partial(self._task_answered, task)
-        patience = FOREVER if is_result else None
-        self._forward(ask, owner.server, ask.fields, then=then, patience=patience, wrapped=is_result and owner.wrapped)
-
-    def _task_answered(self, task: str, pending: Pending, reply: Reply) -> None:
-        status = value_of(object_of(reply.result).get("status"))
-        if reply.error is None and (pending.method == "tasks/result" or status in TERMINAL):
-            self._end_task_progress(task)
-        self._deliver(pending, reply)
-
-    def _list_tasks(self, ask: Ask) -> None:
-        if value_of(ask.fields.get("cursor")) is not None:
-            raise RpcError(INVALID_PARAMS, "unknown cursor: the list has one page only")
-        if not self._hold(ask):
-            names = [one.name for one in self.servers.values() if offers(one.capabilities, "tasks", "list")]
-            self._list_tasks_of(ask, names, None, [], set())
-
-    def _list_tasks_of(
-        self, ask: Ask, names: list[str], cursor: bytes | None, tasks: list[bytes], cursors: set[bytes]
-    ) -> None:
-        """Page by page, server by server; one that fails contributes nothing."""
-        names = [name for name in names if self._is_usable(name)]
-        if not names:
-            self._reply(ask, b'{"tasks":[%b]}' % b",".join(tasks))
-            return
-
-        def page(pending: Pending, reply: Reply) -> None:
-            body = object_of(reply.result)
-            for raw in items_of(body.get("tasks")):
-                task = value_of(object_of(raw).get("taskId"))
-                if isinstance(task, str):
-                    if task not in self._tasks:
-                        self._know_task(self._tasks, task, TaskOwner(pending.peer, False))
-                    tasks.append(bytes(raw))
-            following = next_cursor(body, cursors)
-            rest = names if following else names[1:]
-            self._list_tasks_of(ask, rest, following, tasks, cursors if following else set())
-
-        params = {} if cursor is None else {"cursor": Raw(cursor)}
-        self._forward(ask, names[0], params, then=page, patience=URI_PROBE_TIMEOUT)
-
-    def _pass_on(self, ask: Ask) -> None:
-        """A method of the future: if its params name something that has an owner, the owner is asked."""
-        params = dict(ask.fields)
-        name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
-        owner = self._tasks[task].server if isinstance(task, str) and task in self._tasks else None
-        if owner is None and isinstance(uri, str):
-            owner = self.catalogue.owner_of(uri)
-        if owner is None and isinstance(name, str):
-            route = self.catalogue.tools.get(name) or self.catalogue.prompts.get(name)
-            if route:
-                owner, params["name"] = route.server, Raw(encode(route.name))
-        if owner is None:
-            raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method[:TEXT_MOST]}")
-        self._forward(ask, owner, params)
-
-    def _hold(self, ask: Ask) -> bool:
-        """Keeps a request back while servers that it may concern are being started for the first time."""
-        if ask.blamed is None:
-            waits = any(server.settling and not server.tried for server in self.servers.values())
-        else:
-            blamed = self.servers.get(ask.blamed)  # None: it has left the config meanwhile
-            waits = blamed is not None and blamed.settling
-        if waits:
-            if ask.params is not UNSET:
-                ask.params = ask.params.copy()
-            self._held[ask.id] = ask
-        return waits
-
-    def _unknown_name(self, ask: Ask, name: str, noun: str, known: Mapping[str, Route]) -> None:
-        if self._hold(ask):
-            return
-        owner = self._server_by_prefix(name)
-        if owner and not owner.known:
-            resting = owner.state in (State.IDLE, State.STOPPED, State.BACKOFF)
-            if ask.blamed is None and (resting or (owner.state is State.STARTING and not owner.late)):
-                ask.blamed = owner.name
-                owner.settling = True
-                self._use(owner)
-                self._hold(ask)
-            else:
-                self._fail_ask(ask, self._why(owner))
-            return
-        near = difflib.get_close_matches(name, known, n=1)
-        raise RpcError(
-            INVALID_PARAMS, f"Unknown {noun}: {name[:TEXT_MOST]}" + (f" (did you mean {near[0]}?)" if near else "")
-        )
-
-    def _server_by_prefix(self, name: str) -> Server | None:
-        def prefix(server: Server) -> str:
-            text = server.name if server.options.prefix is None else server.options.prefix
-            return text + self.options.separator if text else "\n"
-
-        owners = [server for server in self.servers.values() if name.startswith(prefix(server))]
-        return max(owners, key=lambda server: len(prefix(server)), default=None)
-
-    def _forward(
-        self,
-        ask: Ask,
-        name: str,
-        params: Fields,
-        *,
-        then: Callable[[Pending, Reply], None] | None = None,
-        patience: float | None = None,
-        wrapped: bool = False,
-    ) -> Pending | None:
-        """A host's request on its way to its server, where it waits if that is not ready; None if it was refused."""
-        server = self.servers[name]
-        server.used_at = self.out.now
-        if server.state is State.FAILED or server.late:
-            self._fail_ask(ask, self._why(server))
-            return None
-        if server.name in self.out.clogged:
-            self._fail_ask(ask, self._does_not_read(server))
-            return None
-        seconds = patience or server.options.tool_timeout_sec
-        pending = self.in_flight.open(
-            name, HOST, ask.id, ask.method, self.out.now, seconds, patience or seconds * PROGRESS_CAP
-        )
-        pending.then = then
-        pending.wrapped = wrapped
-        pending.is_task = "task" in params and not ask.caller.modern
-        pending.caller = ask.caller
-        pending.token = progress_token(params)
-        if ask.method in CARRIERS and (ask.caller.modern or server.modern or not server.open):
-            pending.asked, pending.params = ask.fields, params
-        self._watch(pending)
-        self._to_server(server, pending, params if ask.params is not UNSET or params else UNSET)
-        if ask.caller.modern and server.questions and ask.method in CARRIERS:
-            self._carry(server, pending)
-        return pending
-
-    def _does_not_read(self, server: Server) -> str:
-        return f"{server.name} does not read its input: {self.options.outbox_mb:g} MB wait for it already"
-
-    def _to_server(self, server: Server, pending: Pending, params: Fields | UnsetType) -> None:
-        """At once, or when it is ready."""
-        if server.open:
-            self._dispatch(server, pending, params)
-        else:
-            server.waiting[pending.id] = params
-            self._use(server)
-
-    def _dispatch(self, server: Server, pending: Pending, params: Fields | UnsetType) -> None:
-        """Writes a host's request in its server's era. Between legacy peers nothing changes but the token."""
-        if pending.token is not None:
-            assert params is not UNSET
-            meta = object_of(params["_meta"]) | {"progressToken": Raw(b"%d" % pending.id)}
-            params = params | {"_meta": Raw(encode(meta))}
-        if server.modern:
-            level = pending.caller.level or (None if pending.caller.modern else self._log_level)
-            told = encode(self._told(server, pending.caller))
-            params = enveloped({} if params is UNSET else params, pending.caller, told, level)
-        elif pending.caller.modern and params is not UNSET:
-            if "requestState" in params:
-                error = RpcError(INVALID_PARAMS, f"{server.name} has given no requestState: send the call without it")
-                self._deliver(self.in_flight.settle(pending.id), Reply(None, error_body(error)))
-                return
-            params = without_envelope(params)
-            if pending.caller.level:
-                self._tell_level(server)
-        line = UNSET if params is UNSET else encode(params)
-        self.out.to_server(server.name, request_line(pending.id, pending.method, line))
-
-    def _told(self, server: Server, caller: Caller) -> Fields:
-        """What this server is told of the host's capabilities."""
-        is_legacy = not (caller.modern or server.modern)
-        if server.told_last[:2] != (caller.declared, is_legacy):
-            has_model = self._sampling is not None
-            told = capabilities_for_server(caller.capabilities, server.options, has_model=has_model)
-            if not is_legacy:
-                told.pop("tasks", None)  # those of the legacy era are between its peers
-            server.told_last = caller.declared, is_legacy, told
-        return server.told_last[2]
-
-    def _host_is_ready(self, params: Fields) -> None:
-        self._host_ready = True
-        for effect in self._for_host:
-            self.out.to_host(effect.source, effect.line)
-        self._for_host.clear()
-
-    def _host_cancels(self, params: Fields) -> None:
-        ask = self._asks.get(bytes(params.get("requestId", b"")))
-        if ask:
-            self._drop(ask, params)
-
-    def _drop(self, ask: Ask, params: Fields) -> None:
-        """Nobody waits for the answer any more: wherever the request is, it is taken out."""
-        del self._asks[ask.id]
-        if ask.id in self._listens:
-            self._close_listen(self._listens[ask.id])
-        elif self._held.pop(ask.id, None) is None and (pending := self.in_flight.asked(HOST, ask.id)):
-            self._withdraw(pending, params)
-            self._withdraw_questions(pending)
-            if pending.round:
-                self._end_round(self._rounds[pending.round])
-
-    def _withdraw(self, pending: Pending, params: Fields) -> None:
-        """The asker no longer wants the answer: its peer is told, and nobody is answered."""
-        self.in_flight.settle(pending.id)
-        self._tell_cancelled(pending, params)
-
-    def _tell_cancelled(self, pending: Pending, params: Fields) -> None:
-        params = params | {"requestId": Raw(b"%d" % pending.id)}
-        line = notification_line("notifications/cancelled", encode(params))
-        if pending.peer == HOST:
-            self._to_ready_host(pending.asker, line)
-        elif pending.peer == MODEL:
-            self.out.put(Sample(line))
-        elif pending.peer == LATER:
-            self._forget_question(pending)
-        elif pending.peer == BRIDGE:
-            pass  # its round ends with it
-        elif self.servers[pending.peer].waiting.pop(pending.id, None) is None:
-            self.out.to_server(pending.peer, line)
-
-    def _withdraw_questions(self, call: Pending) -> None:
-        """The host has cancelled a call: what its server asks for it, and for no other, is no longer to be answered.
-        Servers do not cancel their own questions when they are cancelled; a model would be paid for nothing."""
-        for question in self.in_flight.asked_by(call.peer):
-            if call.id in question.calls and not any(self.in_flight.get(other) for other in question.calls):
-                self._withdraw(question, {"reason": Raw(b'"the call that it was for is cancelled"')})
-                server = self.servers[call.peer]
-                error = RpcError(INTERNAL_ERROR, "mcpmux: the host cancelled the call that this was asked for")
-                self._answer_server(server, question.asker_id, Reply(None, error_body(error)))
-                self._question_over(server)
-
-    def _host_progress(self, params: Fields) -> None:
-        self._progress(HOST, params)
-
-    def _host_roots_changed(self, params: Fields) -> None:
-        self._host_roots = None
-        line = notification_line("notifications/roots/list_changed", encode(params) if params else UNSET)
-        for server in self.servers.values():
-            if server.state is State.READY and not server.modern and offers(self._legacy.capabilities, "roots"):
-                self.out.to_server(server.name, line)
-
-    def _host_task_status(self, params: Fields) -> None:
-        task = value_of(params.get("taskId"))
-        owner = self._host_tasks.get(task) if isinstance(task, str) else None
-        if owner:
-            if value_of(params.get("status")) in TERMINAL:
-                self._end_task_progress(task)
-            if self.servers[owner.server].state is State.READY:
-                line = notification_line("notifications/tasks/status", encode(params))
-                self.out.to_server(owner.server, line)
-
-    def _answer_of_host(self, message: Envelope, size: int) -> None:
-        assert message.id is not UNSET
-        pending = self.in_flight.get(number_of_id(message.id))
-        if self.out.is_tracing:
-            self.out.trace("<", HOST, f"answer id={bytes(message.id).decode(errors='replace')}", size)
-        if pending is None or pending.peer != HOST:
-            self.out.log("debug", "host: an answer to nothing that is open was dropped")
-            return
-        self.in_flight.settle(pending.id)
-        server = self.servers[pending.asker]
-        reply = self._checked(message, "the host")
-        if reply.result is not None and pending.method == "roots/list":
-            self._host_roots = bytes(reply.result)
-        if pending.then:
-            pending.then(pending, reply)
-            return
-        if reply.result is not None:
-            self._task_made(self._host_tasks, pending, TaskOwner(server.name, False), reply.result)
-        self._answered(pending, reply)
-
-    # ── from the sampler ──
-
-    def _line_of_sampler(self, line: bytes | TooLong) -> None:
-        """An answer, or a line for the log."""
-        if isinstance(line, TooLong):
-            pending = self.in_flight.get(id_in_bad_line(line.head, line.tail))
-            if pending and pending.peer == MODEL:
-                text = f"mcpmux: the model's answer has {line.size} bytes, more than max_message_mb"
-                self._fail(self.in_flight.settle(pending.id), text)
-            return
-        try:
-            message = decode_line(line)
-        except BadLine as bad:
-            self.out.log("error", f"the sampler: a line was not read: {bad}")
-            return
-        if message.method is not UNSET:
-            params = object_of(message.params)
-            level = value_of(params.get("level"))
-            self.out.log(level if level in LEVELS else "info", str(value_of(params.get("text"))))
-            return
-        pending = None if message.id is UNSET else self.in_flight.get(number_of_id(message.id))
-        if pending and pending.peer == MODEL:  # else it was withdrawn meanwhile
-            self.in_flight.settle(pending.id)
-            self._answered(pending, self._checked(message, "the sampler"))
-
-    def _answered(self, question: Pending, reply: Reply) -> None:
-        """A question's answer on its way to whoever asked it."""
-        if question.then:
-            question.then(question, reply)
-        else:
-            server = self.servers[question.asker]
-            self._answer_server(server, question.asker_id, reply)
-            self._question_over(server)
-
-    # ── from a server ──
-
-    def _from_server(self, server: Server, message: Envelope, size: int) -> None:
-        if message.method is UNSET:
-            if message.id is UNSET:
-                self.out.log("warning", f"{server.name}: a message that is neither request, notification nor response")
-            else:
-                self._answer_of_server(server, message, size)
-        elif message.id is UNSET:
-            if self.out.is_tracing:
-                self.out.trace("<", server.name, message.method, size)
-            handler = self._server_notifications.get(message.method, Core._pass_to_host)
-            handler(self, server, message)
-        else:
-            if self.out.is_tracing:
-                self.out.trace(
-                    "<", server.name, f"{message.method} id={bytes(message.id).decode(errors='replace')}", size
-                )
-            self._question(server, message)
-
-    def _checked(self, message: Envelope, who: str) -> Reply:
-        """A response as one of its two kinds; what is neither becomes an error that says so."""
-        if message.error is not UNSET:
-            if message.result is not UNSET and bytes(message.result) != _NULLED:
-                wrong = "an answer with both a result and an error"
-            elif error_is_valid(message.error):
-                return Reply(None, message.error)
-            else:
-                wrong = "an error without a code and a message"
-        elif message.result is not UNSET and is_object(message.result):
-            return Reply(message.result, None)
-        else:
-            wrong = "a result that is no object"
-        return Reply(None, error_body(RpcError(INTERNAL_ERROR, f"{who} sent {wrong}")))
-
-    def _answer_of_server(self, server: Server, message: Envelope, size: int) -> None:
-        assert message.id is not UNSET
-        number = number_of_id(message.id)
-        pending = self.in_flight.get(number)
-        if self.out.is_tracing:
-            self.out.trace("<", server.name, f"answer id={bytes(message.id).decode(errors='replace')}", size)
-        if pending is None or pending.peer != server.name or number in server.waiting:
-            level = "warning" if bytes(message.id) == _NULLED else "debug"  # an error with a null id is worth a look
-            self.out.log(level, f"{server.name}: an answer to nothing that is open was dropped")
-            return
-        reply = self._checked(message, server.name)
-        if pending.asker == PARKED:
-            self._ended_while_parked(pending, reply)
-            return
-        self.in_flight.settle(pending.id)
-        if pending.round:  # it ended before its questions went out
-            self._end_round(self._rounds[pending.round])
-        if server.modern and reply.result is not None:
-            body = object_of(reply.result)
-            kind = value_of(body.get("resultType"), "complete")
-            if kind == "input_required" and pending.asker == HOST and pending.method in CARRIERS:
-                self._input_required(server, pending, body)
-                return
-            if "resultType" not in body and pending.caller.modern:  # we may take that for complete, and not say it
-                reply = Reply(Raw(modern_result(pending.method, reply.result, server.info)), None)
-            is_of_extension = isinstance(kind, str) and offers(pending.caller.capabilities, "extensions")
-            if kind != "complete" and (kind == "input_required" or not is_of_extension):
-                wrong = f"{server.name} sent a result of type {str(kind)[:TEXT_MOST]!r}, which nobody here knows"
-                reply = Reply(None, error_body(RpcError(INTERNAL_ERROR, wrong)))
-        if not self._survive(self._pass_answer, server, pending, reply) and pending.asker == HOST:
-            self._end_by_bug(pending.asker_id)
-
-    def _pass_answer(self, server: Server, pending: Pending, reply: Reply) -> None:
-        """What a server has answered is on its way, unless it is a question in the words of 2025-11-25."""
-        error = object_of(reply.error)
-        is_refusal = value_of(error.get("code")) == URL_ELICITATION_REQUIRED
-        if is_refusal and pending.caller.modern and pending.method in CARRIERS and not server.modern:
-            self._pages_required(server, pending, error)
-        elif pending.then:
-            pending.then(pending, reply)
-        else:
-            self._deliver(pending, reply)
-
-    def _deliver(self, pending: Pending, reply: Reply) -> None:
-        """A server's answer on its way to the host."""
-        server = self.servers[pending.peer]
-        if reply.result is not None:
-            self._task_made(self._tasks, pending, TaskOwner(server.name, pending.wrapped), reply.result)
-            if pending.wrapped:
-                reply = Reply(Raw(wrap_structured(reply.result)), None)
-        elif reply.error is not None and not pending.caller.modern:
-            reply = Reply(None, named_pages(reply.error, server.name))
-        method = "" if pending.is_task else pending.method
-        self._answer_host(server.name, pending.asker_id, method, pending.caller, reply, server=server)
-
-    def _task_made(self, tasks: dict[str, TaskOwner], pending: Pending, owner: TaskOwner, result: Raw) -> None:
-        """The answer to a request with a task names it; progress goes on under the request's token until it ends."""
-        task = value_of(object_of(object_of(result).get("task")).get("taskId")) if pending.is_task else None
-        if offers(pending.caller.capabilities, "extensions", TASKS_EXTENSION):
-            body = object_of(result)
-            task = value_of(body.get("taskId")) if value_of(body.get("resultType")) == "task" else None
-        if isinstance(task, str):
-            self._know_task(tasks, task, owner)
-            if pending.token:
-                self._task_progress[pending.id] = (task, pending)
-                if len(self._task_progress) > KNOWN_TASKS:
-                    del self._task_progress[next(iter(self._task_progress))]
-
-    def _question(self, server: Server, message: Envelope) -> None:
-        """A request from a server. https://modelcontextprotocol.io/specification/2025-11-25/client"""
-        assert message.id is not UNSET and message.method is not UNSET
-        id, method, params = bytes(message.id), message.method, message.params
-        if not is_id(id) or server.modern:
-            why = "in the modern era servers send none" if server.modern else "its id is neither string nor number"
-            self.out.log("warning", f"{server.name}: a request was dropped: {why}")
-            return
-        try:
-            if method == "ping":
-                self._answer_server(server, id, Reply(Raw(b"{}"), None))
-                return
-            if self.in_flight.asked(server.name, id):
-                raise RpcError(INVALID_REQUEST, "a request with this id is still open")
-            if method in HOST_TASK_METHODS:
-                self._ask_host_about_task(server, id, method, params)
-                return
-            if method not in QUESTIONS:
-                raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method[:TEXT_MOST]}")
-            call = self._call_of(server)
-            caller = call.caller if call else self._legacy if self.revision else server.starter
-            verdict, policy = self._judge(server, method, params, caller), server.options.sampling
-            if isinstance(verdict, Answer):
-                self._answer_server(server, id, Reply(Raw(verdict.result), None))
-            elif isinstance(verdict, Locally):
-                self._sample(server, id, params)
-            elif self._is_listing(server) and method == QUESTIONS[0] and self._sampling and policy == "auto":
-                self._sample(server, id, params)  # the host may not be asked now, but it can be done without
-            elif self._is_listing(server):
-                self._answer_server(server, id, self._from_memory(server, method))
-            elif call and not call.caller.modern:
-                self._ask_host(server, id, method, verdict.params)
-            elif call or not self.revision or self._parked_at(server):
-                question = self.in_flight.open(LATER, server.name, id, method, self.out.now, FOREVER, FOREVER)
-                question.params = object_of(params)
-                if call:
-                    self._join(server, call, question, verdict.params)
-                    self._asked(server)
-                else:
-                    self._leave(server, question)
-            else:
-                self._ask_host(server, id, method, verdict.params)
-        except RpcError as error:
-            self._answer_server(server, id, Reply(None, error_body(error)))
-
-    def _judge(
-        self, server: Server, method: str, params: Raw | UnsetType, caller: Caller
-    ) -> Forward | Answer | Locally:
-        told = self._told(server, caller) if server.modern else server.told
-        has_model = self._sampling is not None and not offers(told, "extensions", TASKS_EXTENSION)
-        host = caller.capabilities
-        return judge_question(method, params, server.name, server.options, host, told, has_model=has_model)
-
-    def _is_listing(self, server: Server) -> bool:
-        """Whether the server may be asking before it answers what somebody waits for. A call that it has too is a
-        better reason for its question, unless the host waits for lists."""
-        owed = [one for one in self.in_flight.owed_by(server.name) if not self._is_waiting(one)]
-        is_called = not self._held and any(one.method in CARRIERS and one.asker == HOST for one in owed)
-        return any(one.method == "completion/complete" or (one.method in LISTS and not is_called) for one in owed)
-
-    def _from_memory(self, server: Server, method: str) -> Reply:
-        """For a server that may be waiting for this before it answers us, while the host waits for us: if the host
-        were asked, nobody would move."""
-        roots = self._host_roots or (table_roots(server.options) if server.options.roots else None)
-        if method == "roots/list" and roots:
-            return Reply(Raw(roots), None)
-        text = f"the host cannot be asked while {server.name} is listing or completing"
-        return Reply(None, error_body(RpcError(INTERNAL_ERROR, text)))
-
-    # ── the bridge ──
-
-    def _call_of(self, server: Server) -> Pending | None:
-        """The call in which a legacy server asks: its oldest one that is not parked."""
-        owed = self.in_flight.owed_by(server.name)
-        return next((call for call in owed if call.asker == HOST and call.method in CARRIERS), None)
-
-    def _parked_at(self, server: Server) -> bool:
-        return any(call.asker == PARKED for call in self.in_flight.owed_by(server.name))
-
-    def _open_round(self, server: Server, call: Pending, phase: Phase) -> Round:
-        self._minted += 1
-        opened = self._rounds[self._minted] = Round(self._minted, server.name, call, phase)
-        return opened
-
-    def _close_round(self, ended: Round, turn: Turn) -> None:
-        ended.phase = next_phase(ended.phase, turn)
-        if ended.phase is not Phase.OVER:
-            raise Bug(f"a round is {ended.phase.name} and not over")
-        del self._rounds[ended.id]
-        self._round_of_token.pop(ended.token, None)
-        self.out.timer("round", str(ended.id), None)
-        ended.call.round = 0
-
-    def _end_round(self, ended: Round) -> None:
-        """Without an outcome: what is open is withdrawn; a legacy server's own questions go to another of its calls, or
-        wait for the next one."""
-        self._close_round(ended, Turn.END)
-        self._let_go(ended)
-
-    def _let_go(self, ended: Round) -> None:
-        server = self.servers[ended.server]
-        for question in ended.questions.values():
-            pending = self.in_flight.get(question.number)
-            if pending and pending.peer == LATER:
-                self._leave(server, pending)
-            elif pending:
-                self._withdraw(pending, {})
-        call = self._call_of(server)
-        if server.questions and call and call.caller.modern:
-            self._carry(server, call)
-
-    def _join(self, server: Server, call: Pending, question: Pending, params: Raw | bytes | UnsetType) -> None:
-        """A legacy server's question becomes part of what the modern host of this call is asked."""
-        shown = embedded(question.method, params)
-        others = self._rounds[call.round].questions.values() if call.round else ()
-        if sum(len(bytes(one)) for one in (shown, *(other.shown for other in others))) > self._host_limit - EDGE:
-            self.in_flight.settle(question.id)
-            raise RpcError(INVALID_PARAMS, "the request is larger than hosts take")
-        if call.round:
-            joined = self._rounds[call.round]
-        else:
-            joined = self._open_round(server, call, Phase.ASKING)
-            call.round = joined.id
-            self.out.timer("round", str(joined.id), self.out.now + ASK_TOGETHER)
-        joined.questions[f"{server.name}-{question.id}"] = Question(shown, question.id)
-        question.round = joined.id
-        question.calls = self._calls_of(server, encode(question.params)) or (call.id,)  # which of them, is a guess
-
-    def _leave(self, server: Server, question: Pending) -> None:
-        """A question outside any call, or with all calls parked: it waits for the next one."""
-        question.round, question.calls = 0, ()
-        server.questions.append(question.id)
-        self.out.timer("orphans", server.name, self.out.now + ORPHAN_WAIT)
-
-    def _carry(self, server: Server, call: Pending) -> None:
-        """A call that can take along what waits for one."""
-        numbers, server.questions = server.questions, []
-        for question in [found for number in numbers if (found := self.in_flight.get(number))]:
-            params = Raw(encode(question.params or {}))
-            try:
-                verdict = self._judge(server, question.method, params, call.caller)
-                if isinstance(verdict, Forward):
-                    self._join(server, call, question, verdict.params)
-                    continue
-                if isinstance(verdict, Locally):
-                    self.in_flight.settle(question.id)
-                    self._sample(server, question.asker_id, params)
-                    continue
-                reply = Reply(Raw(verdict.result), None)
-            except RpcError as error:
-                reply = Reply(None, error_body(error))
-            if self.in_flight.get(question.id):
-                self.in_flight.settle(question.id)
-            self._answered(question, reply)
-
-    def _drop_orphans(self, name: str) -> None:
-        """Nobody called this server for a while. While one of its calls is parked, there is hope."""
-        server = self.servers[name]
-        if self._parked_at(server):
-            self.out.timer("orphans", name, self.out.now + ORPHAN_WAIT)
-            return
-        numbers, server.questions = server.questions, []
-        for question in [found for number in numbers if (found := self.in_flight.get(number))]:
-            text = f"mcpmux: the host can be asked only while it calls {name}, and it has not called within "
-            error = RpcError(INTERNAL_ERROR, text + f"{ORPHAN_WAIT:g} s")
-            self._answered(self.in_flight.settle(question.id), Reply(None, error_body(error)))
-
-    def _forget_question(self, question: Pending) -> None:
-        """It was withdrawn: its answer, if it still comes, is dropped."""
-        server = self.servers[question.asker]
-        if question.id in server.questions:
-            server.questions.remove(question.id)
-        found = self._rounds.get(question.round)
-        if found:
-            found.questions = {key: one for key, one in found.questions.items() if one.number != question.id}
-            if found.phase is Phase.ASKING and not found.questions:
-                self._end_round(found)
-
-    def _round_due(self, name: str) -> None:
-        due = self._rounds[int(name)]
-        match due.phase:
-            case Phase.ASKING:
-                call, id = due.call, due.call.asker_id
-                self.in_flight.hand_over(call, PARKED, b"%d" % due.id)
-                due.phase = next_phase(due.phase, Turn.DUE)
-                self._put_to_host(due, id, call.caller)
-            case Phase.PARKED:
-                self._expire(due)
-            case _:
-                self._try_again(due, Turn.DUE)
-
-    def _put_to_host(self, parked: Round, id: bytes, caller: Caller) -> None:
-        """Ends a host's request with the questions that are open, and a state that only this round's retry can have."""
-        self._minted += 1
-        parked.token = f"{STATE_PREFIX}{parked.id}.{self._minted}.{self._secret()}"
-        self._round_of_token[parked.token] = parked.id
-        self.out.timer("round", str(parked.id), self.out.now + self.options.input_timeout_sec)
-        shown = {key: one.shown for key, one in parked.questions.items() if one.is_open and bytes(one.shown)}
-        result = input_required(shown, parked.token)
-        self._answer_host(parked.server, id, "", caller, Reply(result, None), as_it_is=True)
-
-    def _retry(self, ask: Ask, token: str) -> None:
-        """The host came back with a state of ours."""
-        found = self._rounds.get(self._round_of_token.get(token, 0))
-        if found is None:
-            text = "this requestState is of no use (any more): send the request again without it"
-            raise RpcError(INVALID_PARAMS, text)
-        call = found.call
-        if identity(ask.method, ask.fields) != identity(call.method, call.asked or {}):
-            raise RpcError(INVALID_PARAMS, "this requestState belongs to another request: method, name or arguments")
-        server = self.servers.get(found.server)
-        if server is None:
-            self._close_round(found, Turn.END)
-            gone = found.kept or failure(call.method, f"mcpmux: {found.server} was removed from the config")
-            self._answer_host(HOST, ask.id, ask.method, ask.caller, gone)
-            return
-        del self._round_of_token[token]
-        responses = object_of(ask.fields.get("inputResponses"))
-        for key, question in list(found.questions.items()):
-            if not question.is_open or not bytes(question.shown):
-                continue
-            reply = brought(object_of(question.shown), responses.get(key), ask.caller.capabilities)
-            pending = self.in_flight.get(question.number)
-            if reply is None:
-                continue
-            question.is_open = False
-            if pending is None:
-                self._gathered(found, key, call, reply)
-            else:
-                if pending.method == "roots/list" and reply.result is not None:
-                    self._host_roots = bytes(reply.result)
-                self._answered(self.in_flight.settle(pending.id), reply)
-        if any(one.is_open and bytes(one.shown) for one in found.questions.values()) and not found.kept:
-            found.phase = next_phase(found.phase, Turn.PARTIAL)
-            self._put_to_host(found, ask.id, ask.caller)
-            return
-        found.phase = next_phase(found.phase, Turn.RETRY)
-        self.out.timer("round", str(found.id), None)
-        if found.kept or self.in_flight.get(call.id) is call:
-            self._go_on(server, found, ask)
-            return
-        # The call has ended at its server: it is to be made again, as the host has it now.
-        if call.params is not None:
-            call.params = call.params | ({"_meta": ask.fields["_meta"]} if "_meta" in ask.fields else {})
-        call.asked, call.progress = ask.fields, -FOREVER
-        self._wait_for(found, ask.id, ask.caller)
-        declined = [key for key, raw in found.answers.items() if value_of(object_of(raw).get("action")) != "accept"]
-        if found.pages and declined:
-            self._fail_round(found, f"mcpmux: {server.name} needs a page to be visited first, and that was declined")
-        elif not all(found.pages.values()):
-            found.phase = next_phase(found.phase, Turn.VISIT)
-            self.out.timer("round", str(found.id), self.out.now + URL_WAIT)
-        elif not any(one.is_open for one in found.questions.values()):
-            self._try_again(found, Turn.COMPLETE)
-
-    def _wait_for(self, opened: Round, id: bytes, caller: Caller) -> None:
-        """A request of the host's stays open for this round."""
-        entry = self.in_flight.open(BRIDGE, HOST, id, opened.call.method, self.out.now, FOREVER, FOREVER)
-        entry.caller, entry.round = caller, opened.id
-        opened.waiting = entry.id
-
-    def _go_on(self, server: Server, found: Round, ask: Ask) -> None:
-        """The retry stands for the parked call from now on, or gets what that has ended with."""
-        self._close_round(found, Turn.COMPLETE)
-        call = found.call
-        call.caller, call.token, call.progress = ask.caller, progress_token(ask.fields), -FOREVER
-        if found.kept:
-            call.asker, call.asker_id = HOST, ask.id
-            if server.modern:  # its own answers are never kept: this is a failure of ours
-                self._answer_host(server.name, ask.id, ask.method, ask.caller, found.kept)
-            else:
-                self._let_go(found)
-                self._pass_answer(server, call, found.kept)
-            return
-        self.in_flight.hand_over(call, HOST, ask.id)
-        call.deadline = min(self.out.now + call.patience, call.limit)
-        if server.questions:
-            self._carry(server, call)
-
-    def _ended_while_parked(self, call: Pending, reply: Reply) -> None:
-        """Its server has answered, or died: the retry gets it."""
-        kept = Reply(None if reply.result is None else reply.result.copy(), reply.error and bytes(reply.error))
-        self._rounds[call.round].kept = kept
-        self.in_flight.settle(call.id)
-
-    def _expire(self, parked: Round) -> None:
-        """The host never came back."""
-        self._close_round(parked, Turn.DUE)
-        text = f"mcpmux: nobody has answered within {self.options.input_timeout_sec:g} s (input_timeout_sec)"
-        for question in parked.questions.values():
-            pending = self.in_flight.get(question.number)
-            if pending and pending.peer == LATER:
-                error = error_body(RpcError(INTERNAL_ERROR, text))
-                self._answered(self.in_flight.settle(pending.id), Reply(None, error))
-            elif pending:
-                self._withdraw(pending, {})
-        if self.in_flight.get(parked.call.id) is parked.call:
-            self._withdraw(parked.call, {"reason": Raw(encode(text))})
-        self.out.log("info", f"{parked.server}: the host did not come back with what {parked.call.method} needs")
-
-    def _input_required(self, server: Server, call: Pending, body: Fields) -> None:
-        """A modern server has ended a call with questions."""
-        state, requests = body.get("requestState"), object_of(body.get("inputRequests"))
-        try:
-            if state is None and not requests:
-                raise RpcError(INTERNAL_ERROR, "input_required without inputRequests and requestState")
-            if call.rounds >= MAX_ROUNDS:
-                raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
-            verdicts: dict[str, tuple[str, Fields, Forward | Answer | Locally]] = {}
-            for key, raw in requests.items():
-                request = object_of(raw)
-                method = value_of(request.get("method"))
-                if method not in QUESTIONS:
-                    raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
-                verdicts[key] = method, request, self._judge(server, method, request.get("params", UNSET), call.caller)
-        except RpcError as wrong:
-            text = f"mcpmux: {server.name} asked in vain: {wrong}"
-            self._answer_host(server.name, call.asker_id, call.method, call.caller, failure(call.method, text))
-            return
-        forwarded = {key: one.params for key, (_, _, one) in verdicts.items() if isinstance(one, Forward)}
-        is_ours = state is not None and str(value_of(state)).startswith(STATE_PREFIX)
-        if call.caller.modern and len(forwarded) == len(verdicts) and not is_ours:
-            # As it is, but for the server's name in what a person reads.
-            for key, (method, request, _) in verdicts.items():
-                if method == "elicitation/create":
-                    requests[key] = Raw(encode(request | {"params": Raw(forwarded[key] or b"{}")}))
-                    body["inputRequests"] = Raw(encode(requests))
-            result = Reply(Raw(encode(body)), None)
-            self._answer_host(server.name, call.asker_id, "", call.caller, result, as_it_is=True)
-            return
-        parks = call.caller.modern and bool(forwarded or is_ours)
-        opened = self._open_round(server, call, Phase.PARKED if parks else Phase.GATHERING)
-        opened.state = None if state is None else state.copy()
-        if not parks:
-            self._wait_for(opened, call.asker_id, call.caller)
-        for key, (method, request, verdict) in verdicts.items():
-            if self._rounds.get(opened.id) is None or opened.kept:
-                break  # one of them has failed already
-            question = opened.questions[key] = Question(Raw(b""))
-            asker_id = encode([opened.id, key])  # no id of its own can be a list
-            then = functools.partial(self._gathered, opened, key)
-            try:
-                match verdict:
-                    case Answer(result):
-                        opened.answers[key], question.is_open = Raw(result), False
-                    case Locally():
-                        question.number = self._sample(server, asker_id, request.get("params", UNSET), then).id
-                    case Forward(params) if parks:
-                        has_params: Fields = {} if params is UNSET else {"params": Raw(params)}
-                        question.shown = Raw(encode(request | has_params))
-                    case Forward(params):
-                        fields = object_of(params)
-                        if value_of(fields.get("mode")) == "url":  # TypeScript hosts refuse it without
-                            params = encode(fields | {"elicitationId": Raw(encode(f"mcpmux-{opened.id}-{key}"))})
-                        question.number = self._ask_host(server, asker_id, method, params, then).id
-                pending = self.in_flight.get(question.number)
-                if pending:
-                    pending.round = opened.id
-            except RpcError as wrong:
-                self._gathered(opened, key, call, Reply(None, error_body(wrong)))
-        if self._rounds.get(opened.id) is None:
-            return
-        if opened.kept:  # the host need not be asked the rest
-            self._close_round(opened, Turn.END)
-            self._answer_host(server.name, call.asker_id, call.method, call.caller, opened.kept)
-        elif parks:
-            self._put_to_host(opened, call.asker_id, call.caller)
-        elif not verdicts:
-            self.out.timer("round", str(opened.id), self.out.now + STATE_ONLY_WAIT)
-        elif not any(one.is_open for one in opened.questions.values()):
-            self._try_again(opened, Turn.COMPLETE)
-
-    def _gathered(self, found: Round, key: str, pending: Pending, reply: Reply) -> None:
-        """An answer for a modern server. It can be told of no error: then its call ends with that."""
-        found.questions[key].is_open = False
-        if reply.result is not None:
-            found.answers[key] = reply.result.copy()
-            if found.phase is Phase.GATHERING and not any(one.is_open for one in found.questions.values()):
-                self._try_again(found, Turn.COMPLETE)
-            return
-        said = str(value_of(object_of(reply.error).get("message"), "an error"))
-        text = f"mcpmux: {found.server} needs an answer that it cannot have: {said[:TEXT_MOST]}"
-        if found.waiting:
-            self._fail_round(found, text)
-        else:
-            found.kept = failure(found.call.method, text)
-            self._withdraw_open(found)
-
-    def _withdraw_open(self, found: Round) -> None:
-        for question in found.questions.values():
-            pending = self.in_flight.get(question.number)
-            if question.is_open and pending:
-                question.is_open = False
-                self._withdraw(pending, {})
-
-    def _fail_round(self, failed: Round, text: str) -> None:
-        self._close_round(failed, Turn.END)
-        self._withdraw_open(failed)
-        entry = self.in_flight.settle(failed.waiting)
-        self._answer_host(failed.server, entry.asker_id, entry.method, entry.caller, failure(entry.method, text))
-
-    def _try_again(self, found: Round, turn: Turn) -> None:
-        """All that its server wanted is there: the call is made once more."""
-        self._close_round(found, turn)
-        entry, call = self.in_flight.settle(found.waiting), found.call
-        apart = ("inputResponses", "requestState")
-        params = {key: raw for key, raw in (call.params or {}).items() if key not in apart}
-        if found.answers and not found.pages:
-            params["inputResponses"] = Raw(encode(found.answers))
-        if found.state is not None:
-            params["requestState"] = found.state
-        ask = Ask(entry.asker_id, call.method, Raw(b"{}"), fields=call.asked or {}, caller=entry.caller)
-        again = self._forward(ask, found.server, params, then=call.then, wrapped=call.wrapped)
-        if again:
-            again.rounds, again.progress = call.rounds + 1, call.progress
-
-    def _pages_required(self, server: Server, call: Pending, error: Fields) -> None:
-        """-32042: a legacy server has ended a call until the person has visited some pages (2025-11-25,
-        client/elicitation). A modern host is asked to have them visited, and its retry is a new call."""
-        pages = [object_of(one) for one in items_of(object_of(error.get("data")).get("elicitations"))]
-        if not pages or not server.options.elicitation:
-            self._deliver(call, Reply(None, encode(error)))
-            return
-        if "url" not in elicitation_modes(call.caller.capabilities):
-            data = {"requiredCapabilities": {"elicitation": {"url": {}}}}
-            missing = RpcError(MISSING_CAPABILITY, f"{server.name} needs the person to visit a page first", data)
-            reply = Reply(None, error_body(missing))
-            self._answer_host(server.name, call.asker_id, call.method, call.caller, reply, as_it_is=True)
-            return
-        opened = self._open_round(server, call, Phase.PARKED)
-        opened.pages = {}
-        for number, page in enumerate(pages):
-            name = value_of(page.get("elicitationId"))
-            if isinstance(name, str):
-                opened.pages[name] = False
-            message = encode(f"[{server.name}] {value_of(page.get('message'), '')}")
-            shown = embedded("elicitation/create", encode(page | {"mode": Raw(b'"url"'), "message": Raw(message)}))
-            opened.questions[f"{server.name}-{number}"] = Question(shown)
-        opened.pages = opened.pages or {"": False}
-        self._put_to_host(opened, call.asker_id, call.caller)
-
-    def _page_visited(self, server: Server, message: Envelope) -> None:
-        name = value_of(object_of(message.params).get("elicitationId"))
-        for found in list(self._rounds.values()):
-            if found.server == server.name and isinstance(name, str) and name in found.pages:
-                found.pages[name] = True
-                if found.phase is Phase.HELD and all(found.pages.values()):
-                    self._try_again(found, Turn.COMPLETE)
-        self._pass_to_host(server, message)
-
-    # ── questions to a legacy host and to the model ──
-
-    def _ask_host(
-        self,
-        server: Server,
-        id: bytes,
-        method: str,
-        params: Raw | bytes | UnsetType,
-        then: Callable[[Pending, Reply], None] | None = None,
-    ) -> Pending:
-        seconds = self.options.input_timeout_sec
-        pending = self.in_flight.open(HOST, server.name, id, method, self.out.now, seconds, seconds)
-        pending.then = then
-        pending.calls = self._calls_of(server, params)
-        fields = object_of(params)
-        pending.is_task = "task" in fields
-        pending.token = progress_token(fields)
-        if pending.token is not None:
-            meta = object_of(fields["_meta"]) | {"progressToken": Raw(b"%d" % pending.id)}
-            params = encode(fields | {"_meta": Raw(encode(meta))})
-        self._watch(pending)
-        line = request_line(pending.id, method, params)
-        if len(line) > self._host_limit:
-            self.in_flight.settle(pending.id)
-            raise RpcError(INVALID_PARAMS, f"the request has {len(line)} bytes, more than hosts take")
-        self._asked(server)
-        self._to_ready_host(server.name, line, is_request=True)
-        return pending
-
-    def _asked(self, server: Server) -> None:
-        """Calls wait until what a server asks first is answered, but not for ever."""
-        if server.state is State.READY and not server.open:
-            self.out.timer("open", server.name, server.up_at + server.options.startup_timeout_sec)
-
-    def _calls_of(self, server: Server, params: Raw | bytes | UnsetType) -> tuple[int, ...]:
-        """The host's calls that this server knows: a question does not say in which of them it is asked, unless it
-        is asked in a task."""
-        if server.modern or _RELATED_TASK in object_of(object_of(params).get("_meta")):
-            return ()  # those of a modern server end with their round
-        owed = [call for call in self.in_flight.owed_by(server.name) if not self._is_waiting(call)]
-        return tuple(call.id for call in owed if call.asker == HOST and call.method in CARRIERS)
-
-    def _sample(
-        self,
-        server: Server,
-        id: bytes,
-        params: Raw | UnsetType,
-        then: Callable[[Pending, Reply], None] | None = None,
-    ) -> Pending:
-        """A question for the local model, within the limits that are a server's own."""
-        assert self._sampling
-        limits, times = self._sampling.limits, server.sampled
-        busy = sum(one.asker == server.name for one in self.in_flight.owed_by(MODEL))
-        if busy >= limits.max_concurrency:
-            text = f"{busy} requests of {server.name} are open; free again when one has ended"
-            raise limit_reached("max_concurrency", text)
-        while times and times[0] <= self.out.now - 60:
-            times.popleft()
-        if len(times) >= limits.requests_per_minute:
-            wait = math.ceil(times[0] + 60 - self.out.now)
-            text = f"{server.name} has made {len(times)} requests in a minute; free again in {wait} s"
-            raise limit_reached("requests_per_minute", text, wait)
-        times.append(self.out.now)
-        seconds = self._sampling.timeout_sec + SAMPLER_SLACK
-        pending = self.in_flight.open(MODEL, server.name, id, QUESTIONS[0], self.out.now, seconds, seconds)
-        pending.calls = self._calls_of(server, params)
-        pending.then = then
-        self._watch(pending)
-        self._asked(server)
-        body: Fields = {"server": Raw(encode(server.name)), "params": Raw(b"{}") if params is UNSET else params}
-        self.out.put(Sample(request_line(pending.id, QUESTIONS[0], encode(body))))
-        return pending
-
-    def _ask_host_about_task(self, server: Server, id: bytes, method: str, params: Raw | UnsetType) -> None:
-        """A server follows a task that the host made for it; another server's tasks are none of its business."""
-        if not offers(server.told, "tasks"):
-            raise RpcError(METHOD_NOT_FOUND, "the host declared no tasks")
-
-        def is_own(task: Any) -> bool:
-            return isinstance(task, str) and task in self._host_tasks and self._host_tasks[task].server == server.name
-
-        if method == "tasks/list":
-
-            def own_tasks(pending: Pending, reply: Reply) -> None:
-                if reply.result is not None:
-                    body = object_of(reply.result)
-                    mine = [
-                        raw for raw in items_of(body.get("tasks")) if is_own(value_of(object_of(raw).get("taskId")))
-                    ]
-                    body["tasks"] = Raw(encode(mine))
-                    reply = Reply(Raw(encode(body)), None)
-                self._answer_server(server, id, reply)
-                self._question_over(server)
-
-            self._ask_host(server, id, method, params, own_tasks)
-        elif is_own(text_in(fields_of(params), "taskId")):
-            self._ask_host(server, id, method, params)
-        else:
-            raise RpcError(INVALID_PARAMS, "the host has made no task with this taskId for this server")
-
-    def _question_over(self, server: Server) -> None:
-        """What it asked is answered: its calls' clocks start anew, and waiting ones go out after some quiet."""
-        if server.state is not State.READY:
-            return
-        for pending in self.in_flight.owed_by(server.name):
-            pending.deadline = max(pending.deadline, min(self.out.now + pending.patience, pending.limit))
-        if not server.open and all(one.id in server.questions for one in self.in_flight.asked_by(server.name)):
-            self.out.timer("open", server.name, self.out.now + QUIET_AFTER_INITIALIZED)
-
-    def _server_progress(self, server: Server, message: Envelope) -> None:
-        if message.params is not UNSET:
-            self._progress(server.name, object_of(message.params))
-
-    def _progress(self, peer: str, params: Fields) -> None:
-        """Progress goes to whoever asked, under the token it gave, if its request is still open and the value rises:
-        anything else tears down some hosts' transport."""
-        number = number_of_id(params.get("progressToken", Raw(b"")))
-        pending = self.in_flight.get(number)
-        if pending is None and number in self._task_progress:
-            pending = self._task_progress[number][1]
-        value = value_of(params.get("progress"))
-        if pending is None or pending.peer != peer or pending.token is None:
-            self.out.log("debug", f"{peer or 'host'}: progress for nothing that is open was dropped")
-            return
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > pending.progress:
-            self.out.log("debug", f"{peer or 'host'}: progress that does not rise was dropped")
-            return
-        pending.progress = value
-        pending.deadline = min(self.out.now + pending.patience, pending.limit)
-        params["progressToken"] = Raw(pending.token)
-        line = notification_line("notifications/progress", encode(params))
-        if pending.asker == HOST and pending.caller.modern:
-            self.out.to_host(peer, line)
-        elif pending.asker == HOST:
-            self._to_ready_host(peer, line)
-        elif pending.asker == PARKED:
-            pass  # that host request has ended
-        elif self.servers[pending.asker].state is State.READY and not self.servers[pending.asker].modern:
-            self.out.to_server(pending.asker, line)
-
-    def _server_logs(self, server: Server, message: Envelope) -> None:
-        """To a modern host only while a call of its that wants such messages is at this server."""
-        params = object_of(message.params)
-        logger = value_of(params.get("logger"))
-        params["logger"] = Raw(encode(f"{server.name}/{logger}" if isinstance(logger, str) and logger else server.name))
-        line = notification_line("notifications/message", encode(params))
-        level = value_of(params.get("level"))
-        wanted = [call.caller.level for call in self.in_flight.owed_by(server.name) if call.asker == HOST]
-        if self.revision:
-            self._to_ready_host(server.name, line)
-        elif any(one and level in LOG_LEVELS[LOG_LEVELS.index(one) :] for one in wanted):
-            self.out.to_host(server.name, line)
-
-    def _resource_updated(self, server: Server, message: Envelope) -> None:
-        """To those who subscribed to it; of a sub-resource all hear who subscribed at this server."""
-        params = object_of(message.params)
-        uri = value_of(params.get("uri"))
-        whose = server.subscriptions.get(uri) if isinstance(uri, str) else None
-        if whose is None:
-            whose = {one for group in server.subscriptions.values() for one in group}
-        if b"" in whose:
-            self._pass_to_host(server, message)
-        for listen in [self._listens[one] for one in whose if one in self._listens]:
-            self._tell_listen(listen, server.name, "notifications/resources/updated", params)
-
-    def _server_cancels(self, server: Server, message: Envelope) -> None:
-        params = object_of(message.params)
-        id = bytes(params.get("requestId", b""))
-        if server.modern:  # there it ends a subscription of ours
-            number = number_of_id(id)
-            if server.listen and server.listen.id == number:
-                self._listen_ended(self.in_flight.settle(server.listen.id), Reply(Raw(b"{}"), None))
-        elif pending := self.in_flight.asked(server.name, id):
-            self._withdraw(pending, params)
-            self._question_over(server)
-
-    def _task_status(self, server: Server, message: Envelope) -> None:
-        params = object_of(message.params)
-        task = value_of(params.get("taskId"))
-        owner = self._tasks.get(task) if isinstance(task, str) else None
-        if owner and owner.server == server.name and value_of(params.get("status")) in TERMINAL:
-            self._end_task_progress(task)
-        self._pass_to_host(server, message)
-
-    def _know_task(self, tasks: dict[str, TaskOwner], task: str, owner: TaskOwner) -> None:
-        if tasks.get(task, owner).server != owner.server:
-            self.out.log("warning", f"{owner.server}: its task {task!r} has the id of one of {tasks[task].server}")
-        tasks[task] = owner
-        if len(tasks) > KNOWN_TASKS:
-            del tasks[next(iter(tasks))]
-
-    def _end_task_progress(self, task: str) -> None:
-        for number in [number for number, (of, _) in self._task_progress.items() if of == task]:
-            del self._task_progress[number]
-
-    def _pass_to_host(self, server: Server, message: Envelope) -> None:
-        """What only legacy hosts, or extensions, know."""
-        assert message.method is not UNSET
-        params = object_of(message.params)
-        meta = object_of(params.get("_meta"))
-        if server.modern and meta.pop(SUBSCRIPTION_KEY, None) is not None:
-            task = value_of(params.get("taskId"))
-            for listen in list(self._listens.values()):
-                tasks = value_of(listen.extra.get("taskIds"))
-                if task in tasks if isinstance(tasks, list) else listen.extra:
-                    self._tell_listen(listen, server.name, message.method, params)
-            params["_meta"] = Raw(encode(meta))
-            if not meta:
-                del params["_meta"]
-            self._to_ready_host(server.name, notification_line(message.method, encode(params)))
-        else:
-            self._to_ready_host(server.name, notification_line(message.method, message.params))
-
-    def _list_changed(self, server: Server, message: Envelope) -> None:
-        """Read again after some quiet. Before its first list there is nothing to read again."""
-        if not server.open:
-            return
-        if not server.changed:
-            server.changed_since = self.out.now
-        if server.listed_at is not None and self.out.now - server.listed_at > RELIST_CALM:
-            server.quiet = RELIST_QUIET
-        server.changed |= {method for method, kind in LISTS.items() if kind.changed == message.method}
-        self._relist_soon(server)
-
-    def _relist_soon(self, server: Server) -> None:
-        at_most = server.changed_since + max(RELIST_AT_MOST, server.quiet)
-        self.out.timer("relist", server.name, min(self.out.now + server.quiet, at_most))
-
-    # ── a server's life ──
-
-    def _use(self, server: Server) -> None:
-        if self._ending:
-            return
-        match server.state:
-            case State.IDLE | State.STOPPED:
-                server.wanted = False
-                server.state = next_state(server.state, Life.USE)
-                server.run += 1
-                server.settling = server.settling or not server.known
-                server.starter = self._caller
-                server.trying = ""
-                server.started_at = self.out.now
-                server.way, server.trying = [], ""
-                self.out.log("debug", f"= {server.name} starting")
-                self.out.put(Start(server.name, server.run))
-                self.out.timer("late", server.name, self.out.now + server.options.startup_timeout_sec)
-            case State.BACKOFF | State.STOPPING:
-                server.wanted = True
-            case State.STARTING | State.READY | State.FAILED:
-                pass
-
-    def _greet(self, server: Server) -> None:
-        """The process runs: what was found of its era is used, or else it is looked for."""
-        if not server.way and server.options.protocol:
-            server.way = [server.options.protocol]
-        elif not server.way:
-            ways = WAYS["modern" if server.starter.modern else "legacy"]
-            server.way = [server.era, FRESH, *ways] if server.era else [*ways]
-        self._say_hello(server, "")
-
-    def _say_hello(self, server: Server, trouble: str) -> None:
-        """Tries the next way; `trouble` is what the former one came to."""
-        if not server.way:
-            self._give_up(server, trouble)
-            return
-        server.trying = server.way.pop(0)
-        self.out.timer("silent", server.name, None)
-        if server.trying == FRESH:
-            server.again = True
-            server.state = next_state(server.state, Life.STOP)
-            self.out.put(Stop(server.name, server.run))
-        elif server.trying == "modern":
-            server.modern = True
-            self._ask(server, "server/discover", UNSET, self._discovered, patience=FOREVER)
-            if server.way and server.way[0] == "legacy":
-                self.out.timer("silent", server.name, self.out.now + DISCOVER_SILENCE)
-        else:
-            server.modern = False
-            server.told = self._told(server, server.starter)
-            revision = LEGACY_REVISIONS[0] if server.starter.modern else self.revision or LEGACY_REVISIONS[0]
-            params = {
-                "protocolVersion": Raw(encode(revision)),
-                "capabilities": Raw(encode(server.told)),
-                "clientInfo": Raw(server.starter.info),
-            }
-            self._ask(server, "initialize", encode(params), self._greeted, patience=FOREVER)
-
-    def _silent(self, name: str) -> None:
-        """No answer to `server/discover`: `initialize` follows, and its answer decides."""
-        server = self.servers[name]
-        if server.state is State.STARTING and server.trying == "modern":
-            self._say_hello(server, "")
-
-    def _discovered(self, pending: Pending, reply: Reply) -> None:
-        server = self.servers[pending.peer]
-        if server.trying != "modern":
-            return  # too late
-        body = object_of(reply.result)
-        if reply.result is None or not modern_versions(reply):
-            said = str(value_of(object_of(reply.error).get("message"), "no version that mcpmux knows"))
-            self._say_hello(server, f"{server.name} refused `server/discover`: {said[:TEXT_MOST]}")
-            return
-        meta = object_of(body.get("_meta"))
-        self._is_up(server, MODERN_REVISIONS[0], body, meta.get(SERVER_KEY))
-        server.listens_for = {}
-        self._open(server.name)
-
-    def _greeted(self, pending: Pending, reply: Reply) -> None:
-        server = self.servers[pending.peer]
-        body = object_of(reply.result)
-        revision = value_of(body.get("protocolVersion"))
-        if reply.error is not None:
-            if modern_versions(reply) and server.options.protocol != "legacy":
-                server.way = ["modern", *server.way]
-            text = value_of(object_of(reply.error).get("message"))
-            self._say_hello(server, f"{server.name} refused `initialize`: {str(text)[:TEXT_MOST]}")
-            return
-        if revision not in LEGACY_REVISIONS:
-            self._give_up(
-                server,
-                f"{server.name} speaks protocol revision {str(revision)[:TEXT_MOST]!r}, which mcpmux does not know",
-            )
-            return
-        self._is_up(server, revision, body, body.get("serverInfo"))
-        self.out.to_server(server.name, notification_line("notifications/initialized"))
-        self._question_over(server)
-
-    def _is_up(self, server: Server, revision: str, body: Fields, info: Raw | None) -> None:
-        """It has said what it is."""
-        self.out.timer("silent", server.name, None)
-        server.state = next_state(server.state, Life.UP)
-        server.late, server.trouble, server.hint = False, None, ""
-        server.up_at = self.out.now
-        server.era, server.revision = server.trying, revision
-        server.info = bytes(info) if info is not None and is_object(info) else NOBODY.info
-        server.capabilities = object_of(bytes(body.get("capabilities", b"{}")))
-        instructions = value_of(body.get("instructions"))
-        server.instructions = instructions if isinstance(instructions, str) else ""
-        self.out.log("debug", f"= {server.name} ready ({revision})")
-
-    def _open(self, name: str) -> None:
-        """It has asked what it asks first, or asks nothing: now it gets what waited, and is listed."""
-        server = self.servers[name]
-        if server.state is not State.READY or server.open:
-            return
-        server.open = True
-        server.level = None
-        if server.options.idle_timeout_sec:
-            self.out.timer("idle", name, self.out.now + server.options.idle_timeout_sec)
-        self._tell_level(server)
-        if server.modern:
-            self._listen(server)
-        else:
-            for uri in server.subscriptions:
-                self._ask(server, "resources/subscribe", encode({"uri": uri}), lambda pending, reply: None)
-        waiting, server.waiting = server.waiting, {}
-        for number, params in waiting.items():
-            call = self.in_flight.get(number)
-            if call and server.name in self.out.clogged:
-                self._fail(self.in_flight.settle(number), self._does_not_read(server))
-            elif call:
-                self._dispatch(server, call, params)
-        questions, server.questions = server.questions, []
-        for question in [found for number in questions if (found := self.in_flight.get(number))]:
-            self._answered(self.in_flight.settle(question.id), self._from_memory(server, question.method))
-        offered = {method for method, kind in LISTS.items() if offers(server.capabilities, kind.capability)}
-        server.lists = {method: entries for method, entries in server.lists.items() if method in offered}
-        self._read_lists(server, LISTS)
-
-    def _read_lists(self, server: Server, methods: Iterable[str]) -> None:
-        for method in methods:
-            if method in server.listing:
-                server.changed.add(method)  # read again when this reading has ended
-            elif offers(server.capabilities, LISTS[method].capability):
-                server.listing[method] = Listing([], set(), int(self.options.max_message_mb * MB))
-                self._read_page(server, method, None)
-        self._lists_read(server)
-
-    def _read_page(self, server: Server, method: str, cursor: bytes | None) -> None:
-        params = UNSET if cursor is None else b'{"cursor":%b}' % cursor
-        self._ask(server, method, params, self._page_read, patience=server.options.startup_timeout_sec * START_PATIENCE)
-
-    def _page_read(self, pending: Pending, reply: Reply) -> None:
-        server, method = self.servers[pending.peer], pending.method
-        listing = server.listing[method]
-        body = object_of(reply.result)
-        if reply.error is None:
-            key = LISTS[method].key
-            if bytes(body.get(key, b""))[:1] != b"[":
-                self.out.log("warning", f"{server.name}: {method} has no list of {key}")
-            for raw in items_of(body.get(key)):
-                entry = fit_entry(method, raw, server.options)
-                if isinstance(entry, Entry):
-                    listing.entries.append(entry)
-                    listing.room -= len(entry.left) + len(entry.right)
-                elif entry is not None:
-                    self.out.log("warning", f"{server.name}: left out: {entry}")
-            cursor = next_cursor(body, listing.cursors)
-            if cursor is not None and listing.room > 0:
-                self._read_page(server, method, cursor)
-                return
-            if listing.room <= 0:
-                self.out.log(
-                    "warning", f"{server.name}: {method} is longer than max_message_mb and was read no further"
-                )
-            server.lists[method] = listing.entries
-        else:
-            error = object_of(reply.error)
-            if value_of(error.get("code")) != METHOD_NOT_FOUND:
-                self.out.log("warning", f"{server.name}: {method} failed: {value_of(error.get('message'))}")
-            server.lists[method] = listing.entries or server.lists.get(method, [])
-        del server.listing[method]
-        self._lists_read(server)
-
-    def _lists_read(self, server: Server) -> None:
-        """Called after each list; when none is being read any more, the catalogue takes them over."""
-        if server.listing:
-            return
-        first = server.listed_at is None
-        server.listed_at = self.out.now
-        if server.changed:
-            self._relist_soon(server)
-            if server.settling and self.out.now - server.up_at < RELIST_AT_MOST:
-                server.listed_at = None
-                return  # it is still making up its mind: those who wait should have it all
-        before = None if first or self._catalogue is None else self._catalogue.results
-        self._catalogue = None
-        if before is not None:
-            server.quiet = (
-                min(RELIST_QUIET_MOST, server.quiet * 2) if self.catalogue.results == before else RELIST_QUIET
-            )
-        if server.ready_in is None:
-            server.ready_in = self.out.now - server.started_at
-        server.known, server.stale = True, False
-        self.out.timer("late", server.name, None)
-        self._remember(server)
-        self._settle(server)
+    # ── hooks: what happens to a server concerns others ──
+
+    def opened(self, server: Facts) -> None:
+        if server is not self.sampler:
+            self.calls.tell_level(server)
+            self.subscriptions.opened(server)
+        self.calls.opened(server)
+        if server is not self.sampler:
+            self.questions.opened(server)
+            self.lists.opened(server)
+
+    def listed(self, server: Facts) -> None:
         self._tell_changes()
 
-    def _relist(self, name: str) -> None:
-        server = self.servers[name]
-        if server.name in self.out.clogged:  # what it is asked now would be dropped
-            self.out.timer("relist", name, self.out.now + RELIST_AT_MOST)
-        elif server.open:
-            changed, server.changed = server.changed, set()
-            self._read_lists(server, [method for method in LISTS if method in changed])
-
-    def _settle(self, server: Server) -> None:
-        """It is known what this server offers, or that it is not to be waited for: who waited for that goes on."""
-        if not server.settling:
-            return
-        server.settling, server.tried = False, True
-        if server.name in self._reloading:
+    def settled(self, server: Facts) -> None:
+        if server.peer in self._reloading:
             self._reloaded()
-        self._release()
+        self.router.release()
 
-    def _release(self) -> None:
-        """Requests that were held go on, or are held for what is still to be known."""
-        held, self._held = self._held, {}
-        for ask in held.values():
-            if not self._survive(self._route, ask):
-                self._end_by_bug(ask.id)
+    def gone(self, server: Facts) -> None:
+        self.questions.gone(server, f"{server.name} is gone")
+        self.tasks.gone(server.name)
+
+    def removed(self, server: Facts, text: str) -> None:
+        self.questions.removed(server, text)
+        self.rounds.removed(server.name, text)
 
     def _tell_changes(self) -> None:
         """Tells the host of each list that is not what it has; one that it never asked for it will ask for."""
         if self._reloading:
             return
-        stale = [method for method, seen in self._seen_by_host.items() if seen != self.catalogue.results[method]]
+        stale = self.host.stale_lists(self.merged.catalogue.results)
         for notification in dict.fromkeys(LISTS[method].changed for method in stale):
-            self._to_ready_host(HOST, notification_line(notification))
-            for listen in self._listens.values():
-                if notification in listen.changes:
-                    self._tell_listen(listen, HOST, notification, {})
-        for method in stale:
-            self._seen_by_host[method] = self.catalogue.results[method]
+            self.host.tell(Peer.HOST, notification_line(notification))
+            self.subscriptions.list_changed(notification)
 
-    def _late(self, name: str) -> None:
-        """No answer to the handshake: nobody waits for it any longer, and in the end it is stopped."""
-        server = self.servers[name]
-        seconds = server.options.startup_timeout_sec
-        if server.state is State.READY and server.settling:
-            self.out.log(
-                "warning", f"{name}: its lists were not complete within {seconds:g} s; they are announced later"
-            )
-            self._settle(server)
-        if server.state is not State.STARTING:
-            return
-        look = (
-            "see whether its url is right"
-            if server.options.url
-            else "run its command in a terminal to see what it waits for"
-        )
-        server.hint = f"{look}, or raise startup_timeout_sec in its table"
-        hello = "`server/discover`" if server.trying == "modern" else "`initialize`"
-        if server.late:
-            self._give_up(server, f"{name} did not answer {hello} within {seconds * START_PATIENCE:g} s")
-            return
-        server.late = True
-        server.trouble = f"{name} has not answered {hello} within {seconds:g} s"
-        self.out.log("warning", self._why(server))
-        self._remember(server)
-        self.out.timer("late", name, server.started_at + seconds * START_PATIENCE)
-        for number in list(server.waiting):
-            self._fail(self.in_flight.settle(number), self._why(server))
-        server.waiting.clear()
-        self._settle(server)
-
-    def _give_up(self, server: Server, trouble: str) -> None:
-        """Its process is of no use and is stopped; after a rest the next use tries again."""
-        server.trouble, server.useless = trouble, True
-        self.out.log("error", self._why(server))
-        self._remember(server)
-        server.state = next_state(server.state, Life.STOP)
-        self.out.put(Stop(server.name, server.run))
-        self._fail_all(server, self._why(server))
-        self._settle(server)
-
-    def _gone(self, server: Server, event: ServerGone) -> None:
-        if server.state is State.STARTING and server.trying == "modern" and not server.options.protocol:
-            server.again, server.way = True, ["legacy"]  # a legacy server may not survive an unknown request
-        if server.again and not self._ending:
-            way, since = server.way, server.started_at
-            server.again = False
-            server.state = next_state(server.state, Life.AGAIN)
-            self.out.timer("silent", server.name, None)
-            for pending in self.in_flight.owed_by(server.name):
-                if pending.asker == OURSELVES:
-                    self.in_flight.settle(pending.id)
-            for pending in self.in_flight.asked_by(server.name):  # the fresh one has asked nothing yet
-                self._withdraw(pending, {})
-            self._use(server)
-            server.way, server.started_at = way, since
-            self.out.timer("late", server.name, since + server.options.startup_timeout_sec)
-            return
-        was_stopping = server.state is State.STOPPING
-        if was_stopping and not server.useless:
-            server.state = next_state(server.state, Life.ENDED)
-        else:
-            if not server.useless:
-                words = f'; its last words: "{" | ".join(event.stderr)}"' if event.stderr else ""
-                server.trouble, server.hint = f"{event.reason}{words}", event.hint
-                self.out.log("error", self._why(server))
-                if not server.known:
-                    self._remember(server)
-            rest = server.deaths.count(self.out.now, self._chance())
-            server.state = next_state(server.state, Life.GAVE_UP if rest is None else Life.GONE)
-            self.out.timer("rested", server.name, self.out.now + (FAILED_REST if rest is None else rest))
-        server.run += 1  # nothing that its process still says is heard
-        for timer in ("late", "silent", "open", "relist", "listen", "idle"):
-            self.out.timer(timer, server.name, None)
-        server.open = server.late = server.useless = False
-        self.out.clogged.discard(server.name)
-        server.listing.clear()
-        server.changed.clear()
-        server.listed_at = None
-        if not server.known:
-            server.lists.clear()  # it died while it was listed: what it offers is not known
-        server.listen = None
-        server.listened.clear()
-        for pending in self.in_flight.asked_by(server.name):
-            if not (server.modern and pending.round):  # the call that a modern one has ended is made again
-                self._withdraw(pending, {"reason": Raw(encode(f"{server.name} is gone"))})
-        for number in [
-            number for number, (_, call) in self._task_progress.items() if server.name in (call.peer, call.asker)
-        ]:
-            del self._task_progress[number]
-        # What came while a process was being stopped is for the next one, and so is what it never took.
-        kept = server.waiting if was_stopping else {}
-        for line in event.unread:
-            message = decode_line(line)
-            pending = self.in_flight.get(number_of_id(message.id)) if isinstance(message.id, Raw) else None
-            if pending and pending.peer == server.name and pending.asker == HOST:
-                kept[pending.id] = UNSET if message.params is UNSET else fields_of(message.params)
-        kept = {} if server.state is State.FAILED or self._ending else kept
-        server.waiting = kept
-        for pending in self.in_flight.owed_by(server.name):
-            if pending.id not in kept:
-                self._fail(self.in_flight.settle(pending.id), self._why(server))
-        self._settle(server)
-        if kept:
-            self._use(server)
-
-    def _idle(self, name: str) -> None:
-        """Nobody has used it for a while: it is stopped, until somebody does."""
-        server = self.servers[name]
-        wait = server.options.idle_timeout_sec
-        is_busy = (
-            bool(server.subscriptions)
-            or bool(server.listing)
-            or any(one is not server.listen for one in self.in_flight.owed_by(name))
-            or bool(self.in_flight.asked_by(name))
-        )
-        due = self.out.now + wait if is_busy else server.used_at + wait
-        if due > self.out.now:
-            self.out.timer("idle", name, due)
-        elif server.open:
-            self.out.log("debug", f"= {name} is idle and is stopped")
-            server.state = next_state(server.state, Life.STOP)
-            server.open = False
-            self.out.put(Stop(name, server.run))
-
-    def _rested(self, name: str) -> None:
-        server = self.servers[name]
-        server.state = next_state(server.state, Life.DUE)
-        if server.wanted:
-            self._use(server)
-
-    def _why(self, server: Server) -> str:
-        """Which server, what happened, what to do: one line, for the model and the person behind it."""
-        trouble = server.trouble or f"{server.name} is {server.state.value}"
-        hint = server.hint or "`mcpmux check` says more; the next call starts it again"
-        text = f"mcpmux: {trouble} ({hint})".replace("\n", " ")
-        return text.encode(errors="replace").decode()  # a path that is not UTF-8 is no JSON
+    # ── another config ──
 
     def _reconfigure(self, config: ConfigChanged) -> None:
         """Servers whose tables are as they were keep their process and their calls. A changed one is another server,
         that shows what the former one offered until it has been listed itself."""
-        former, kept = dict(self.servers), dict[str, Server]()
-        self.options, self._sampling, self._notice = config.options, config.sampling, ""
-        self._host_limit = int(config.options.host_message_mb * MB)
-        self.out.is_tracing = config.options.log_level == "trace"
-        self._catalogue = None
-        started: list[Server] = []
+        former, kept = dict(self.servers), dict[str, Facts]()
+        if config.sampling != self.questions.sampling:
+            self._sampling_changed()
+        self._take_options(config.options, config.sampling)
+        self._notice = ""
+        self.merged.changed()
+        started: list[Facts] = []
         for name, table in config.servers.items():
             old = former.get(name)
             if old and old.options == table and not old.is_broken:
                 server = former.pop(name)
-                server.told_last = (b"", False, {})
-                if server.state is State.FAILED:
-                    server.state = next_state(server.state, Life.DUE)
-                    self.out.timer("rested", name, None)
+                self.life.wake(server, State.FAILED)
             else:
-                server = Server(name, table)
-                server.run = max(self._former_runs, old.run if old else 0)
+                server = Facts(name, table, max(self._former_runs, old.run.number if old else 0))
                 started.append(server)
                 if old:
                     server.lists, server.known, server.stale = old.lists, old.known, True
-                    server.subscriptions = old.subscriptions
             kept[name] = server
-        kept |= {name: _broken_server(name, reason) for name, reason in config.broken.items()}
+        for name, reason in config.broken.items():
+            kept[name] = broken_server(name, reason, former[name].run.number + 1 if name in former else 0)
         for old in former.values():
-            self._retire(old)
-            if old.name in config.broken:
-                kept[old.name].run = old.run + 1
-        self.servers = kept
-        for tasks in (self._tasks, self._host_tasks):
-            for task in [task for task, owner in tasks.items() if owner.server not in kept]:
-                del tasks[task]
-        names = ", ".join(server.name for server in started) or "none"
-        gone = ", ".join(name for name in former if name not in self.servers) or "none"
-        self.out.log("info", f"the config has changed: new or changed servers: {names}; removed: {gone}")
+            self._former_runs = max(self._former_runs, old.run.number)
+            self.life.retire(old)
+        self.servers.clear()
+        self.servers.update(kept)
+        gone = [name for name in former if name not in kept]
+        for name in gone:
+            self.tasks.removed(name)
+            self.subscriptions.removed(name)
+        new = ", ".join(server.name for server in started) or "none"
+        text = f"the config has changed: new or changed servers: {new}; removed: {', '.join(gone) or 'none'}"
+        self.out.log("info", text)
         for server in started if self._begun else ():
-            self._use(server)
+            self.life.use(server)
             server.settling = True
         self._reloading = {server.name for server in started}
         self._reloaded()
-        self._release()  # they may have waited for a server that is no more
+        self.router.release()  # they may have waited for a server that is no more
 
-    def _retire(self, server: Server) -> None:
-        """It is no longer in the config, or not like this: it ends with all that it owes and is owed."""
-        text = f"mcpmux: {server.name} was removed from the config, or its table has changed"
-        self._former_runs = max(self._former_runs, server.run)
-        self.out.clogged.discard(server.name)
-        for timer in ("late", "silent", "open", "relist", "listen", "idle", "orphans", "rested"):
-            self.out.timer(timer, server.name, None)
-        for question in self.in_flight.asked_by(server.name):
-            if self.in_flight.get(question.id):
-                self._withdraw(question, {"reason": Raw(encode(text))})
-        for opened in [one for one in self._rounds.values() if one.server == server.name]:
-            if opened.waiting:
-                self._fail_round(opened, text)
-            elif opened.phase is Phase.PARKED:
-                opened.kept = failure(opened.call.method, text)
-        for pending in self.in_flight.owed_by(server.name):
-            self.in_flight.settle(pending.id)
-            if pending.asker != OURSELVES:
-                self._fail(pending, text)
-        if server.state in (State.STARTING, State.READY):
-            self.out.put(Stop(server.name, server.run))
+    def _sampling_changed(self) -> None:
+        """What the models were asked ends; the next request starts the sampler with the new ones."""
+        for pending in self.in_flight.owed_by(Peer.SAMPLER):
+            self.calls.fail(pending, "mcpmux: the models of the config have changed; ask again")
+        if self.sampler.state in (State.STARTING, State.READY):
+            self.life.stop(self.sampler, Ending.TOLD)
+        self.life.wake(self.sampler, State.BACKOFF, State.FAILED)
 
     def _reloaded(self) -> None:
         """When all new servers are listed, or not to be waited for, the host hears of changes, once."""
@@ -3997,213 +5161,27 @@ class Core:
             self._reloading = set()
             self._tell_changes()
 
-    def _fail_all(self, server: Server, text: str) -> None:
-        """Ends all that this server owes. What we asked for ourselves has nobody waiting."""
-        server.waiting.clear()
-        for pending in self.in_flight.owed_by(server.name):
-            self._fail(self.in_flight.settle(pending.id), text)
-
-    def _fail(self, pending: Pending, text: str) -> None:
-        """The ending of a settled request that its peer will not answer."""
-        error = error_body(RpcError(INTERNAL_ERROR, text))
-        if pending.asker == OURSELVES:
-            if self.servers[pending.peer].state in (State.STARTING, State.READY) and pending.then:
-                pending.then(pending, Reply(None, error))
-        elif pending.asker == PARKED:
-            self._rounds[pending.round].kept = failure(pending.method, text)
-        elif pending.asker != HOST:
-            self._answered(pending, Reply(None, error))
-        else:
-            if pending.round:
-                self._end_round(self._rounds[pending.round])
-            if pending.then:
-                if not self._survive(pending.then, pending, Reply(None, error)):
-                    self._end_by_bug(pending.asker_id)
-            else:
-                method = "" if pending.is_task else pending.method
-                source = pending.peer if pending.peer in self.servers else HOST
-                self._answer_host(source, pending.asker_id, method, pending.caller, failure(method, text))
-
-    def _fail_ask(self, ask: Ask, text: str) -> None:
-        """As `_fail`, for a request that has not been sent on."""
-        self._answer_host(HOST, ask.id, ask.method, ask.caller, failure(ask.method, text))
-
-    def _watch(self, pending: Pending) -> None:
-        """One timer for all requests, at the earliest deadline: a heap of cancelled timers would grow with the rate."""
-        if pending.deadline < self.out.due_at("calls", ""):
-            self.out.timer("calls", "", pending.deadline)
-
-    def _sweep(self, _: str) -> None:
-        for pending in self.in_flight:
-            if pending.deadline > self.out.now or self.in_flight.get(pending.id) is None:
-                continue  # not yet; or it has ended with another one
-            if pending.asker == PARKED or (pending.peer in self.servers and self.in_flight.asked_by(pending.peer)):
-                pending.deadline = self.out.now + pending.patience  # a person is being asked: the clock stands still
-                continue
-            self.in_flight.settle(pending.id)
-            seconds = self.out.now - pending.opened
-            who, took = pending.peer or "the host", f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
-            text = f"mcpmux: {who} did not answer {pending.method} within {took} s"
-            self._tell_cancelled(pending, {"reason": Raw(b'"timed out"')})
-            self.out.log("warning", text)
-            self._fail(pending, text + (" (tool_timeout_sec)" if pending.asker == HOST else ""))
-        earliest = min((pending.deadline for pending in self.in_flight), default=FOREVER)
-        if earliest < FOREVER:
-            self.out.timer("calls", "", earliest)
+    # ── the end ──
 
     def _end(self, reason: str) -> None:
         """The host is gone or we are told to go: whoever waits is told, and every server is stopped."""
         self.out.log("info", f"stopping: {reason}")
-        self._ending = True
-        for ask in self._held.values():
-            self._fail_ask(ask, f"mcpmux is stopping: {reason}")
-        self._held.clear()
-        for listen in self._listens.values():
-            meta = {SUBSCRIPTION_KEY: Raw(listen.id), SERVER_KEY: IMPLEMENTATION}
-            self._answer_host(
-                HOST, listen.id, "", NOBODY, Reply(Raw(encode({"resultType": "complete", "_meta": meta})), None)
-            )
-        self._listens.clear()
-        for pending in self.in_flight.asked_by(HOST):
-            pending.then = None
-            self._fail(self.in_flight.settle(pending.id), f"mcpmux is stopping: {reason}")
-        for server in self.servers.values():
-            if server.state in (State.STARTING, State.READY):
-                server.state = next_state(server.state, Life.STOP)
-                server.wanted = False
-                self.out.put(Stop(server.name, server.run))
+        self.subscriptions.end_listens()
+        for pending in self.in_flight:
+            if pending.ask:
+                self.in_flight.settle(pending)
+        for ask in list(self.host.open.values()):
+            self.host.answer(ask, failed(f"mcpmux is stopping: {reason}"))
+        self.host.held.clear()
+        self.life.end()
 
-    # ── sending ──
-
-    def _ask(
-        self,
-        server: Server,
-        method: str,
-        params: bytes | UnsetType,
-        then: Callable[[Pending, Reply], None],
-        patience: float | None = None,
-    ) -> Pending:
-        """A request of our own, with what is done with its answer."""
-        seconds = patience or server.options.tool_timeout_sec
-        pending = self.in_flight.open(server.name, OURSELVES, b"", method, self.out.now, seconds, seconds)
-        pending.then = then
-        self._watch(pending)
-        if server.modern:
-            told = encode(self._told(server, server.starter))
-            params = encode(enveloped(object_of(params), server.starter, told, self._log_level))
-        self.out.to_server(server.name, request_line(pending.id, method, params))
-        return pending
-
-    def _reply(self, ask: Ask, result: bytes) -> None:
-        self._answer_host(HOST, ask.id, ask.method, ask.caller, Reply(Raw(result), None))
-
-    def _refuse(self, ask: Ask, error: RpcError) -> None:
-        as_it_is = error.code == UNSUPPORTED_VERSION
-        reply = Reply(None, error_body(error))
-        self._answer_host(HOST, ask.id, ask.method, ask.caller, reply, as_it_is=as_it_is)
-
-    def _answer_host(
-        self,
-        source: str,
-        id: bytes,
-        method: str,
-        caller: Caller,
-        reply: Reply,
-        *,
-        server: Server | None = None,
-        as_it_is: bool = False,
-    ) -> None:
-        """The ending of a host's request, in its era, through its server's queue so that it cannot overtake what came
-        before; never more than hosts take. `server` is the one that said this itself."""
-        line = self._answer_line(id, method, caller, reply, server, as_it_is)
-        if len(line) > self._host_limit:
-            most = f"more than the {self.options.host_message_mb:g} MB that hosts take (host_message_mb)"
-            shorter = failure(method, f"{source or 'mcpmux'} answered with {len(line)} bytes, {most}")
-            line = self._answer_line(id, method, caller, shorter, None, False)
-        self._asks.pop(id, None)
-        self.out.to_host(source, line)
-
-    def _answer_line(
-        self, id: bytes, method: str, caller: Caller, reply: Reply, server: Server | None, as_it_is: bool
-    ) -> bytes:
-        result, error = reply
-        if error is not None:
-            from_modern = as_it_is or (server is not None and server.modern)
-            return error_line(id, modern_error(error, from_modern=from_modern) if caller.modern else error)
-        assert result is not None
-        if caller.modern and not as_it_is and not (server and server.modern):
-            result = modern_result(method, result, server.info if server else NOBODY.info)
-        return result_line(id, result)
-
-    def _answer_server(self, server: Server, id: bytes, reply: Reply) -> None:
-        if reply.result is not None:
-            self.out.to_server(server.name, result_line(id, reply.result))
-        else:
-            assert reply.error is not None
-            self.out.to_server(server.name, error_line(id, reply.error))
-
-    def _to_ready_host(self, source: str, line: bytes, *, is_request: bool = False) -> None:
-        """For what the host did not ask for: kept until it has initialized, and never over its limit."""
-        if len(line) > self._host_limit:
-            self.out.log(
-                "warning", f"{source}: a notification of {len(line)} bytes is more than hosts take, and was dropped"
-            )
-        elif self._host_ready:
-            self.out.to_host(source, line)
-        elif not self.revision:
-            pass  # a modern host hears what it subscribed to, and no more
-        elif is_request or sum(one.source == source for one in self._for_host) < HELD_FOR_HOST:
-            self._for_host.append(SendHost(source, line))
-
-    # ── tables ──
-
-    _host_requests: Final[dict[str, Callable[[Core, Ask], None]]] = {
-        "initialize": _initialize,
-        "server/discover": _discover,
-        "ping": _ping,
-        **dict.fromkeys(LISTS, _list),
-        "tools/call": _call_tool,
-        "prompts/get": _get_prompt,
-        "resources/read": _by_uri,
-        "resources/subscribe": _by_uri,
-        "resources/unsubscribe": _by_uri,
-        "completion/complete": _complete,
-        "logging/setLevel": _set_level,
-        "tasks/list": _list_tasks,
-        "tasks/get": _task_of_server,
-        "tasks/result": _task_of_server,
-        "tasks/cancel": _task_of_server,
-        "tasks/update": _task_of_server,
-        "subscriptions/listen": _open_listen,
-    }
-    _host_notifications: Final[dict[str, Callable[[Core, Fields], None]]] = {
-        "notifications/initialized": _host_is_ready,
-        "notifications/cancelled": _host_cancels,
-        "notifications/progress": _host_progress,
-        "notifications/roots/list_changed": _host_roots_changed,
-        "notifications/tasks/status": _host_task_status,
-    }
-    _server_notifications: Final[dict[str, Callable[[Core, Server, Envelope], None]]] = {
-        "notifications/progress": _server_progress,
-        "notifications/message": _server_logs,
-        "notifications/cancelled": _server_cancels,
-        "notifications/resources/updated": _resource_updated,
-        "notifications/tasks/status": _task_status,
-        "notifications/elicitation/complete": _page_visited,
-        "notifications/subscriptions/acknowledged": _acknowledged,
-        **dict.fromkeys((kind.changed for kind in LISTS.values()), _list_changed),
-    }
-    _on_timer: Final[dict[str, Callable[[Core, str], None]]] = {
-        "calls": _sweep,
-        "idle": _idle,
-        "late": _late,
-        "silent": _silent,
-        "listen": _listen_again,
-        "orphans": _drop_orphans,
-        "round": _round_due,
-        "open": _open,
-        "relist": _relist,
-        "rested": _rested,
+    _timers_of_servers: Final[dict[str, Callable[[Core, Facts], None]]] = {
+        "late": lambda core, server: core.life.late(server),
+        "open": lambda core, server: core.life.open(server),
+        "rested": lambda core, server: core.life.rested(server),
+        "silent": lambda core, server: core.greeting.silent(server),
+        "relist": lambda core, server: core.lists.due(server),
+        "listen": lambda core, server: core.subscriptions.due(server),
     }
 
 
@@ -4212,7 +5190,7 @@ class Core:
 # ════════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 
-# ══ 9. Config ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 14. Config ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # The TOML file becomes options. Every problem is found in one reading and named by file and path; what is wrong inside
 # a server's table fails that server alone.
 
@@ -4705,7 +5683,7 @@ def forget_failures(folder: Path, server: str) -> None:
         path.unlink(missing_ok=True)
 
 
-# ══ 10. Pipes ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 15. Pipes ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # The host's two pipes and the log, each with a thread that may block so that the loop never does. They know bytes and
 # lines, not messages.
 
@@ -4887,9 +5865,9 @@ class HostPipes:
     def __init__(self, reading: int, writing: int, limit: int) -> None:
         self._reading, self._writing = reading, writing
         self._splitter = LineSplitter(limit)
-        self._queues: dict[str, collections.deque[bytes]] = {}
-        self._sizes: collections.Counter[str] = collections.Counter()
-        self._full: set[str] = set()  # sources that are not read until their queue is empty
+        self._queues: dict[Name, collections.deque[bytes]] = {}
+        self._sizes: collections.Counter[Name] = collections.Counter()
+        self._full: set[Name] = set()  # sources that are not read until their queue is empty
         self._wake = threading.Condition()
         self._gate = threading.Event()  # closed while what mcpmux itself has to say is not read
         self._gate.set()
@@ -4899,7 +5877,7 @@ class HostPipes:
         self._closing = False
         self._broken = False
 
-    def start(self, post: Callable[[Event], None], on_room: Callable[[str, bool], None]) -> None:
+    def start(self, post: Callable[[Event], None], on_room: Callable[[Name, bool], None]) -> None:
         """`on_room(source, False)` asks not to read from that server until `on_room(source, True)`."""
         self._loop = asyncio.get_running_loop()
         self._post, self._on_room = post, on_room
@@ -4908,21 +5886,21 @@ class HostPipes:
         self._writer.start()
         threading.Thread(target=self._read_all, name="mcpmux from host", daemon=True).start()
 
-    def put(self, source: str, line: bytes) -> None:
+    def put(self, source: Name, line: bytes) -> None:
         with self._wake:
             self._queues.setdefault(source, collections.deque()).append(line)
             self._sizes[source] += len(line)
             if self._sizes[source] <= READ_AHEAD or source in self._full:
                 return
             self._full.add(source)
-            if source == HOST:
+            if source is Peer.HOST:
                 self._gate.clear()
         self._on_room(source, False)
 
-    def is_full(self, source: str) -> bool:
+    def is_full(self, source: Name) -> bool:
         return source in self._full
 
-    def _room_again(self, source: str) -> None:
+    def _room_again(self, source: Name) -> None:
         """In the loop's thread; by now it may be full once more."""
         if source not in self._full:
             self._on_room(source, True)
@@ -4994,10 +5972,10 @@ class HostPipes:
                 self._broken = True  # what is still queued has nobody to go to
                 self._call(self._post, HostGone(f"the host cannot be written to: {wrong}"))
 
-    def _take_turns(self) -> tuple[list[bytes], list[str]]:
+    def _take_turns(self) -> tuple[list[bytes], list[Name]]:
         """At least a line and at most about `FAIR_BITE` of each queue; and the sources that may be read again."""
         pieces: list[bytes] = []
-        emptied: list[str] = []
+        emptied: list[Name] = []
         for source, queue in list(self._queues.items()):
             bite = 0
             while queue and bite < FAIR_BITE:
@@ -5009,7 +5987,7 @@ class HostPipes:
             if not queue and source in self._full:
                 self._full.discard(source)
                 emptied.append(source)
-                if source == HOST:
+                if source is Peer.HOST:
                     self._gate.set()
         return pieces, emptied
 
@@ -5020,7 +5998,7 @@ class HostPipes:
             pass
 
 
-# ══ 11. Processes ════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 16. Processes ════════════════════════════════════════════════════════════════════════════════════════════════════
 # One process a server, in a group of its own. A process is told from its pipes: its exit is noticed even while a
 # grandchild holds them open, and nothing of its group outlives it.
 
@@ -5215,12 +6193,13 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
 class ServerProcess(asyncio.SubprocessProtocol):
     """One running server: its lines and its end become events. Everything here happens in the loop's thread."""
 
-    def __init__(self, name: str, run: int, post: Callable[[Event], None], limit: int, journal: Journal) -> None:
+    def __init__(self, name: Name, run: int, post: Callable[[Event], None], limit: int, journal: Journal) -> None:
         self.name, self.run = name, run
         self.outbox: list[bytes] = []  # lines of this batch; the transport has the rest
         self.exited = asyncio.Event()
         self._post = post
         self._journal = journal
+        self._log_name = name if isinstance(name, str) else f"mcpmux {name.value}"  # no server's name has a space
         self._splitter = LineSplitter(limit)
         self._words: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         self._word = b""  # stderr's last line, still incomplete
@@ -5247,7 +6226,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
             elif self._transport and (stdout := self._transport.get_pipe_transport(1)):
                 widen(stdout.get_extra_info("pipe"))  # the end of a long one is still to come
         else:
-            self._journal.keep(self.name, data)
+            self._journal.keep(self._log_name, data)
             self._has_log = True
             *lines, self._word = (self._word + data).split(b"\n")
             self._word = self._word[-EDGE:]
@@ -5336,11 +6315,11 @@ class ServerProcess(asyncio.SubprocessProtocol):
         if self._word.strip():
             self._words.append(self._word.decode(errors="replace").strip()[:500])
         how = _ended_how(code)
-        log = self._journal.path(self.name) if self._has_log else None
-        self._journal.rest(self.name)
+        log = self._journal.path(self._log_name) if self._has_log else None
+        self._journal.rest(self._log_name)
         hint = (f"its log is {log}; " if log else "") + "the next call starts it again"
         words = [self._journal.redact(line) for line in list(self._words)[-5:]]
-        self._post(ServerGone(self.name, self.run, f"{self.name} {how}", hint, words))
+        self._post(ServerGone(self.name, self.run, f"{called(self.name)} {how}", hint, words))
 
     def _stdin(self) -> asyncio.WriteTransport:
         assert self._transport
@@ -5444,7 +6423,7 @@ def reap(known: Iterable[int]) -> None:
                 pass
 
 
-# ══ 12. Remote ═══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 17. Remote ═══════════════════════════════════════════════════════════════════════════════════════════════════════
 # Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out. The wire
 # is the official SDK's: its transports, which are loaded with the first such server and delay it by half a second.
 # They know messages as values, so here a message passes equal, not byte for byte; and they say little of what went
@@ -6075,7 +7054,7 @@ async def log_out(url: str) -> tuple[bool, str | None]:
 # ── a connection ──
 
 
-class Exchange(Struct, eq=False):
+class Sent(Struct, eq=False):
     """A request on its way over HTTP. What is not a request has none: nothing comes back for it."""
 
     line: bytes
@@ -6134,14 +7113,14 @@ class RemoteServer:
         self._readable = asyncio.Event()
         self._readable.set()
         self._turn = asyncio.Event()  # this way of talking is over
-        self._exchanges: dict[str, Exchange] = {}
+        self._exchanges: dict[str, Sent] = {}
         self._unread: list[bytes] = []  # requests that it has certainly not taken
         self._tasks: set[asyncio.Task[Any]] = set()
         self._met = False  # it has answered something
         self._session: str | None = None
         self._revision: str | None = None  # what a legacy handshake came to
         self._listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # it has been asked for that
-        self._posts: weakref.WeakKeyDictionary[Any, Exchange] = weakref.WeakKeyDictionary()  # by the SDK's task
+        self._posts: weakref.WeakKeyDictionary[Any, Sent] = weakref.WeakKeyDictionary()  # by the SDK's task
         self._asked: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # when it may ask for a stream
         self._stream: Any = None  # the last one on which it spoke unasked
         self._headers_of: dict[str, dict[tuple[str, ...], str]] = {}  # by tool: the arguments that headers repeat
@@ -6293,13 +7272,13 @@ class RemoteServer:
                 if method == "notifications/initialized" and self._session:  # what it says unasked from then on
                     await asyncio.wait([self._listening], timeout=IN_ORDER)
 
-    def _exchange(self, line: bytes, id: bytes, method: str, params: Fields, is_own: bool = False) -> Exchange:
+    def _exchange(self, line: bytes, id: bytes, method: str, params: Fields, is_own: bool = False) -> Sent:
         future = asyncio.get_running_loop().create_future
-        exchange = Exchange(line, id, method, params, future(), future(), is_own)
+        exchange = Sent(line, id, method, params, future(), future(), is_own)
         self._exchanges[exchange.key] = exchange
         return exchange
 
-    async def _send(self, line: bytes, exchange: Exchange | None) -> None:
+    async def _send(self, line: bytes, exchange: Sent | None) -> None:
         """Gives it to the SDK, which takes the next one when this one has been sent, or is a request."""
         headers = self._headers(exchange) if exchange else {}
         if self._revision:
@@ -6323,7 +7302,7 @@ class RemoteServer:
         else:
             await self._say.send(message)
 
-    def _headers(self, exchange: Exchange) -> dict[str, str]:
+    def _headers(self, exchange: Sent) -> dict[str, str]:
         """What the modern era wants said outside of the message too."""
         if not exchange.is_modern:
             return {}
@@ -6347,7 +7326,7 @@ class RemoteServer:
             self._clogged = False
             self._post(ServerClogged(self.name, self.run, False))
 
-    def _taken(self, exchange: Exchange) -> None:
+    def _taken(self, exchange: Sent) -> None:
         if not exchange.taken.done():
             exchange.taken.set_result(None)
             if not exchange.is_own:
@@ -6368,7 +7347,7 @@ class RemoteServer:
             await self._readable.wait()
 
     def _take(self, message: Any) -> None:
-        exchange: Exchange | None = None
+        exchange: Sent | None = None
         if not hasattr(message, "method"):
             exchange = self._exchanges.get(str(message.id))
             if exchange is None and message.id is not None:
@@ -6397,7 +7376,7 @@ class RemoteServer:
             self._met = True
             self._finish(exchange, line)
 
-    def _finish(self, exchange: Exchange | None, line: bytes) -> None:
+    def _finish(self, exchange: Sent | None, line: bytes) -> None:
         """Nothing more is expected for it."""
         if exchange is None or exchange.answered.done():
             return
@@ -6407,7 +7386,7 @@ class RemoteServer:
         if line and not exchange.is_own:
             self._hear([line])
 
-    def _fail(self, wrong: RemoteError, exchange: Exchange) -> None:
+    def _fail(self, wrong: RemoteError, exchange: Sent) -> None:
         """Ends the request, or the server, if by this it is gone."""
         if self._is_end(wrong, exchange):
             if not wrong.was_taken and not exchange.is_own:
@@ -6420,11 +7399,11 @@ class RemoteServer:
             error: Raw | bytes | None = error_body(RpcError(METHOD_NOT_FOUND, text))
             result = None
         else:  # what a task begins with has no way to say that a tool failed
-            result, error = failure("" if "task" in exchange.params else exchange.method, text)
+            result, error, _ = failure("" if "task" in exchange.params else exchange.method, text)
         line = error_line(exchange.id, error) if error is not None else result_line(exchange.id, result or b"{}")
         self._finish(exchange, line)
 
-    def _is_end(self, wrong: RemoteError, exchange: Exchange | None) -> bool:
+    def _is_end(self, wrong: RemoteError, exchange: Sent | None) -> bool:
         """A server that cannot be reached is gone, unless it is answering a call right now."""
         others = (one for one in self._exchanges.values() if one is not exchange and one.taken.done())
         return wrong.is_end and not (wrong.spares and any(one.method in CARRIERS for one in others))
@@ -6438,7 +7417,7 @@ class RemoteServer:
                 wanted = parameter_headers(tool.get("inputSchema"))
                 self._headers_of[str(tool.get("name"))] = wanted if isinstance(wanted, dict) else {}
 
-    async def _send_with_headers(self, call: Exchange) -> None:
+    async def _send_with_headers(self, call: Sent) -> None:
         """A call lacked headers that its tool wants: its list is read, which nobody has done yet in this run."""
         meta = {key: raw for key, raw in object_of(call.params.get("_meta")).items() if key in ENVELOPE_KEYS}
         seen: set[bytes] = set()
@@ -6468,7 +7447,7 @@ class RemoteServer:
                         await (await self._through(request, send)).aclose()
             return reply(200)
         message = decode_line(request.content)
-        exchange: Exchange | None = None
+        exchange: Sent | None = None
         if isinstance(message.method, str) and isinstance(message.id, Raw):
             exchange = self._exchanges.get(str(value_of(message.id)))
             if exchange is None:
@@ -6482,7 +7461,7 @@ class RemoteServer:
             await asyncio.wait([sending], timeout=IN_ORDER)
         return reply(202)
 
-    async def _carry(self, request: Any, send: Callable[[Any], Awaitable[Any]], exchange: Exchange | None) -> Any:
+    async def _carry(self, request: Any, send: Callable[[Any], Awaitable[Any]], exchange: Sent | None) -> Any:
         """A POST: its response, or None where there is nothing more for the SDK to do. Whatever goes wrong ends its
         request, or the server; a bug, of the HTTP client's or ours, ends its request and no more."""
         response = given = None
@@ -6544,7 +7523,7 @@ class RemoteServer:
         is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
         return place == (here.scheme, here.host, here.port) or is_upgrade
 
-    async def _answer(self, response: Any, exchange: Exchange) -> Any:
+    async def _answer(self, response: Any, exchange: Sent) -> Any:
         """What the SDK is to read: a message, or a stream that ends with it. Raises `RemoteError`."""
         if not 200 <= response.status_code < 300:
             return await self._answer_in_error(response, exchange)
@@ -6571,7 +7550,7 @@ class RemoteServer:
             raise RemoteError(what, "correct its url, or tell those who run it", is_end=not self._met)
         return self._in_json(response, body)
 
-    async def _answer_in_error(self, response: Any, exchange: Exchange) -> Any:
+    async def _answer_in_error(self, response: Any, exchange: Sent) -> Any:
         """A request that came back with another status than 2xx: often the protocol's own error, which then counts."""
         status = response.status_code
         said = await self._beginning(response)
@@ -6594,7 +7573,7 @@ class RemoteServer:
         headers = {"Content-Type": "application/json"} | ({SESSION: self._session} if self._session else {})
         return self._sdk.http.Response(200, headers=headers, content=body, request=response.request)
 
-    def _watched(self, response: Any, exchange: Exchange | None) -> Any:
+    def _watched(self, response: Any, exchange: Sent | None) -> Any:
         """Of an exchange's stream it is remembered that it ended, and why: then it had no answer."""
 
         def ended(wrong: Exception | None) -> None:
@@ -6762,7 +7741,7 @@ class RemoteServer:
         await asyncio.wait([self._living, *tasks], timeout=STOP_LAST)
 
 
-# ══ 13. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 18. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════
 # The child process `mcpmux _sampler`: JSON-RPC lines round litellm, which takes seconds to load, 200 MB, and half a
 # second of the loop at its first call. A request is {server, params of sampling/createMessage}; the answer is what that
 # server gets. What is asked and answered is never logged, kept or quoted in an error. Nobody else imports litellm.
@@ -7395,7 +8374,7 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     return encode(setup) + b"\n"
 
 
-# ══ 14. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 19. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
 
@@ -7407,15 +8386,32 @@ def on_signal(loop: asyncio.AbstractEventLoop, number: int, heard: Callable[[int
         loop.add_signal_handler(number, heard, number)
 
 
-SAMPLER: Final = "mcpmux sampler"  # in messages and as its log's name, which no server can have: it has a space
-AT_REST: Final = "the model at rest"  # the process of an idle sampler, until it has ended
+class HostSide(Protocol):
+    """Where the host is spoken with: `HostPipes`, or a host that mcpmux plays itself."""
+
+    def start(self, post: Callable[[Event], None], on_room: Callable[[Name, bool], None]) -> None: ...
+    def put(self, source: Name, line: bytes) -> None: ...
+    def is_full(self, source: Name) -> bool: ...
+    def flush(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class ServerSide(Protocol):
+    """Where a server is spoken with: a process, or a connection."""
+
+    run: int
+    outbox: list[bytes]
+
+    def flush(self) -> None: ...
+    def read(self, wanted: bool) -> None: ...
+    async def stop(self) -> None: ...
 
 
 class Mux:
-    """A core, its host and its processes. `host` is `HostPipes`, or anything with its methods."""
+    """A core, its host and its processes."""
 
     def __init__(
-        self, config: Config, host: Any, journal: Journal, *, cached: bool = True, watches: bool = True
+        self, config: Config, host: HostSide, journal: Journal, *, cached: bool = True, watches: bool = True
     ) -> None:
         known, notes = read_known(cache_folder(), config.servers) if cached else ({}, [])
         for note in notes:
@@ -7438,16 +8434,14 @@ class Mux:
         self._journal = journal
         self._inbox: collections.deque[Event] = collections.deque()
         self._wake = asyncio.Event()
-        self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
-        self._processes: dict[str, ServerProcess | RemoteServer] = {}
-        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._timers: dict[TimerKey, asyncio.TimerHandle] = {}
+        self._processes: dict[Name, ServerSide] = {}
+        self._starting: dict[Name, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
         self._logins: dict[str, str] = {}  # by server: the address whose login it uses
         self._done = threading.Event()  # ends the watch over config, logins and parent
         self._watches = watches
-        self._for_sampler: list[bytes] = []  # lines that wait until it is started
-        self._sampler_runs = 0
 
     def post(self, event: Event) -> None:
         """From the loop's thread. One wake-up serves all that comes before it is heard."""
@@ -7476,14 +8470,12 @@ class Mux:
 
     def _drain(self) -> None:
         core, now = self.core, self._loop.time
-        touched: dict[str, ServerProcess | RemoteServer] = {}
+        touched: dict[Name, ServerSide] = {}
         while self._inbox:
             event = self._inbox.popleft()
             if isinstance(event, HostGone):
                 self._ended = True
                 self._done.set()
-            elif isinstance(event, SamplerGone):
-                self._drop_sampler()
             elif isinstance(event, ServerGone):
                 process = self._processes.get(event.server)
                 if process and process.run == event.run:
@@ -7501,9 +8493,6 @@ class Mux:
                         self._journal.log(level, text)
                     case SetTimer(key, at):
                         self._set_timer(key, at)
-                    case Sample(line):
-                        self._sample(line)
-                        touched |= {MODEL: self._processes[MODEL]} if MODEL in self._processes else {}
                     case SaveCatalogue(server, known):
                         self._journal.later(functools.partial(write_known, cache_folder(), server, known))
                     case Start(server, run):
@@ -7514,118 +8503,65 @@ class Mux:
             process.flush()
         self._host.flush()
 
-    def _set_timer(self, key: tuple[str, str], at: float | None) -> None:
+    def _set_timer(self, key: TimerKey, at: float | None) -> None:
         handle = self._timers.pop(key, None)
         if handle:
             handle.cancel()
         if at is not None:
             self._timers[key] = self._loop.call_at(at, self._timer_due, key)
 
-    def _timer_due(self, key: tuple[str, str]) -> None:
+    def _timer_due(self, key: TimerKey) -> None:
         del self._timers[key]
-        if key[0] == MODEL:
-            self._rest_sampler()
-        else:
-            self.post(TimerDue(key))
+        self.post(TimerDue(key))
 
-    async def _start(self, name: str, run: int) -> None:
+    async def _start(self, name: Name, run: int) -> None:
         try:
-            table = self._config.servers.get(name)
-            if table is None:
-                return  # a new config is on its way to the core
-            limit = int(self._config.options.max_message_mb * MB)
-            outbox = int(self._config.options.outbox_mb * MB)
-            if table.url:
-                address = await locate(name, table, self._config)
-                self._journal.hide(address.secrets)
-                self._logins[name] = address.url
-                process = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
-                await process.start()
-            else:
-                command = await prepare(name, table, self._config)
-                self._journal.hide(command.secrets)
-                process = ServerProcess(name, run, self.post, limit, self._journal)
-                await spawn(command, process, outbox)
+            process = await (self._start_server(name, run) if isinstance(name, str) else self._start_own(name, run))
         except StartError as wrong:
             what, todo = wrong.args
-            self.post(ServerGone(name, run, self._journal.redact(f"{name}: {what}"), todo, []))
+            self.post(ServerGone(name, run, self._journal.redact(f"{called(name)}: {what}"), todo, []))
         else:
-            self._processes[name] = process
-            process.read(not self._host.is_full(name))
-            self.post(ServerUp(name, run))
+            if process:
+                self._processes[name] = process
+                process.read(not self._host.is_full(name))
+                self.post(ServerUp(name, run))
         finally:
             if self._starting.get(name) is asyncio.current_task():
                 del self._starting[name]
 
-    def _sample(self, line: bytes) -> None:
-        process = self._processes.get(MODEL)
-        if process:
-            process.outbox.append(line)
-        else:
-            self._for_sampler.append(line)
-            if MODEL not in self._starting:
-                self._starting[MODEL] = self._loop.create_task(self._start_sampler())
-        self._set_timer((MODEL, ""), self._loop.time() + SAMPLER_IDLE)
+    async def _start_server(self, name: str, run: int) -> ServerSide | None:
+        table = self._config.servers.get(name)
+        if table is None:
+            return None  # a new config is on its way to the core
+        limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
+        if table.url:
+            address = await locate(name, table, self._config)
+            self._journal.hide(address.secrets)
+            self._logins[name] = address.url
+            remote = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
+            await remote.start()
+            return remote
+        command = await prepare(name, table, self._config)
+        self._journal.hide(command.secrets)
+        process = ServerProcess(name, run, self.post, limit, self._journal)
+        await spawn(command, process, outbox)
+        return process
 
-    async def _start_sampler(self) -> None:
+    async def _start_own(self, name: Peer, run: int) -> ServerSide:
+        """A child process that is this program too: its first line is its setup."""
         secrets: set[str] = set()
-        self._sampler_runs += 1
-        try:
-            setup = await sampler_setup(self._config, secrets)
-            self._journal.hide(secrets)
-            env = {key: value for key, value in self._config.environment.items() if not key.startswith("MCPMUX_")}
-            command = Command(sys.executable, [os.path.abspath(__file__), "_sampler"], env, None, frozenset())
-            limit = int(self._config.options.max_message_mb * MB)
-            process = ServerProcess(SAMPLER, self._sampler_runs, self._hear_sampler, limit, self._journal)
-            await spawn(command, process, int(self._config.options.outbox_mb * MB))
-        except StartError as wrong:
-            self.post(SamplerGone(f"sampling: {wrong.args[0]} ({wrong.args[1]})"))
-        else:
-            self._processes[MODEL] = process
-            process.outbox += [setup, *self._for_sampler]
-            self._for_sampler.clear()
-            process.flush()
-        finally:
-            if self._starting.get(MODEL) is asyncio.current_task():
-                del self._starting[MODEL]
+        setup = await sampler_setup(self._config, secrets)
+        self._journal.hide(secrets)
+        env = {key: value for key, value in self._config.environment.items() if not key.startswith("MCPMUX_")}
+        command = Command(sys.executable, [os.path.abspath(__file__), f"_{name.value}"], env, None, frozenset())
+        limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
+        process = ServerProcess(name, run, self.post, limit, self._journal)
+        await spawn(command, process, outbox)
+        process.outbox.append(setup)
+        process.flush()
+        return process
 
-    def _hear_sampler(self, event: Event) -> None:
-        """What the sampler's process tells is told as the sampler's; of one that was put to rest nothing is."""
-        process = self._processes.get(MODEL)
-        match event:
-            case ServerLines(lines=lines):
-                self.post(Sampled(lines))
-            case ServerGone() if process and process.run == event.run:
-                words = f': "{event.stderr[-1]}"' if event.stderr else ""
-                self.post(SamplerGone(f"the {event.reason} while it was asked{words}; ask again"))
-            case ServerGone():
-                self._processes.pop(AT_REST, None)
-            case _:
-                pass
-
-    def _drop_sampler(self) -> None:
-        """With all that it was to be asked: the core ends those requests."""
-        self._for_sampler.clear()
-        if MODEL in self._starting:
-            self._starting.pop(MODEL).cancel()
-        process = self._processes.pop(MODEL, None)
-        if process and not process.exited.is_set():
-            self._processes[AT_REST] = process
-            self._ladder(process)
-
-    def _rest_sampler(self) -> None:
-        process = self._processes.get(MODEL)
-        if self.core.in_flight.owed_by(MODEL):
-            self._set_timer((MODEL, ""), self._loop.time() + SAMPLER_IDLE)
-        elif process:
-            self._journal.log("debug", "the sampler is idle and is stopped")
-            self._rest(self._processes.pop(MODEL))
-
-    def _rest(self, process: ServerProcess | RemoteServer) -> None:
-        self._processes[AT_REST] = process  # still known: nobody but the loop may take it out of the process table
-        self._ladder(process)
-
-    def _ladder(self, process: ServerProcess | RemoteServer) -> None:
+    def _ladder(self, process: ServerSide) -> None:
         self._await_end(self._loop.create_task(process.stop()))
 
     def _await_end(self, task: asyncio.Task[None]) -> None:
@@ -7636,7 +8572,7 @@ class Mux:
         self._stopping.add(task)
         task.add_done_callback(ended)
 
-    def _stop(self, name: str, run: int) -> None:
+    def _stop(self, name: Name, run: int) -> None:
         process = self._processes.get(name)
         if process and process.run == run:
             self._ladder(process)
@@ -7645,9 +8581,9 @@ class Mux:
                 starting = self._starting.pop(name)
                 starting.cancel()  # asyncio kills what it has started by then
                 self._await_end(starting)
-            self.post(ServerGone(name, run, f"{name} was stopped while it started", "", []))
+            self.post(ServerGone(name, run, f"{called(name)} was stopped while it started", "", []))
 
-    def _make_room(self, source: str, room: bool) -> None:
+    def _make_room(self, source: Name, room: bool) -> None:
         """The host reads slowly: the server whose lines wait is not read meanwhile."""
         process = self._processes.get(source)
         if process:
@@ -7657,8 +8593,6 @@ class Mux:
         """All ladders at once, what the host still takes, and then whoever left his group."""
         self._drain()
         closing = self._loop.create_task(self._host.close())
-        if MODEL in self._processes:
-            self._rest(self._processes.pop(MODEL))
         for task in self._starting.values():
             task.cancel()
         await asyncio.gather(*self._stopping, *self._starting.values(), closing, return_exceptions=True)
@@ -7710,8 +8644,6 @@ class Mux:
         """A new configuration. Secrets are read anew when their servers start."""
         for note in [*config.notes, *config.broken.values()]:
             self._journal.log("info" if note in config.notes else "error", note)
-        if config.sampling != self._config.sampling:
-            self.post(SamplerGone("the models of the config have changed; ask again"))
         self._config = config
         self._journal.threshold = LEVELS[config.options.log_level]
         sampling = config.sampling if config.sampling and has_litellm() else None
@@ -7735,7 +8667,7 @@ class Mux:
             reap(process.pid for process in self._processes.values() if isinstance(process, ServerProcess))
 
 
-# ══ 15. Hosts ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 20. Hosts ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Where hosts keep their servers, and what they mean by what stands there: to move servers out of a host's file, and
 # mcpmux into it. Starts no server and speaks no protocol. No value that may be a secret is ever in a message.
 
@@ -8538,7 +9470,7 @@ def plan_import(
     return plan
 
 
-# ══ 16. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 21. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server or a tool failed, 2 the command or the config cannot be used, 130
 # the person pressed Ctrl-C.
 
@@ -8933,7 +9865,7 @@ class Waiting:
             sys.stderr.flush()
 
 
-def how_it_goes(server: Server) -> str:
+def how_it_goes(server: Facts) -> str:
     """A server's state, for those who wait for its lists."""
     tools = len(server.lists.get("tools/list", ()))
     if server.state is State.READY and not server.settling:
@@ -8967,7 +9899,7 @@ class InnerHost:
         capabilities: Mapping[str, Any] | None = None,
         answers: Mapping[str, Callable[[Fields], Coroutine[Any, Any, Any]]] | None = None,
         hears: Callable[[str, Fields], None] | None = None,
-        looks: Callable[[Iterable[Server]], None] | None = None,
+        looks: Callable[[Iterable[Facts]], None] | None = None,
     ) -> None:
         self._journal = Journal("error", state_folder() / "logs")
         self._journal.threshold = LEVELS["error"] + 1  # what is wrong is in the answers
@@ -9041,11 +9973,11 @@ class InnerHost:
 
     # ── what the mux does with a host ──
 
-    def start(self, post: Callable[[Event], None], on_room: Callable[[str, bool], None]) -> None:
+    def start(self, post: Callable[[Event], None], on_room: Callable[[Name, bool], None]) -> None:
         on_signal(asyncio.get_running_loop(), signal.SIGINT, lambda _: self._acting.cancel())
         self._started.set()
 
-    def put(self, source: str, line: bytes) -> None:
+    def put(self, source: Name, line: bytes) -> None:
         message = decode_line(line)
         params = object_of(message.params)
         if message.method is UNSET:
@@ -9092,7 +10024,7 @@ class InnerHost:
         self._trouble = trouble
         self._acting.cancel()
 
-    def is_full(self, source: str) -> bool:
+    def is_full(self, source: Name) -> bool:
         return False
 
     def flush(self) -> None:
@@ -9104,7 +10036,7 @@ class InnerHost:
             question.cancel()
 
 
-def _report(server: Server) -> dict[str, Any]:
+def _report(server: Facts) -> dict[str, Any]:
     counts = {kind.key: len(server.lists.get(method, ())) for method, kind in LISTS.items()}
     ready = server.state is State.READY
     return {
@@ -9121,7 +10053,7 @@ def _report(server: Server) -> dict[str, Any]:
     }
 
 
-def _show_servers(waiting: Waiting, servers: Iterable[Server]) -> None:
+def _show_servers(waiting: Waiting, servers: Iterable[Facts]) -> None:
     quiet = (State.IDLE, State.STOPPING, State.STOPPED)
     waiting.show({server.name: how_it_goes(server) for server in servers if server.state not in quiet})
 

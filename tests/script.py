@@ -24,6 +24,7 @@ CAPABILITIES: dict[str, Any] = {
 }
 
 
+SAMPLER = mcpmux.Peer.SAMPLER
 PREFIX = "io.modelcontextprotocol/"
 
 
@@ -69,21 +70,24 @@ class Script:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
         self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken, known=known)
         self.now = 1000.0
-        self.timers: list[tuple[float, tuple[str, str]]] = []
-        self.due: dict[tuple[str, str], float] = {}
+        self.timers: list[tuple[float, int, mcpmux.TimerKey]] = []
+        self.due: dict[mcpmux.TimerKey, float] = {}
+        self.set_timers = 0
         self.capabilities = capabilities or {}
         self.server_capabilities = CAPABILITIES if server_capabilities is None else server_capabilities
         self.revision = revision
         self.offers: dict[str, dict[str, Any]] = {name: {"tools/list": [TOOL]} for name in tables} | (offers or {})
         self.silent = set(silent)  # servers that never answer a handshake
         self.modern = set(modern)  # servers of the modern era only
-        self.runs: dict[str, int] = {}
+        self.runs: dict[mcpmux.Name, int] = {}
         self.to_host: list[Message] = []
         self.to_server: dict[str, list[Message]] = {name: [] for name in self.core.servers}
         self.to_model: list[Message] = []  # what the sampler process is told
         self.saved: dict[str, mcpmux.Known] = {}
-        self.started: list[str] = []
-        self.stopped: list[str] = []
+        self.started: list[mcpmux.Name] = []
+        self.stopped: list[mcpmux.Name] = []
+        self.sampler_starts: list[mcpmux.Name] = []
+        self.sampler_stops: list[mcpmux.Name] = []
         self.logged: list[str] = []
         self.bugs_allowed = False
         self.answered: list[Any] = []
@@ -190,14 +194,18 @@ class Script:
 
     def model_sends(self, raw: bytes | None = None, **message: Any) -> None:
         line = raw if raw is not None else json.dumps({"jsonrpc": "2.0", **message}).encode()
-        self.feed(mcpmux.Sampled([line]))
+        self.sampler_sends(line)
+
+    def sampler_sends(self, *lines: bytes | mcpmux.TooLong) -> None:
+        self.feed(mcpmux.ServerLines(SAMPLER, self.runs.get(SAMPLER, 0), list(lines)))
 
     def model_answers(self, result: Any = None, error: Any = None) -> None:
         """Answers the last request."""
         self.model_sends(id=self.model_asked()[-1]["id"], **({"error": error} if error else {"result": result or {}}))
 
-    def sampler_dies(self, reason: str = "the sampler exited with code 1 while it was asked") -> None:
-        self.feed(mcpmux.SamplerGone(reason))
+    def sampler_dies(self, reason: str = "the sampler exited with code 1") -> None:
+        if SAMPLER in self.runs:
+            self.feed(mcpmux.ServerGone(SAMPLER, self.runs[SAMPLER], reason, "ask again", []))
 
     # ── time ──
 
@@ -205,7 +213,7 @@ class Script:
         """Moves the clock; timers fire in order."""
         end = self.now + seconds
         while self.timers and self.timers[0][0] <= end:
-            at, key = heapq.heappop(self.timers)
+            at, _, key = heapq.heappop(self.timers)
             if self.due.get(key) == at:
                 del self.due[key]
                 self.now = at
@@ -224,23 +232,24 @@ class Script:
                         is_modern = message["id"] in self.enveloped
                         assert "error" in message or not is_modern or "resultType" in message["result"]
                     self.to_host.append(message)
-                case mcpmux.SendServer(server, line):
+                case mcpmux.SendServer(server, line) if server is SAMPLER:
+                    self.to_model.append(self._parse(line))
+                case mcpmux.SendServer(str(server), line):
                     self._server_gets(server, self._parse(line))
                 case mcpmux.Start(server, run):
                     self.runs[server] = run
-                    self.started.append(server)
+                    (self.started if server is not SAMPLER else self.sampler_starts).append(server)
                     self.feed(mcpmux.ServerUp(server, run))
                 case mcpmux.Stop(server, run):
-                    self.stopped.append(server)
-                case mcpmux.Sample(line):
-                    self.to_model.append(self._parse(line))
+                    (self.stopped if server is not SAMPLER else self.sampler_stops).append(server)
                 case mcpmux.SaveCatalogue(server, known):
                     self.saved[server] = known
                 case mcpmux.SetTimer(key, at):
                     self.due.pop(key, None)
                     if at is not None:
                         self.due[key] = at
-                        heapq.heappush(self.timers, (at, key))
+                        self.set_timers += 1  # of two at the same time the first
+                        heapq.heappush(self.timers, (at, self.set_timers, key))
                 case mcpmux.Log(_, text):
                     assert self.bugs_allowed or not text.startswith("a bug in mcpmux"), text
                     self.logged.append(text)

@@ -52,7 +52,8 @@ Message = dict[str, Any]
 
 def sizes(mux: mcpmux.Mux) -> dict[str, int]:
     """How much each table of it holds."""
-    owners = {"mux": mux, "core": mux.core, "in_flight": mux.core.in_flight, "host": mux._host, "log": mux._journal}
+    owners = {"mux": mux, "core": mux.core, "host": mux._host, "log": mux._journal}
+    owners |= {name: part for name, part in vars(mux.core).items() if type(part).__module__ == mcpmux.__name__}
     owners |= {f"server {name}": server for name, server in mux.core.servers.items()}
     owners |= {f"process {name}": process for name, process in mux._processes.items()}
     found = {}

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from script import TOOL, Script
+from script import SAMPLER, TOOL, Script
 
 import mcpmux
 from mcpmux import MuxOptions, SamplingLimits, SamplingOptions, ServerOptions, State, ToolOverride
@@ -886,7 +886,7 @@ def samples(s: Script, server: str, id: Any, params: dict[str, Any] | None = Non
 
 
 def nothing_is_open(s: Script) -> bool:
-    return len(s.core.in_flight) == 0 and not s.core.in_flight._by_asker
+    return len(s.core.in_flight) == 0
 
 
 def test_a_host_without_sampling_has_servers_that_are_told_of_the_models():
@@ -1024,15 +1024,17 @@ def test_an_answer_of_the_sampler_to_nothing_or_twice_is_dropped():
 def test_a_line_of_the_sampler_that_cannot_be_read_costs_only_itself(line: bytes):
     s = Script(["git"], sampling=sampler())
     samples(s, "git", "q")
-    s.feed(mcpmux.Sampled([line, b'{"jsonrpc":"2.0","id":%d,"result":{}}' % s.model_asked()[0]["id"]]))
+    s.sampler_sends(line, b'{"jsonrpc":"2.0","id":%d,"result":{}}' % s.model_asked()[0]["id"])
     assert s.answer_to_server("git", "q")["result"] == {}
 
 
 @pytest.mark.parametrize("level", ["debug", "warning"])
 def test_what_the_sampler_logs_reaches_the_log_at_its_level(level: str):
     s = Script(["git"], sampling=sampler())
+    samples(s, "git", "q")
     line = mcpmux.notification_line("log", mcpmux.encode({"level": level, "text": "git: sampled with m"}))
-    assert s.core.handle(mcpmux.Sampled([line]), s.now) == [mcpmux.Log(level, "git: sampled with m")]
+    event = mcpmux.ServerLines(SAMPLER, s.runs[SAMPLER], [line])
+    assert s.core.handle(event, s.now) == [mcpmux.Log(level, "git: sampled with m")]
 
 
 # ── its limits ──
@@ -1142,18 +1144,20 @@ def test_when_the_sampler_dies_all_its_requests_end_once_and_the_next_one_starts
     samples(s, "git", 2)
     samples(s, "hub", 1)
     s.server_sends("hub", id="person", method="elicitation/create", params={"message": "?", "requestedSchema": {}})
-    s.sampler_dies("the sampler exited with code 1 while it was asked; ask again")
+    s.sampler_dies()
     for name, id in (("git", 1), ("git", 2), ("hub", 1)):
         error = s.answer_to_server(name, id)["error"]
         assert error["code"] == -32603
-        assert error["message"] == "mcpmux: the sampler exited with code 1 while it was asked; ask again"
+        assert error["message"] == "mcpmux: the sampler exited with code 1 (ask again)"
     assert len(s.core.in_flight) == 1  # a person is asked as before
     assert s.withdrawn_from_model() == []  # there is nobody to tell
     for asked in s.model_asked():
         s.model_sends(id=asked["id"], result=SPOKEN)
-    s.sampler_dies()
     samples(s, "git", 3)
+    assert s.sampler_starts == [SAMPLER]
+    s.advance(1)  # it rests as a server does
     s.model_answers(SPOKEN)
+    assert s.sampler_starts == [SAMPLER] * 2
     assert s.answer_to_server("git", 3)["result"] == SPOKEN
     assert [s.answer_to_server(name, id).is_error for name, id in (("git", 1), ("git", 2), ("hub", 1))] == [True] * 3
 
@@ -1333,7 +1337,9 @@ def test_a_sampler_that_never_answers_ends_the_question_with_an_error_and_is_tol
     s.advance(20 + mcpmux.SAMPLER_SLACK - 1)
     assert s.withdrawn_from_model() == []
     s.advance(2)
-    assert s.answer_to_server("git", "q").text == "mcpmux: the model did not answer sampling/createMessage within 80 s"
+    assert (
+        s.answer_to_server("git", "q").text == "mcpmux: the sampler did not answer sampling/createMessage within 80 s"
+    )
     assert s.withdrawn_from_model() == [asked["id"]]
     s.model_sends(id=asked["id"], result=SPOKEN)
     assert s.answer_to_server("git", "q").is_error
@@ -2081,10 +2087,10 @@ def test_a_bug_of_ours_costs_only_the_request_that_shows_it(monkeypatch: pytest.
     s = Script(["git"])
     s.bugs_allowed = True
 
-    def broken(core: mcpmux.Core, ask: mcpmux.Ask) -> None:
+    def broken(router: mcpmux.Router, ask: mcpmux.Ask) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(mcpmux.Core._host_requests, "vendor/broken", broken)
+    monkeypatch.setitem(mcpmux.Router._host_requests, "vendor/broken", broken)
     lines = [
         b'{"jsonrpc":"2.0","id":%d,"method":"%b"}' % (n, m) for n, m in enumerate((b"ping", b"vendor/broken", b"ping"))
     ]
@@ -2260,7 +2266,7 @@ def test_an_over_long_answer_of_the_sampler_ends_its_question_at_once():
     s = Script(["git"], sampling=sampler())
     samples(s, "git", "q")
     head = b'{"jsonrpc":"2.0","id":%d,"result":{"a":"' % s.model_asked()[0]["id"]
-    s.feed(mcpmux.Sampled([mcpmux.TooLong(70_000_000, head, b'"}}')]))
+    s.sampler_sends(mcpmux.TooLong(70_000_000, head, b'"}}'))
     assert s.answer_to_server("git", "q").is_error
 
 

@@ -7,24 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mcpmux
-from mcpmux import Bug, Deaths, Life, State, next_state
+from mcpmux import Bug, Deaths, Moment, State, next_state
 
 
 @pytest.mark.parametrize(
     ("events", "ends"),
     [
-        ([Life.USE, Life.UP], State.READY),
-        ([Life.USE, Life.UP, Life.GONE], State.BACKOFF),
-        ([Life.USE, Life.UP, Life.GONE, Life.DUE, Life.USE, Life.UP], State.READY),
-        ([Life.USE, Life.GONE, Life.DUE], State.IDLE),
-        ([Life.USE, Life.GAVE_UP, Life.DUE, Life.USE], State.STARTING),
-        ([Life.USE, Life.STOP, Life.ENDED, Life.USE], State.STARTING),
-        ([Life.USE, Life.UP, Life.STOP, Life.ENDED], State.STOPPED),
-        ([Life.USE, Life.STOP, Life.GONE, Life.DUE], State.IDLE),
-        ([Life.USE, Life.STOP, Life.GAVE_UP], State.FAILED),
+        ([Moment.USE, Moment.UP], State.READY),
+        ([Moment.USE, Moment.UP, Moment.GONE], State.BACKOFF),
+        ([Moment.USE, Moment.UP, Moment.GONE, Moment.DUE, Moment.USE, Moment.UP], State.READY),
+        ([Moment.USE, Moment.GONE, Moment.DUE], State.IDLE),
+        ([Moment.USE, Moment.GAVE_UP, Moment.DUE, Moment.USE], State.STARTING),
+        ([Moment.USE, Moment.STOP, Moment.ENDED, Moment.USE], State.STARTING),
+        ([Moment.USE, Moment.UP, Moment.STOP, Moment.ENDED], State.STOPPED),
+        ([Moment.USE, Moment.STOP, Moment.GONE, Moment.DUE], State.IDLE),
+        ([Moment.USE, Moment.STOP, Moment.GAVE_UP], State.FAILED),
     ],
 )
-def test_lives(events: list[Life], ends: State):
+def test_lives(events: list[Moment], ends: State):
     state = State.IDLE
     for event in events:
         state = next_state(state, event)
@@ -33,7 +33,7 @@ def test_lives(events: list[Life], ends: State):
 
 def test_a_missing_transition_names_state_and_event():
     with pytest.raises(Bug, match="a server that is idle cannot be one that answered its handshake"):
-        next_state(State.IDLE, Life.UP)
+        next_state(State.IDLE, Moment.UP)
 
 
 def test_every_state_can_be_reached_and_left():

@@ -603,7 +603,7 @@ def test_a_legacy_servers_question_parks_the_call_and_the_retry_stands_for_it():
     assert s.host_hears(2)["result"]["resultType"] == "complete"
     assert len(s.server_heard("git", "tools/call")) == 1
     assert len(s.core.in_flight) == 0
-    assert not s.core._rounds and not s.core._round_of_token
+    assert len(s.core.rounds) == 0
 
 
 def parked(s: Script, *ids: str) -> tuple[str, list[str]]:
@@ -889,7 +889,7 @@ def test_pages_to_be_visited_become_questions_and_the_retry_a_new_call():
     assert not s.host_told("notifications/elicitation/complete")
     s.server_answers("git", "tools/call", {"content": []})
     assert s.host_hears(2)["result"]["content"] == []
-    assert not s.core._rounds
+    assert len(s.core.rounds) == 0
 
 
 def test_the_new_call_is_made_after_60_s_without_word_and_not_at_all_after_a_no():
@@ -981,7 +981,7 @@ def test_a_legacy_host_is_asked_all_at_once_and_the_call_is_made_again():
     assert "requestState" not in third
     s.server_answers("git", "tools/call", {"resultType": "complete", "content": []})
     assert s.host_hears(1)["result"]["content"] == []
-    assert s.core._rounds == {}
+    assert len(s.core.rounds) == 0
 
 
 def test_a_page_has_an_elicitation_id_for_a_legacy_host_and_none_for_a_modern_one():
@@ -1015,7 +1015,7 @@ def test_questions_that_may_not_be_asked_end_the_request_with_an_error(method: s
     s.host_asks_modern(1, method, **params)
     s.server_answers("git", method, {"resultType": "input_required", **answer})
     assert s.host_hears(1).is_error
-    assert s.core._rounds == {}
+    assert len(s.core.rounds) == 0
 
 
 def test_what_the_table_and_the_model_answer_a_legacy_host_never_sees():
@@ -1082,7 +1082,7 @@ def test_a_refusal_of_the_host_ends_the_call_and_the_other_questions():
     gone = s.host_told("notifications/cancelled")[0]["params"]["requestId"]
     assert gone == s.host_told("elicitation/create")[0]["id"]
     assert len(s.server_heard("git", "tools/call")) == 1
-    assert s.core._rounds == {}
+    assert len(s.core.rounds) == 0
     assert [one.method for one in s.core.in_flight] == ["subscriptions/listen"]
 
 
@@ -1094,7 +1094,7 @@ def test_a_host_that_cancels_meanwhile_is_asked_no_more():
     assert s.host_told("notifications/cancelled")
     s.host_sends(id=s.host_told("elicitation/create")[0]["id"], result=YES)
     assert len(s.server_heard("git", "tools/call")) == 1
-    assert s.core._rounds == {}
+    assert len(s.core.rounds) == 0
 
 
 def test_when_another_call_is_cancelled_the_questions_of_this_one_stay_open():
@@ -1139,7 +1139,7 @@ def test_questions_that_nobody_answers_end_their_call_once_even_if_their_time_is
     s.advance(601)
     assert s.host_hears(1).is_error
     assert len(s.host_told("notifications/cancelled")) == 3
-    assert s.core._rounds == {}
+    assert len(s.core.rounds) == 0
 
 
 def test_a_server_that_never_has_enough_is_stopped_after_ten_rounds():
@@ -1162,7 +1162,7 @@ def test_between_modern_peers_questions_pass_with_the_servers_name_and_nothing_i
         "inputRequests": {"a": {**ASK, "params": {**ELICIT, "message": "[git] who?"}}, "b": ROOTS},
         "requestState": "theirs",
     }
-    assert s.core._rounds == {}
+    assert len(s.core.rounds) == 0
     retry(s, 2, "theirs", {"a": YES, "b": {"roots": []}})
     assert called(s, "git")["params"]["requestState"] == "theirs"
     assert called(s, "git")["params"]["inputResponses"] == {"a": YES, "b": {"roots": []}}
@@ -1187,7 +1187,7 @@ def test_a_model_that_fails_while_the_host_is_asked_the_rest_fails_the_retry():
     assert "no credit" in s.host_hears(2).text
     assert s.host_hears(2)["result"]["resultType"] == "complete"
     assert len(s.server_heard("git", "tools/call")) == 1
-    assert s.core._rounds == {}
+    assert len(s.core.rounds) == 0
 
 
 def test_a_question_that_cannot_be_answered_here_ends_the_call_before_the_host_is_asked_the_rest():
@@ -1199,8 +1199,8 @@ def test_a_question_that_cannot_be_answered_here_ends_the_call_before_the_host_i
     assert s.host_hears(1).is_error
     assert "max_concurrency" in s.host_hears(1).text
     assert s.host_hears(1)["result"]["resultType"] == "complete"
-    assert s.withdrawn_from_model() == [s.model_asked()[0]["id"]]
-    assert s.core._rounds == {}
+    assert s.withdrawn_from_model() == [message["id"] for message in s.model_asked()]
+    assert len(s.core.rounds) == 0
 
 
 def test_a_servers_state_that_looks_like_ours_comes_back_to_it_as_it_was():

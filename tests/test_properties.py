@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from script import TOOL, Message, Script, envelope
 
 import mcpmux
-from mcpmux import MODEL, MuxOptions, SamplingLimits, SamplingOptions, ServerOptions, State
+from mcpmux import MuxOptions, SamplingLimits, SamplingOptions, ServerOptions, State
 
 SERVERS = ("a", "b", "c")
 SAMPLING = {"a": "auto", "b": "local", "c": "host"}  # the host samples without tools: of a's questions some are its
@@ -225,7 +225,9 @@ class Questions(RuleBasedStateMachine):
         for server in SERVERS:
             lately = [at for of, at in self.sampled.values() if of == server and at > self.s.now - 60]
             assert len(lately) <= (0 if SAMPLING[server] == "host" else LIMITS.requests_per_minute)
-            is_open = [pending for pending in self.s.core.in_flight.owed_by(MODEL) if pending.asker == server]
+            is_open = [
+                pending for pending in self.s.core.in_flight.owed_by(mcpmux.Peer.SAMPLER) if pending.server == server
+            ]
             assert len(is_open) <= LIMITS.max_concurrency
         assert all("tools" in m["params"]["params"] for m in self.s.model_asked() if m["params"]["server"] == "a")
 
@@ -235,12 +237,16 @@ class Questions(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         s = self.s
-        s.advance(1000)  # whatever can time out has
+        for _ in range(100):  # whatever can time out does, and what is stopped ends
+            s.advance(10)
+            for server in SERVERS:
+                if s.core.servers[server].state is State.STOPPING:
+                    self.server_dies(server)
         assert self.requests - set(self.s.answered) == self.cancelled
         assert [id for id, server in self.questions.items() if not self.has_answer(server, id)] == []
-        assert len(s.core.in_flight) == len(s.core._held) == 0
-        assert len(s.core.in_flight._by_asker) == 0
-        assert all(not server.waiting and not server.listing for server in s.core.servers.values())
+        assert len(s.core.in_flight) == len(s.core.host.held) == 0
+        assert not s.core.host.open
+        assert all(not server.run.readings for server in s.core.servers.values())
         s.feed(mcpmux.HostGone("end"))
         assert all(s.core.servers[name].state not in (State.STARTING, State.READY) for name in SERVERS)
 
@@ -727,8 +733,8 @@ class Bridge(RuleBasedStateMachine):
         assert not self.asked_of_host
         assert not any(self.calls.values())
         assert all(one.method == "subscriptions/listen" for one in s.core.in_flight)
-        assert not s.core._rounds and not s.core._round_of_token and not s.core._held
-        assert all(not one.waiting and not one.questions and not one.listing for one in s.core.servers.values())
+        assert len(s.core.rounds) == 0 and not s.core.host.held
+        assert all(not one.run.readings for one in s.core.servers.values())
         assert not [key for key in s.due if key[0] not in ("rested", "calls")]
 
 

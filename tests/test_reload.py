@@ -117,7 +117,7 @@ def test_a_call_parked_at_a_server_that_is_removed_ends_with_its_retry():
     reload(s, {})
     s.host_asks_modern(2, "tools/call", name="git__log", requestState=state, inputResponses={})
     assert s.host_hears(2).is_error
-    assert not s.core._rounds
+    assert len(s.core.rounds) == 0
     assert len(s.core.in_flight) == 0
 
 
@@ -138,7 +138,7 @@ def test_a_call_that_waits_for_a_server_is_refused_when_that_is_removed():
     s.host_asks(1, "tools/call", name="git__log")
     reload(s, table("time"))
     assert "git__log" in s.host_hears(1)["error"]["message"]
-    assert not s.core._held
+    assert not s.core.host.held
 
 
 def test_the_end_of_a_removed_servers_process_is_not_that_of_one_with_its_name():
