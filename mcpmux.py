@@ -681,6 +681,7 @@ OWN_CAPABILITIES: Final[dict[str, Any]] = {
     "completions": {},
     "logging": {},
 }
+CANCELLED: Final = "notifications/cancelled"
 UNITED_CAPABILITIES: Final = ("tasks", "extensions", "experimental")
 BEFORE_INITIALIZED: Final = ("initialize", "ping")
 _OF_MCP: Final = "io.modelcontextprotocol/"
@@ -1764,23 +1765,23 @@ class InHand(Protocol):
 
     def dropped(self, ask: Ask, params: Fields) -> None:
         """The host has cancelled it, with these params: it has no ending any more."""
-        ...
 
 
-class Asker(Protocol):
-    """Who waits for the answer to a request of ours. To send one never ends it: that is always a later event."""
+class Asker:
+    """Who waits for the answer to a request of ours. To send one never ends it: that is always a later event. By itself
+    it cares for nothing that comes of it."""
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         """It is answered, or never will be: the reply then says why. It is in no table any more."""
-        ...
 
     def withdrawn(self, pending: Pending) -> None:
         """Nobody waits for it any more."""
-        ...
 
     def progress(self, pending: Pending, line: bytes) -> None:
         """For whoever asked, under the token that he gave."""
-        ...
+
+
+UNHEARD: Final = Asker()
 
 
 class Pending(Struct, eq=False):
@@ -1876,22 +1877,6 @@ class InFlight:
         return len(self._by_id)
 
 
-class Unheard:
-    """Asks what it need not know the answer to."""
-
-    def ended(self, pending: Pending, reply: Reply) -> None:
-        pass
-
-    def withdrawn(self, pending: Pending) -> None:
-        pass
-
-    def progress(self, pending: Pending, line: bytes) -> None:
-        pass
-
-
-UNHEARD: Final = Unheard()
-
-
 # ── exchanges: what takes several requests ──
 
 
@@ -1923,7 +1908,7 @@ class Side(Protocol):
     def progress(self, pending: Pending, line: bytes) -> None: ...
 
 
-class Exchange:
+class Exchange(Asker):
     """Drives a generator as the asker of what it asks. However it ends, `side` is told once, unless nobody waits."""
 
     def __init__(self, steps: Steps, side: Side, ask: Ask | None = None) -> None:
@@ -1965,36 +1950,12 @@ class Exchange:
 # answered once, in its era, and never more than hosts take. Knows nothing of who answers.
 
 
-class Merged:
-    """What all servers offer, as one catalogue: made anew when it is next looked at after a change."""
-
-    def __init__(self, out: Out, options: MuxOptions, servers: dict[str, Facts]) -> None:
-        self.options = options
-        self._out, self._servers = out, servers
-        self._made: Catalogue | None = None
-
-    @property
-    def catalogue(self) -> Catalogue:
-        if self._made is None:
-            parts = [Part(one.name, one.options.prefix, one.lists) for one in self._servers.values() if one.lists]
-            self._made = merge(parts, self.options)
-            for note in self._made.notes:
-                self._out.log("warning", note)
-        return self._made
-
-    def changed(self) -> Mapping[str, bytes] | None:
-        """It is to be made anew; what it was, if it was made."""
-        before, self._made = self._made, None
-        return before and before.results
-
-
 class HostEnd:
     """The host's side of the core. `open` has every request of the host's from its line to its ending: `answer` and
     `drop` are the only ways out of it."""
 
     def __init__(self, out: Out, options: MuxOptions) -> None:
-        self.options = options
-        self.limit = 0  # bytes of one message
+        self.take_options(options)
         self.open: dict[bytes, Ask] = {}
         self.held: dict[bytes, Ask] = {}  # of these, what waits until it is known what the servers offer
         self.revision = ""  # once it has initialized
@@ -2006,6 +1967,10 @@ class HostEnd:
         self.seen: dict[str, bytes] = {}  # by list method: the list that it has, or was told to fetch
         self._out = out
         self._early: list[SendHost] = []  # waits until it is ready
+
+    def take_options(self, options: MuxOptions) -> None:
+        self.options = options
+        self.limit = int(options.host_message_mb * MB)  # bytes of one message
 
     # ── its requests ──
 
@@ -2108,27 +2073,51 @@ class HostEnd:
         return stale
 
 
+class Ground(NamedTuple):
+    """What all parts stand on."""
+
+    out: Out
+    in_flight: InFlight
+    host: HostEnd
+    servers: dict[str, Facts]
+
+
+class Merged:
+    """What all servers offer, as one catalogue: made anew when it is next looked at after a change."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._out, _, self._host, self._servers = ground
+        self._made: Catalogue | None = None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        if self._made is None:
+            parts = [Part(one.name, one.options.prefix, one.lists) for one in self._servers.values() if one.lists]
+            self._made = merge(parts, self._host.options)
+            for note in self._made.notes:
+                self._out.log("warning", note)
+        return self._made
+
+    def changed(self) -> Mapping[str, bytes] | None:
+        """It is to be made anew; what it was, if it was made."""
+        before, self._made = self._made, None
+        return before and before.results
+
+
 # ══ 9. Dispatch ══════════════════════════════════════════════════════════════════════════════════════════════════════
 # A host's request on its way to its server and back, and every other way in which a request of ours ends. Knows neither
 # how a server is started (it is handed `use`) nor what the answer to a question of a server's is.
 
 
-class Calls:
+class Calls(Asker):
     """Sends requests to servers in their era, at once or when they are ready, and brings the answers to their askers.
     Asker of what the host wants of one server."""
 
-    def __init__(
-        self,
-        out: Out,
-        in_flight: InFlight,
-        host: HostEnd,
-        servers: dict[str, Facts],
-        use: Callable[[Facts], None],
-    ) -> None:
-        self.options = host.options
+    def __init__(self, ground: Ground, use: Callable[[Facts], None]) -> None:
+        self._out, self._in_flight, self._host, self._servers = ground
         self.has_model = False  # a local one answers sampling
         self.last_used: dict[Name, float] = {}
-        self._out, self._in_flight, self._host, self._servers, self._use = out, in_flight, host, servers, use
+        self._use = use
         self._waiting: dict[Name, dict[int, Fields | UnsetType]] = {}  # params by number, until their server is ready
         self._watched = FOREVER  # the deadline at which there is a sweep
         self._told: dict[Name, tuple[bytes, bool, Fields]] = {}  # by declaration, and whether both are legacy
@@ -2145,15 +2134,11 @@ class Calls:
         patience: float | None = None,
         wrapped: bool = False,
     ) -> Pending | Reply:
-        """A host's request for a server, where it waits if that is not ready. If it cannot be had the reply says why,
-        and is the host's answer unless another asker has a use for it."""
+        """A host's request for a server, where it waits if that is not ready; or why it cannot be sent there."""
         server = self._servers[name]
         self.last_used[name] = self._out.now
         if server.state is State.FAILED or server.run.stage is Stage.LATE or name in self._out.clogged:
-            refusal = failed(self.does_not_read(name) if name in self._out.clogged else server.why())
-            if asker is None:
-                self._host.answer(ask, refusal)
-            return refusal
+            return failed(self.does_not_read(name) if name in self._out.clogged else server.why())
         seconds = patience or server.options.tool_timeout_sec
         most = patience or seconds * PROGRESS_CAP
         pending = self._in_flight.open(name, asker or self, ask.method, self._out.now, seconds, most, ask=ask)
@@ -2249,9 +2234,9 @@ class Calls:
             server.run.level = level
             self.request(server, "logging/setLevel", encode({"level": level}), UNHEARD)
 
-    def log_message(self, server: Facts, params: Fields) -> None:
+    def log_message(self, server: Facts, message: Envelope) -> None:
         """To a modern host only while a call of its that wants such messages is at this server."""
-        name = server.name
+        name, params = server.name, object_of(message.params)
         logger = value_of(params.get("logger"))
         params["logger"] = Raw(encode(f"{name}/{logger}" if isinstance(logger, str) and logger else name))
         line = notification_line("notifications/message", encode(params))
@@ -2263,7 +2248,7 @@ class Calls:
             self._out.to_host(name, line)
 
     def does_not_read(self, name: Name) -> str:
-        return f"{shown(name)} does not read its input: {self.options.outbox_mb:g} MB wait for it already"
+        return f"{shown(name)} does not read its input: {self._host.options.outbox_mb:g} MB wait for it already"
 
     # ── back ──
 
@@ -2279,9 +2264,6 @@ class Calls:
             reply = Reply(None, named_pages(reply.error, shown(pending.peer)))
         source = pending.peer if pending.peer in self._servers else Peer.HOST
         self._host.answer(ask, reply, source, server)
-
-    def withdrawn(self, pending: Pending) -> None:
-        pass  # it was the host that cancelled it
 
     def progress(self, pending: Pending, line: bytes) -> None:
         assert pending.ask
@@ -2332,7 +2314,7 @@ class Calls:
         if not pending.is_sent:
             self._waiting.get(pending.peer, {}).pop(pending.id, None)
             return
-        line = notification_line("notifications/cancelled", encode(params | {"requestId": Raw(b"%d" % pending.id)}))
+        line = notification_line(CANCELLED, encode(params | {"requestId": Raw(b"%d" % pending.id)}))
         if pending.peer is Peer.HOST:
             self._host.tell(pending.server, line)
         else:
@@ -2355,8 +2337,8 @@ class Calls:
             table.pop(server.peer, None)
         self.fail_all(server, text)
 
-    def options_changed(self, options: MuxOptions, *, has_model: bool) -> None:
-        self.options, self.has_model = options, has_model
+    def sampling_changed(self, has_model: bool) -> None:
+        self.has_model = has_model
         self._told.clear()
 
     def process_gone(self, server: Facts, unread: list[bytes], *, keeps_waiting: bool, keeps_unread: bool) -> bool:
@@ -2443,14 +2425,15 @@ class TaskOwner(NamedTuple):
     wrapped: bool = False  # its tool's structured results are put into an object
 
 
-class Tasks:
+class Tasks(Asker):
     """Who owns which task: those that servers made for the host, of both eras, and those that it made for servers.
     Asker of the calls that begin one."""
 
-    def __init__(self, out: Out, calls: Calls, servers: dict[str, Facts]) -> None:
+    def __init__(self, ground: Ground, calls: Calls) -> None:
+        self._out, _, _, self._servers = ground
         self.of_servers: dict[str, TaskOwner] = {}
         self.of_host: dict[str, TaskOwner] = {}  # each with the server that it is for
-        self._out, self._calls, self._servers = out, calls, servers
+        self._calls = calls
         self._progress: dict[int, tuple[str, Pending]] = {}  # our token -> task and the request that made it
 
     # ── who makes one ──
@@ -2459,9 +2442,6 @@ class Tasks:
         if reply.result is not None and isinstance(pending.peer, str):
             self.made(self.of_servers, pending, TaskOwner(pending.peer, pending.wrapped), reply.result)
         self._calls.ended(pending, reply)
-
-    def withdrawn(self, pending: Pending) -> None:
-        self._calls.withdrawn(pending)
 
     def progress(self, pending: Pending, line: bytes) -> None:
         self._calls.progress(pending, line)
@@ -2551,7 +2531,8 @@ class Tasks:
         found = self._progress.get(number) if number is not None else None
         return found and found[1]
 
-    def status_from_server(self, server: Facts, params: Fields) -> None:
+    def status_from_server(self, server: Facts, message: Envelope) -> None:
+        params = object_of(message.params)
         task = value_of(params.get("taskId"))
         if self.owner(task) == server.name and value_of(params.get("status")) in TERMINAL:
             self.is_over(task)
@@ -2593,15 +2574,13 @@ class Listen(NamedTuple):
 LEGACY_HOST: Final = b""  # among those who want a URI: listens have ids
 
 
-class Subscriptions:
+class Subscriptions(Asker):
     """Who wants to hear of which resource and which change, and our own subscriptions, one a server, for all of that.
     Asker of those. https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions"""
 
-    def __init__(
-        self, out: Out, in_flight: InFlight, host: HostEnd, calls: Calls, tasks: Tasks, servers: dict[str, Facts]
-    ) -> None:
-        self._out, self._in_flight, self._host, self._calls, self._tasks = out, in_flight, host, calls, tasks
-        self._servers = servers
+    def __init__(self, ground: Ground, calls: Calls, tasks: Tasks) -> None:
+        self._out, self._in_flight, self._host, self._servers = ground
+        self._calls, self._tasks = calls, tasks
         self._listens: dict[bytes, Listen] = {}
         self._wanted: dict[str, dict[str, set[bytes]]] = {}  # by server and URI: who wants it
 
@@ -2798,12 +2777,6 @@ class Subscriptions:
             self._out.timer("listen", server.name, self._out.now + run.listen_wait)
             run.listen_wait = min(LISTEN_AGAIN_MOST, run.listen_wait * 2)
 
-    def withdrawn(self, pending: Pending) -> None:
-        pass
-
-    def progress(self, pending: Pending, line: bytes) -> None:
-        pass
-
     def due(self, server: Facts) -> None:
         if server.is_open and server.modern:
             self.listen_at(server)
@@ -2814,10 +2787,10 @@ class Subscriptions:
             run.listen_wait = LISTEN_AGAIN
             self._end_former(run)
 
-    def cancelled(self, server: Facts, number: int | None) -> None:
+    def cancelled(self, server: Facts, message: Envelope) -> None:
         """A modern server ends a subscription of ours."""
-        listen = server.run.listen
-        if listen and listen.id == number:
+        listen, id = server.run.listen, object_of(message.params).get("requestId", b"")
+        if server.modern and listen and listen.id == number_of_id(id):
             self._calls.end(listen, Reply(Raw(b"{}"), None))
 
     # ── hooks ──
@@ -2869,24 +2842,14 @@ class Bridge(Protocol):
     def has_parked(self, server: str) -> bool: ...
 
 
-class Questions:
+class Questions(Asker):
     """What servers ask, and the answers' way back to them. Asker of what legacy servers ask."""
 
-    def __init__(
-        self,
-        out: Out,
-        in_flight: InFlight,
-        host: HostEnd,
-        calls: Calls,
-        tasks: Tasks,
-        servers: dict[str, Facts],
-        sampler: Facts,
-    ) -> None:
-        self.options = host.options
+    def __init__(self, ground: Ground, calls: Calls, tasks: Tasks, sampler: Facts) -> None:
+        self._out, self._in_flight, self._host, self._servers = ground
         self.sampling: SamplingOptions | None = None  # where a local model is
         self.bridge: Bridge  # set when there are rounds
-        self._out, self._in_flight, self._host = out, in_flight, host
-        self._calls, self._tasks, self._servers, self._sampler = calls, tasks, servers, sampler
+        self._calls, self._tasks, self._sampler = calls, tasks, sampler
         self._orphans: dict[str, dict[int, Pending]] = {}  # by server: asked outside any call, or with all parked
         self._minutes: dict[str, collections.deque[float]] = {}  # by server: when it asked the model, in a minute
 
@@ -2986,7 +2949,7 @@ class Questions:
         asker: Asker | None = None,
     ) -> Pending:
         """Raises `RpcError` if it is more than hosts take."""
-        name, seconds = server.name, self.options.input_timeout_sec
+        name, seconds = server.name, self._host.options.input_timeout_sec
         now = self._out.now
         pending = self._in_flight.open(Peer.HOST, asker or self, method, now, seconds, server=name, server_id=id)
         pending.calls = self._calls_of(server, params)
@@ -3129,9 +3092,11 @@ class Questions:
 
     # ── hooks ──
 
-    def cancelled(self, server: Facts, id: bytes, params: Fields) -> None:
+    def cancelled(self, server: Facts, message: Envelope) -> None:
         """By the server that asked."""
-        if pending := self._in_flight.asked(server.name, id):
+        params = object_of(message.params)
+        pending = self._in_flight.asked(server.name, bytes(params.get("requestId", b"")))
+        if pending and not server.modern:
             self._calls.withdraw(pending, params)
             self.over(server)
 
@@ -3246,22 +3211,12 @@ class Round(Struct, eq=False):
         return any(one.is_open for one in self.questions.values())
 
 
-class Rounds:
+class Rounds(Asker):
     """All open rounds. Asker of calls that wait for a person, and of what modern servers ask."""
 
-    def __init__(
-        self,
-        out: Out,
-        in_flight: InFlight,
-        host: HostEnd,
-        calls: Calls,
-        questions: Questions,
-        servers: dict[str, Facts],
-        secret: Callable[[], str],
-    ) -> None:
-        self.options = host.options
-        self._out, self._in_flight, self._host, self._calls = out, in_flight, host, calls
-        self._questions, self._servers, self._secret = questions, servers, secret
+    def __init__(self, ground: Ground, calls: Calls, questions: Questions, secret: Callable[[], str]) -> None:
+        self._out, self._in_flight, self._host, self._servers = ground
+        self._calls, self._questions, self._secret = calls, questions, secret
         self._open: dict[int, Round] = {}
         self._of_token: dict[str, int] = {}
         self._minted = 0
@@ -3372,7 +3327,7 @@ class Rounds:
         self._minted += 1
         parked.ask, parked.token = ask, f"{STATE_PREFIX}{parked.id}.{self._minted}.{self._secret()}"
         self._of_token[parked.token] = parked.id
-        self._out.timer("round", str(parked.id), self._out.now + self.options.input_timeout_sec)
+        self._out.timer("round", str(parked.id), self._out.now + self._host.options.input_timeout_sec)
         entries = {key: one.shown for key, one in parked.questions.items() if one.is_open and bytes(one.shown)}
         result = input_required(entries, parked.token)
         self._host.answer(ask, Reply(result, None), parked.server, as_it_is=True)
@@ -3462,7 +3417,7 @@ class Rounds:
         """The host never came back."""
         is_open = self._is_parked_call(parked)
         self._close(parked, Turn.DUE)
-        text = f"mcpmux: nobody has answered within {self.options.input_timeout_sec:g} s (input_timeout_sec)"
+        text = f"mcpmux: nobody has answered within {self._host.options.input_timeout_sec:g} s (input_timeout_sec)"
         for question in parked.questions.values():
             pending = self._in_flight.get(question.number)
             if pending and pending.peer is Peer.NEXT:
@@ -3676,8 +3631,8 @@ class Rounds:
         opened.pages = opened.pages or {"": False}
         self._put_to_host(opened, ask)
 
-    def page_visited(self, server: Facts, params: Fields) -> None:
-        name = value_of(params.get("elicitationId"))
+    def page_visited(self, server: Facts, message: Envelope) -> None:
+        name = value_of(object_of(message.params).get("elicitationId"))
         for found in list(self._open.values()):
             if found.server == server.name and isinstance(name, str) and name in found.pages:
                 found.pages[name] = True
@@ -3879,12 +3834,13 @@ def said_in(reply: Reply, otherwise: str | None) -> str:
     return str(value_of(object_of(reply.error).get("message"), otherwise))[:TEXT_MOST]
 
 
-class Greeting:
+class Greeting(Asker):
     """Finds servers' eras. Asker of the hellos."""
 
-    def __init__(self, out: Out, in_flight: InFlight, host: HostEnd, calls: Calls) -> None:
+    def __init__(self, ground: Ground, calls: Calls) -> None:
         self.life: Life  # set when there is one
-        self._out, self._in_flight, self._host, self._calls = out, in_flight, host, calls
+        self._out, self._in_flight, self._host, _ = ground
+        self._calls = calls
         self._searches: dict[Name, Search] = {}
         self._open: dict[Name, Pending] = {}  # the hello that counts
 
@@ -3946,12 +3902,6 @@ class Greeting:
         server = self.life.alive(pending.peer)
         if server and self._open.get(pending.peer) is pending:
             self._go_on(server, self._searches[pending.peer], reply)
-
-    def withdrawn(self, pending: Pending) -> None:
-        pass
-
-    def progress(self, pending: Pending, line: bytes) -> None:
-        pass
 
     def gone(self, server: Facts) -> bool:
         """Whether a fresh process is to take the place of the one that has ended."""
@@ -4032,9 +3982,10 @@ class Reading:
 class Lists:
     """Reads servers' lists, after they open and whenever they change."""
 
-    def __init__(self, out: Out, calls: Calls, merged: Merged, servers: dict[str, Facts]) -> None:
+    def __init__(self, ground: Ground, calls: Calls, merged: Merged) -> None:
         self.life: Life  # set when there is one
-        self._out, self._calls, self._merged, self._servers = out, calls, merged, servers
+        self._out, _, self._host, self._servers = ground
+        self._calls, self._merged = calls, merged
 
     def opened(self, server: Facts) -> None:
         offered = {method for method, kind in LISTS.items() if offers(server.capabilities, kind.capability)}
@@ -4042,7 +3993,7 @@ class Lists:
         self._begin(server, LISTS)
 
     def _begin(self, server: Facts, methods: Iterable[str]) -> None:
-        run, most = server.run, int(self._merged.options.max_message_mb * MB)
+        run, most = server.run, int(self._host.options.max_message_mb * MB)
         for method in methods:
             if method in run.readings:
                 run.changed.add(method)  # read again when this reading has ended
@@ -4086,7 +4037,7 @@ class Lists:
             run.quiet = min(RELIST_QUIET_MOST, run.quiet * 2) if same else RELIST_QUIET
         self.life.listed(server)
 
-    def changed(self, server: Facts, notification: str) -> None:
+    def changed(self, server: Facts, message: Envelope) -> None:
         """Read again after some quiet. Before its first list there is nothing to read again."""
         run, now = server.run, self._out.now
         if run.stage is not Stage.OPEN:
@@ -4095,7 +4046,7 @@ class Lists:
             run.changed_since = now
         if run.listed_at is not None and now - run.listed_at > RELIST_CALM:
             run.quiet = RELIST_QUIET
-        run.changed |= {method for method, kind in LISTS.items() if kind.changed == notification}
+        run.changed |= {method for method, kind in LISTS.items() if kind.changed == message.method}
         self._again_soon(server)
 
     def _again_soon(self, server: Facts) -> None:
@@ -4121,20 +4072,17 @@ class Life:
 
     def __init__(
         self,
-        out: Out,
-        in_flight: InFlight,
-        host: HostEnd,
+        ground: Ground,
         calls: Calls,
         greeting: Greeting,
         lists: Lists,
-        servers: dict[str, Facts],
         hooks: Hooks,
         chance: Callable[[], float],
     ) -> None:
+        self._out, self._in_flight, self._host, self._servers = ground
         self.is_ending = False
         self.own: dict[Name, Facts] = {}  # child processes of ours
-        self._out, self._in_flight, self._host, self._calls = out, in_flight, host, calls
-        self._greeting, self._lists, self._servers, self._hooks, self._chance = greeting, lists, servers, hooks, chance
+        self._calls, self._greeting, self._hooks, self._chance = calls, greeting, hooks, chance
         self._deaths: collections.defaultdict[Name, Deaths] = collections.defaultdict(Deaths)
         greeting.life = lists.life = self
 
@@ -4409,12 +4357,8 @@ class Life:
 
 
 class Parts(NamedTuple):
-    """What a core consists of."""
+    """What a core consists of besides its ground."""
 
-    out: Out
-    in_flight: InFlight
-    servers: dict[str, Facts]
-    host: HostEnd
     merged: Merged
     calls: Calls
     tasks: Tasks
@@ -4426,14 +4370,48 @@ class Parts(NamedTuple):
 
 
 class Router:
-    """Which part cares for what, by method and by name. Keeps nothing but what was never answered by a name."""
+    """Which part cares for what, by method and by name."""
 
-    def __init__(self, parts: Parts, begin: Callable[[], None], about_us: Callable[[], dict[str, Any]]) -> None:
-        self.options = parts.host.options
+    def __init__(
+        self, ground: Ground, parts: Parts, begin: Callable[[], None], about_us: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._out, self._in_flight, self._host, self._servers = ground
+        self._merged, self._calls, self._tasks, self._subscriptions = parts[:4]
+        self._questions, self._rounds, self._lists, self._life = parts[4:]
         self._begin, self._about_us = begin, about_us
-        self._out, self._in_flight, self._servers, self._host, self._merged = parts[:5]
-        self._calls, self._tasks, self._subscriptions, self._questions, self._rounds, self._lists = parts[5:11]
-        self._life = parts.life
+        self.of_host: dict[str, Callable[[Ask], None]] = {
+            "initialize": self._initialize,
+            "server/discover": self._discover,
+            "ping": lambda ask: self._host.reply(ask, b"{}"),
+            **dict.fromkeys(LISTS, self._list),
+            "tools/call": self._call_tool,
+            "prompts/get": self._get_prompt,
+            "resources/read": self._by_uri,
+            "resources/subscribe": self._by_uri,
+            "resources/unsubscribe": self._by_uri,
+            "completion/complete": self._complete,
+            "logging/setLevel": self._set_level,
+            "tasks/list": self._list_tasks,
+            **dict.fromkeys(("tasks/get", "tasks/result", "tasks/cancel", "tasks/update"), self._about_task),
+            "subscriptions/listen": self._listen,
+        }
+        self.told_by_host: dict[str, Callable[[Fields], None]] = {
+            "notifications/initialized": lambda params: self._host.ready(),
+            CANCELLED: self._cancelled_by_host,
+            "notifications/progress": lambda params: self._progress(Peer.HOST, params),
+            "notifications/roots/list_changed": self._roots_changed,
+            "notifications/tasks/status": self._tasks.status_from_host,
+        }
+        self.told_by_server: dict[str, list[Callable[[Facts, Envelope], None]]] = {
+            "notifications/progress": [lambda server, message: self._progress(server.peer, object_of(message.params))],
+            "notifications/message": [self._calls.log_message],
+            CANCELLED: [self._questions.cancelled, self._subscriptions.cancelled],
+            "notifications/resources/updated": [self._subscriptions.updated],
+            "notifications/tasks/status": [self._tasks.status_from_server, self._subscriptions.pass_on],
+            "notifications/elicitation/complete": [self._rounds.page_visited, self._subscriptions.pass_on],
+            "notifications/subscriptions/acknowledged": [self._subscriptions.acknowledged],
+            **{kind.changed: [self._lists.changed] for kind in LISTS.values()},
+        }
 
     # ── lines ──
 
@@ -4442,7 +4420,7 @@ class Router:
         takes_batches = self._host.revision in BATCH_REVISIONS
         for line in lines:
             try:
-                messages, note = messages_in(line, self.options.max_message_mb, takes_batches=takes_batches)
+                messages, note = messages_in(line, self._host.options.max_message_mb, takes_batches=takes_batches)
                 if note:
                     self._out.log("warning", f"host: {note}")
                 for message in messages:
@@ -4456,7 +4434,7 @@ class Router:
         for line in lines:
             try:
                 takes_batches = server.revision in BATCH_REVISIONS
-                messages, note = messages_in(line, self.options.max_message_mb, takes_batches=takes_batches)
+                messages, note = messages_in(line, self._host.options.max_message_mb, takes_batches=takes_batches)
                 if note:
                     self._out.log("warning", f"{server.name}: {note}")
                 for message in messages:
@@ -4492,13 +4470,13 @@ class Router:
         if self._out.is_tracing:
             self._out.trace("<", Peer.HOST, what_is(message), size)
         if message.method is not UNSET and message.id is UNSET:
-            handler = self._host_notifications.get(message.method)
-            if handler and (self._host.revision or handler is Router._cancelled_by_host):
-                handler(self, object_of(params))
+            handler = self.told_by_host.get(message.method)
+            if handler and (self._host.revision or message.method == CANCELLED):
+                handler(object_of(params))
         elif message.method is not UNSET and message.id is not UNSET:
             ask = Ask(bytes(message.id), message.method, params)
-            if self._host.take(ask) and not self._out.survive(self._route, ask):
-                self._host.end_by_bug(ask)
+            if self._host.take(ask):
+                self._route(ask)
         elif message.id is not UNSET and (message.result is not UNSET or message.error is not UNSET):
             self._answer_of_host(message)
         elif message.error is not UNSET:
@@ -4509,7 +4487,7 @@ class Router:
             self._unread(Peer.HOST, Unread(line, line, wrong, INVALID_REQUEST))
 
     def _route(self, ask: Ask) -> None:
-        """The era goes with each request; `initialize` is legacy whatever it carries."""
+        """The era goes with each request; `initialize` is legacy whatever it carries. A bug of ours ends it too."""
         try:
             ask.fields = fields_of(ask.params)
             caller = None if ask.method == "initialize" else caller_of(ask.fields)
@@ -4526,9 +4504,12 @@ class Router:
                     return
             elif ask.method not in BEFORE_INITIALIZED:
                 self._expect_legacy(ask)
-            self._host_requests.get(ask.method, Router._pass_on)(self, ask)
+            self.of_host.get(ask.method, self._pass_on)(ask)
         except RpcError as error:
             self._host.refuse(ask, error)
+        except Exception as bug:
+            self._out.bug(bug)
+            self._host.end_by_bug(ask)
 
     def _expect_legacy(self, ask: Ask) -> None:
         if not self._host.revision:
@@ -4556,8 +4537,7 @@ class Router:
         self._host.held.clear()
         for ask in held:
             ask.by = None
-            if not self._out.survive(self._route, ask):
-                self._host.end_by_bug(ask)
+            self._route(ask)
 
     # ── its requests, by method ──
 
@@ -4579,9 +4559,6 @@ class Router:
         answer = {"supportedVersions": MODERN_REVISIONS, **about, "ttlMs": 0, "cacheScope": "private"}
         self._host.reply(ask, encode(answer))
 
-    def _ping(self, ask: Ask) -> None:
-        self._host.reply(ask, b"{}")
-
     def _list(self, ask: Ask) -> None:
         expect_no_cursor(ask)
         if not self._hold(ask):
@@ -4600,7 +4577,7 @@ class Router:
         makes_task = "task" in ask.fields or declares_tasks(ask.caller.declared)
         wrapped = route.wrapped and not ask.caller.modern
         sent = self._calls.forward(ask, route.server, params, self._tasks if makes_task else None, wrapped=wrapped)
-        self._carry(ask, sent)
+        self._sent(ask, sent)
 
     def _get_prompt(self, ask: Ask) -> None:
         name = text_in(ask.fields, "name")
@@ -4610,11 +4587,13 @@ class Router:
             self._unknown_name(ask, name, "prompt", prompts)
         else:
             sent = self._calls.forward(ask, route.server, ask.fields | {"name": Raw(encode(route.name))})
-            self._carry(ask, sent)
+            self._sent(ask, sent)
 
-    def _carry(self, ask: Ask, sent: Pending | Reply) -> None:
-        """What its server has to ask, and had no call for, goes along with this one."""
-        if ask.caller.modern and isinstance(sent, Pending):
+    def _sent(self, ask: Ask, sent: Pending | Reply) -> None:
+        """What the server has to ask, and had no call for, goes along with this one; or the request ends here."""
+        if isinstance(sent, Reply):
+            self._host.answer(ask, sent)
+        elif ask.caller.modern and ask.method in CARRIERS:
             self._questions.carry(self._servers[shown(sent.peer)], sent)
 
     def _by_uri(self, ask: Ask) -> None:
@@ -4626,7 +4605,7 @@ class Router:
             if not self._hold(ask):
                 self._calls.run(ask, self._probe(ask, uri))
         elif ask.method == "resources/read":
-            self._carry(ask, self._calls.forward(ask, owner, ask.fields))
+            self._sent(ask, self._calls.forward(ask, owner, ask.fields))
         elif not self._servers[owner].modern:
             self._calls.run(ask, self._subscriptions.steps(ask, owner, uri))
         else:
@@ -4682,7 +4661,7 @@ class Router:
             owner = found
         server = self._servers[owner]  # 2024-11-05 had completion and no capability for it
         if offers(server.capabilities, "completions") or server.revision in ("", LEGACY_REVISIONS[-1]):
-            self._calls.forward(ask, owner, params)
+            self._sent(ask, self._calls.forward(ask, owner, params))
         else:
             self._host.reply(ask, b'{"completion":{"values":[]}}')
 
@@ -4718,7 +4697,7 @@ class Router:
                 owner, params["name"] = route.server, Raw(encode(route.name))
         if owner is None:
             raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method[:TEXT_MOST]}")
-        self._calls.forward(ask, owner, params)
+        self._sent(ask, self._calls.forward(ask, owner, params))
 
     def _unknown_name(self, ask: Ask, name: str, noun: str, known: Mapping[str, Route]) -> None:
         if self._hold(ask):
@@ -4742,15 +4721,12 @@ class Router:
     def _server_by_prefix(self, name: str) -> Facts | None:
         def prefix(server: Facts) -> str:
             text = server.name if server.options.prefix is None else server.options.prefix
-            return text + self.options.separator if text else "\n"
+            return text + self._host.options.separator if text else "\n"
 
         owners = [server for server in self._servers.values() if name.startswith(prefix(server))]
         return max(owners, key=lambda server: len(prefix(server)), default=None)
 
     # ── its notifications and answers ──
-
-    def _initialized(self, params: Fields) -> None:
-        self._host.ready()
 
     def _cancelled_by_host(self, params: Fields) -> None:
         ask = self._host.open.get(bytes(params.get("requestId", b"")))
@@ -4760,10 +4736,10 @@ class Router:
             if call and call.ask is ask:
                 self._questions.call_dropped(call)
 
-    def _progress_of_host(self, params: Fields) -> None:
+    def _progress(self, peer: Name, params: Fields) -> None:
         number = number_of_id(params.get("progressToken", Raw(b"")))
         pending = self._in_flight.get(number) or self._tasks.progressing(number)
-        self._calls.told_of_progress(pending, Peer.HOST, params)
+        self._calls.told_of_progress(pending, peer, params)
 
     def _roots_changed(self, params: Fields) -> None:
         self._host.roots = None
@@ -4771,9 +4747,6 @@ class Router:
         for server in self._servers.values():
             if server.state is State.READY and not server.modern and offers(self._host.legacy.capabilities, "roots"):
                 self._out.to_server(server.peer, line)
-
-    def _task_status_of_host(self, params: Fields) -> None:
-        self._tasks.status_from_host(params)
 
     def _answer_of_host(self, message: Envelope) -> None:
         pending = self._in_flight.get(number_of_id(message.id) if message.id is not UNSET else None)
@@ -4795,7 +4768,8 @@ class Router:
         elif message.method is UNSET:
             self._answer_of_server(server, message)
         elif message.id is UNSET:
-            self._server_notifications.get(message.method, Router._pass_to_host)(self, server, message)
+            for take in self.told_by_server.get(message.method, [self._subscriptions.pass_on]):
+                take(server, message)
         else:
             self._questions.asked(server, message)
 
@@ -4812,43 +4786,6 @@ class Router:
         elif not self._out.survive(self._rounds.answered, server, pending, reply):
             self._host.end_by_bug(ask)
 
-    def _progress_of_server(self, server: Facts, message: Envelope) -> None:
-        params = object_of(message.params)
-        number = number_of_id(params.get("progressToken", Raw(b"")))
-        pending = self._in_flight.get(number) or self._tasks.progressing(number)
-        self._calls.told_of_progress(pending, server.peer, params)
-
-    def _log_of_server(self, server: Facts, message: Envelope) -> None:
-        self._calls.log_message(server, object_of(message.params))
-
-    def _cancelled_by_server(self, server: Facts, message: Envelope) -> None:
-        params = object_of(message.params)
-        id = bytes(params.get("requestId", b""))
-        if server.modern:
-            self._subscriptions.cancelled(server, number_of_id(id))
-        else:
-            self._questions.cancelled(server, id, params)
-
-    def _updated(self, server: Facts, message: Envelope) -> None:
-        self._subscriptions.updated(server, message)
-
-    def _task_status_of_server(self, server: Facts, message: Envelope) -> None:
-        self._tasks.status_from_server(server, object_of(message.params))
-        self._subscriptions.pass_on(server, message)
-
-    def _page_visited(self, server: Facts, message: Envelope) -> None:
-        self._rounds.page_visited(server, object_of(message.params))
-        self._subscriptions.pass_on(server, message)
-
-    def _acknowledged(self, server: Facts, message: Envelope) -> None:
-        self._subscriptions.acknowledged(server, message)
-
-    def _list_changed(self, server: Facts, message: Envelope) -> None:
-        self._lists.changed(server, str(message.method))
-
-    def _pass_to_host(self, server: Facts, message: Envelope) -> None:
-        self._subscriptions.pass_on(server, message)
-
     # ── from the sampler ──
 
     def _from_sampler(self, sampler: Facts, message: Envelope, size: int) -> None:
@@ -4861,42 +4798,6 @@ class Router:
         pending = None if message.id is UNSET else self._in_flight.get(number_of_id(message.id))
         if pending and pending.peer is sampler.peer:  # else it was withdrawn meanwhile
             self._calls.end(pending, reply_in(message, "the sampler"))
-
-    # ── tables ──
-
-    _host_requests: Final[dict[str, Callable[[Router, Ask], None]]] = {
-        "initialize": _initialize,
-        "server/discover": _discover,
-        "ping": _ping,
-        **dict.fromkeys(LISTS, _list),
-        "tools/call": _call_tool,
-        "prompts/get": _get_prompt,
-        "resources/read": _by_uri,
-        "resources/subscribe": _by_uri,
-        "resources/unsubscribe": _by_uri,
-        "completion/complete": _complete,
-        "logging/setLevel": _set_level,
-        "tasks/list": _list_tasks,
-        **dict.fromkeys(("tasks/get", "tasks/result", "tasks/cancel", "tasks/update"), _about_task),
-        "subscriptions/listen": _listen,
-    }
-    _host_notifications: Final[dict[str, Callable[[Router, Fields], None]]] = {
-        "notifications/initialized": _initialized,
-        "notifications/cancelled": _cancelled_by_host,
-        "notifications/progress": _progress_of_host,
-        "notifications/roots/list_changed": _roots_changed,
-        "notifications/tasks/status": _task_status_of_host,
-    }
-    _server_notifications: Final[dict[str, Callable[[Router, Facts, Envelope], None]]] = {
-        "notifications/progress": _progress_of_server,
-        "notifications/message": _log_of_server,
-        "notifications/cancelled": _cancelled_by_server,
-        "notifications/resources/updated": _updated,
-        "notifications/tasks/status": _task_status_of_server,
-        "notifications/elicitation/complete": _page_visited,
-        "notifications/subscriptions/acknowledged": _acknowledged,
-        **dict.fromkeys((kind.changed for kind in LISTS.values()), _list_changed),
-    }
 
 
 def expect_no_cursor(ask: Ask) -> None:
@@ -4933,39 +4834,48 @@ class Core:
     ) -> None:
         self.servers: dict[str, Facts] = {name: Facts(name, table) for name, table in servers.items()}
         self.servers |= {name: broken_server(name, reason) for name, reason in (broken or {}).items()}
-        self.out = out = Out()
-        self.in_flight = in_flight = InFlight()
-        self.host = host = HostEnd(out, options)
-        self.merged = merged = Merged(out, options, self.servers)
+        self.out, self.in_flight = Out(), InFlight()
+        self.host = HostEnd(self.out, options)
+        ground = Ground(self.out, self.in_flight, self.host, self.servers)
         self.sampler = Facts(Peer.SAMPLER, ServerOptions(idle_timeout_sec=SAMPLER_IDLE))
-        calls = self.calls = Calls(out, in_flight, host, self.servers, self._use)
-        tasks = self.tasks = Tasks(out, calls, self.servers)
-        self.subscriptions = Subscriptions(out, in_flight, host, calls, tasks, self.servers)
-        self.questions = Questions(out, in_flight, host, calls, tasks, self.servers, self.sampler)
-        self.rounds = Rounds(out, in_flight, host, calls, self.questions, self.servers, secret)
-        self.greeting = Greeting(out, in_flight, host, calls)
-        self.lists = Lists(out, calls, merged, self.servers)
-        self.life = Life(out, in_flight, host, calls, self.greeting, self.lists, self.servers, self, chance)
-        self.life.own[Peer.SAMPLER] = self.sampler
-        parts = Parts(
-            *(out, in_flight, self.servers, host, merged, calls, tasks, self.subscriptions),
-            *(self.questions, self.rounds, self.lists, self.life),
-        )
-        self.router = Router(parts, self.begin, self.about_us)
+        merged = self.merged = Merged(ground)
+        calls = self.calls = Calls(ground, self._use)
+        tasks = self.tasks = Tasks(ground, calls)
+        subscriptions = self.subscriptions = Subscriptions(ground, calls, tasks)
+        questions = self.questions = Questions(ground, calls, tasks, self.sampler)
+        rounds = self.rounds = Rounds(ground, calls, questions, secret)
+        greeting = self.greeting = Greeting(ground, calls)
+        lists = self.lists = Lists(ground, calls, merged)
+        life = self.life = Life(ground, calls, greeting, lists, self, chance)
+        life.own[Peer.SAMPLER] = self.sampler
+        parts = Parts(merged, calls, tasks, subscriptions, questions, rounds, lists, life)
+        self.router = Router(ground, parts, self.begin, self.about_us)
         self._known = known or {}
         self._notice = notice
         self._begun = False  # the servers have been started for the first time
         self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
         self._former_runs = 0  # no process of a server that was removed had a higher number
+        self._timers_of_servers: dict[str, Callable[[Facts], None]] = {
+            "idle": lambda server: life.idle(server, self._is_busy(server)),
+            "late": life.late,
+            "listen": subscriptions.due,
+            "open": life.open,
+            "relist": lists.due,
+            "rested": life.rested,
+            "silent": greeting.silent,
+        }
+        self._timers: dict[str, Callable[[Name], None]] = {
+            "calls": lambda name: calls.sweep(),
+            "orphans": questions.orphans_due,
+            "round": rounds.due,
+        }
         self._take_options(options, sampling)
 
     def _take_options(self, options: MuxOptions, sampling: SamplingOptions | None) -> None:
-        for part in (self.host, self.merged, self.questions, self.rounds, self.router):
-            part.options = options
-        self.host.limit = int(options.host_message_mb * MB)
+        self.host.take_options(options)
         self.out.is_tracing = options.log_level == "trace"
         self.questions.sampling = sampling
-        self.calls.options_changed(options, has_model=sampling is not None)
+        self.calls.sampling_changed(sampling is not None)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -5012,24 +4922,12 @@ class Core:
                 raise Bug("lines are handled one by one")
 
     def _timer_due(self, kind: str, name: Name) -> None:
-        match kind:
-            case "calls":
-                self.calls.sweep()
-            case "round":
-                self.rounds.due(name)
-            case "orphans":
-                self.questions.orphans_due(name)
-            case "idle":
-                server = self._facts(name)
-                self.life.idle(server, self._is_busy(server))
-            case _:
-                self._timers_of_servers[kind](self, self._facts(name))
-
-    def _facts(self, name: Name) -> Facts:
-        server = self.life.alive(name)
-        if server is None:
+        if kind in self._timers:
+            self._timers[kind](name)
+        elif server := self.life.alive(name):
+            self._timers_of_servers[kind](server)
+        else:
             raise Bug(f"a timer of {shown(name)}, which is not there")
-        return server
 
     def _is_busy(self, server: Facts) -> bool:
         name = server.name
@@ -5174,15 +5072,6 @@ class Core:
             self.host.answer(ask, failed(f"mcpmux is stopping: {reason}"))
         self.host.held.clear()
         self.life.end()
-
-    _timers_of_servers: Final[dict[str, Callable[[Core, Facts], None]]] = {
-        "late": lambda core, server: core.life.late(server),
-        "open": lambda core, server: core.life.open(server),
-        "rested": lambda core, server: core.life.rested(server),
-        "silent": lambda core, server: core.greeting.silent(server),
-        "relist": lambda core, server: core.lists.due(server),
-        "listen": lambda core, server: core.subscriptions.due(server),
-    }
 
 
 # ════════════════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -9962,7 +9851,7 @@ class InnerHost:
         try:
             return await answer
         except asyncio.CancelledError:
-            self._say(notification_line("notifications/cancelled", encode({"requestId": number})))
+            self._say(notification_line(CANCELLED, encode({"requestId": number})))
             raise
         finally:
             self._bars.pop(number, None)

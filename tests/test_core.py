@@ -2087,10 +2087,10 @@ def test_a_bug_of_ours_costs_only_the_request_that_shows_it(monkeypatch: pytest.
     s = Script(["git"])
     s.bugs_allowed = True
 
-    def broken(router: mcpmux.Router, ask: mcpmux.Ask) -> None:
+    def broken(ask: mcpmux.Ask) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(mcpmux.Router._host_requests, "vendor/broken", broken)
+    monkeypatch.setitem(s.core.router.of_host, "vendor/broken", broken)
     lines = [
         b'{"jsonrpc":"2.0","id":%d,"method":"%b"}' % (n, m) for n, m in enumerate((b"ping", b"vendor/broken", b"ping"))
     ]
