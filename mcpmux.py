@@ -1567,21 +1567,16 @@ class Out:
         self.now = 0.0  # the time of the event that is handled
         self.is_tracing = False
         self.clogged: set[Name] = set()  # servers that are sent nothing: they ask, or are asked, and do not read
-        self._effects: list[Effect] = []
+        self.effects: list[Effect] = []  # of that event
         self._timers: dict[TimerKey, float] = {}
 
-    def begin(self, now: float) -> list[Effect]:
-        """The list into which the effects of the next event go."""
-        self.now, self._effects = now, []
-        return self._effects
-
     def put(self, effect: Effect) -> None:
-        self._effects.append(effect)
+        self.effects.append(effect)
 
     def to_host(self, source: Name, line: bytes) -> None:
         if self.is_tracing:
             self.trace(">", Peer.HOST, label(line), len(line))
-        self._effects.append(SendHost(source, line))
+        self.effects.append(SendHost(source, line))
 
     def to_server(self, name: Name, line: bytes) -> None:
         if name in self.clogged:  # what it would be told must not pile up
@@ -1589,10 +1584,10 @@ class Out:
             return
         if self.is_tracing:
             self.trace(">", name, label(line), len(line))
-        self._effects.append(SendServer(name, line))
+        self.effects.append(SendServer(name, line))
 
     def log(self, level: str, text: str) -> None:
-        self._effects.append(Log(level, text))
+        self.effects.append(Log(level, text))
 
     def trace(self, arrow: str, peer: Name, what: str, size: int) -> None:
         self.log("trace", f"{arrow} {shown(peer)} {what} {size} bytes")
@@ -1622,7 +1617,7 @@ class Out:
             self._timers[key] = at
         elif self._timers.pop(key, None) is None:
             return
-        self._effects.append(SetTimer(key, at))
+        self.effects.append(SetTimer(key, at))
 
     def no_timers(self, name: Name, kinds: Iterable[str]) -> None:
         for kind in kinds:
@@ -1637,7 +1632,7 @@ class Out:
         if at is None:
             return False
         if at > self.now:
-            self._effects.append(SetTimer(key, at))
+            self.effects.append(SetTimer(key, at))
             return False
         del self._timers[key]
         return True
@@ -1818,10 +1813,11 @@ class InFlight:
     """The one table of requests of ours: `open` and `settle` are its only doors."""
 
     def __init__(self) -> None:
-        self._by_id: dict[int, Pending] = {}
+        self._by_id: dict[int | None, Pending] = {}
         self._owed: dict[Name, dict[int, Pending]] = {}
         self._asked: dict[str, dict[bytes, Pending]] = {}  # servers' questions, by their own ids
         self._minted = 0
+        self.get = self._by_id.get  # by number
 
     def open(
         self,
@@ -1856,9 +1852,6 @@ class InFlight:
             del asked[pending.server_id]
             if not asked:
                 del self._asked[pending.server]
-
-    def get(self, number: int | None) -> Pending | None:
-        return None if number is None else self._by_id.get(number)
 
     def asked(self, server: str, id: bytes) -> Pending | None:
         return self._asked.get(server, {}).get(id)
@@ -2254,16 +2247,16 @@ class Calls(Asker):
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         """A server's answer on its way to the host."""
-        server, ask = self._servers.get(shown(pending.peer)), pending.ask
-        assert ask
+        ask, name = pending.ask, pending.peer
+        assert ask and isinstance(name, str)
+        server = self._servers.get(name)  # None: it has left the config meanwhile
         if reply.failure:
             server = None
         elif reply.result is not None and pending.wrapped:
             reply = Reply(Raw(wrap_structured(reply.result)), None)
         elif reply.error is not None and not ask.caller.modern:
-            reply = Reply(None, named_pages(reply.error, shown(pending.peer)))
-        source = pending.peer if pending.peer in self._servers else Peer.HOST
-        self._host.answer(ask, reply, source, server)
+            reply = Reply(None, named_pages(reply.error, name))
+        self._host.answer(ask, reply, name if name in self._servers else Peer.HOST, server)
 
     def progress(self, pending: Pending, line: bytes) -> None:
         assert pending.ask
@@ -4353,7 +4346,20 @@ class Life:
 
 # ══ 13. Core ═════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Events in, effects out. The router gives each message to the part that cares for it; `Core` puts the parts together
-# and tells them of each other's changes. Nothing here can block, fail to send, or tell the time.
+# and tells them of each other's changes. Nothing here can block, fail to send, or tell the time. What each part is
+# handed of the others; upwards there are `Hooks`, and whoever asked:
+#
+#   Calls          Ground
+#   Tasks          Calls
+#   Subscriptions  Calls, Tasks
+#   Questions      Calls, Tasks
+#   Rounds         Calls, Questions
+#   Greeting       Calls, Life
+#   Lists          Calls, Life
+#   Life           Calls, Greeting, Lists
+#   Parts          Calls, Tasks, Subscriptions, Questions, Rounds, Lists, Life
+#   Router         Parts
+#   Core           Parts, Calls, Tasks, Subscriptions, Questions, Rounds, Greeting, Lists, Life, Router
 
 
 class Parts(NamedTuple):
@@ -4502,7 +4508,7 @@ class Router:
                 if ask.method in CARRIERS and isinstance(state, str) and state.startswith(STATE_PREFIX):
                     self._rounds.retry(ask, state)
                     return
-            elif ask.method not in BEFORE_INITIALIZED:
+            elif ask.method in MODERN_ONLY or not (self._host.is_ready or ask.method in BEFORE_INITIALIZED):
                 self._expect_legacy(ask)
             self.of_host.get(ask.method, self._pass_on)(ask)
         except RpcError as error:
@@ -4884,7 +4890,8 @@ class Core:
     # ── events ──
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        effects = self.out.begin(now)
+        self.out.now = now
+        self.out.effects = effects = []
         match event:
             case ServerLines():
                 server = self.life.alive(event.server, event.run)
