@@ -1578,13 +1578,15 @@ class Out:
             self.trace(">", Peer.HOST, label(line), len(line))
         self.effects.append(SendHost(source, line))
 
-    def to_server(self, name: Name, line: bytes) -> None:
+    def to_server(self, name: Name, line: bytes) -> bool:
+        """Whether it is sent."""
         if name in self.clogged:  # what it would be told must not pile up
             self.log("debug", f"{shown(name)}: does not read; {label(line)} was dropped")
-            return
+            return False
         if self.is_tracing:
             self.trace(">", name, label(line), len(line))
         self.effects.append(SendServer(name, line))
+        return True
 
     def log(self, level: str, text: str) -> None:
         self.effects.append(Log(level, text))
@@ -2171,7 +2173,6 @@ class Calls(Asker):
 
     def _dispatch(self, server: Facts, pending: Pending, params: Fields | UnsetType) -> None:
         """Writes it in its server's era. Between legacy peers nothing changes but the token."""
-        pending.is_sent = True
         if pending.token is not None:
             assert params is not UNSET
             meta = object_of(params["_meta"]) | {"progressToken": Raw(b"%d" % pending.id)}
@@ -2190,7 +2191,7 @@ class Calls(Asker):
             if ask.caller.level:
                 self.tell_level(server)
         line = UNSET if params is UNSET else encode(params)
-        self._out.to_server(server.peer, request_line(pending.id, pending.method, line))
+        pending.is_sent = self._out.to_server(server.peer, request_line(pending.id, pending.method, line))
 
     def request(
         self, server: Facts, method: str, params: bytes | UnsetType, asker: Asker, patience: float | None = None
@@ -2203,7 +2204,7 @@ class Calls(Asker):
             starter = server.run.starter
             told = encode(self.told(server, starter))
             params = encode(enveloped(object_of(params), starter, told, self._host.level))
-        self._out.to_server(server.peer, request_line(pending.id, method, params))
+        pending.is_sent = self._out.to_server(server.peer, request_line(pending.id, method, params))
         return pending
 
     def told(self, server: Facts, caller: Caller) -> Fields:
@@ -2280,7 +2281,8 @@ class Calls(Asker):
             self._out.log("debug", f"{shown(peer)}: progress that does not rise was dropped")
         else:
             pending.reached = value
-            pending.deadline = min(self._out.now + pending.patience, pending.limit)
+            if pending.deadline < FOREVER:  # else the clock stands still, since a person is asked
+                pending.deadline = min(self._out.now + pending.patience, pending.limit)
             params["progressToken"] = Raw(pending.token)
             pending.asker.progress(pending, notification_line("notifications/progress", encode(params)))
 

@@ -12,12 +12,16 @@ import re
 import subprocess
 import sys
 import tomllib
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from conftest import MCPMUX, ROOT, RawHost, server_table
+from script import Script
+
+import mcpmux
 
 CORE = range(1, 14)  # the sections above the line
 # What the core may use of the standard library and of others: nothing that reads, writes, waits or tells the time.
@@ -375,3 +379,132 @@ def test_the_wheel_is_the_one_file():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"] == [MCPMUX.name]
     assert project["project"]["scripts"] == {"mcpmux": "mcpmux:main"}
+
+
+# ── the house ──
+
+MOST_LINES = 10_050
+CLASS_MOST, FUNCTION_MOST, COMPLEXITY_MOST = 500, 60, 15
+LONG_FUNCTIONS: dict[str, str] = {}  # by name: why one may be longer
+CLASS_WITHOUT_BANNERS = 160  # a longer one has headings within
+PARTS = range(7, 14)  # the sections that the core consists of
+
+Sized = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def length(node: Sized) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1
+
+
+def test_the_house_is_no_larger_than_its_budget(
+    record_property: pytest.RecordProperty, capsys: pytest.CaptureFixture[str]
+):
+    """What a feature adds, it first makes room for."""
+    nodes = [node for node in ast.walk(TREE) if isinstance(node, Sized)]
+    classes = sorted(((length(one), one.name) for one in nodes if isinstance(one, ast.ClassDef)), reverse=True)
+    functions = sorted(((length(one), one.name) for one in nodes if not isinstance(one, ast.ClassDef)), reverse=True)
+    with capsys.disabled():
+        print(f"\n{len(SOURCE.splitlines())} lines; longest classes {classes[:3]}, functions {functions[:3]}")
+    assert len(SOURCE.splitlines()) <= MOST_LINES
+    assert [one for one in classes if one[0] > CLASS_MOST] == []
+    assert [one for one in functions if one[0] > FUNCTION_MOST and one[1] not in LONG_FUNCTIONS] == []
+
+
+def test_no_function_is_more_complex_than_a_reader_can_hold():
+    """As ruff counts it (C901)."""
+    limit = f"lint.mccabe.max-complexity={COMPLEXITY_MOST}"
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "C901", "--config", limit, str(MCPMUX)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_long_class_has_headings_and_each_stands_above_something():
+    """A reader finds the room by its name."""
+    lines = SOURCE.splitlines()
+    heading = re.compile(r"^ *# ── .+ ──$")
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.ClassDef) and length(node) > CLASS_WITHOUT_BANNERS:
+            assert any(heading.match(line) for line in lines[node.lineno : node.end_lineno]), node.name
+    for number, line in enumerate(lines):
+        if heading.match(line):
+            following = next(one for one in lines[number + 1 :] if one.strip())
+            assert not heading.match(following) and not BANNER.match(following), line
+
+
+def private_uses(source: str) -> list[str]:
+    """Private names of a section that another one uses, and private members that are not one's own."""
+    tree, sections = ast.parse(source), sections_of(source)
+    homes = {name: number_at(sections, node.lineno) for node in tree.body for name in bound_by(node)}
+    found: list[str] = []
+    for node in tree.body:
+        here = number_at(sections, node.lineno)
+        for name, line in named_from_outside(node):
+            if name.startswith("_") and not name.startswith("__") and homes.get(name, here) != here:
+                found.append(f"line {line}: section {here} uses {name}, of section {homes[name]}")
+        for one in ast.walk(node):
+            if isinstance(one, ast.Attribute) and re.match("_[a-z]", one.attr):
+                owner = one.value.id if isinstance(one.value, ast.Name) else ""
+                if owner not in ("self", "os", "sys"):
+                    found.append(f"line {one.lineno}: {ast.unparse(one)}")
+    return found
+
+
+def test_no_section_uses_anothers_private_names():
+    assert private_uses(SOURCE) == []
+
+
+@pytest.mark.parametrize("code", ["x = _own", "def f():\n    return _own()", "def f(one):\n    return one._member"])
+def test_the_check_of_private_names_finds_them(code: str):
+    assert private_uses(f"# ══ 1. A ══\ndef _own(): ...\n# ══ 2. B ══\n{code}\n")
+
+
+DRAWN = re.compile(r"^#   (\w+) +((?:\w+(?:, )?)+)$")
+
+
+def test_the_parts_of_the_core_use_each_other_as_drawn():
+    """The drawing stands above the core: each part, and the parts that it is handed."""
+    drawn = {row[1]: set(row[2].split(", ")) for line in SOURCE.splitlines() if (row := DRAWN.match(line))}
+    sections = sections_of(SOURCE)
+    classes = {
+        node.name: node
+        for node in TREE.body
+        if isinstance(node, ast.ClassDef) and number_at(sections, node.lineno) in PARTS
+    }
+    assert {"Calls", "Rounds", "Life", "Router"} <= drawn.keys() <= classes.keys()
+    for name, handed in drawn.items():
+        body = ast.walk(classes[name])
+        named = {node.id for node in body if isinstance(node, ast.Name)} & drawn.keys() - {name}
+        assert named == handed & drawn.keys(), name
+
+
+def test_a_call_between_legacy_peers_goes_through_few_frames():
+    """Twelve out and twelve back, in the sections from calls to core, and none of them twice."""
+    lines = SOURCE.splitlines()
+    first = next(one.line for one in sections_of(SOURCE) if one.number == PARTS[0])
+    last = lines.index(LINE_BELOW_CORE)
+    s = Script(["git"])
+    s.tools()
+
+    def frames(event: mcpmux.Event) -> list[str]:
+        seen: list[str] = []
+
+        def look(frame: types.FrameType, what: str, _: object) -> None:
+            code = frame.f_code
+            if what == "call" and code.co_filename == mcpmux.__file__ and first < code.co_firstlineno <= last:
+                seen.append(code.co_qualname if sys.version_info >= (3, 11) else code.co_name)
+
+        sys.setprofile(look)
+        try:
+            s.feed(event)
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    call = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"git__log","arguments":{"a":1}}}'
+    out = frames(mcpmux.HostLines([call]))
+    number = s.server_hears("git", "tools/call")["id"]
+    answer = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[]}}' % number
+    back = frames(mcpmux.ServerLines("git", s.runs["git"], [answer]))
+    assert s.host_hears(1)["result"] == {"content": []}
+    for way in (out, back):
+        assert len(way) <= 12 and len(way) == len(set(way)), way
