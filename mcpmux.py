@@ -158,7 +158,6 @@ MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
 EDGE: Final = 4096  # of a bad or over-long line, as much as is searched for an id at each end
 STDERR_LINES: Final = 20  # kept for error messages
 HELD_FOR_HOST: Final = 200  # notifications that a server may send before the host has initialized
-KNOWN_TASKS: Final = 10_000  # task ids remembered; the oldest is forgotten first
 FAIR_BITE: Final = 16 * 1024  # bytes of one server's lines written to the host before the next has its turn
 USUAL_PIPE: Final = 64 * 1024  # bytes that a pipe of Linux holds
 PIPE_ROOM: Final = 256 * 1024  # bytes, for long messages; all pipes of a user together may hold 64 MB
@@ -166,6 +165,10 @@ READ_AHEAD: Final = 256 * 1024  # bytes waiting for the host above which their s
 URI_MOST: Final = 8192  # characters; a longer URI or template is matched as a whole only
 TEXT_MOST: Final = 500  # characters of a peer's own words in a message of ours
 MB: Final = 1024 * 1024
+
+# What one server may have of what is shared; beyond that *it* is refused, with a reason.
+QUESTIONS_MOST: Final = 50  # open at once
+TASKS_MOST: Final = 1000  # remembered; ended ones are forgotten first
 
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Megabytes = Annotated[float, Meta(gt=0, le=4096)]
@@ -1357,15 +1360,63 @@ def limit_reached(limit: str, text: str, wait: float | None = None) -> RpcError:
     return RpcError(INTERNAL_ERROR, f"mcpmux: sampling limit reached: {text} (sampling.limits.{limit})", data)
 
 
-def named_pages(error: Raw | bytes, server: str) -> Raw | bytes:
-    """A refusal that names pages to visit (-32042), with the server's name in what the person is told."""
+def pages_in(error: Raw | bytes | None) -> list[Fields]:
+    """Those that a refusal (-32042) wants visited."""
     body = object_of(error)
-    data = object_of(body.get("data"))
-    pages = [object_of(one) for one in items_of(data.get("elicitations"))]
-    if value_of(body.get("code")) != URL_ELICITATION_REQUIRED or not pages:
-        return error
+    if value_of(body.get("code")) != URL_ELICITATION_REQUIRED:
+        return []
+    return [object_of(one) for one in items_of(object_of(body.get("data")).get("elicitations"))]
+
+
+def fit_refusal(error: Raw | bytes, server: str, options: ServerOptions) -> Reply:
+    """A server's error as a legacy host may see it: one that names pages to visit with the server's name in what the
+    person is told, and not at all where the table has switched that off."""
+    pages = pages_in(error)
+    if not pages:
+        return Reply(None, error)
+    if not options.elicitation:
+        return failed(f"mcpmux: {server} needs a page to be visited first, and its table says elicitation = false")
     named = [one | {"message": Raw(encode(f"[{server}] {value_of(one.get('message'), '')}"))} for one in pages]
-    return encode(body | {"data": Raw(encode(data | {"elicitations": Raw(encode(named))}))})
+    body = object_of(error)
+    data = object_of(body.get("data")) | {"elicitations": Raw(encode(named))}
+    return Reply(None, encode(body | {"data": Raw(encode(data))}))
+
+
+class TaskInputs(NamedTuple):
+    """A task that waits for input, as the host may see it, and what is answered here, by question. `is_refused`: it
+    asked for what it may not, and is to be cancelled."""
+
+    body: Fields
+    answered: dict[str, Raw]
+    is_refused: bool = False
+
+
+def judge_task(body: Fields, server: str, options: ServerOptions, host: Fields, told: Fields) -> TaskInputs:
+    """What a modern server's task asks for while it runs (the tasks extension, tasks/get and notifications/tasks)."""
+    shown, answered = Fields(), dict[str, Raw]()
+    requests = object_of(body.get("inputRequests"))
+    try:
+        if len(requests) > QUESTIONS_MOST:
+            raise RpcError(INTERNAL_ERROR, f"{len(requests)} questions at once, more than {QUESTIONS_MOST}")
+        for key, raw in requests.items():
+            request = object_of(raw)
+            method = value_of(request.get("method"))
+            if method not in QUESTIONS:
+                raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
+            verdict = judge_question(method, request.get("params", UNSET), server, options, host, told)
+            if isinstance(verdict, Answer):
+                answered[key] = Raw(verdict.result)
+            elif isinstance(verdict, Forward):
+                params: Fields = {} if verdict.params is UNSET else {"params": Raw(verdict.params)}
+                shown[key] = Raw(encode(request | params))
+    except RpcError as wrong:
+        error = error_body(RpcError(INTERNAL_ERROR, f"mcpmux: {server} asked in vain: {wrong}"))
+        kept = {key: raw for key, raw in body.items() if key != "inputRequests"}
+        return TaskInputs(kept | {"status": Raw(b'"failed"'), "error": Raw(error)}, {}, is_refused=True)
+    if shown:
+        return TaskInputs(body | {"inputRequests": Raw(encode(shown))}, answered)
+    kept = {key: raw for key, raw in body.items() if key != "inputRequests"}
+    return TaskInputs(kept | {"status": Raw(b'"working"')}, answered)
 
 
 def table_roots(options: ServerOptions) -> bytes:
@@ -1682,6 +1733,7 @@ class Run(Struct):
     ending: Ending | None = None
     told: Fields = {}  # of the host's capabilities, in a legacy handshake
     level: str | None = None  # of log messages, as last set at it
+    pages: dict[str, None] = {}  # by elicitationId: which it has sent a legacy host to, the last ones
     # Its lists: which are being read, which have changed since, and from when on.
     readings: set[str] = set()
     changed: set[str] = set()
@@ -1693,6 +1745,14 @@ class Run(Struct):
     former_listens: list[Pending] = []  # to be ended when the present one is acknowledged
     listens_for: Fields | None = None  # None: it offers no subscriptions
     listen_wait: float = LISTEN_AGAIN
+
+    def remember_pages(self, pages: Iterable[Fields]) -> None:
+        """The host has been asked to have them visited: it may be told when that is done."""
+        for page in pages:
+            if isinstance(id := value_of(page.get("elicitationId")), str):
+                self.pages[id] = None
+                if len(self.pages) > QUESTIONS_MOST:
+                    del self.pages[next(iter(self.pages))]
 
 
 class Facts:
@@ -1862,6 +1922,9 @@ class InFlight:
         """The oldest first."""
         return list(self._owed.get(peer, {}).values())
 
+    def number_asked_by(self, server: str) -> int:
+        return len(self._asked.get(server, ()))
+
     def asked_by(self, server: str) -> list[Pending]:
         return list(self._asked.get(server, {}).values())
 
@@ -2014,7 +2077,9 @@ class HostEnd:
         self.answer(ask, Reply(Raw(result), None))
 
     def refuse(self, ask: Ask, error: RpcError) -> None:
-        self.answer(ask, Reply(None, error_body(error)), as_it_is=error.code == UNSUPPORTED_VERSION)
+        self.answer(
+            ask, Reply(None, error_body(error)), as_it_is=error.code in (UNSUPPORTED_VERSION, MISSING_CAPABILITY)
+        )
 
     def drop(self, ask: Ask, params: Fields) -> None:
         """Nobody waits for it any more: it is taken out wherever it is."""
@@ -2255,8 +2320,11 @@ class Calls(Asker):
             server = None
         elif reply.result is not None and pending.wrapped:
             reply = Reply(Raw(wrap_structured(reply.result)), None)
-        elif reply.error is not None and not ask.caller.modern:
-            reply = Reply(None, named_pages(reply.error, name))
+        elif reply.error is not None and server:
+            fitted = fit_refusal(reply.error, name, server.options)
+            if not ask.caller.modern:
+                server.run.remember_pages(pages_in(fitted.error))
+            reply = fitted if fitted.failure or not ask.caller.modern else reply
         self._host.answer(ask, reply, name if name in self._servers else Peer.HOST, server)
 
     def progress(self, pending: Pending, line: bytes) -> None:
@@ -2415,9 +2483,49 @@ class Calls(Asker):
 # What outlives a call: who made which task, and who wants to hear of what.
 
 
-class TaskOwner(NamedTuple):
-    server: str
+class Task(Struct, eq=False):
+    server: str  # that made it, or for which the host did
     wrapped: bool = False  # its tool's structured results are put into an object
+    pending: Pending | None = None  # the request whose progress goes on under its token
+
+
+class TaskBook:
+    """The tasks of one side. Who first names an id keeps it; what a server has beyond its quota is not remembered."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Task] = {}
+        self._open: dict[str, dict[str, Task]] = {}  # by server
+        self._ended: dict[str, dict[str, Task]] = {}
+
+    def get(self, id: Any) -> Task | None:
+        return self._all.get(id) if isinstance(id, str) else None
+
+    def is_full(self, server: str) -> bool:
+        """Nothing of it has ended that could be forgotten."""
+        return len(self._open.get(server, ())) >= TASKS_MOST
+
+    def add(self, id: str, task: Task) -> bool:
+        """Whether it is remembered."""
+        theirs, ended = self._open.setdefault(task.server, {}), self._ended.setdefault(task.server, {})
+        if id not in theirs and id not in ended:
+            if id in self._all or len(theirs) >= TASKS_MOST:
+                return False
+            if len(theirs) + len(ended) >= TASKS_MOST:
+                del self._all[first := next(iter(ended))], ended[first]
+        ended.pop(id, None)
+        self._all[id] = theirs[id] = task
+        return True
+
+    def ends(self, id: str) -> Task:
+        task = self._all[id]
+        if self._open[task.server].pop(id, None):
+            self._ended[task.server][id] = task
+        return task
+
+    def remove(self, server: str) -> None:
+        for theirs in (self._open, self._ended):
+            for id in theirs.pop(server, ()):
+                del self._all[id]
 
 
 class Tasks(Asker):
@@ -2426,80 +2534,100 @@ class Tasks(Asker):
 
     def __init__(self, ground: Ground, calls: Calls) -> None:
         self._out, _, _, self._servers = ground
-        self.of_servers: dict[str, TaskOwner] = {}
-        self.of_host: dict[str, TaskOwner] = {}  # each with the server that it is for
+        self.of_servers, self.of_host = TaskBook(), TaskBook()
         self._calls = calls
-        self._progress: dict[int, tuple[str, Pending]] = {}  # our token -> task and the request that made it
+        self._listed: dict[str, dict[str, None]] = {}  # by server: what it last listed, and nobody has made here
+        self._progress: dict[int, tuple[TaskBook, str]] = {}  # by our token, until the task ends
 
     # ── who makes one ──
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         if reply.result is not None and isinstance(pending.peer, str):
-            self.made(self.of_servers, pending, TaskOwner(pending.peer, pending.wrapped), reply.result)
+            self.made(self.of_servers, pending, Task(pending.peer, pending.wrapped), reply.result)
         self._calls.ended(pending, reply)
 
     def progress(self, pending: Pending, line: bytes) -> None:
         self._calls.progress(pending, line)
 
-    def made(self, tasks: dict[str, TaskOwner], pending: Pending, owner: TaskOwner, result: Raw) -> None:
+    def made(self, book: TaskBook, pending: Pending, task: Task, result: Raw) -> None:
         """The answer to a request with a task names it; progress goes on under the request's token until it ends."""
         body = object_of(result)
         if pending.is_task or (pending.ask and pending.ask.is_task):
-            task = value_of(object_of(body.get("task")).get("taskId"))
+            id = value_of(object_of(body.get("task")).get("taskId"))
         else:
-            task = value_of(body.get("taskId")) if value_of(body.get("resultType")) == "task" else None
-        if isinstance(task, str):
-            self._know(tasks, task, owner)
-            if pending.token:
-                self._progress[pending.id] = (task, pending)
-                if len(self._progress) > KNOWN_TASKS:
-                    del self._progress[next(iter(self._progress))]
+            id = value_of(body.get("taskId")) if value_of(body.get("resultType")) == "task" else None
+        if not isinstance(id, str):
+            return
+        if not book.add(id, task):
+            self._out.log(
+                "warning", f"{task.server}: its task {id!r} is not remembered: the id is another's, or too many"
+            )
+        elif pending.token:
+            task.pending = pending
+            self._progress[pending.id] = book, id
 
-    def _know(self, tasks: dict[str, TaskOwner], task: str, owner: TaskOwner) -> None:
-        if tasks.get(task, owner).server != owner.server:
-            self._out.log("warning", f"{owner.server}: its task {task!r} has the id of one of {tasks[task].server}")
-        tasks[task] = owner
-        if len(tasks) > KNOWN_TASKS:
-            del tasks[next(iter(tasks))]
+    def refusal(self, server: str) -> Reply | None:
+        """Why this server may not begin another one."""
+        if self.of_servers.is_full(server):
+            return failed(f"mcpmux: {server} has {TASKS_MOST} tasks that have not ended (cancel some of them first)")
+        return None
 
     # ── who follows one ──
 
-    def owner(self, task: Any) -> str | None:
-        """The server that made it for the host."""
-        return self.of_servers[task].server if isinstance(task, str) and task in self.of_servers else None
+    def owner(self, id: Any) -> str | None:
+        """The server that made it for the host; else one that has it from before."""
+        if task := self.of_servers.get(id):
+            return task.server
+        return next((name for name, listed in self._listed.items() if isinstance(id, str) and id in listed), None)
 
-    def is_for(self, server: str, task: Any) -> bool:
+    def is_for(self, server: str, id: Any) -> bool:
         """Whether the host made it for this server: another's is none of its business."""
-        return isinstance(task, str) and task in self.of_host and self.of_host[task].server == server
+        task = self.of_host.get(id)
+        return task is not None and task.server == server
 
     def about_one(self, ask: Ask) -> Steps:
         """tasks/get, tasks/result, tasks/cancel, tasks/update."""
-        task = text_in(ask.fields, "taskId")
-        owner = self.of_servers.get(task)
-        if owner is None:
+        id = text_in(ask.fields, "taskId")
+        name = self.owner(id)
+        if name is None:
             raise RpcError(INVALID_PARAMS, "no server has made a task with this taskId")
+        task = self.of_servers.get(id) or Task(name)
         is_result = ask.method == "tasks/result"  # it blocks until the task has ended
         patience = FOREVER if is_result else None
-        reply = yield Step(owner.server, ask.method, ask.fields, patience, is_result and owner.wrapped)
-        status = value_of(object_of(reply.result).get("status"))
-        if reply.error is None and (is_result or status in TERMINAL):
-            self.is_over(task)
-        return reply
+        reply = yield Step(name, ask.method, ask.fields, patience, is_result and task.wrapped)
+        server, body = self._servers.get(name), object_of(reply.result)
+        if reply.error is None and (is_result or value_of(body.get("status")) in TERMINAL):
+            self._is_over(self.of_servers, id)
+        if server is None or "inputRequests" not in body:
+            return reply
+        return Reply(Raw(encode(self.shown_to(ask.caller, server, body))), None)
+
+    def shown_to(self, caller: Caller, server: Facts, body: Fields) -> Fields:
+        """A task that waits for input, as this host may see it; what it may not be asked is answered here."""
+        told = self._calls.told(server, caller)
+        inputs = judge_task(body, server.name, server.options, caller.capabilities, told)
+        id = {"taskId": body.get("taskId", Raw(b"null"))}
+        if inputs.is_refused:
+            self._calls.request(server, "tasks/cancel", encode(id), UNHEARD)
+        elif inputs.answered:
+            answers = {**id, "inputResponses": Raw(encode(inputs.answered))}
+            self._calls.request(server, "tasks/update", encode(answers), UNHEARD)
+        return inputs.body
 
     def all(self, names: list[str]) -> Steps:
-        """tasks/list: server by server, page by page; one that fails contributes nothing."""
+        """tasks/list: server by server, page by page; one that fails contributes nothing, and nobody another's."""
         tasks: list[bytes] = []
         for name in names:
             seen: set[bytes] = set()
             params: Fields = {}
-            while self._is_usable(name):
+            listed = self._listed[name] = {}
+            while self._is_usable(name) and len(listed) < TASKS_MOST:
                 reply = yield Step(name, "tasks/list", params, URI_PROBE_TIMEOUT)
                 body = object_of(reply.result)
                 for raw in items_of(body.get("tasks")):
-                    task = value_of(object_of(raw).get("taskId"))
-                    if isinstance(task, str):
-                        if task not in self.of_servers:
-                            self._know(self.of_servers, task, TaskOwner(name))
+                    id = value_of(object_of(raw).get("taskId"))
+                    if isinstance(id, str) and len(listed) < TASKS_MOST and self.owner(id) in (None, name):
+                        listed[id] = None
                         tasks.append(bytes(raw))
                 cursor = next_cursor(body, seen)
                 if cursor is None:
@@ -2515,7 +2643,7 @@ class Tasks(Asker):
         """The host's answer to tasks/list, with those that it made for this server."""
         body = object_of(result)
         own = [
-            raw for raw in items_of(body.get("tasks")) if self.is_for(server, value_of(object_of(raw).get("taskId")))
+            one for one in items_of(body.get("tasks")) if self.is_for(server, value_of(object_of(one).get("taskId")))
         ]
         return Raw(encode(body | {"tasks": Raw(encode(own))}))
 
@@ -2523,38 +2651,51 @@ class Tasks(Asker):
 
     def progressing(self, number: int | None) -> Pending | None:
         """The request whose token goes on with its task."""
-        found = self._progress.get(number) if number is not None else None
-        return found and found[1]
+        if number not in self._progress:
+            return None
+        book, id = self._progress[number]
+        task = book.get(id)
+        return task and task.pending
 
-    def status_from_server(self, server: Facts, message: Envelope) -> None:
+    def status_from_server(self, server: Facts, message: Envelope) -> bool:
+        """Whether it may be told: the task is no other server's."""
         params = object_of(message.params)
-        task = value_of(params.get("taskId"))
-        if self.owner(task) == server.name and value_of(params.get("status")) in TERMINAL:
-            self.is_over(task)
+        id = value_of(params.get("taskId"))
+        owner = self.owner(id)
+        if owner not in (None, server.name):
+            self._out.log("warning", f"{server.name}: the status of a task of {owner} was dropped")
+            return False
+        if owner and value_of(params.get("status")) in TERMINAL:
+            self._is_over(self.of_servers, id)
+        return True
 
     def status_from_host(self, params: Fields) -> None:
-        task = value_of(params.get("taskId"))
-        owner = self.of_host.get(task) if isinstance(task, str) else None
-        if owner:
+        id = value_of(params.get("taskId"))
+        task = self.of_host.get(id)
+        if task:
             if value_of(params.get("status")) in TERMINAL:
-                self.is_over(task)
-            if self._servers[owner.server].state is State.READY:
-                self._out.to_server(owner.server, notification_line("notifications/tasks/status", encode(params)))
+                self._is_over(self.of_host, id)
+            if self._servers[task.server].state is State.READY:
+                self._out.to_server(task.server, notification_line("notifications/tasks/status", encode(params)))
 
-    def is_over(self, task: str) -> None:
-        for number in [number for number, (of, _) in self._progress.items() if of == task]:
-            del self._progress[number]
+    def _is_over(self, book: TaskBook, id: str) -> None:
+        if book.get(id) and (pending := book.ends(id).pending):
+            self._progress.pop(pending.id, None)
 
     def gone(self, server: str) -> None:
         """Its process has ended: nothing that it began goes on."""
-        theirs = [number for number, (_, one) in self._progress.items() if server in (one.peer, one.server)]
-        for number in theirs:
+        for number in [number for number, (book, id) in self._progress.items() if _is_of(book.get(id), server)]:
             del self._progress[number]
 
     def removed(self, server: str) -> None:
-        for tasks in (self.of_servers, self.of_host):
-            for task in [task for task, owner in tasks.items() if owner.server == server]:
-                del tasks[task]
+        self.gone(server)
+        self._listed.pop(server, None)
+        for book in (self.of_servers, self.of_host):
+            book.remove(server)
+
+
+def _is_of(task: Task | None, server: str) -> bool:
+    return task is None or task.server == server
 
 
 class Listen(NamedTuple):
@@ -2573,9 +2714,9 @@ class Subscriptions(Asker):
     """Who wants to hear of which resource and which change, and our own subscriptions, one a server, for all of that.
     Asker of those. https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions"""
 
-    def __init__(self, ground: Ground, calls: Calls, tasks: Tasks) -> None:
+    def __init__(self, ground: Ground, merged: Merged, calls: Calls, tasks: Tasks) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
-        self._calls, self._tasks = calls, tasks
+        self._merged, self._calls, self._tasks = merged, calls, tasks
         self._listens: dict[bytes, Listen] = {}
         self._wanted: dict[str, dict[str, set[bytes]]] = {}  # by server and URI: who wants it
 
@@ -2688,6 +2829,9 @@ class Subscriptions(Asker):
         wanted = self._wanted.get(server.name, {})
         whose = wanted.get(uri) if isinstance(uri, str) else None
         if whose is None:
+            if isinstance(uri, str) and self._merged.catalogue.resources.get(uri, server.name) != server.name:
+                self._out.log("warning", f"{server.name}: an update of another server's resource was dropped")
+                return
             whose = {one for group in wanted.values() for one in group}
         if LEGACY_HOST in whose:
             self.pass_on(server, message)
@@ -2704,7 +2848,9 @@ class Subscriptions(Asker):
             for listen in list(self._listens.values()):
                 tasks = value_of(listen.extra.get("taskIds"))
                 if task in tasks if isinstance(tasks, list) else listen.extra:
-                    self._tell(listen, server.name, message.method, params)
+                    asks = "inputRequests" in params
+                    fit = self._tasks.shown_to(listen.ask.caller, server, params) if asks else params
+                    self._tell(listen, server.name, message.method, fit)
             params["_meta"] = Raw(encode(meta))
             if not meta:
                 del params["_meta"]
@@ -2747,7 +2893,7 @@ class Subscriptions(Asker):
             for key, raw in listen.extra.items():
                 value = value_of(raw)
                 if key == "taskIds" and isinstance(value, list):
-                    own = [task for task in value if self._tasks.owner(task) == server.name]
+                    own = [id for id in value if self._tasks.owner(id) == server.name]
                     value = [*wanted.get(key, []), *own]
                 wanted[key] = value
         return {key: Raw(encode(value)) for key, value in wanted.items()}
@@ -2863,6 +3009,9 @@ class Questions(Asker):
                 self.answer(server.name, id, Reply(Raw(b"{}"), None))
             elif self._in_flight.asked(server.name, id):
                 raise RpcError(INVALID_REQUEST, "a request with this id is still open")
+            elif self._in_flight.number_asked_by(server.name) >= QUESTIONS_MOST:
+                text = f"mcpmux: {server.name} has {QUESTIONS_MOST} questions open; ask again when one is answered"
+                raise RpcError(INTERNAL_ERROR, text)
             elif method in HOST_TASK_METHODS:
                 self._ask_about_task(server, id, method, message.params)
             elif method in QUESTIONS:
@@ -2949,6 +3098,7 @@ class Questions(Asker):
         pending = self._in_flight.open(Peer.HOST, asker or self, method, now, seconds, server=name, server_id=id)
         pending.calls = self._calls_of(server, params)
         fields = object_of(params)
+        server.run.remember_pages([fields])
         pending.is_task = "task" in fields
         pending.token = progress_token(fields)
         if pending.token is not None:
@@ -3060,7 +3210,7 @@ class Questions(Asker):
         if reply.result is not None and pending.method == "tasks/list":
             reply = Reply(self._tasks.own_of_host(name, reply.result), None)
         elif reply.result is not None and pending.is_task:
-            self._tasks.made(self._tasks.of_host, pending, TaskOwner(name), reply.result)
+            self._tasks.made(self._tasks.of_host, pending, Task(name), reply.result)
         self.answer(name, pending.server_id, reply)
         self.over(self._servers[name])
 
@@ -3460,7 +3610,7 @@ class Rounds(Asker):
     def _conclude(self, server: Facts, call: Pending, reply: Reply) -> None:
         """A legacy server's answer to a modern host, unless it is a question in the words of 2025-11-25."""
         if _names_pages(call, reply):
-            self._pages_required(server, call, object_of(reply.error))
+            self._pages_required(server, call, reply)
         else:
             call.asker.ended(call, reply)
 
@@ -3506,6 +3656,8 @@ class Rounds(Asker):
         """By question, who is to answer it. Raises `RpcError` if the server has asked what it may not."""
         if state is None and not requests:
             raise RpcError(INTERNAL_ERROR, "input_required without inputRequests and requestState")
+        if len(requests) > QUESTIONS_MOST:
+            raise RpcError(INTERNAL_ERROR, f"{len(requests)} questions at once, more than {QUESTIONS_MOST}")
         if call.rounds >= MAX_ROUNDS:
             raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
         verdicts: dict[str, Forward | Answer | Locally] = {}
@@ -3600,14 +3752,14 @@ class Rounds(Asker):
 
     # ── pages to visit (-32042: 2025-11-25, client/elicitation) ──
 
-    def _pages_required(self, server: Facts, call: Pending, error: Fields) -> None:
+    def _pages_required(self, server: Facts, call: Pending, refusal: Reply) -> None:
         """A legacy server has ended a call until the person has visited some pages. A modern host is asked to have
         them visited, and its retry is a new call."""
         ask = call.ask
         assert ask
-        pages = [object_of(one) for one in items_of(object_of(error.get("data")).get("elicitations"))]
+        pages = pages_in(refusal.error)
         if not pages or not server.options.elicitation:
-            call.asker.ended(call, Reply(None, encode(error)))
+            call.asker.ended(call, refusal)
             return
         if "url" not in elicitation_modes(ask.caller.capabilities):
             data = {"requiredCapabilities": {"elicitation": {"url": {}}}}
@@ -3627,12 +3779,16 @@ class Rounds(Asker):
         self._put_to_host(opened, ask)
 
     def page_visited(self, server: Facts, message: Envelope) -> None:
-        name = value_of(object_of(message.params).get("elicitationId"))
+        """Told only of pages that this server has named itself."""
+        id = value_of(object_of(message.params).get("elicitationId"))
         for found in list(self._open.values()):
-            if found.server == server.name and isinstance(name, str) and name in found.pages:
-                found.pages[name] = True
+            if found.server == server.name and isinstance(id, str) and id in found.pages:
+                found.pages[id] = True
                 if found.phase is Phase.HELD and all(found.pages.values()):
                     self._try_again(found, Turn.COMPLETE)
+        if isinstance(id, str) and id in server.run.pages:
+            del server.run.pages[id]
+            self._host.tell(server.name, notification_line(str(message.method), message.params))
 
     # ── as an asker ──
 
@@ -4410,13 +4566,13 @@ class Router:
             "notifications/roots/list_changed": self._roots_changed,
             "notifications/tasks/status": self._tasks.status_from_host,
         }
-        self.told_by_server: dict[str, list[Callable[[Facts, Envelope], None]]] = {
+        self.told_by_server: dict[str, list[Callable[[Facts, Envelope], bool | None]]] = {
             "notifications/progress": [lambda server, message: self._progress(server.peer, object_of(message.params))],
             "notifications/message": [self._calls.log_message],
             CANCELLED: [self._questions.cancelled, self._subscriptions.cancelled],
             "notifications/resources/updated": [self._subscriptions.updated],
             "notifications/tasks/status": [self._tasks.status_from_server, self._subscriptions.pass_on],
-            "notifications/elicitation/complete": [self._rounds.page_visited, self._subscriptions.pass_on],
+            "notifications/elicitation/complete": [self._rounds.page_visited],
             "notifications/subscriptions/acknowledged": [self._subscriptions.acknowledged],
             **{kind.changed: [self._lists.changed] for kind in LISTS.values()},
         }
@@ -4584,7 +4740,10 @@ class Router:
         params = ask.fields | {"name": Raw(encode(route.name))}
         makes_task = "task" in ask.fields or declares_tasks(ask.caller.declared)
         wrapped = route.wrapped and not ask.caller.modern
-        sent = self._calls.forward(ask, route.server, params, self._tasks if makes_task else None, wrapped=wrapped)
+        sent = self._tasks.refusal(route.server) if makes_task else None
+        if sent is None:
+            asker = self._tasks if makes_task else None
+            sent = self._calls.forward(ask, route.server, params, asker, wrapped=wrapped)
         self._sent(ask, sent)
 
     def _get_prompt(self, ask: Ask) -> None:
@@ -4690,6 +4849,9 @@ class Router:
             self._calls.run(ask, self._tasks.all(names))
 
     def _about_task(self, ask: Ask) -> None:
+        if ask.caller.modern and not declares_tasks(ask.caller.declared):
+            data = {"requiredCapabilities": {"extensions": {TASKS_EXTENSION: {}}}}
+            raise RpcError(MISSING_CAPABILITY, f"{ask.method} is of the tasks extension, which was not declared", data)
         self._calls.run(ask, self._tasks.about_one(ask))
 
     def _pass_on(self, ask: Ask) -> None:
@@ -4777,7 +4939,8 @@ class Router:
             self._answer_of_server(server, message)
         elif message.id is UNSET:
             for take in self.told_by_server.get(message.method, [self._subscriptions.pass_on]):
-                take(server, message)
+                if take(server, message) is False:  # it is not for those after it
+                    break
         else:
             self._questions.asked(server, message)
 
@@ -4849,7 +5012,7 @@ class Core:
         merged = self.merged = Merged(ground)
         calls = self.calls = Calls(ground, self._use)
         tasks = self.tasks = Tasks(ground, calls)
-        subscriptions = self.subscriptions = Subscriptions(ground, calls, tasks)
+        subscriptions = self.subscriptions = Subscriptions(ground, merged, calls, tasks)
         questions = self.questions = Questions(ground, calls, tasks, self.sampler)
         rounds = self.rounds = Rounds(ground, calls, questions, secret)
         greeting = self.greeting = Greeting(ground, calls)
