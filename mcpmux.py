@@ -64,6 +64,7 @@ import difflib
 import fnmatch
 import functools
 import hashlib
+import heapq
 import io
 import json
 import math
@@ -1063,6 +1064,27 @@ def fit_name(text: str, limit: int) -> str:
     if len(name) <= limit:
         return name
     return f"{name[: limit - 7]}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+_COMPARED: Final = 100  # names; to compare two letter by letter takes the product of their lengths
+_NEAR_LONGEST: Final = 128  # characters; hosts take no longer names
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a mistaken one, if any is. Of many, only those are compared that begin and end
+    most like it, so that a mistake among 30,000 names costs a look at both ends of each."""
+
+    def same_at_both_ends(one: str) -> int:
+        pairs = zip(name, one, strict=False), zip(reversed(name), reversed(one), strict=False)
+        return sum(next((at for at, (a, b) in enumerate(pair) if a != b), len(one)) for pair in pairs)
+
+    if len(name) > _NEAR_LONGEST:
+        return None
+    # By difflib's own measure the shorter of two that are alike has three sevenths of the longer, or more.
+    candidates = [one for one in known if 7 * len(one) >= 3 * len(name) and 7 * len(name) >= 3 * len(one)]
+    if len(candidates) > _COMPARED:
+        candidates = heapq.nlargest(_COMPARED, candidates, key=same_at_both_ends)
+    return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)
 
 
 def _name_all(parts: list[Part], method: str, options: MuxOptions, notes: list[str]) -> list[tuple[str, Part, Entry]]:
@@ -4360,8 +4382,8 @@ def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple
         problems += [f"{where}.{key}: goes with {other}; this server has a {own}" for key in strange if key in given]
     else:
         unknown = [key for key in table if key not in {field.name for field in msgspec.structs.fields(ServerOptions)}]
-        near = [key for wanted in ("command", "url") for key in difflib.get_close_matches(wanted, unknown, n=1)]
-        problems.append(f"{where}: needs a command or a url" + (f' ("{near[0]}" is unknown)' if near else ""))
+        near = nearest("command", unknown) or nearest("url", unknown)
+        problems.append(f"{where}: needs a command or a url" + (f' ("{near}" is unknown)' if near else ""))
     if problems:
         return None, problems
     options = msgspec.structs.replace(options, oauth=login)
@@ -4429,7 +4451,7 @@ def _read_table(kind: type[Table], table: Any, where: str, notes: list[str] | No
         elif notes is not None and key in CODEX_KEYS:
             notes.append(f"{here}: means nothing here and is ignored")
         else:
-            problems.append(_unknown(where, key, known))
+            problems.append(_unknown(where, key, list(known)))
     return kind(**values), problems
 
 
@@ -4443,10 +4465,9 @@ def _problem(where: str, value: Any, kind: Any) -> str | None:
     return None
 
 
-def _unknown(where: str, key: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(key, names, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(sorted(names))}"
+def _unknown(where: str, key: str, known: list[str]) -> str:
+    near = nearest(key, known)
+    hint = f'did you mean "{near}"?' if near else f"known keys: {', '.join(sorted(known))}"
     return f"{where}{'.' if where else ''}{key}: unknown key; {hint}"
 
 
@@ -8538,14 +8559,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search("invalid choice: '([^']*)'", message)
         if unknown:
-            message += nearest(unknown[1], [row.name for row in subcommands()])
+            message += did_you_mean(unknown[1], [row.name for row in subcommands()])
         super().error(message)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """The end of a message about a name that is not known."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    hint = f"did you mean {near}?" if (near := nearest(name, known)) else otherwise
+    return hint and f"; {hint}"
 
 
 def _argument(*flags: str, **keys: Any) -> Argument:
@@ -9254,8 +9275,8 @@ def _expect_server(config: Config, name: str) -> None:
     if name in config.disabled:
         raise ConfigError(f"{name} is disabled: its table in {config.path} has enabled = false")
     if name not in config.servers:
-        there = f"; there are: {', '.join(config.servers)}" if config.servers else f"; {_HOW_TO_ADD}"
-        raise ConfigError(f"{config.path} has no server {name}{nearest(name, config.servers) or there}")
+        there = f"there are: {', '.join(config.servers)}" if config.servers else _HOW_TO_ADD
+        raise ConfigError(f"{config.path} has no server {name}{did_you_mean(name, config.servers, there)}")
 
 
 def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, list[Entry]]], dict[str, str]]:
@@ -9374,7 +9395,7 @@ def _call(arguments: argparse.Namespace) -> int:
         name = next((one for one, route in routes.items() if route.name == own_name), arguments.tool)
         tool = next((one for one in listed if one["name"] == name), None)
         if tool is None and core.servers[owner].known:
-            raise ConfigError(f"there is no tool {name}{nearest(name, routes)}")
+            raise ConfigError(f"there is no tool {name}{did_you_mean(name, routes)}")
         waiting.show({arguments.tool: "called"})
         params: dict[str, Any] = {"name": name, "arguments": given}
         if tool and tool.get("execution", {}).get("taskSupport") == "required":
@@ -9423,9 +9444,9 @@ def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
         if tool in routes:
             return routes[tool].server, routes[tool].name
     same = [name for name, route in routes.items() if route.name == tool]
-    near = f"; did you mean {' or '.join(same)}?" if same else nearest(tool, routes)
+    near = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(tool, routes)
     if not near and separator in tool:
-        near = f": there is no server {named}{nearest(named, config.servers)}"
+        near = f": there is no server {named}{did_you_mean(named, config.servers)}"
     raise ConfigError(f"there is no tool {tool}{near or '; `mcpmux tools` lists them'}")
 
 
@@ -9729,7 +9750,7 @@ def _chosen(text: str, choices: list[tuple[Any, Any]]) -> Any:
             return value
     if text.isdecimal() and 0 < int(text) <= len(choices):
         return choices[int(text) - 1][0]
-    raise ValueError(f"{text!r} is none of them{nearest(text, [str(shown) for _, shown in choices])}")
+    raise ValueError(f"{text!r} is none of them{did_you_mean(text, [str(shown) for _, shown in choices])}")
 
 
 def _within(number: float, field: dict[str, Any], least: str, most: str, what: str) -> None:
@@ -9793,8 +9814,7 @@ def _remote_table(arguments: argparse.Namespace) -> tuple[str, ServerOptions, Co
     if name in config.broken:
         raise ConfigError(str(config.path.parent / config.broken[name]))
     if name not in remote:
-        near = difflib.get_close_matches(name, remote, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(remote) or 'none'}"
+        hint = did_you_mean(name, remote, f"there are: {', '.join(remote) or 'none'}").removeprefix("; ")
         what = "runs on this machine and has no login" if name in config.servers else "is not in it"
         raise ConfigError(f"{config.path}: {name} {what}; of servers with a url {hint}")
     return name, config.servers[name], config
@@ -9840,9 +9860,8 @@ def _logs(arguments: argparse.Namespace) -> int:
         print("\n".join(f"{name}  {folder / name}.log" for name in known) or f"There are no logs yet in {folder}.")
         return 0
     if arguments.server not in known:
-        near = difflib.get_close_matches(arguments.server, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
-        raise ConfigError(f"{arguments.server} has written no log; {hint}")
+        hint = did_you_mean(arguments.server, known, f"there are: {', '.join(known) or 'none'}")
+        raise ConfigError(f"{arguments.server} has written no log{hint}")
     path = folder / f"{arguments.server}.log"
     rotated = path.with_suffix(".log.1")
     present = path.read_bytes()
@@ -9965,7 +9984,7 @@ def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]
 
 
 def _unknown_host(named: str, also: str = "") -> ConfigError:
-    hint = nearest(named.lower(), [host.name for host in HOSTS]) or f"; known are: {_HOST_NAMES}"
+    hint = did_you_mean(named.lower(), [host.name for host in HOSTS], f"known are: {_HOST_NAMES}")
     return ConfigError(f"{named} is no host that mcpmux knows{also}{hint}")
 
 

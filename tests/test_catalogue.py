@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from typing import Any
@@ -357,3 +358,48 @@ def test_any_entry_is_valid_for_a_strict_host_or_left_out(entry: dict[str, Any],
         assert fitted.get("outputSchema", SCHEMA)["type"] == "object"
         assert fitted["description"]
     assert all(isinstance(one["name"], str) for one in fitted.get("arguments", []))
+
+
+# ── mistaken names ──
+
+TYPING = st.text("ab_1", min_size=1, max_size=12)
+
+
+@given(TYPING, st.lists(TYPING, max_size=100))
+def test_the_nearest_of_a_hundred_names_is_the_one_that_a_comparison_of_all_finds(name: str, known: list[str]):
+    assert mcpmux.nearest(name, known) == next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+@pytest.mark.parametrize(
+    ("mistaken", "meant"),
+    [
+        ("git__read_file_12345x", "git__read_file_12345"),  # too much
+        ("git__read_fle_12345", "git__read_file_12345"),  # too little
+        ("git__raed_file_12345", "git__read_file_12345"),  # turned round
+        ("gti__read_file_29999", "git__read_file_29999"),
+        ("it__read_file_00000", "git__read_file_00000"),
+        ("git_read_file_00077", "git__read_file_00077"),
+        ("time__now", "time__now_in"),
+        ("weather", None),
+    ],
+)
+def test_of_30_000_names_a_hundred_are_compared(mistaken: str, meant: str | None, monkeypatch: pytest.MonkeyPatch):
+    """To compare two names letter by letter takes the product of their lengths; difflib would do it 30,000 times."""
+    compared: list[int] = []
+
+    def compare(name: str, candidates: list[str], n: int) -> list[str]:
+        compared.append(len(candidates))
+        return difflib_compares(name, candidates, n)
+
+    difflib_compares = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", compare)
+    known = [f"git__read_file_{number:05}" for number in range(30_000)]
+    assert mcpmux.nearest(mistaken, ["time__now_in", *known]) == meant
+    assert compared
+    assert max(compared) <= 100
+
+
+def test_a_name_that_is_longer_than_any_is_like_none(monkeypatch: pytest.MonkeyPatch):
+    """A host may send megabytes."""
+    monkeypatch.delattr(difflib, "get_close_matches")
+    assert mcpmux.nearest("a" * 10_000_000, ["a" * 9_999_999]) is None
