@@ -2513,9 +2513,9 @@ class Core:
             else:
                 self._fail_ask(ask, self._why(owner))
             return
-        near = difflib.get_close_matches(name, known, n=1)
+        near = nearest(name, known)
         raise RpcError(
-            INVALID_PARAMS, f"Unknown {noun}: {name[:TEXT_MOST]}" + (f" (did you mean {near[0]}?)" if near else "")
+            INVALID_PARAMS, f"Unknown {noun}: {name[:TEXT_MOST]}" + (f" (did you mean {near}?)" if near else "")
         )
 
     def _server_by_prefix(self, name: str) -> Server | None:
