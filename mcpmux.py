@@ -85,7 +85,7 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -4179,14 +4179,14 @@ class Core:
 
 
 # ══ 9. Config ════════════════════════════════════════════════════════════════════════════════════════════════════════
-# The TOML file becomes options. Every problem is found in one reading and named by file and path; what is wrong inside
-# a server's table fails that server alone.
+# The TOML document becomes options. Every problem is found in one reading and named by its path; what is wrong inside
+# a server's table fails that server alone. Reads no file and no environment.
 
-CONFIG_NAME: Final = "mcpmux.toml"
 PLACEHOLDER: Final = re.compile(
     r"\$(\$\{)|\$\{(?:cmd:(?P<cmd>[^{}]*)|(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?)\}|\$\{([^}]*)\}?"
 )
 _SERVER_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NAME_RULE: Final = "a server's name may have A-Z a-z 0-9 _ - only (64 at most)"
 
 # Keys of Codex's that say how Codex uses a server, not how it is run: accepted, so that its blocks paste straight in.
 CODEX_KEYS: Final = frozenset(
@@ -4196,6 +4196,8 @@ CODEX_KEYS: Final = frozenset(
 # What goes with a program, and what with an address; the rest is any server's.
 LOCAL_KEYS: Final = ("args", "env", "env_vars", "cwd")
 REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "oauth")
+_KINDS: Final = (("command", "url", REMOTE_KEYS), ("url", "command", LOCAL_KEYS))  # has; has not; so has none of
+_MODEL_KEYS: Final = ("model", "api_key", "api_base", "params")  # of the one model that stands in [sampling] itself
 _IN_WORDS: Final = {
     "str": "a string",
     "int": "an integer",
@@ -4205,6 +4207,9 @@ _IN_WORDS: Final = {
     "object": "a table",
     "null": "nothing",
 }
+_NO_TABLE: Final = "{0}: expected a table, as in [{0}]"
+_NO_TABLES: Final = "{0}: expected tables, as in [{0}.NAME]"
+_NO_LIST: Final = "{0}: expected tables, as in [[{0}]]"
 
 
 Table = TypeVar("Table", bound=Struct)
@@ -4214,194 +4219,101 @@ class Config(Struct, frozen=True):
     """What the file says. `broken` are the servers whose tables are wrong, with all that is wrong with each."""
 
     path: Path
-    exists: bool
-    options: MuxOptions
-    servers: dict[str, ServerOptions]
-    broken: dict[str, str]
-    disabled: list[str]
-    notes: list[str]
-    environment: dict[str, str]  # for `${VAR}`: mcpmux's own, over that of `env_file`
-    sampling: SamplingOptions | None = None  # with its models in `models`
-    mark: tuple[int, int] | None = None  # of the file: its time and size
-
-
-def config_path(given: str | None) -> Path:
-    """`--config`, else $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder."""
-    named = given or os.environ.get("MCPMUX_CONFIG")
-    if named:
-        return Path(os.path.expanduser(named)).absolute()
-    import platformdirs  # noqa: PLC0415 - most hosts name the file, and a start is short
-
-    return platformdirs.user_config_path("mcpmux", appauthor=False) / CONFIG_NAME
-
-
-def state_folder() -> Path:
-    """Where servers' stderr is kept."""
-    import platformdirs  # noqa: PLC0415
-
-    return platformdirs.user_state_path("mcpmux", appauthor=False)
-
-
-def load_config(path: Path) -> Config:
-    """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
-    mark = mark_of(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        return Config(path, False, MuxOptions(), {}, {}, [], [], dict(os.environ))
-    except (OSError, UnicodeDecodeError) as wrong:
-        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as wrong:  # TOMLDecodeError is a ValueError; so is an endless number
-        raise ConfigError(f"{path}: not TOML: {wrong}") from None
-    return msgspec.structs.replace(read_config(document, path), mark=mark)
-
-
-def mark_of(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is written."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
-def read_config(document: dict[str, Any], path: Path) -> Config:
-    """The parsed document as options. Raises `ConfigError` for problems outside the servers' tables, with all."""
-    notes: list[str] = []
-    known = ["mux", "sampling", "mcp_servers"]
-    fatal = [_unknown("", key, known) for key in document if key not in known]
-    options, wrong = _read_table(MuxOptions, document.get("mux", {}), "mux")
-    fatal += wrong
-    sampling = None
-    if "sampling" in document:
-        sampling, wrong = _read_sampling(document["sampling"])
-        fatal += wrong
-    tables = document.get("mcp_servers", {})
-    if not isinstance(tables, dict):
-        fatal.append("mcp_servers: expected tables, as in [mcp_servers.NAME]")
-        tables = {}
-    environment = dict(os.environ)
-    if options.env_file:
-        file = _absolute(options.env_file, path.parent)
-        try:
-            environment = parse_env_file(file.read_text(encoding="utf-8")) | environment
-        except (OSError, ValueError) as error:
-            fatal.append(f"mux.env_file: {file} cannot be read: {error}")
+    exists: bool = True
+    options: MuxOptions = MuxOptions()
     servers: dict[str, ServerOptions] = {}
     broken: dict[str, str] = {}
     disabled: list[str] = []
+    notes: list[str] = []
+    environment: dict[str, str] = {}  # for `${VAR}`: mcpmux's own, over that of `env_file`
+    sampling: SamplingOptions | None = None  # with its models in `models`
+    mark: tuple[int, int] | None = None  # of the file: its time and size
+    tables: dict[str, Any] = {}  # the servers', as they stand in the file
+
+
+def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Path]) -> tuple[Config, list[str]]:
+    """The parsed document as options, and what is wrong outside the servers' tables. `absolute` finds a path that it
+    names; the environment is still to come."""
+    known = ["mux", "sampling", "mcp_servers"]
+    fatal = [_unknown("", key, known) for key in document if key not in known]
+    options = _read_table(MuxOptions, document.get("mux", {}), "mux", fatal)
+    sampling = _read_sampling(document["sampling"], fatal) if "sampling" in document else None
+    tables = document.get("mcp_servers", {})
+    if not isinstance(tables, dict):
+        fatal.append(_NO_TABLES.format("mcp_servers"))
+        tables = {}
+    config = Config(path, options=options, sampling=sampling, tables=tables)
     for name, table in tables.items():
         if isinstance(table, dict) and table.get("enabled") is False:
-            disabled.append(name)
+            config.disabled.append(name)
             continue
-        server, wrong = _read_server(name, table, path.parent, notes)
-        if server is None:
-            broken[name] = "; ".join(f"{path.name}: {problem}" for problem in wrong)
+        server, wrong = read_server(name, table, config.notes)
+        if server:
+            roots = [one if "://" in one else absolute(one).as_uri() for one in server.roots]
+            config.servers[name] = msgspec.structs.replace(server, roots=roots)
         else:
-            servers[name] = server
-    if fatal:
-        raise ConfigError(
-            "\n".join(
-                [f"{path}: {problem}" for problem in fatal] + [f"{path.parent / text}" for text in broken.values()]
-            )
-        )
-    return Config(path, True, options, servers, broken, disabled, notes, environment, sampling)
+            config.broken[name] = "; ".join(f"{path.name}: {problem}" for problem in wrong)
+    return config, fatal
 
 
-def _read_sampling(table: Any) -> tuple[SamplingOptions, list[str]]:
-    where = "sampling"
-    if not isinstance(table, dict):
-        return SamplingOptions(), [f"{where}: expected a table, as in [{where}]"]
-    table = dict(table)
-    limits, problems = _read_table(SamplingLimits, table.pop("limits", {}), f"{where}.limits")
-    tables = table.pop("models", [])
-    options, wrong = _read_table(SamplingOptions, table, where)
-    problems += wrong
+def _read_sampling(table: Any, problems: list[str]) -> SamplingOptions:
+    """The models are in `models` also where there is but one, in the table itself."""
+    options = _read_table(SamplingOptions, table, "sampling", problems)
+    tables = table.get("models", []) if isinstance(table, dict) else None
     if not isinstance(tables, list):
-        return options, [*problems, f"{where}.models: expected tables, as in [[{where}.models]]"]
-    own = [key for key in ("model", "api_key", "api_base", "params") if key in table]
+        return options
+    own = [key for key in _MODEL_KEYS if key in table]
     if own and tables:
-        problems.append(f"{where}.{own[0]}: stands beside [[{where}.models]]; each of those has its own {own[0]}")
+        problems.append(f"sampling.{own[0]}: stands beside [[sampling.models]]; each of those has its own {own[0]}")
     elif "model" in table:
-        tables = [{key: table[key] for key in own}]
+        options.models.append(ModelOptions(**{key: getattr(options, key) for key in own}))
     elif not tables:
-        problems.append(f'{where}: needs a model, as in model = "anthropic/claude-sonnet-4-5"')
-    models: list[ModelOptions] = []
-    for number, one in enumerate(tables):
-        here = where if "model" in table else f"{where}.models[{number}]"
-        if not isinstance(one, dict):
-            problems.append(f"{where}.models: expected tables, as in [[{where}.models]]")
-            continue
-        model, wrong = _read_table(ModelOptions, one, here)
-        if here != where:
-            problems += [*wrong, *([] if one.get("model") else [f"{here}: needs a model"])]  # else found already
-        for key in ("api_key", "api_base"):
-            problems += _bad_placeholders(getattr(model, key), f"{here}.{key}")
-        models.append(model)
-    return msgspec.structs.replace(options, models=models, limits=limits), problems
+        problems.append('sampling: needs a model, as in model = "anthropic/claude-sonnet-4-5"')
+    return options
 
 
-def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple[ServerOptions | None, list[str]]:
+def read_server(name: str, table: Any, notes: list[str]) -> tuple[ServerOptions | None, list[str]]:
+    """A server's table as options, or all that is wrong with it; `notes` are told of keys that mean nothing here."""
     where = f"mcp_servers.{name}"
     if not isinstance(table, dict):
-        return None, [f"{where}: expected a table, as in [{where}]"]
+        return None, [_NO_TABLE.format(where)]
+    problems = [] if _SERVER_NAME.fullmatch(name) else [f"{where}: {NAME_RULE}"]
+    table = _without_codex(table, where, problems, notes)
+    options = _read_table(ServerOptions, table, where, problems)
+    match [row for row in _KINDS if row[0] in table]:
+        case [(own, other, strange)]:
+            goes = f"goes with {other}; this server has a {own}"
+            problems += [f"{where}.{key}: {goes}" for key in strange if table.get(key, {}) != {}]
+        case []:
+            unknown = [key for key in table if key not in keys_of(ServerOptions)]
+            near = nearest("command", unknown) or nearest("url", unknown)
+            problems.append(f"{where}: needs a command or a url" + (f' ("{near}" is unknown)' if near else ""))
+        case _:
+            problems.append(f"{where}.url: stands beside command; a server has one of the two")
+    return None if problems else options, problems
+
+
+def _without_codex(table: dict[str, Any], where: str, problems: list[str], notes: list[str]) -> dict[str, Any]:
+    """A server's table with what Codex writes otherwise as mcpmux has it, and without what only Codex knows."""
     table = dict(table)
-    problems = (
-        [] if _SERVER_NAME.fullmatch(name) else [f"{where}: a server's name may have A-Z a-z 0-9 _ - only (64 at most)"]
-    )
     if "startup_timeout_ms" in table:
-        milliseconds = table.pop("startup_timeout_ms")
-        try:
-            table.setdefault("startup_timeout_sec", msgspec.convert(milliseconds, Seconds) / 1000)
-        except msgspec.ValidationError as wrong:
-            problems.append(_in_words(f"{where}.startup_timeout_ms", str(wrong)))
+        milliseconds = _read_value(Seconds, table.pop("startup_timeout_ms"), f"{where}.startup_timeout_ms", problems)
+        if milliseconds is not None:
+            table.setdefault("startup_timeout_sec", milliseconds / 1000)
     if isinstance(names := table.get("env_vars"), list):  # Codex also has { name = "…", source = "…" }
         table["env_vars"] = [one["name"] if isinstance(one, dict) and "name" in one else one for one in names]
-    tools, oauth = table.pop("tools", {}), table.pop("oauth", {})
-    options, wrong = _read_table(ServerOptions, table, where, notes)
-    problems += wrong
-    if "scopes" in table and "url" not in table:  # Codex allows that
-        options = msgspec.structs.replace(options, scopes=[])
-        notes.append(f"{where}.scopes: means nothing here and is ignored")
-    login, wrong = _read_table(OAuthOptions, oauth, f"{where}.oauth")
-    problems += wrong
-    overrides: dict[str, ToolOverride] = {}
-    for tool, override in tools.items() if isinstance(tools, dict) else ():
-        overrides[tool], wrong = _read_table(ToolOverride, override, f"{where}.tools.{tool}", notes)
-        problems += wrong
-    if not isinstance(tools, dict):
-        problems.append(f"{where}.tools: expected tables, as in [{where}.tools.NAME]")
-    if "command" in table and "url" in table:
-        problems.append(f"{where}.url: stands beside command; a server has one of the two")
-    elif "command" in table or "url" in table:
-        own, strange = ("command", REMOTE_KEYS) if "command" in table else ("url", LOCAL_KEYS)
-        other = "url" if own == "command" else "command"
-        given = {**table, **({"oauth": oauth} if oauth else {})}
-        problems += [f"{where}.{key}: goes with {other}; this server has a {own}" for key in strange if key in given]
-    else:
-        unknown = [key for key in table if key not in {field.name for field in msgspec.structs.fields(ServerOptions)}]
-        near = nearest("command", unknown) or nearest("url", unknown)
-        problems.append(f"{where}: needs a command or a url" + (f' ("{near}" is unknown)' if near else ""))
-    if problems:
-        return None, problems
-    options = msgspec.structs.replace(options, oauth=login)
-    for key in ("command", "args", "env", "cwd", "url", "http_headers"):
-        problems += _bad_placeholders(getattr(options, key), f"{where}.{key}")
-    problems += _bad_placeholders(login.client_secret, f"{where}.oauth.client_secret")
-    if options.url and "${" not in options.url and not re.match(r"https?://[^/\s]", options.url):
-        problems.append(f"{where}.url: expected an http:// or https:// address")
-    for key in ("http_headers", "env_http_headers"):
-        names = [name for name in getattr(options, key) if not HEADER_NAME.fullmatch(name)]
-        problems += [f"{where}.{key}: {name[:TEXT_MOST]!r} is no name of a header" for name in names]
-    for one in options.roots:
-        if "://" in one and not one.startswith("file://"):  # the protocol has no others (client/roots)
-            problems.append(f"{where}.roots: {one[:TEXT_MOST]!r} is neither a folder nor a file:// URI")
-    if problems:
-        return None, problems
-    roots = [one if "://" in one else _absolute(one, folder).as_uri() for one in options.roots]
-    return msgspec.structs.replace(options, tools=overrides, roots=roots), []
+    table = _without(CODEX_KEYS if "url" in table else CODEX_KEYS | {"scopes"}, table, where, notes)
+    if isinstance(tools := table.get("tools"), dict):
+        at = f"{where}.tools"
+        table["tools"] = {name: _without(CODEX_KEYS, tool, f"{at}.{name}", notes) for name, tool in tools.items()}
+    return table
+
+
+def _without(keys: frozenset[str], table: Any, where: str, notes: list[str]) -> Any:
+    if not isinstance(table, dict):
+        return table
+    notes += [f"{where}.{key}: means nothing here and is ignored" for key in table if key in keys]
+    return {key: value for key, value in table.items() if key not in keys}
 
 
 def _bad_placeholders(value: Any, where: str) -> Iterator[str]:
@@ -4425,43 +4337,85 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
             yield from _texts(item, f"{where}.{key}")
 
 
-def _absolute(text: str, folder: Path) -> Path:
-    """Relative to the config file: a host may start mcpmux anywhere."""
-    return (folder / os.path.expanduser(text)).absolute()
+def _bad_url(url: str, where: str) -> Iterator[str]:
+    if "${" not in url and not re.match(r"https?://[^/\s]", url):
+        yield f"{where}: expected an http:// or https:// address"
 
 
-def _read_table(kind: type[Table], table: Any, where: str, notes: list[str] | None = None) -> tuple[Table, list[str]]:
-    """A table as `kind`, with what is wrong with it; what is wrong has its default. `notes` is told of keys that mean
-    nothing here; without it there are none."""
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+def _bad_header_names(headers: dict[str, str], where: str) -> Iterator[str]:
+    for name in headers:
+        if not HEADER_NAME.fullmatch(name):
+            yield f"{where}: {name[:TEXT_MOST]!r} is no name of a header"
+
+
+def _bad_roots(roots: list[str], where: str) -> Iterator[str]:
+    for root in roots:
+        if "://" in root and not root.startswith("file://"):  # the protocol has no others (client/roots)
+            yield f"{where}: {root[:TEXT_MOST]!r} is neither a folder nor a file:// URI"
+
+
+# What must hold of the values of these keys, whichever table they stand in, besides their types.
+_CHECKS: Final[Mapping[str, tuple[Callable[[Any, str], Iterator[str]], ...]]] = {
+    **dict.fromkeys(("command", "args", "env", "cwd", "client_secret", "api_key", "api_base"), (_bad_placeholders,)),
+    "url": (_bad_placeholders, _bad_url),
+    "http_headers": (_bad_placeholders, _bad_header_names),
+    "env_http_headers": (_bad_header_names,),
+    "roots": (_bad_roots,),
+}
+
+
+@functools.cache
+def keys_of(kind: type[Struct]) -> dict[str, Any]:
+    """The keys that a table may have, and the type of each."""
+    return {field.name: field.type for field in msgspec.structs.fields(kind)}
+
+
+def _read_table(kind: type[Table], table: Any, where: str, problems: list[str]) -> Table:
+    """A table as `kind`; what is wrong with it has its default, and is told to `problems`."""
     if not isinstance(table, dict):
-        return kind(), [f"{where}: expected a table, as in [{where}]"]
+        problems.append(_NO_TABLE.format(where))
+        return kind()
+    known = keys_of(kind)
+    values: dict[str, Any] = {}
     for key, value in table.items():
-        here = f"{where}.{key}"
-        if key in known:
-            parts = {here: (value, known[key])}
-            if isinstance(value, dict) and known[key] == dict[str, str]:  # msgspec does not say which member is wrong
-                parts = {f"{here}.{name}": (one, str) for name, one in value.items()}
-            wrong = [problem for at, part in parts.items() if (problem := _problem(at, *part))]
-            problems += wrong
-            if not wrong:
-                values[key] = msgspec.convert(value, known[key])
-        elif notes is not None and key in CODEX_KEYS:
-            notes.append(f"{here}: means nothing here and is ignored")
-        else:
+        if key not in known:
             problems.append(_unknown(where, key, list(known)))
-    return kind(**values), problems
+            continue
+        before, at = len(problems), f"{where}.{key}"
+        read = _read_value(known[key], value, at, problems)
+        if len(problems) == before:
+            problems += [problem for check in _CHECKS.get(key, ()) for problem in check(read, at)]
+        if len(problems) == before:
+            values[key] = read
+    if kind is ModelOptions and not table.get("model"):
+        problems.append(f"{where}: needs a model")
+    return kind(**values)
 
 
-def _problem(where: str, value: Any, kind: Any) -> str | None:
+def _read_value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """What stands under a key, None if it is no `kind`. Members of a table are read one by one: of them msgspec does
+    not say which is wrong."""
+    holder, inner = get_origin(kind), (kind, *get_args(kind))[-1]
+    is_table = isinstance(inner, type) and issubclass(inner, Struct)
+    if holder is dict and isinstance(value, dict):
+        return {name: _read_value(inner, one, f"{where}.{name}", problems) for name, one in value.items()}
+    if is_table and holder is None:
+        return _read_table(inner, value, where, problems)
+    if is_table and holder is list and isinstance(value, list):
+        if not all(isinstance(one, dict) for one in value):
+            problems.append(_NO_LIST.format(where))
+        rows = [(f"{where}[{at}]", one) for at, one in enumerate(value) if isinstance(one, dict)]
+        return [_read_table(inner, one, at, problems) for at, one in rows]
+    if is_table:
+        problems.append((_NO_LIST if holder is list else _NO_TABLES).format(where))
+        return None
     try:
-        msgspec.convert(value, kind)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as wrong:
         literals = [one for part in get_args(kind) for one in (part, *get_args(part))]  # it may be one of a union
         choices = ", ".join(f'"{one}"' for one in literals if isinstance(one, str))
-        return _in_words(where, str(wrong)) + (f"; one of {choices} is expected" if "enum" in str(wrong) else "")
+        expected = f"; one of {choices} is expected" if "enum" in str(wrong) else ""
+        problems.append(_in_words(where, str(wrong)) + expected)
     return None
 
 
@@ -4477,6 +4431,69 @@ def _in_words(where: str, wrong: str) -> str:
     text = re.sub(r"`(\w+)((?: \| null)?)`", lambda match: _IN_WORDS.get(match[1], match[0]), text)
     text = re.sub("Expected a string matching regex .*", "May have A-Z a-z 0-9 _ - only", text)
     return f"{where}{at.replace('`', '')}: {text[:1].lower()}{text[1:]}"
+
+
+# ── places ──
+# The environment, files, secrets, PATH, the cache: nobody else reads or writes the disk, but for logs and pipes.
+
+CONFIG_NAME: Final = "mcpmux.toml"
+
+
+def user_folder(kind: Literal["config", "state", "cache"]) -> Path:
+    """Where this person's platform keeps files of this kind."""
+    import platformdirs  # noqa: PLC0415 - most hosts name the file, and a start is short
+
+    return getattr(platformdirs, f"user_{kind}_path")("mcpmux", appauthor=False)
+
+
+def config_path(given: str | None) -> Path:
+    """`--config`, else $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder."""
+    named = given or os.environ.get("MCPMUX_CONFIG")
+    return Path(os.path.expanduser(named)).absolute() if named else user_folder("config") / CONFIG_NAME
+
+
+def state_folder() -> Path:
+    """Where servers' stderr is kept."""
+    return user_folder("state")
+
+
+def load_config(path: Path) -> Config:
+    """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
+    mark, data = mark_of(path), read_bytes(path)
+    if data is None:
+        return Config(path, exists=False, environment=dict(os.environ))
+    return msgspec.structs.replace(read_config(parsed(path, data, "TOML", tomllib.loads), path), mark=mark)
+
+
+def mark_of(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def read_config(document: dict[str, Any], path: Path) -> Config:
+    """The parsed document as options, with the environment. Raises `ConfigError` for problems outside the servers'
+    tables, with all."""
+    config, fatal = config_of(document, path, lambda text: _absolute(text, path.parent))
+    environment = dict(os.environ)
+    if config.options.env_file:
+        file = _absolute(config.options.env_file, path.parent)
+        try:
+            environment = parse_env_file(file.read_text(encoding="utf-8")) | environment
+        except (OSError, ValueError) as error:
+            fatal.append(f"mux.env_file: {file} cannot be read: {error}")
+    if fatal:
+        problems = [f"{path}: {problem}" for problem in fatal]
+        raise ConfigError("\n".join(problems + [f"{path.parent / text}" for text in config.broken.values()]))
+    return msgspec.structs.replace(config, environment=environment)
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    """Relative to the config file: a host may start mcpmux anywhere."""
+    return (folder / os.path.expanduser(text)).absolute()
 
 
 def parse_env_file(text: str) -> dict[str, str]:
@@ -4585,6 +4602,26 @@ def extended_path(environment: Mapping[str, str]) -> str:
 # ── files of ours ──
 
 
+def read_bytes(path: Path) -> bytes | None:
+    """None: there is no such file. Raises `ConfigError`."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as wrong:
+        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+
+
+def parsed(path: Path, data: bytes, kind: str, parse: Callable[[str], Any]) -> Any:
+    """What a file of this kind holds. Raises `ConfigError`, one line."""
+    try:
+        return parse(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as wrong:
+        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+    except (ValueError, RecursionError) as wrong:  # TOMLDecodeError is a ValueError; so is an endless number
+        raise ConfigError(f"{path}: not {kind}: {wrong}") from None
+
+
 def write_whole(path: Path, data: bytes, *, private: bool = False, lasting: bool = True) -> None:
     """Whole or not at all, through the links that are there. A new file is its owner's; another keeps its modes, unless
     it must become `private`. `lasting`: it is on the disk before it replaces what was there. Raises `OSError`."""
@@ -4607,6 +4644,16 @@ def write_whole(path: Path, data: bytes, *, private: bool = False, lasting: bool
         raise
 
 
+def write_file(path: Path, new: bytes, old: bytes | None, private: bool = False) -> None:
+    """As `write_whole`, where the file still is what was read. Raises `ConfigError`."""
+    if read_bytes(path) != old:
+        raise ConfigError(f"{path}: was changed meanwhile; try again")
+    try:
+        write_whole(path, new, private=private)
+    except OSError as wrong:
+        raise ConfigError(f"{path}: cannot be written: {wrong}") from None
+
+
 def _make_private(path: Path) -> None:
     """Windows: a list of rights with one entry, ours, and nothing inherited from the folder: what 0600 is elsewhere."""
     if sys.platform == "win32":
@@ -4627,9 +4674,7 @@ def _make_private(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    import platformdirs  # noqa: PLC0415
-
-    return platformdirs.user_cache_path("mcpmux", appauthor=False) / "servers"
+    return user_folder("cache") / "servers"
 
 
 def read_known(folder: Path, servers: Mapping[str, ServerOptions]) -> tuple[dict[str, list[Known]], list[str]]:
@@ -7921,11 +7966,7 @@ def read_host_file(path: Path) -> dict[str, Any]:
     }
     kind, read = kinds.get(path.suffix, ("JSON", lambda text: json.loads(bare_json(text).strip() or "{}")))
     try:
-        document = read(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as wrong:
-        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
-    except (ValueError, RecursionError) as wrong:
-        raise ConfigError(f"{path}: not {kind}: {wrong}") from None
+        document = parsed(path, read_bytes(path) or b"", kind, read)
     except ImportError:
         how = "uvx --with pyyaml mcpmux import goose"
         raise ConfigError(f"{path}: is YAML, and to read that takes one package more: {how}") from None
@@ -8075,7 +8116,7 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Im
             table[key] = _each_text(table[key], ours)
     if left:
         notes.append(f"left out: {', '.join(sorted(left))}")
-    _, wrong = _read_server(name, table, entry.file.parent, [])
+    _, wrong = read_server(name, table, [])
     try:
         tomllib.loads(server_block(name, table, ()).encode().decode())
     except (TypeError, ValueError):  # half of a surrogate pair, a null in a list
@@ -8109,7 +8150,7 @@ def _with_our_keys(entry: HostEntry) -> tuple[dict[str, Any], dict[str, Any]]:
             given.setdefault("cwd", entry.folder)
     if host.name != "codex":  # other hosts' are not ours
         strange |= {"oauth", "scopes"}
-    own = {field.name for field in msgspec.structs.fields(ServerOptions)} - {"tools"} | {"startup_timeout_ms"}
+    own = keys_of(ServerOptions).keys() - {"tools"} | {"startup_timeout_ms"}
     table = {key: value for key, value in given.items() if key in own - strange}
     left = {key: value for key, value in given.items() if key not in table}
     if source.get("enabled_tools") == []:  # none, where the others' empty lists mean all
@@ -8251,26 +8292,6 @@ def new_config(
     except (ValueError, ConfigError) as wrong:
         raise ConfigError(str(wrong) if str(path) in str(wrong) else f"{path}: {wrong}") from None
     return new
-
-
-def read_bytes(path: Path) -> bytes | None:
-    """None: there is no such file. Raises `ConfigError`."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as wrong:
-        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
-
-
-def write_file(path: Path, new: bytes, old: bytes | None, private: bool = False) -> None:
-    """As `write_whole`, where the file still is what was read. Raises `ConfigError`."""
-    if read_bytes(path) != old:
-        raise ConfigError(f"{path}: was changed meanwhile; try again")
-    try:
-        write_whole(path, new, private=private)
-    except OSError as wrong:
-        raise ConfigError(f"{path}: cannot be written: {wrong}") from None
 
 
 # ── a host's JSON: what is not ours stays byte for byte ──
@@ -9167,7 +9188,7 @@ def _add(arguments: argparse.Namespace) -> int:
     if bool(command) == bool(arguments.url):
         raise ConfigError(f"give a command or a --url, as in: mcpmux add {name} -- uvx mcp-server-time")
     if not _SERVER_NAME.fullmatch(name):
-        raise ConfigError(f"{name!r}: a server's name may have A-Z a-z 0-9 _ - only (64 at most)")
+        raise ConfigError(f"{name!r}: {NAME_RULE}")
     if arguments.url and arguments.env:
         raise ConfigError("--env is for a server that is started by a command; a remote one has no environment of ours")
     env: dict[str, str] = {}
@@ -9176,12 +9197,11 @@ def _add(arguments: argparse.Namespace) -> int:
         if not key or not equals:
             raise ConfigError(f"--env {without_secrets([one])[0]}: KEY=VALUE is expected")
         env[key] = value
-    before = load_config(path)
-    if name in (*before.servers, *before.broken, *before.disabled):
+    if name in load_config(path).tables:
         raise ConfigError(f"{path} has a server {name} already; choose another name, or edit its table")
     whole = {"url": arguments.url} if arguments.url else {"command": command[0], "args": command[1:], "env": env}
     table = {key: value for key, value in whole.items() if value}
-    _, wrong = _read_server(name, table, path.parent, [])
+    _, wrong = read_server(name, table, [])
     if wrong:
         raise ConfigError(f"{path} is left as it is: {'; '.join(wrong)}")
     append_servers(path, {name: table}, {})
@@ -9209,13 +9229,10 @@ def _catalogue_of(config: Config, lists: Mapping[str, Mapping[str, list[Entry]]]
 
 def _list_servers(arguments: argparse.Namespace) -> int:
     config = load_config(config_path(arguments.config))
-    tables: dict[str, Any] = {}
-    if config.exists:
-        tables = tomllib.loads(config.path.read_bytes().decode("utf-8-sig")).get("mcp_servers", {})
     known = last_known(config)
     routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
     rows: list[dict[str, Any]] = []
-    for name, table in tables.items():
+    for name, table in config.tables.items():
         states = {"broken": name in config.broken, "disabled": name in config.disabled}
         one = known.get(name)
         rows.append(
@@ -9992,12 +10009,11 @@ def _plans(
     entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace
 ) -> tuple[Import, str]:
     """What is to be imported, known to load; and its text for people to look at."""
-    old = read_bytes(config.path)
-    present = tomllib.loads(old.decode("utf-8-sig")).get("mcp_servers", {}) if old else {}
     force = getattr(arguments, "force", False)
     keep = arguments.keep_secrets
-    plan = plan_import(entries, present, Variables(config.environment, "keep" if keep else "move"), machine, force)
-    new_config(config.path, old, plan.tables, plan.comments)
+    variables = Variables(config.environment, "keep" if keep else "move")
+    plan = plan_import(entries, config.tables, variables, machine, force)
+    new_config(config.path, read_bytes(config.path), plan.tables, plan.comments)
     shown = plan
     if keep:
         shown = plan_import(entries, {}, Variables(config.environment, "hide"), machine, force)

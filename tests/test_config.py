@@ -432,6 +432,20 @@ def test_a_servers_problems_are_told_all_at_once():
     )
 
 
+def test_what_a_value_says_is_told_together_with_what_its_table_lacks():
+    """A problem of one kind does not hide those of another."""
+    check(
+        "[mcp_servers.x]\nroots = ['ftp://a']\nbogus = 1\nenv = { K = '${env:K}' }\nhttp_headers = { 'A B' = 'c' }",
+        x=(
+            "mcp_servers.x.roots: 'ftp://a' is neither a folder nor a file:// URI",
+            f"mcp_servers.x.bogus: unknown key; known keys: {KNOWN}",
+            "mcp_servers.x.env.K: ${env:K} is no placeholder that mcpmux knows; write ${K}",
+            "mcp_servers.x.http_headers: 'A B' is no name of a header",
+            "mcp_servers.x: needs a command or a url",
+        ),
+    )
+
+
 def test_every_placeholder_that_is_unknown_is_told():
     check(
         "[mcp_servers.x]\ncommand = '${env:A}'\nargs = ['${input:b} ${ok} ${input:c}']",
