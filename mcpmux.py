@@ -31,14 +31,15 @@ The file is read top to bottom, and no section names anything from a later one:
      7  lifecycle                      a server's states as one transition table
      8  core                           the in-flight table and the routing: `handle(event, now) -> effects`
         -- above this line there is no I/O, no clock, no environment, no asyncio: a test checks it --
-     9  config                         TOML -> options; the only reader of the file and of the environment
-    10  pipes                          the host's two pipes, and the log
-    11  processes                      spawning servers, and the ladder that stops them
-    12  remote                         servers over HTTP, each made to look like a process
-    13  sampler                        the child process that asks a model, through litellm
-    14  mux                            the loop that feeds the core and performs its effects
-    15  hosts                          servers out of hosts' own files, and mcpmux into them
-    16  CLI                            the table of commands; serving is the one without a name
+     9  config                         TOML -> options, and all that is wrong with it at once
+    10  places                         environment, files, secrets, PATH, cache: all of the disk but logs and pipes
+    11  pipes                          the host's two pipes, and the log
+    12  processes                      spawning servers, and the ladder that stops them
+    13  remote                         servers over HTTP, each made to look like a process
+    14  sampler                        the child process that asks a model, through litellm
+    15  mux                            the loop that feeds the core and performs its effects
+    16  hosts                          servers out of hosts' own files, and mcpmux into them
+    17  CLI                            the table of commands; serving is the one without a name
 
 Invariants:
 
@@ -4433,7 +4434,7 @@ def _in_words(where: str, wrong: str) -> str:
     return f"{where}{at.replace('`', '')}: {text[:1].lower()}{text[1:]}"
 
 
-# ── places ──
+# ══ 10. Places ═══════════════════════════════════════════════════════════════════════════════════════════════════════
 # The environment, files, secrets, PATH, the cache: nobody else reads or writes the disk, but for logs and pipes.
 
 CONFIG_NAME: Final = "mcpmux.toml"
@@ -4715,7 +4716,7 @@ def forget_failures(folder: Path, server: str) -> None:
         path.unlink(missing_ok=True)
 
 
-# ══ 10. Pipes ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 11. Pipes ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # The host's two pipes and the log, each with a thread that may block so that the loop never does. They know bytes and
 # lines, not messages.
 
@@ -5030,7 +5031,7 @@ class HostPipes:
             pass
 
 
-# ══ 11. Processes ════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 12. Processes ════════════════════════════════════════════════════════════════════════════════════════════════════
 # One process a server, in a group of its own. A process is told from its pipes: its exit is noticed even while a
 # grandchild holds them open, and nothing of its group outlives it.
 
@@ -5454,7 +5455,7 @@ def reap(known: Iterable[int]) -> None:
                 pass
 
 
-# ══ 12. Remote ═══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 13. Remote ═══════════════════════════════════════════════════════════════════════════════════════════════════════
 # Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out. The wire
 # is the official SDK's: its transports, which are loaded with the first such server and delay it by half a second.
 # They know messages as values, so here a message passes equal, not byte for byte; and they say little of what went
@@ -6772,7 +6773,7 @@ class RemoteServer:
         await asyncio.wait([self._living, *tasks], timeout=STOP_LAST)
 
 
-# ══ 13. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 14. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════
 # The child process `mcpmux _sampler`: JSON-RPC lines round litellm, which takes seconds to load, 200 MB, and half a
 # second of the loop at its first call. A request is {server, params of sampling/createMessage}; the answer is what that
 # server gets. What is asked and answered is never logged, kept or quoted in an error. Nobody else imports litellm.
@@ -7405,7 +7406,7 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     return encode(setup) + b"\n"
 
 
-# ══ 14. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 15. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
 
@@ -7745,7 +7746,7 @@ class Mux:
             reap(process.pid for process in self._processes.values() if isinstance(process, ServerProcess))
 
 
-# ══ 15. Hosts ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 16. Hosts ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Where hosts keep their servers, and what they mean by what stands there: to move servers out of a host's file, and
 # mcpmux into it. Starts no server and speaks no protocol. No value that may be a secret is ever in a message.
 
@@ -8524,7 +8525,7 @@ def plan_import(
     return plan
 
 
-# ══ 16. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 17. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server or a tool failed, 2 the command or the config cannot be used, 130
 # the person pressed Ctrl-C.
 
