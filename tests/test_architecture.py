@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,13 +157,13 @@ def forward_references(source: str) -> list[str]:
     return found
 
 
-def impurities(source: str) -> list[str]:
+def impurities(source: str, where: Container[int] = CORE, pure: Container[str] = PURE) -> list[str]:
     """What the core names that is not pure: modules, builtins, and imports of its own."""
     tree, sections = ast.parse(source), sections_of(source)
     modules = imported(tree)
     found: list[str] = []
     for node in tree.body:
-        if number_at(sections, node.lineno) not in CORE:
+        if number_at(sections, node.lineno) not in where:
             continue
         for one in ast.walk(node):
             if isinstance(one, ast.Import | ast.ImportFrom):
@@ -171,7 +171,7 @@ def impurities(source: str) -> list[str]:
             if isinstance(one, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith):
                 found.append(f"line {one.lineno}: the core waits for nothing")
         for name, line in named_from_outside(node):
-            if modules.get(name, "typing") not in PURE:
+            if modules.get(name, "typing") not in pure:
                 found.append(f"line {line}: {name} of {modules[name]}")
             if name in IMPURE_BUILTINS:
                 found.append(f"line {line}: {name}")
@@ -284,6 +284,12 @@ def test_the_check_of_the_core_finds_io(code: str):
     source = f"import os, re\nfrom pathlib import Path\n# ══ 8. Core ══\n{code}\n# ══ 9. Config ══\nprint(os)\n"
     assert impurities(source)
     assert impurities(source.replace("8.", "9.").replace("9. Config", "10. Pipes")) == []
+
+
+def test_the_config_is_read_without_the_disk_and_the_environment():
+    """Both are the business of the section after it. A path is a value until somebody opens it."""
+    [config] = [section.number for section in sections_of(SOURCE) if section.title == "Config"]
+    assert impurities(SOURCE, [config], PURE | {"pathlib"}) == []
 
 
 def test_the_names_that_are_refused_in_the_core_exist():
