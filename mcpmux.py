@@ -8556,22 +8556,13 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-class Argument(NamedTuple):
-    """What `ArgumentParser.add_argument` takes."""
-
-    flags: tuple[str, ...]
-    keys: dict[str, Any]
-
-
 class Subcommand(NamedTuple):
-    """A row of the table of commands. The example is run by a test."""
+    """A row of the table of commands."""
 
     name: str
-    run: Callable[[argparse.Namespace], int]
+    run: Callable[[argparse.Namespace], int]  # its docstring is shown by --help; a test runs the example
     help: str  # in the list of commands
-    description: str  # above its own arguments
-    example: str
-    arguments: tuple[Argument, ...] = ()
+    arguments: str = ""  # by their words in `ARGUMENTS`
     rest: str = ""  # what may stand after `--`
 
 
@@ -8581,7 +8572,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search("invalid choice: '([^']*)'", message)
         if unknown:
-            message += did_you_mean(unknown[1], [row.name for row in subcommands()])
+            message += did_you_mean(unknown[1], [row.name for row in SUBCOMMANDS])
         super().error(message)
 
 
@@ -8589,171 +8580,6 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """The end of a message about a name that is not known."""
     hint = f"did you mean {near}?" if (near := nearest(name, known)) else otherwise
     return hint and f"; {hint}"
-
-
-def _argument(*flags: str, **keys: Any) -> Argument:
-    return Argument(flags, keys)
-
-
-def subcommands() -> list[Subcommand]:
-    """What mcpmux can be asked for besides serving."""
-    for_machines = _argument("--json", action="store_true", help="for machines")
-    config = _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG)
-    remote = _argument("server", metavar="SERVER", help="its name in the config")
-    host = _argument("host", metavar="HOST", help=_HOST_NAMES)
-    keep_secrets = _argument("--keep-secrets", action="store_true", help="copy them, where a variable would be put")
-    dry_run = _argument("--dry-run", action="store_true", help="only show what would be written or run")
-    return [
-        Subcommand(
-            "add",
-            _add,
-            "put a server into the config",
-            "Appends a server's table to the config file, which stays as it is otherwise.",
-            "mcpmux add gitlab -e 'GITLAB_TOKEN=${GITLAB_TOKEN}' -- npx -y @modelcontextprotocol/server-gitlab",
-            (
-                _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
-                _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
-                _argument(
-                    *("--env", "-e"),
-                    metavar="KEY=VALUE",
-                    action="append",
-                    default=[],
-                    help="a variable for it, as often as needed; a secret is better given as '${VAR}'",
-                ),
-                config,
-            ),
-            rest="COMMAND [ARGUMENT ...]",
-        ),
-        Subcommand(
-            "list",
-            _list_servers,
-            "the servers of the config, and what is known of them",
-            "Lists the servers and starts none. No value of a variable, a header or a secret flag is shown.",
-            "mcpmux list --json",
-            (config, for_machines),
-        ),
-        Subcommand(
-            "tools",
-            _tools,
-            "the tools and their arguments",
-            "Lists tools as a host sees them, from what servers said last; those that never said are started.",
-            "mcpmux tools",
-            (_argument("server", nargs="?", metavar="SERVER", help="of this server only"), config, for_machines),
-        ),
-        Subcommand(
-            "call",
-            _call,
-            "call a tool",
-            "Calls a tool and shows its answer. What its server asks is asked here. Exits with 1 if it failed.",
-            """mcpmux call time__get_current_time '{"timezone": "Europe/London"}'""",
-            (
-                _argument("tool", metavar="TOOL", help="its name, as `mcpmux tools` shows it"),
-                _argument("arguments", nargs="?", metavar="JSON", default="{}", help="an object; - reads stdin"),
-                _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
-                config,
-                _argument("--json", action="store_true", help="the result as it came"),
-            ),
-        ),
-        Subcommand(
-            "check",
-            _check,
-            "start every server and say how each does",
-            "Starts every server, lists what it offers, stops it.",
-            "mcpmux check --json",
-            (config, for_machines),
-        ),
-        Subcommand(
-            "login",
-            _login,
-            "log in to a remote server, in your browser",
-            "Opens a browser, and keeps what comes of it for serving.",
-            "mcpmux login github",
-            (remote, config),
-        ),
-        Subcommand(
-            "logout",
-            _logout,
-            "forget a login at a remote server",
-            "Removes a login, and has it revoked where that server knows how.",
-            "mcpmux logout github",
-            (remote, config),
-        ),
-        Subcommand(
-            "import",
-            _import,
-            "take servers over from a host's own file",
-            "Writes a host's servers into the TOML file. Without a source: shows what is where.",
-            "mcpmux import",
-            (
-                _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
-                config,
-                keep_secrets,
-                _argument("--force", action="store_true", help="overwrite servers that have the same names"),
-                dry_run,
-            ),
-        ),
-        Subcommand(
-            "install",
-            _install,
-            "make a host start mcpmux",
-            "Edits the file of Claude Desktop and Cursor, runs the command of Claude Code, Codex and VS Code, "
-            "and says for the others what to put where.",
-            "mcpmux install cursor --dry-run",
-            (
-                host,
-                config,
-                _argument("--replace", action="store_true", help="move the host's other servers into the TOML file"),
-                keep_secrets,
-                dry_run,
-            ),
-        ),
-        Subcommand(
-            "uninstall",
-            _uninstall,
-            "give a host back what it had before install",
-            "Takes mcpmux out of a host again. The TOML file stays as it is.",
-            "mcpmux uninstall cursor --dry-run",
-            (host, dry_run),
-        ),
-        Subcommand(
-            "models",
-            _models,
-            "the models of [sampling], with scores and prices",
-            "Shows the models that answer sampling, and where each number comes from.",
-            """mcpmux models --prefer '{"hints": [{"name": "sonnet"}], "costPriority": 0.8}'""",
-            (config, _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why")),
-        ),
-        Subcommand(
-            "usage",
-            _usage,
-            "what sampling has cost, by day, server and model",
-            "Adds up the ledger of sampling. Days are those of UTC.",
-            "mcpmux usage --days 7",
-            (
-                _argument("--days", metavar="N", type=_number_of_days, default=30, help="counted back from today (30)"),
-                for_machines,
-            ),
-        ),
-        Subcommand(
-            "logs",
-            _logs,
-            "what a server has written to its stderr",
-            "Prints the end of a server's log. Without a name: which logs there are.",
-            "mcpmux logs",
-            (
-                _argument("server", nargs="?", metavar="SERVER", help="its name in the config"),
-                _argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"),
-                _argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)"),
-            ),
-        ),
-        Subcommand(
-            "demo",
-            _demo,
-            "see it work: no config, no key, no Node",
-            "Runs mcpmux over two small servers and plays the host.",
-            "mcpmux demo",
-        ),
-    ]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -8764,21 +8590,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="PATH", help=_WHICH_CONFIG)
     parser.add_argument("--version", action="version", version=f"mcpmux {__version__}")
-    parser.set_defaults(run=_serve)
+    parser.set_defaults(run=_serve, takes="")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for row in subcommands():
+    for row in SUBCOMMANDS:
+        description, _, example = " ".join((row.run.__doc__ or "").split()).partition(" Example: ")
         command = commands.add_parser(
             row.name,
             help=row.help,
-            description=row.description,
-            epilog=f"example: {row.example}",
+            description=description,
+            epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays on one line
         )
-        for argument in row.arguments:
-            command.add_argument(*argument.flags, **argument.keys)
+        for flags, keys in (ARGUMENTS[word] for word in row.arguments.split()):
+            command.add_argument(*flags, **keys)
         if row.rest:
             command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [-- {row.rest}]"
-        command.set_defaults(run=row.run)
+        command.set_defaults(run=row.run, takes=row.rest)
     return parser
 
 
@@ -8788,11 +8615,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, unknown = parser.parse_known_args(words[:at])
     arguments.rest = words[at + 1 :]
-    if unknown or arguments.rest:
-        takes = next((row.rest for row in subcommands() if row.run == arguments.run), "")
-        if unknown or not takes:
-            hint = f"; {takes} stands after --" if takes else ""
-            parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
+    if unknown or (arguments.rest and not arguments.takes):
+        hint = f"; {arguments.takes} stands after --" if arguments.takes else ""
+        parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
     return arguments
 
 
@@ -8805,10 +8630,8 @@ def _number_of_days(text: str) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     if sys.stdin is not None and sys.stdin.isatty():
-        print(
-            "mcpmux speaks MCP on stdin and stdout: a host starts it. Try `mcpmux check` or `mcpmux demo`.",
-            file=sys.stderr,
-        )
+        hint = "mcpmux speaks MCP on stdin and stdout: a host starts it. Try `mcpmux check` or `mcpmux demo`."
+        print(hint, file=sys.stderr)
     config = load_config(config_path(arguments.config))
     reading, writing = take_over_stdio()
     journal = Journal(config.options.log_level, state_folder() / "logs")
@@ -9114,6 +8937,8 @@ def _show_servers(waiting: Waiting, servers: Iterable[Server]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    """Starts every server, lists what it offers, stops it.
+    Example: mcpmux check --json"""
     config = load_config(config_path(arguments.config))
     trouble: str | None = None
 
@@ -9184,6 +9009,8 @@ _HOW_TO_ADD: Final = "`mcpmux add NAME -- COMMAND` adds a server"
 
 
 def _add(arguments: argparse.Namespace) -> int:
+    """Appends a server's table to the config file, which stays as it is otherwise.
+    Example: mcpmux add gitlab -e 'GITLAB_TOKEN=${GITLAB_TOKEN}' -- npx -y @modelcontextprotocol/server-gitlab"""
     path = config_path(arguments.config)
     name, command = arguments.name, arguments.rest
     if bool(command) == bool(arguments.url):
@@ -9229,6 +9056,8 @@ def _catalogue_of(config: Config, lists: Mapping[str, Mapping[str, list[Entry]]]
 
 
 def _list_servers(arguments: argparse.Namespace) -> int:
+    """Lists the servers and starts none. No value of a variable, a header or a secret flag is shown.
+    Example: mcpmux list --json"""
     config = load_config(config_path(arguments.config))
     known = last_known(config)
     routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
@@ -9323,6 +9152,8 @@ def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, 
 
 
 def _tools(arguments: argparse.Namespace) -> int:
+    """Lists tools as a host sees them, from what servers said last; those that never said are started.
+    Example: mcpmux tools"""
     config = load_config(config_path(arguments.config))
     if arguments.server:
         _expect_server(config, arguments.server)
@@ -9388,6 +9219,8 @@ def _type_of(schema: Any) -> str:
 
 
 def _call(arguments: argparse.Namespace) -> int:
+    """Calls a tool and shows its answer. What its server asks is asked here. Exits with 1 if it failed.
+    Example: mcpmux call time__get_current_time '{"timezone": "Europe/London"}'"""
     config = load_config(config_path(arguments.config))
     text = sys.stdin.buffer.read() if arguments.arguments == "-" else arguments.arguments.encode(errors="replace")
     try:
@@ -9782,6 +9615,8 @@ def _within(number: float, field: dict[str, Any], least: str, most: str, what: s
 
 
 def _models(arguments: argparse.Namespace) -> int:
+    """Shows the models that answer sampling, and where each number comes from.
+    Example: mcpmux models --prefer '{"hints": [{"name": "sonnet"}], "costPriority": 0.8}'"""
     config = load_config(config_path(arguments.config))
     if config.sampling is None:
         raise ConfigError(f'{config.path}: no model is configured; add [sampling] with model = "provider/model"')
@@ -9839,6 +9674,8 @@ def _remote_table(arguments: argparse.Namespace) -> tuple[str, ServerOptions, Co
 
 
 def _login(arguments: argparse.Namespace) -> int:
+    """Opens a browser, and keeps what comes of it for serving.
+    Example: mcpmux login github"""
     name, options, config = _remote_table(arguments)
     try:
         login = asyncio.run(log_in(name, options, config, lambda text: print(text, flush=True)))
@@ -9855,6 +9692,8 @@ def _login(arguments: argparse.Namespace) -> int:
 
 
 def _logout(arguments: argparse.Namespace) -> int:
+    """Removes a login, and has it revoked where that server knows how.
+    Example: mcpmux logout github"""
     name, options, config = _remote_table(arguments)
 
     async def run() -> tuple[bool, str | None]:
@@ -9872,6 +9711,8 @@ def _logout(arguments: argparse.Namespace) -> int:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
+    """Prints the end of a server's log. Without a name: which logs there are.
+    Example: mcpmux logs"""
     folder = state_folder() / "logs"
     known = sorted(path.stem for path in folder.glob("*.log"))
     if arguments.server is None:
@@ -9907,6 +9748,8 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _usage(arguments: argparse.Namespace) -> int:
+    """Adds up the ledger of sampling. Days are those of UTC.
+    Example: mcpmux usage --days 7"""
     ledger = Ledger(state_folder() / LEDGER_NAME)
     since = _day(time.time() - 86400 * (arguments.days - 1))
     sums: dict[tuple[str, str, str], list[float]] = {}
@@ -9935,6 +9778,8 @@ def _usage(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    """Writes a host's servers into the TOML file. Without a source: shows what is where.
+    Example: mcpmux import"""
     machine = this_machine()
     config = load_config(config_path(arguments.config))
     source = arguments.source or _choose_source(machine)
@@ -10050,6 +9895,9 @@ def _printable(text: str) -> str:
 
 
 def _install(arguments: argparse.Namespace) -> int:
+    """Edits the file of Claude Desktop and Cursor, runs the command of Claude Code, Codex and VS Code, and says for
+    the others what to put where.
+    Example: mcpmux install cursor --dry-run"""
     host = host_named(arguments.host)
     if host is None:
         raise _unknown_host(arguments.host)
@@ -10150,6 +9998,8 @@ def _tell_difference(file: Path, old: str, new: str, dry_run: bool) -> bool:
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:
+    """Takes mcpmux out of a host again. The TOML file stays as it is.
+    Example: mcpmux uninstall cursor --dry-run"""
     host = host_named(arguments.host)
     if host is None:
         raise _unknown_host(arguments.host)
@@ -10272,6 +10122,8 @@ def _demo_server(name: str) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    """Runs mcpmux over two small servers and plays the host.
+    Example: mcpmux demo"""
     me = os.path.abspath(__file__)
     servers = {name: {"command": sys.executable, "args": [me, "_demo_server", name]} for name in ("notes", "clock")}
 
@@ -10355,6 +10207,62 @@ Now with your own servers:
 
      {entry}
 """
+
+
+# ── the table of commands ──
+
+
+def _argument(*flags: str, **keys: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What `ArgumentParser.add_argument` takes."""
+    return flags, keys
+
+
+_ENV: Final = "a variable for it, as often as needed; a secret is better given as '${VAR}'"
+_DAYS: Final = "counted back from today (30)"
+
+ARGUMENTS: Final = {
+    "as-it-came": _argument("--json", action="store_true", help="the result as it came"),
+    "config": _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG),
+    "days": _argument("--days", metavar="N", type=_number_of_days, default=30, help=_DAYS),
+    "dry-run": _argument("--dry-run", action="store_true", help="only show what would be written or run"),
+    "env": _argument("--env", "-e", metavar="KEY=VALUE", action="append", default=[], help=_ENV),
+    "follow": _argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"),
+    "force": _argument("--force", action="store_true", help="overwrite servers that have the same names"),
+    "given": _argument("arguments", nargs="?", metavar="JSON", default="{}", help="an object; - reads stdin"),
+    "host": _argument("host", metavar="HOST", help=_HOST_NAMES),
+    "json": _argument("--json", action="store_true", help="for machines"),
+    "keep-secrets": _argument("--keep-secrets", action="store_true", help="copy them, where a variable would be put"),
+    "lines": _argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)"),
+    "log": _argument("server", nargs="?", metavar="SERVER", help="its name in the config"),
+    "name": _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
+    "one": _argument("server", nargs="?", metavar="SERVER", help="of this server only"),
+    "output": _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
+    "prefer": _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why"),
+    "replace": _argument("--replace", action="store_true", help="move the host's other servers into the TOML file"),
+    "server": _argument("server", metavar="SERVER", help="its name in the config"),
+    "source": _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
+    "tool": _argument("tool", metavar="TOOL", help="its name, as `mcpmux tools` shows it"),
+    "url": _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
+}
+
+SUBCOMMANDS: Final = (
+    Subcommand("add", _add, "put a server into the config", "name url env config", "COMMAND [ARGUMENT ...]"),
+    Subcommand("list", _list_servers, "the servers of the config, and what is known of them", "config json"),
+    Subcommand("tools", _tools, "the tools and their arguments", "one config json"),
+    Subcommand("call", _call, "call a tool", "tool given output config as-it-came"),
+    Subcommand("check", _check, "start every server and say how each does", "config json"),
+    Subcommand("login", _login, "log in to a remote server, in your browser", "server config"),
+    Subcommand("logout", _logout, "forget a login at a remote server", "server config"),
+    Subcommand(
+        "import", _import, "take servers over from a host's own file", "source config keep-secrets force dry-run"
+    ),
+    Subcommand("install", _install, "make a host start mcpmux", "host config replace keep-secrets dry-run"),
+    Subcommand("uninstall", _uninstall, "give a host back what it had before install", "host dry-run"),
+    Subcommand("models", _models, "the models of [sampling], with scores and prices", "config prefer"),
+    Subcommand("usage", _usage, "what sampling has cost, by day, server and model", "days json"),
+    Subcommand("logs", _logs, "what a server has written to its stderr", "log follow lines"),
+    Subcommand("demo", _demo, "see it work: no config, no key, no Node"),
+)
 
 
 if __name__ == "__main__":
