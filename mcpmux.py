@@ -8537,7 +8537,7 @@ def main(argv: list[str] | None = None) -> int:
     """The console script. While serving, stdout is the protocol's and all that people read goes to stderr."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["_demo_server"]:  # of the demo, by the demo
-        return _demo_server(words[1])
+        return DemoServer(words[1]).serve()
     if words[:1] == ["_sampler"]:
         return sampler_main()
     arguments = parse(words)
@@ -8914,6 +8914,74 @@ class InnerHost:
             question.cancel()
 
 
+def played(
+    config: Config,
+    scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]],
+    waiting: Waiting | None = None,
+    **abilities: Any,
+) -> Decoded:
+    """What comes of a scene before these servers; meanwhile a person sees how each of them does."""
+    shown = waiting or Waiting()
+    quiet = (State.IDLE, State.STOPPING, State.STOPPED)
+
+    def look(servers: Iterable[Server]) -> None:
+        shown.show({server.name: how_it_goes(server) for server in servers if server.state not in quiet})
+
+    try:
+        return InnerHost(config, looks=look, **abilities).play(scene)
+    finally:
+        shown.clear()
+
+
+def _print_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A dash stands for what is not known (None)."""
+    lines = [[*heads], *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for number, line in enumerate(lines):
+        cells = [
+            painted(cell.ljust(width), OF_STATES.get(cell) if number else "bold")
+            for cell, width in zip(line, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+# ── check ──
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Starts every server, lists what it offers, stops it.
+    Example: mcpmux check --json"""
+    config = load_config(config_path(arguments.config))
+
+    async def scene(host: InnerHost) -> tuple[list[dict[str, Any]], list[str], str | None]:
+        trouble = None
+        try:
+            if config.sampling:
+                await sampler_setup(config, set())
+        except StartError as wrong:
+            trouble = "; ".join(wrong.args)
+        await host.ask("tools/list")  # it waits for every server
+        core = host.mux.core
+        return [_report(server) for server in core.servers.values()], list(core.catalogue.tools), trouble
+
+    rows, tools, trouble = played(config, scene, cached=False)
+    order = list(config.servers) + list(config.broken)
+    rows.sort(key=lambda row: order.index(row["server"]))
+    rows += [{"server": name, "state": "disabled"} for name in config.disabled]
+    models = [model.model for model in config.sampling.models] if config.sampling else []
+    if arguments.json:
+        sampling = {"models": models, "reason": trouble} if config.sampling else None
+        report = {"config": str(config.path), "servers": rows, "tools": tools, "sampling": sampling}
+        print(json.dumps(report, indent=2))
+    elif not config.exists:
+        print(f"There is no config file at {config.path}.")
+        print("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one.")
+    else:
+        _print_check(config, rows, tools, f"does not work: {trouble}" if trouble else ", ".join(models))
+    failed = any(row["state"] == "failed" for row in rows)
+    return 1 if failed or trouble or not config.exists else 0
+
+
 def _report(server: Server) -> dict[str, Any]:
     counts = {kind.key: len(server.lists.get(method, ())) for method, kind in LISTS.items()}
     ready = server.state is State.READY
@@ -8921,86 +8989,29 @@ def _report(server: Server) -> dict[str, Any]:
         "server": server.name,
         "state": "ready" if ready else "failed",
         "revision": server.revision if ready else None,
-        "tools": counts["tools"],
-        "prompts": counts["prompts"],
-        "resources": counts["resources"],
-        "resourceTemplates": counts["resourceTemplates"],
+        **counts,
         "ms": round(server.ready_in * 1000) if server.ready_in is not None else None,
         "reason": None if ready else server.trouble,
         "next": None if ready else server.hint,
     }
 
 
-def _show_servers(waiting: Waiting, servers: Iterable[Server]) -> None:
-    quiet = (State.IDLE, State.STOPPING, State.STOPPED)
-    waiting.show({server.name: how_it_goes(server) for server in servers if server.state not in quiet})
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    """Starts every server, lists what it offers, stops it.
-    Example: mcpmux check --json"""
-    config = load_config(config_path(arguments.config))
-    trouble: str | None = None
-
-    async def look(host: InnerHost) -> tuple[list[dict[str, Any]], list[str]]:
-        nonlocal trouble
-        try:
-            if config.sampling:
-                await sampler_setup(config, set())
-        except StartError as wrong:
-            trouble = "; ".join(wrong.args)
-        await host.ask("tools/list")  # it waits for every server
-        return [_report(server) for server in host.mux.core.servers.values()], list(host.mux.core.catalogue.tools)
-
-    waiting = Waiting()
-    try:
-        rows, tools = InnerHost(config, cached=False, looks=functools.partial(_show_servers, waiting)).play(look)
-    finally:
-        waiting.clear()
-    order = list(config.servers) + list(config.broken)
-    rows.sort(key=lambda row: order.index(row["server"]))
-    rows += [{"server": name, "state": "disabled"} for name in config.disabled]
-    failed = [row for row in rows if row["state"] == "failed"]
-    models = [model.model for model in config.sampling.models] if config.sampling else []
-    if arguments.json:
-        report = {"config": str(config.path), "servers": rows, "tools": tools}
-        sampling = {"models": models, "reason": trouble} if config.sampling else None
-        print(json.dumps(report | {"sampling": sampling}, indent=2))
-    elif not config.exists:
-        print(f"There is no config file at {config.path}.")
-        print("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one.")
-    else:
-        print(f"{config.path}\n")
-        heads = ["SERVER", "STATE", "REVISION", "TOOLS", "PROMPTS", "RESOURCES", "MS"]
-        cells = [
-            [row["server"], row["state"]]
-            + ["-" if row.get(key) is None else str(row[key]) for key in ("revision", "tools", "prompts")]
-            + ["-" if "resources" not in row else str(row["resources"] + row["resourceTemplates"])]
-            + ["-" if row.get("ms") is None else str(row["ms"])]
-            for row in rows
-        ]
-        _print_table(heads, cells)
-        if models:
-            print("\nsampling: " + (f"does not work: {trouble}" if trouble else ", ".join(models)))
-        if tools:
-            print(f"\n{len(tools)} tools: " + textwrap.fill(", ".join(tools), 100, break_on_hyphens=False))
-        for note in config.notes:
-            print(f"\nnote: {note}")
-        for row in failed:
+def _print_check(config: Config, rows: list[dict[str, Any]], tools: list[str], sampling: str) -> None:
+    print(f"{config.path}\n")
+    keys = ("server", "state", "revision", "tools", "prompts", "resources", "ms")
+    shown = [row | {"resources": row["resources"] + row["resourceTemplates"]} if "ms" in row else row for row in rows]
+    _print_table(map(str.upper, keys), [[row.get(key) for key in keys] for row in shown])
+    if sampling:
+        print(f"\nsampling: {sampling}")
+    if tools:
+        print(f"\n{len(tools)} tools: " + textwrap.fill(", ".join(tools), 100, break_on_hyphens=False))
+    for note in config.notes:
+        print(f"\nnote: {note}")
+    for row in rows:
+        if row["state"] == "failed":
             print(f"\n{row['server']}: {row['reason'].removeprefix(row['server'] + ': ')}\n  next: {row['next']}")
-        if not rows:
-            print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
-    return 1 if failed or trouble or not config.exists else 0
-
-
-def _print_table(heads: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(line[column]) for line in [heads, *rows]) for column in range(len(heads))]
-    for line in [heads, *rows]:
-        cells = [
-            painted(cell.ljust(width), "bold" if line is heads else OF_STATES.get(cell))
-            for cell, width in zip(line, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    if not rows:
+        print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
 
 
 # ── add, list, tools ──
@@ -9063,12 +9074,11 @@ def _list_servers(arguments: argparse.Namespace) -> int:
     routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
     rows: list[dict[str, Any]] = []
     for name, table in config.tables.items():
-        states = {"broken": name in config.broken, "disabled": name in config.disabled}
         one = known.get(name)
         rows.append(
             {
                 "server": name,
-                "state": next((state for state, holds in states.items() if holds), "enabled"),
+                "state": "broken" if name in config.broken else "disabled" if name in config.disabled else "enabled",
                 "command": _shown_command(table),
                 "url": without_secrets([str(table["url"])])[0] if isinstance(table, dict) and "url" in table else None,
                 "era": one.era if one else None,
@@ -9084,21 +9094,22 @@ def _list_servers(arguments: argparse.Namespace) -> int:
     elif not rows:
         print(f"No servers yet in {config.path}; {_HOW_TO_ADD}")
     else:
-        cells = [
-            [
-                *(row["server"], row["state"], row["revision"] or "-"),
-                "-" if row["tools"] is None else str(len(row["tools"])),
-                row["url"] or (shlex.join(row["command"]) if row["command"] else "-"),
-            ]
-            for row in rows
-        ]
-        _print_table(["SERVER", "STATE", "REVISION", "TOOLS", "COMMAND"], cells)
-        for row in rows:
-            if row["reason"]:
-                print(f"\n{row['server']}: {row['reason']}")
-        if any(row["state"] == "enabled" and row["tools"] is None for row in rows):
-            print("\n-: not known before it has run once; `mcpmux check` starts them all")
+        _print_servers(rows)
     return 0
+
+
+def _print_servers(rows: list[dict[str, Any]]) -> None:
+    def cells(row: dict[str, Any]) -> list[Any]:
+        tools = None if row["tools"] is None else len(row["tools"])
+        command = row["url"] or shlex.join(row["command"] or ())
+        return [row["server"], row["state"], row["revision"], tools, command or None]
+
+    _print_table(("SERVER", "STATE", "REVISION", "TOOLS", "COMMAND"), map(cells, rows))
+    for row in rows:
+        if row["reason"]:
+            print(f"\n{row['server']}: {row['reason']}")
+    if any(row["state"] == "enabled" and row["tools"] is None for row in rows):
+        print("\n-: not known before it has run once; `mcpmux check` starts them all")
 
 
 def _shown_command(table: Any) -> list[str] | None:
@@ -9142,12 +9153,7 @@ def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, 
                 failed[server.name] = "; ".join(filter(None, [server.trouble or server.state.value, server.hint]))
 
     if unknown.servers:
-        waiting = Waiting()
-        looks = functools.partial(_show_servers, waiting)
-        try:
-            InnerHost(unknown, cached=False, capabilities=PERSON, looks=looks).play(listed)
-        finally:
-            waiting.clear()
+        played(unknown, listed, cached=False, capabilities=PERSON)
     return lists, failed
 
 
@@ -9259,18 +9265,8 @@ def _call(arguments: argparse.Namespace) -> int:
         task = object_of(object_of(reply.result).get("task"))
         return await host.ask("tasks/result", {"taskId": task["taskId"]}) if "taskId" in task else reply
 
-    host = InnerHost(
-        only(config, [owner]),
-        cached=own_name is not None,
-        capabilities=PERSON,
-        answers={"elicitation/create": person.asked},
-        hears=hear,
-        looks=functools.partial(_show_servers, waiting),
-    )
-    try:
-        reply = host.play(scene)
-    finally:
-        waiting.clear()
+    abilities = {"capabilities": PERSON, "answers": {"elicitation/create": person.asked}, "hears": hear}
+    reply = played(only(config, [owner]), scene, waiting, cached=own_name is not None, **abilities)
     return show_reply(reply, arguments.output, as_it_came=arguments.json)
 
 
@@ -9626,18 +9622,12 @@ def _models(arguments: argparse.Namespace) -> int:
     prices = load_litellm().model_cost
     rated = [rate(model, prices) for model in config.sampling.models]
 
-    def score(model: Rated, key: str) -> str:
-        return f"{model.scores[key]:g} ({model.sources[key]})"
+    def cells(one: Rated) -> list[Any]:
+        scores = [f"{one.scores[key]:g} ({one.sources[key]})" for key in PRIORITIES]
+        prices = ["?", "?"] if one.usd is None else [f"{price:.4g}" for price in one.usd]
+        return [one.options.model, *scores, *prices, ", ".join(one.options.hints) or None]
 
-    _print_table(
-        ["MODEL", "COST", "SPEED", "INTELLIGENCE", "$/M IN", "$/M OUT", "HINTS"],
-        [
-            [one.options.model, *(score(one, key) for key in PRIORITIES)]
-            + (["?", "?"] if one.usd is None else [f"{price:.4g}" for price in one.usd])
-            + [", ".join(one.options.hints) or "-"]
-            for one in rated
-        ],
-    )
+    _print_table(("MODEL", "COST", "SPEED", "INTELLIGENCE", "$/M IN", "$/M OUT", "HINTS"), map(cells, rated))
     if any(one.usd is None for one in rated):
         print("\n?: litellm knows no price; such a model's requests count as free for usd_per_day")
     if arguments.prefer:
@@ -9768,8 +9758,8 @@ def _usage(arguments: argparse.Namespace) -> int:
         print(f"No sampling in {arguments.days} days ({ledger.path}).")
     else:
         total = sum(row[3] for row in sums.values())
-        cells = [[*(str(row[name]) for name in names[:-1]), f"{row['usd']:.4f}"] for row in rows]
-        _print_table(["DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS IN", "TOKENS OUT", "USD"], cells)
+        heads = ("DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS IN", "TOKENS OUT", "USD")
+        _print_table(heads, [(row | {"usd": f"{row['usd']:.4f}"}).values() for row in rows])
         print(f"\n${total:.4f} in all ({ledger.path})")
     return 0
 
@@ -9808,14 +9798,14 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _choose_source(machine: Machine) -> str | None:
     """Shows what is where; asks a person which of it is meant."""
-    rows: list[list[str]] = []
+    rows: list[list[Any]] = []
     for host in HOSTS:
         for file in real_files(host, machine):
             if file.exists():
                 try:
                     entries = entries_of(host, file, None)
                     names = _printable(", ".join(dict.fromkeys(one.name for one in entries)))
-                    rows.append([host.name, names or "-", str(file)])
+                    rows.append([host.name, names or None, file])
                 except ConfigError as wrong:
                     rows.append([host.name, "?", str(wrong)])
     if not rows:
@@ -10037,88 +10027,84 @@ def _uninstall(arguments: argparse.Namespace) -> int:
 # ── demo ──
 
 
-def _demo_server(name: str) -> int:
+class DemoServer:
     """A small MCP server for the demo: one thread, one request at a time, the standard library only."""
-    tools = {
-        "whoami": "Says which process this is",
-        **(
-            {
-                "add_note": "Adds a note; asks the person for its text",
-                "summarize": "Asks the host's model to sum the notes up",
-            }
-            if name == "notes"
-            else {"countdown": "Counts down, with progress"}
-        ),
-    }
-    notes = ["buy milk", "call Ada"]
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
 
-    def send(**message: Any) -> None:
-        stdout.write(encode({"jsonrpc": "2.0", **message}) + b"\n")
-        stdout.flush()
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._notes = ["buy milk", "call Ada"]
 
-    def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
-        send(id=f"ask-{method}", method=method, params=params)
-        while message := _decode_any(stdin.readline() or b"{}"):
+    def serve(self) -> int:
+        for line in iter(sys.stdin.buffer.readline, b""):
+            message = _decode_any(line)
+            if "id" in message:
+                self._send(id=message["id"], result=self._answer(message["method"], message.get("params") or {}))
+        return 0
+
+    def _answer(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        tools = self._tools[self._name]
+        match method:
+            case "initialize":
+                info = {"name": self._name, "version": __version__}
+                return {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info}
+            case "tools/list":
+                schema = {"type": "object"}
+                return {"tools": [{"name": one, "description": tools[one][0], "inputSchema": schema} for one in tools]}
+            case "tools/call":
+                _, run = tools[params["name"]]
+                return {"content": [{"type": "text", "text": run(self, params)}]}
+            case _:
+                return {}
+
+    def _send(self, **message: Any) -> None:
+        sys.stdout.buffer.write(encode({"jsonrpc": "2.0", **message}) + b"\n")
+        sys.stdout.buffer.flush()
+
+    def _ask(self, method: str, **params: Any) -> dict[str, Any]:
+        self._send(id=f"ask-{method}", method=method, params=params)
+        while message := _decode_any(sys.stdin.buffer.readline() or b"{}"):
             if message.get("id") == f"ask-{method}":
                 return message.get("result", {})
         sys.exit(0)
 
-    def call(tool: str, arguments: dict[str, Any], token: Any) -> str:
-        match tool:
-            case "whoami":
-                return f"{name}, process {os.getpid()}"
-            case "add_note":
-                schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-                answer = ask("elicitation/create", {"message": "What shall I note?", "requestedSchema": schema})
-                if answer.get("action") != "accept":
-                    return "Nothing was noted."
-                notes.append(answer["content"]["text"])
-                return f"Noted: {notes[-1]}"
-            case "summarize":
-                prompt = {"type": "text", "text": f"Sum up in a line: {'; '.join(notes)}"}
-                answer = ask(
-                    "sampling/createMessage", {"messages": [{"role": "user", "content": prompt}], "maxTokens": 50}
-                )
-                return f"The model says: {answer['content']['text']}"
-            case _:
-                steps = arguments.get("steps", 5)
-                for step in range(1, steps + 1):
-                    time.sleep(arguments.get("seconds", 1) / steps)
-                    if token is not None:
-                        send(
-                            method="notifications/progress",
-                            params={"progressToken": token, "progress": step, "total": steps},
-                        )
-                return "Lift-off!"
+    def _whoami(self, params: dict[str, Any]) -> str:
+        return f"{self._name}, process {os.getpid()}"
 
-    for line in iter(stdin.readline, b""):
-        message = _decode_any(line)
-        if "id" not in message:
-            continue
-        params = message.get("params") or {}
-        match message["method"]:
-            case "initialize":
-                info = {"name": name, "version": __version__}
-                result = {
-                    "protocolVersion": params["protocolVersion"],
-                    "capabilities": {"tools": {}},
-                    "serverInfo": info,
-                }
-            case "tools/list":
-                result = {
-                    "tools": [
-                        {"name": tool, "description": text, "inputSchema": {"type": "object"}}
-                        for tool, text in tools.items()
-                    ]
-                }
-            case "tools/call":
-                text = call(params["name"], params.get("arguments", {}), params.get("_meta", {}).get("progressToken"))
-                result = {"content": [{"type": "text", "text": text}]}
-            case _:
-                result = {}
-        send(id=message["id"], result=result)
-    return 0
+    def _add_note(self, params: dict[str, Any]) -> str:
+        schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+        answer = self._ask("elicitation/create", message="What shall I note?", requestedSchema=schema)
+        if answer.get("action") != "accept":
+            return "Nothing was noted."
+        self._notes.append(answer["content"]["text"])
+        return f"Noted: {self._notes[-1]}"
+
+    def _summarize(self, params: dict[str, Any]) -> str:
+        prompt = {"type": "text", "text": f"Sum up in a line: {'; '.join(self._notes)}"}
+        messages = [{"role": "user", "content": prompt}]
+        answer = self._ask("sampling/createMessage", messages=messages, maxTokens=50)
+        return f"The model says: {answer['content']['text']}"
+
+    def _countdown(self, params: dict[str, Any]) -> str:
+        arguments, token = params.get("arguments", {}), params.get("_meta", {}).get("progressToken")
+        steps = arguments.get("steps", 5)
+        for step in range(1, steps + 1):
+            time.sleep(arguments.get("seconds", 1) / steps)
+            if token is not None:
+                told = {"progressToken": token, "progress": step, "total": steps}
+                self._send(method="notifications/progress", params=told)
+        return "Lift-off!"
+
+    _tools: Final[dict[str, dict[str, tuple[str, Callable[[DemoServer, dict[str, Any]], str]]]]] = {
+        "notes": {
+            "whoami": ("Says which process this is", _whoami),
+            "add_note": ("Adds a note; asks the person for its text", _add_note),
+            "summarize": ("Asks the host's model to sum the notes up", _summarize),
+        },
+        "clock": {
+            "whoami": ("Says which process this is", _whoami),
+            "countdown": ("Counts down, with progress", _countdown),
+        },
+    }
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -10150,42 +10136,37 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 async def _scenes(host: InnerHost) -> None:
-    tall = sys.stdout.isatty()
-
-    async def call(tool: str, on_progress: Callable[[Fields], None] | None = None, **arguments: Any) -> str:
-        reply = await host.ask("tools/call", {"name": tool, "arguments": arguments}, on_progress)
-        return value_of(reply.result)["content"][0]["text"]
+    async def show(tool: str, bar: Callable[[Fields], None] | None = None, after: str = "", **arguments: Any) -> str:
+        reply = await host.ask("tools/call", {"name": tool, "arguments": arguments}, bar)
+        text = value_of(reply.result)["content"][0]["text"]
+        print(f"     {tool}  ->  {text}{after}")
+        return text
 
     def bar(progress: Fields) -> None:
-        done, total = value_of(progress["progress"]), value_of(progress["total"])
-        print(
-            f"{chr(13) if tall else ''}     [{'#' * (done * 20 // total):20}] {done}/{total}",
-            end="" if tall and done < total else "\n",
-            flush=True,
-        )
+        tall = sys.stdout.isatty()
+        ends = not tall or value_of(progress["progress"]) == value_of(progress["total"])
+        print(f"{chr(13) if tall else ''}     {bar_of(progress)}", end="\n" if ends else "", flush=True)
+
+    def kill_clock(progress: Fields) -> None:
+        if value_of(progress["progress"]) == 1:
+            os.kill(int(clock.split()[-1]), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
     print(f"1. A host starts mcpmux {host.about['serverInfo']['version']}, and two servers look like one:")
     for tool in value_of((await host.ask("tools/list")).result)["tools"]:
         print(f"     {tool['name']:18} {tool['description']}")
     print("\n2. A call to each:")
-    who = {name: await call(f"{name}__whoami") for name in ("notes", "clock")}
-    for name, text in who.items():
-        print(f"     {name}__whoami  ->  {text}")
+    await show("notes__whoami")
+    clock = await show("clock__whoami")
     print("\n3. Progress finds its way back:")
-    print(f"     clock__countdown  ->  {await call('clock__countdown', bar, steps=10)}")
+    await show("clock__countdown", bar, steps=10)
     print("\n4. A server asks the person (elicitation: server -> mcpmux -> host and back):")
-    print(f"     notes__add_note  ->  {await call('notes__add_note')}")
+    await show("notes__add_note")
     print("\n5. A server asks the host's model (sampling):")
-    print(f"     notes__summarize  ->  {await call('notes__summarize')}")
+    await show("notes__summarize")
     print("\n6. A server is killed in the middle of a call:")
-
-    def kill_clock(progress: Fields) -> None:
-        if value_of(progress["progress"]) == 1:
-            os.kill(int(who["clock"].split()[-1]), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-
-    print(f"     clock__countdown  ->  {await call('clock__countdown', kill_clock, steps=100, seconds=30)}")
-    print(f"     notes__whoami  ->  {await call('notes__whoami')}   (untouched)")
-    print(f"     clock__whoami  ->  {await call('clock__whoami')}   (started again)")
+    await show("clock__countdown", kill_clock, steps=100, seconds=30)
+    await show("notes__whoami", after="   (untouched)")
+    await show("clock__whoami", after="   (started again)")
 
 
 def _next_steps() -> str:
