@@ -7755,91 +7755,61 @@ BACKUP_SUFFIX: Final = ".before-mcpmux"
 
 
 class Host(NamedTuple):
-    """Where a host keeps its servers, and what it means by what stands there."""
+    """What a host means by what stands in its file, and how mcpmux comes into that."""
 
     name: str
     title: str
-    files: tuple[str, ...]  # in the folders of `host_folders`; those in {here} are a project's
-    key: str = "mcpServers"  # of the object that has the servers
-    aliases: tuple[str, ...] = ()
-    dialect: str = "none"  # of its placeholders, in `DIALECTS`
-    timeout_unit: float | None = None  # of its `timeout`, in seconds; None: it has none
-    bare_url: Literal["http", "sse"] = "http"  # what a `url` means without a type
-    edited: bool = False  # `install` writes to its file
-    add: tuple[str, ...] = ()  # its own command, with the words of `own_command`
-    remove: tuple[str, ...] = ()
+    key: str  # of the object that has the servers
+    dialect: Literal["none", "shell", "dollar", "editor"]  # of its placeholders, in `DIALECTS`
+    timeout_unit: float | None  # of its `timeout`, in seconds; None: it has none
+    bare_url: Literal["http", "sse"]  # what a `url` means without a type
+    install: Literal["edit", "run", "show"]  # its file, a command of its own, or what a person has to paste
+    aliases: str = ""
 
 
 MS: Final = 0.001
+# fmt: off
 HOSTS: Final = (
-    Host(
-        "claude-desktop",
-        "Claude Desktop",
-        (
-            "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/claude_desktop_config.json",  # of the MSIX build
-            "{data}/Claude/claude_desktop_config.json",
-        ),
-        aliases=("claude",),
-        edited=True,
-    ),
-    Host(
-        "claude-code",
-        "Claude Code",
-        ("{home}/.claude.json", "{here}/.mcp.json"),
-        dialect="shell",
-        timeout_unit=MS,
-        add=("claude", "mcp", "add-json", "--scope", "user", ENTRY_NAME, "{entry}"),
-        remove=("claude", "mcp", "remove", "--scope", "user", ENTRY_NAME),
-    ),
-    Host(
-        "vscode",
-        "VS Code",
-        ("{data}/Code/User/mcp.json", "{here}/.vscode/mcp.json"),
-        key="servers",
-        aliases=("code", "vs-code", "copilot"),
-        dialect="editor",
-        add=("code", "--add-mcp", "{named entry}"),
-    ),
-    Host("cursor", "Cursor", ("{home}/.cursor/mcp.json", "{here}/.cursor/mcp.json"), dialect="editor", edited=True),
-    Host(
-        "codex",
-        "Codex",
-        ("{codex}/config.toml", "{here}/.codex/config.toml"),
-        key="mcp_servers",
-        add=("codex", "mcp", "add", ENTRY_NAME, "--", "{command}"),
-        remove=("codex", "mcp", "remove", ENTRY_NAME),
-    ),
-    Host(
-        "gemini",
-        "Gemini CLI",
-        ("{home}/.gemini/settings.json", "{here}/.gemini/settings.json"),
-        aliases=("gemini-cli",),
-        dialect="dollar",
-        timeout_unit=MS,
-        bare_url="sse",
-    ),
-    Host("zed", "Zed", ("{config}/zed/settings.json",), key="context_servers"),
-    Host("windsurf", "Windsurf", ("{home}/.codeium/windsurf/mcp_config.json",), dialect="editor"),
-    Host(
-        "goose",
-        "Goose",
-        ("{roaming}/Block/goose/config/config.yaml", "{config}/goose/config.yaml"),
-        key="extensions",
-        dialect="shell",
-        timeout_unit=1,
-    ),
-    Host("lm-studio", "LM Studio", ("{home}/.lmstudio/mcp.json",), aliases=("lmstudio",), dialect="editor"),
-    Host(
-        "amazon-q",
-        "Amazon Q",
-        ("{home}/.aws/amazonq/mcp.json",),
-        aliases=("amazonq", "q"),
-        dialect="editor",
-        timeout_unit=MS,
-    ),
-    Host("kiro", "Kiro", ("{home}/.kiro/settings/mcp.json",), dialect="editor", timeout_unit=MS),
-    Host("cline", "Cline", ("{home}/.cline/data/settings/cline_mcp_settings.json",), timeout_unit=1, bare_url="sse"),
+    Host("claude-desktop", "Claude Desktop", "mcpServers",      "none",   None, "http", "edit", "claude"),
+    Host("claude-code",    "Claude Code",    "mcpServers",      "shell",  MS,   "http", "run"),
+    Host("vscode",         "VS Code",        "servers",         "editor", None, "http", "run",  "code vs-code copilot"),
+    Host("cursor",         "Cursor",         "mcpServers",      "editor", None, "http", "edit"),
+    Host("codex",          "Codex",          "mcp_servers",     "none",   None, "http", "run"),
+    Host("gemini",         "Gemini CLI",     "mcpServers",      "dollar", MS,   "sse",  "show", "gemini-cli"),
+    Host("zed",            "Zed",            "context_servers", "none",   None, "http", "show"),
+    Host("windsurf",       "Windsurf",       "mcpServers",      "editor", None, "http", "show"),
+    Host("goose",          "Goose",          "extensions",      "shell",  1,    "http", "show"),
+    Host("lm-studio",      "LM Studio",      "mcpServers",      "editor", None, "http", "show", "lmstudio"),
+    Host("amazon-q",       "Amazon Q",       "mcpServers",      "editor", MS,   "http", "show", "amazonq q"),
+    Host("kiro",           "Kiro",           "mcpServers",      "editor", MS,   "http", "show"),
+    Host("cline",          "Cline",          "mcpServers",      "none",   1,    "sse",  "show"),
 )
+# fmt: on
+# In the folders of `host_folders`, the first before the others; those in {here} are a project's.
+HOST_FILES: Final = {
+    "claude-desktop": (
+        "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/claude_desktop_config.json",  # of the MSIX build
+        "{data}/Claude/claude_desktop_config.json",
+    ),
+    "claude-code": ("{home}/.claude.json", "{here}/.mcp.json"),
+    "vscode": ("{data}/Code/User/mcp.json", "{here}/.vscode/mcp.json"),
+    "cursor": ("{home}/.cursor/mcp.json", "{here}/.cursor/mcp.json"),
+    "codex": ("{codex}/config.toml", "{here}/.codex/config.toml"),
+    "gemini": ("{home}/.gemini/settings.json", "{here}/.gemini/settings.json"),
+    "zed": ("{config}/zed/settings.json",),
+    "windsurf": ("{home}/.codeium/windsurf/mcp_config.json",),
+    "goose": ("{roaming}/Block/goose/config/config.yaml", "{config}/goose/config.yaml"),
+    "lm-studio": ("{home}/.lmstudio/mcp.json",),
+    "amazon-q": ("{home}/.aws/amazonq/mcp.json",),
+    "kiro": ("{home}/.kiro/settings/mcp.json",),
+    "cline": ("{home}/.cline/data/settings/cline_mcp_settings.json",),
+}
+# How those that are "run" take mcpmux in, with the words of `own_command`, and let it go.
+OWN_COMMANDS: Final = {
+    "claude-code": ("claude mcp add-json --scope user mcpmux {entry}", "claude mcp remove --scope user mcpmux"),
+    "codex": ("codex mcp add mcpmux -- {command}", "codex mcp remove mcpmux"),
+    "vscode": ("code --add-mcp {named-entry}", ""),
+}
 
 # `var` and `default` are a variable's; `word` is anything else that the host would replace.
 DIALECTS: Final = {
@@ -7900,15 +7870,11 @@ def host_folders(machine: Machine) -> dict[str, PurePath]:
     return folders | {"data": data, "config": config}
 
 
-def host_files(host: Host, machine: Machine) -> list[tuple[PurePath, bool]]:
-    """Where its files may be, the first before the others, each with whether it is a project's; may have a `*`."""
+def host_files(host: Host, machine: Machine, projects: bool = True) -> list[PurePath]:
+    """Where its files may be; may have a `*`."""
     folders = host_folders(machine)
-    found: list[tuple[PurePath, bool]] = []
-    for file in host.files:
-        base, _, rest = file[1:].partition("}/")
-        if base in folders:
-            found.append((folders[base] / rest, base == "here"))
-    return found
+    places = [file[1:].partition("}/") for file in HOST_FILES[host.name]]
+    return [folders[base] / rest for base, _, rest in places if base in folders and (projects or base != "here")]
 
 
 def real_files(host: Host, machine: Machine, projects: bool = True) -> list[Path]:
@@ -7916,18 +7882,15 @@ def real_files(host: Host, machine: Machine, projects: bool = True) -> list[Path
     import glob  # noqa: PLC0415
 
     found: list[Path] = []
-    for pattern, is_projects in host_files(host, machine):
+    for pattern in host_files(host, machine, projects):
         folder, star, rest = pattern.as_posix().partition("*")
-        if projects or not is_projects:
-            found += (
-                [Path(one + rest) for one in sorted(glob.glob(glob.escape(folder) + star))] if star else [Path(folder)]
-            )
+        found += [Path(one + rest) for one in sorted(glob.glob(glob.escape(folder) + star))] if star else [Path(folder)]
     return list(dict.fromkeys(found))
 
 
 def host_named(name: str) -> Host | None:
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
-    return next((host for host in HOSTS if wanted in (host.name, host.title.lower(), *host.aliases)), None)
+    return next((host for host in HOSTS if wanted in (host.name, host.title.lower(), *host.aliases.split())), None)
 
 
 def host_of_file(path: Path, machine: Machine) -> tuple[Host, str | None]:
@@ -7936,7 +7899,7 @@ def host_of_file(path: Path, machine: Machine) -> tuple[Host, str | None]:
         if path in real_files(host, machine, projects=False):
             return host, None
     for host in HOSTS:
-        for file in reversed(host.files):  # a project's last
+        for file in reversed(HOST_FILES[host.name]):  # a project's last
             base, _, tail = file[1:].partition("}/")
             if fnmatch.fnmatch(path.as_posix(), f"*/{tail}"):
                 return host, str(path.parents[tail.count("/")]) if base == "here" else None
@@ -8449,14 +8412,15 @@ def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
     return {"command": command, "args": args}
 
 
-def own_command(words: Iterable[str], entry: dict[str, Any]) -> list[str]:
-    """A host's own command for this entry."""
+def own_command(host: Host, entry: dict[str, Any]) -> list[str]:
+    """A host's own command that takes this entry in."""
     stands_for = {
         "{entry}": [json.dumps(entry)],
-        "{named entry}": [json.dumps({"name": ENTRY_NAME, **entry})],
+        "{named-entry}": [json.dumps({"name": ENTRY_NAME, **entry})],
         "{command}": [entry["command"], *entry["args"]],
     }
-    return [part for word in words for part in stands_for.get(word, [word])]
+    add, _ = OWN_COMMANDS[host.name]
+    return [part for word in add.split() for part in stands_for.get(word, [word])]
 
 
 def snippet(host: Host, entry: dict[str, Any]) -> str:
@@ -9896,14 +9860,14 @@ def _install(arguments: argparse.Namespace) -> int:
     if config.sampling and "--from" not in entry["args"] and not has_litellm():
         print(f"note: {'; '.join(NO_LITELLM)}")
     file = _own_file(host)
-    if host.edited:
+    if host.install == "edit":
         return _install_in_file(host, file, entry, config, arguments)
     if arguments.replace:
         raise ConfigError(
             f"--replace is for hosts whose file mcpmux edits; for {host.title}: mcpmux import {host.name}"
         )
-    if host.add:
-        return _run_own_command(own_command(host.add, entry), arguments.dry_run)
+    if host.install == "run":
+        return _run_own_command(own_command(host, entry), arguments.dry_run)
     print(f"Put this into {file}:\n\n{snippet(host, entry)}")
     return 0
 
@@ -9994,9 +9958,10 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     if host is None:
         raise _unknown_host(arguments.host)
     file = _own_file(host)
-    if host.remove:
-        return _run_own_command(list(host.remove), arguments.dry_run)
-    if not host.edited:
+    _, remove = OWN_COMMANDS.get(host.name, ("", ""))
+    if remove:
+        return _run_own_command(remove.split(), arguments.dry_run)
+    if host.install != "edit":
         print(f"Remove {ENTRY_NAME} from {host.key} in {file}.")
         return 0
     old, text, backup = _texts_of(file)

@@ -73,7 +73,7 @@ def test_each_platform_has_its_places(host: str, platform: str, files: list[str]
     environment = WINDOWS if platform == "win32" else {}
     at = Machine(platform, environment, "/h", "/p")
     path = PureWindowsPath if platform == "win32" else PurePosixPath
-    assert [file for file, _ in mcpmux.host_files(found, at)] == [path(file) for file in files]
+    assert mcpmux.host_files(found, at) == [path(file) for file in files]
 
 
 def test_the_variables_that_move_a_hosts_files_are_followed():
@@ -81,8 +81,8 @@ def test_the_variables_that_move_a_hosts_files_are_followed():
     assert codex
     assert zed
     at = Machine("linux", {"CODEX_HOME": "/c", "XDG_CONFIG_HOME": "/x"}, "/h", "/p")
-    assert mcpmux.host_files(codex, at)[0][0] == PurePosixPath("/c/config.toml")
-    assert mcpmux.host_files(zed, at)[0][0] == PurePosixPath("/x/zed/settings.json")
+    assert mcpmux.host_files(codex, at)[0] == PurePosixPath("/c/config.toml")
+    assert mcpmux.host_files(zed, at)[0] == PurePosixPath("/x/zed/settings.json")
 
 
 def test_the_msix_build_of_claude_desktop_is_found_before_the_other(tmp_path: Path):
@@ -104,7 +104,7 @@ def test_a_host_goes_by_its_names():
         assert found
         assert found.name == meant
     assert host_named("emacs") is None
-    every = [name for host in HOSTS for name in (host.name, *host.aliases)]
+    every = [name for host in HOSTS for name in (host.name, *host.aliases.split())]
     assert len(every) == len(set(every))
 
 
@@ -724,7 +724,7 @@ JSON_TEXTS = {
 """,
 }
 PLATFORMS = ["linux", "darwin", "win32", "msix"]
-EDITED = [host.name for host in HOSTS if host.edited]
+EDITED = [host.name for host in HOSTS if host.install == "edit"]
 
 
 class Desk:
@@ -1046,7 +1046,7 @@ def test_a_hosts_own_command_is_run(
     assert desk.run("install", host) == 1
 
 
-@pytest.mark.parametrize("name", [host.name for host in HOSTS if not host.edited and not host.add])
+@pytest.mark.parametrize("name", [host.name for host in HOSTS if host.install == "show"])
 def test_for_other_hosts_it_says_what_to_put_where_and_import_reads_it(
     name: str, desk: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
