@@ -8640,6 +8640,12 @@ def harmless(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def to_stderr(text: str) -> None:
+    if text and sys.stderr is not None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 class Waiting:
     """What a command waits for, on stderr: a line each. A terminal shows them in place, until the end; elsewhere each
     change is a line of its own."""
@@ -8655,11 +8661,8 @@ class Waiting:
         """By what is waited for, how that goes."""
         new = {name: text for name, text in lines.items() if self._lines.get(name) != text}
         self._lines |= new
-        if not self._in_place:
-            self._add("".join(f"{name}: {text}\n" for name, text in new.items()))
-        elif new and not self._paused:
-            self._erase()
-            self._draw()
+        if new:
+            self._add("" if self._in_place else "".join(f"{name}: {text}\n" for name, text in new.items()))
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -8667,44 +8670,29 @@ class Waiting:
 
     def clear(self, *, paused: bool = False) -> None:
         """Nothing is shown any more; what comes while `paused` waits, since a person is being asked."""
-        self._erase()
         self._paused = paused
-        if not paused:
-            self._write(self._said)
-            self._said = ""
+        self._replace([])
 
     def _add(self, text: str) -> None:
         self._said += text
         if not self._paused:
-            self._erase()
-            self._write(self._said)
-            self._said = ""
-            if self._in_place:
-                self._draw()
+            self._replace(self._drawing() if self._in_place else [])
 
-    def _draw(self) -> None:
-        if not self._lines:
-            return
+    def _replace(self, lines: list[str]) -> None:
+        """What is drawn gives way to what stays, and that is followed by these lines."""
+        said, self._said = ("", self._said) if self._paused else (self._said, "")
+        to_stderr((f"\x1b[{self._drawn}A\x1b[J" if self._drawn else "") + said + "".join(lines))
+        self._drawn = len(lines)
+
+    def _drawing(self) -> list[str]:
         size = shutil.get_terminal_size()
-        width = max(map(len, self._lines))
+        width = max(map(len, self._lines), default=0)
         room = max(size.columns - width - 3, 1)
-        shown = [f"{name:{width}}  {self._painted(text[:room])}\n" for name, text in self._lines.items()]
-        shown = shown[-(size.lines - 1) :]
-        self._drawn = len(shown)
-        self._write("".join(shown))
-
-    def _erase(self) -> None:
-        if self._drawn:
-            self._write(f"\x1b[{self._drawn}A\x1b[J")
-            self._drawn = 0
-
-    def _painted(self, text: str) -> str:
-        return painted(text, OF_STATES.get(text.partition(",")[0]), sys.stderr)
-
-    def _write(self, text: str) -> None:
-        if text and sys.stderr is not None:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        lines: list[str] = []
+        for name, text in self._lines.items():
+            style = OF_STATES.get(text.partition(",")[0])
+            lines.append(f"{name:{width}}  {painted(text[:room], style, sys.stderr)}\n")
+        return lines[-(size.lines - 1) :]
 
 
 def how_it_goes(server: Server) -> str:
@@ -8726,6 +8714,9 @@ class Interrupted(McpmuxError):
     """The person pressed Ctrl-C, or something else told a command to end."""
 
 
+Scene = Callable[["InnerHost"], Coroutine[Any, Any, Decoded]]  # what a command does as a host
+
+
 class InnerHost:
     """A host in mcpmux's own process: what a command wants of servers, it asks as any host would.
 
@@ -8740,8 +8731,8 @@ class InnerHost:
         cached: bool = True,
         capabilities: Mapping[str, Any] | None = None,
         answers: Mapping[str, Callable[[Fields], Coroutine[Any, Any, Any]]] | None = None,
-        hears: Callable[[str, Fields], None] | None = None,
-        looks: Callable[[Iterable[Server]], None] | None = None,
+        hears: Callable[[str, Fields], None] = lambda method, params: None,
+        looks: Callable[[Iterable[Server]], None] = lambda servers: None,
     ) -> None:
         self._journal = Journal("error", state_folder() / "logs")
         self._journal.threshold = LEVELS["error"] + 1  # what is wrong is in the answers
@@ -8751,19 +8742,19 @@ class InnerHost:
         self._answers = answers or {}
         self._hears, self._looks = hears, looks
         self._open: dict[int, asyncio.Future[Reply]] = {}
-        self._bars: dict[int, Callable[[Fields], None]] = {}  # who hears of a request's progress
+        self._bars: dict[int, Callable[[Fields], None]] = {}  # who hears of an open request's progress
         self._questions: dict[bytes, asyncio.Task[None]] = {}
         self._asked = 0
         self._trouble: Exception | None = None  # of the command's own functions: it ends the scene
 
-    def play(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+    def play(self, scene: Scene[Decoded]) -> Decoded:
         """Serves itself while the scene lasts; then every server is stopped. Raises `Interrupted`."""
         try:
             return asyncio.run(self._play(scene))
         finally:
             self._journal.close()
 
-    async def _play(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+    async def _play(self, scene: Scene[Decoded]) -> Decoded:
         self._started = asyncio.Event()
         serving = asyncio.create_task(self.mux.run())
         acting = self._acting = asyncio.create_task(self._act(scene))
@@ -8778,14 +8769,10 @@ class InnerHost:
             raise Interrupted
         return acting.result()
 
-    async def _act(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+    async def _act(self, scene: Scene[Decoded]) -> Decoded:
         await self._started.wait()
-        hello = {
-            "protocolVersion": LEGACY_REVISIONS[0],
-            "capabilities": self._capabilities,
-            "clientInfo": IMPLEMENTATION,
-        }
-        self.about = value_of((await self.ask("initialize", hello)).result)
+        hello = {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": self._capabilities}
+        self.about = value_of((await self.ask("initialize", hello | {"clientInfo": IMPLEMENTATION})).result)
         self._say(notification_line("notifications/initialized"))
         return await scene(self)
 
@@ -8830,14 +8817,12 @@ class InnerHost:
             id = bytes(message.id)
             self._questions[id] = asyncio.create_task(self._answer(id, message.method, params))
         elif message.method == "notifications/cancelled":
-            question = self._questions.get(bytes(params.get("requestId", b"")))
-            if question:
+            if question := self._questions.get(bytes(params.get("requestId", b""))):
                 question.cancel()
         elif message.method == "notifications/progress":
-            bar = self._bars.get(value_of(params.get("progressToken")))
-            if bar:
+            if bar := self._bars.get(value_of(params.get("progressToken"))):
                 self._survive(bar, params)
-        elif self._hears:
+        else:
             self._survive(self._hears, message.method, params)
 
     async def _answer(self, id: bytes, method: str, params: Fields) -> None:
@@ -8870,20 +8855,14 @@ class InnerHost:
         return False
 
     def flush(self) -> None:
-        if self._looks:
-            self._survive(self._looks, self.mux.core.servers.values())
+        self._survive(self._looks, self.mux.core.servers.values())
 
     async def close(self) -> None:
         for question in list(self._questions.values()):
             question.cancel()
 
 
-def played(
-    config: Config,
-    scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]],
-    waiting: Waiting | None = None,
-    **abilities: Any,
-) -> Decoded:
+def played(config: Config, scene: Scene[Decoded], waiting: Waiting | None = None, **abilities: Any) -> Decoded:
     """What comes of a scene before these servers; meanwhile a person sees how each of them does."""
     shown = waiting or Waiting()
     quiet = (State.IDLE, State.STOPPING, State.STOPPED)
@@ -9025,7 +9004,9 @@ def last_known(config: Config) -> dict[str, Known]:
     return {name: min(those, key=lambda one: one.told) for name, those in lists.items() if those}
 
 
-def _catalogue_of(config: Config, lists: Mapping[str, Mapping[str, list[Entry]]]) -> Catalogue:
+def known_catalogue(config: Config, more: Mapping[str, Mapping[str, list[Entry]]] | None = None) -> Catalogue:
+    """All that is known, `more` before what the cache has: each server has a say in how the others' tools are called."""
+    lists = {name: one.lists for name, one in last_known(config).items()} | dict(more or {})
     parts = [Part(name, table.prefix, lists[name]) for name, table in config.servers.items() if name in lists]
     return merge(parts, config.options)
 
@@ -9035,7 +9016,7 @@ def _list_servers(arguments: argparse.Namespace) -> int:
     Example: mcpmux list --json"""
     config = load_config(config_path(arguments.config))
     known = last_known(config)
-    routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
+    routes = known_catalogue(config).tools
     rows: list[dict[str, Any]] = []
     for name, table in config.tables.items():
         one = known.get(name)
@@ -9131,8 +9112,7 @@ def _tools(arguments: argparse.Namespace) -> int:
     lists, failed = learn(config, wanted)
     if not arguments.server:
         failed |= config.broken
-    known = {name: one.lists for name, one in last_known(config).items()}  # the others have a say in how one is named
-    catalogue = _catalogue_of(config, known | lists)
+    catalogue = known_catalogue(config, lists)
     tools = [
         {"server": catalogue.tools[tool["name"]].server, **tool}
         for tool in value_of(catalogue.results["tools/list"])["tools"]
@@ -9140,13 +9120,13 @@ def _tools(arguments: argparse.Namespace) -> int:
     ]
     if arguments.json:
         print(json.dumps({"tools": tools, "failed": failed}, indent=2))
-    else:
-        for tool in tools:
-            _print_tool(tool)
-        if not tools and not failed:
-            nothing = f"{arguments.server or config.path} has no tools."
-            print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
-    for name, reason in failed.items() if not arguments.json else ():
+        return 1 if failed else 0
+    for tool in tools:
+        _print_tool(tool)
+    if not tools and not failed:
+        nothing = f"{arguments.server or config.path} has no tools."
+        print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
+    for name, reason in failed.items():
         print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{reason}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -9236,8 +9216,7 @@ def _call(arguments: argparse.Namespace) -> int:
 
 def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
     """The server to be started for a tool, and what the tool is called there if that is known. Raises `ConfigError`."""
-    known = last_known(config)
-    routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
+    known, routes = last_known(config), known_catalogue(config).tools
     if tool in routes:
         return routes[tool].server, routes[tool].name
     separator = config.options.separator
@@ -9250,8 +9229,7 @@ def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
         _expect_server(config, named)
     bare = [name for name, prefix in prefixes.items() if not prefix and name not in known]
     if bare:
-        lists, _ = learn(config, bare)
-        routes = _catalogue_of(config, {name: one.lists for name, one in known.items()} | lists).tools
+        routes = known_catalogue(config, learn(config, bare)[0]).tools
         if tool in routes:
             return routes[tool].server, routes[tool].name
     same = [name for name, route in routes.items() if route.name == tool]
@@ -9384,10 +9362,10 @@ class Person:
                     return await self._sent_to(message, str(question.get("url")))
                 return await self._fills_in(message, question.get("requestedSchema", {}))
             except EOFError:
-                self._tell("declined\n")
+                to_stderr("declined\n")
                 return {"action": "decline"}
             except asyncio.CancelledError:
-                self._tell("\n(it is no longer asked)\n")
+                to_stderr("\n(it is no longer asked)\n")
                 raise
             finally:
                 self._waiting.clear()
@@ -9410,9 +9388,9 @@ class Person:
         return True
 
     async def _sent_to(self, message: str, url: str) -> dict[str, Any]:
-        self._tell(f"{message}\n  {harmless(url)}\n")
+        to_stderr(f"{message}\n  {harmless(url)}\n")
         if not re.match("https?://", url):
-            self._tell("declined: this is no address of a page\n")
+            to_stderr("declined: this is no address of a page\n")
             return {"action": "decline"}
         action = await self._chooses("open it in the browser? y: yes, n: decline, c: cancel: ", _ACTIONS)
         if action == "accept":
@@ -9426,7 +9404,7 @@ class Person:
     async def _fills_in(self, message: str, schema: dict[str, Any]) -> dict[str, Any]:
         fields = schema.get("properties", {})
         needed = schema.get("required", [])
-        self._tell(f"{message}\n" + ("  (Enter takes what is in brackets, Ctrl-D declines)\n" if fields else ""))
+        to_stderr(f"{message}\n" + ("  (Enter takes what is in brackets, Ctrl-D declines)\n" if fields else ""))
         while True:
             content: dict[str, Any] = {}
             for name, field in fields.items():
@@ -9452,29 +9430,26 @@ class Person:
             label += f": {harmless(str(field['description']))}"
         for number, (value, shown) in enumerate(choices, 1):
             label += harmless(f"\n    {number}: {shown}" + (f" ({value})" if shown != value else ""))
-        shown = (
-            "" if default is None else f" [{harmless(default if isinstance(default, str) else json.dumps(default))}]"
-        )
-        self._tell(label + "\n")
+        to_stderr(label + "\n")
+        usual = default if isinstance(default, str) else json.dumps(default)
         while True:
-            text = (await self._line(f"   {shown} > ")).strip()
+            text = (await self._line("    > " if default is None else f"    [{harmless(usual)}] > ")).strip()
             if not text and (default is not None or not needed):
                 return default
             try:
                 return typed(text, field)
             except ValueError as wrong:
-                self._tell(f"    {harmless(str(wrong))}\n")
+                to_stderr(f"    {harmless(str(wrong))}\n")
 
     async def _chooses(self, prompt: str, answers: Mapping[str, str]) -> str:
         """Nothing is taken for granted: Enter alone asks again."""
-        while True:
-            answer = answers.get((await self._line(prompt)).strip().lower()[:1])
-            if answer:
-                return answer
+        while not (answer := answers.get((await self._line(prompt)).strip().lower()[:1])):
+            pass
+        return answer
 
     async def _line(self, prompt: str) -> str:
         """Raises `EOFError` at Ctrl-D. A thread reads, which Ctrl-C does not wait for."""
-        self._tell(prompt)
+        to_stderr(prompt)
         loop = asyncio.get_running_loop()
 
         def read() -> None:
@@ -9497,10 +9472,6 @@ class Person:
         if not line:
             raise EOFError
         return line.decode(errors="replace")
-
-    def _tell(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
 
 
 _ACTIONS: Final = {"y": "accept", "n": "decline", "c": "cancel"}
