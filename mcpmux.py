@@ -4460,10 +4460,10 @@ def state_folder() -> Path:
 
 def load_config(path: Path) -> Config:
     """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
-    mark, data = mark_of(path), read_bytes(path)
-    if data is None:
+    mark, text = mark_of(path), read_text(path)
+    if text is None:
         return Config(path, exists=False, environment=dict(os.environ))
-    return msgspec.structs.replace(read_config(parsed(path, data, "TOML", tomllib.loads), path), mark=mark)
+    return msgspec.structs.replace(read_config(parsed(path, text, "TOML", tomllib.loads), path), mark=mark)
 
 
 def mark_of(path: Path) -> tuple[int, int] | None:
@@ -4603,22 +4603,20 @@ def extended_path(environment: Mapping[str, str]) -> str:
 # ── files of ours ──
 
 
-def read_bytes(path: Path) -> bytes | None:
+def read_text(path: Path) -> str | None:
     """None: there is no such file. Raises `ConfigError`."""
     try:
-        return path.read_bytes()
+        return path.read_bytes().decode()
     except FileNotFoundError:
         return None
-    except OSError as wrong:
+    except (OSError, UnicodeDecodeError) as wrong:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
 
 
-def parsed(path: Path, data: bytes, kind: str, parse: Callable[[str], Any]) -> Any:
+def parsed(path: Path, text: str, kind: str, parse: Callable[[str], Any]) -> Any:
     """What a file of this kind holds. Raises `ConfigError`, one line."""
     try:
-        return parse(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as wrong:
-        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+        return parse(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as wrong:  # TOMLDecodeError is a ValueError; so is an endless number
         raise ConfigError(f"{path}: not {kind}: {wrong}") from None
 
@@ -4645,12 +4643,12 @@ def write_whole(path: Path, data: bytes, *, private: bool = False, lasting: bool
         raise
 
 
-def write_file(path: Path, new: bytes, old: bytes | None, private: bool = False) -> None:
+def write_text(path: Path, new: str, old: str | None, private: bool = False) -> None:
     """As `write_whole`, where the file still is what was read. Raises `ConfigError`."""
-    if read_bytes(path) != old:
+    if read_text(path) != old:
         raise ConfigError(f"{path}: was changed meanwhile; try again")
     try:
-        write_whole(path, new, private=private)
+        write_whole(path, new.encode(), private=private)
     except OSError as wrong:
         raise ConfigError(f"{path}: cannot be written: {wrong}") from None
 
@@ -7923,20 +7921,22 @@ def bare_json(text: str) -> str:
 
 def read_host_file(path: Path) -> dict[str, Any]:
     """A host's whole file. Raises `ConfigError`, one line."""
-    kinds: dict[str, tuple[str, Callable[[str], Any]]] = {
-        ".toml": ("TOML", tomllib.loads),
-        ".yaml": ("YAML", load_yaml),
-        ".yml": ("YAML", load_yaml),
-    }
-    kind, read = kinds.get(path.suffix, ("JSON", lambda text: json.loads(bare_json(text).strip() or "{}")))
+    kind, read = {".toml": ("TOML", tomllib.loads), ".yaml": ("YAML", load_yaml), ".yml": ("YAML", load_yaml)}.get(
+        path.suffix, ("JSON", load_json)
+    )
     try:
-        document = parsed(path, read_bytes(path) or b"", kind, read)
+        document = parsed(path, read_text(path) or "", kind, read)
     except ImportError:
         how = "uvx --with pyyaml mcpmux import goose"
         raise ConfigError(f"{path}: is YAML, and to read that takes one package more: {how}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: not an object")
     return document
+
+
+def load_json(text: str) -> Any:
+    """JSON with comments and trailing commas. Raises `ValueError`."""
+    return json.loads(bare_json(text).strip() or "{}")
 
 
 def load_yaml(text: str) -> Any:
@@ -8010,14 +8010,6 @@ class HostEntry(NamedTuple):
     inputs: Mapping[str, Mapping[str, Any]] = {}  # what VS Code asks for, by id
 
 
-class Imported(NamedTuple):
-    """The same as a table of ours, and what the person should know of it."""
-
-    name: str
-    table: dict[str, Any]
-    notes: list[str]
-
-
 def entries_of(host: Host, path: Path, folder: str | None) -> list[HostEntry]:
     """All servers in a host's file; ourselves too. Raises `ConfigError`."""
     document = read_host_file(path)
@@ -8060,8 +8052,9 @@ def server_block(name: str, table: dict[str, Any], comment: Iterable[str]) -> st
     return "".join(lines) + tomli_w.dumps({"mcp_servers": {name: table}})
 
 
-def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Imported:
-    """Raises `ConfigError` for an entry that cannot become a table of ours: why, in a line."""
+def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> tuple[str, dict[str, Any], list[str]]:
+    """A name, a table of ours, and what the person should know of it. Raises `ConfigError` for an entry that cannot
+    become one: why, in a line."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.name).strip("-")[:64] or "server"
     notes = [] if name == entry.name else [f"called {entry.name!r} there"]
     table, left = _with_our_keys(entry)
@@ -8087,7 +8080,7 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Im
         wrong.append("cannot be written as TOML")
     if wrong:
         raise ConfigError("; ".join(problem.removeprefix(f"mcp_servers.{name}.") for problem in wrong))
-    return Imported(name, table, list(dict.fromkeys(notes)))
+    return name, table, list(dict.fromkeys(notes))
 
 
 def _with_our_keys(entry: HostEntry) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -8239,23 +8232,19 @@ def append_servers(
     path: Path, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]], private: bool = False
 ) -> None:
     """Writes servers to the end of our file, or the whole file. Raises `ConfigError` and leaves the file as it was."""
-    old = read_bytes(path)
-    new = new_config(path, old, tables, comments)
-    write_file(path, new.encode(), old, private)
+    old = read_text(path)
+    write_text(path, new_config(path, old or "", tables, comments), old, private)
 
 
-def new_config(
-    path: Path, old: bytes | None, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]]
-) -> str:
+def new_config(path: Path, old: str, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]]) -> str:
     """What `append_servers` would write: it is known to load."""
+    text = old.removeprefix("\ufeff")
     try:
-        text = (old or b"").decode()
-        mark = "\ufeff" if text.startswith("\ufeff") else ""
-        new = mark + with_servers(text.removeprefix(mark), tables, comments)
-        read_config(tomllib.loads(new.removeprefix(mark)), path)
+        new = with_servers(text, tables, comments)
+        read_config(tomllib.loads(new), path)
     except (ValueError, ConfigError) as wrong:
         raise ConfigError(str(wrong) if str(path) in str(wrong) else f"{path}: {wrong}") from None
-    return new
+    return old.removesuffix(text) + new
 
 
 # ── a host's JSON: what is not ours stays byte for byte ──
@@ -8290,7 +8279,7 @@ def _members(bare: str, brace: int) -> tuple[list[Member], int]:
 
 
 def _host_document(text: str) -> dict[str, Any]:
-    document = json.loads(bare_json(text).removeprefix("\ufeff").strip() or "{}")
+    document = load_json(text.removeprefix("\ufeff"))
     if not isinstance(document, dict):
         raise ValueError("not an object")  # noqa: TRY004 - as what json says of it
     return document
@@ -8442,13 +8431,14 @@ class Outcome(NamedTuple):
     failed: bool = False
 
 
-class Import(NamedTuple):
+class Import(Struct):
     """What importing does: nothing is written yet."""
 
-    tables: dict[str, dict[str, Any]]
-    comments: dict[str, list[str]]
-    outcomes: list[Outcome]
-    needed: dict[str, str]  # variables to set, each with what for
+    tables: dict[str, dict[str, Any]] = {}
+    comments: dict[str, list[str]] = {}
+    outcomes: list[Outcome] = []
+    needed: dict[str, str] = {}  # variables to set, each with what for
+    shown: str = ""  # the tables as text for people to look at
 
 
 def plan_import(
@@ -8459,7 +8449,7 @@ def plan_import(
     force: bool = False,
 ) -> Import:
     """Brings entries together with the servers that are present. Each is imported, or it is said why it is not."""
-    plan = Import({}, {}, [], {})
+    plan = Import()
     met: dict[str, dict[str, Any]] = {}
     for entry in entries:
         if why := why_not_ours(entry.table):
@@ -8485,7 +8475,7 @@ def plan_import(
         met[name] = table
         plan.outcomes.append(Outcome(entry, said, notes, moved=True))
     written = json.dumps(list(plan.tables.values()))
-    plan.needed.update({name: why for name, why in variables.needed.items() if f"${{{name}}}" in written})
+    plan.needed = {name: why for name, why in variables.needed.items() if f"${{{name}}}" in written}
     return plan
 
 
@@ -9005,7 +8995,7 @@ def last_known(config: Config) -> dict[str, Known]:
 
 
 def known_catalogue(config: Config, more: Mapping[str, Mapping[str, list[Entry]]] | None = None) -> Catalogue:
-    """All that is known, `more` before what the cache has: each server has a say in how the others' tools are called."""
+    """All that is known, `more` before what the cache has: every server has a say in what tools are called."""
     lists = {name: one.lists for name, one in last_known(config).items()} | dict(more or {})
     parts = [Part(name, table.prefix, lists[name]) for name, table in config.servers.items() if name in lists]
     return merge(parts, config.options)
@@ -9718,10 +9708,9 @@ def _import(arguments: argparse.Namespace) -> int:
         except ConfigError as wrong:
             failed = True
             print(f"{host.title}: {wrong}")
-    plan, shown = _plans(entries, config, machine, arguments)
-    _tell(plan)
+    plan = _plan_of(entries, config, machine, arguments)
     if arguments.dry_run:
-        print(f"\nThis would be added to {config.path}:\n\n{shown}" if plan.tables else "\nNothing would be added.")
+        print(_would_be_added(plan, config) if plan.tables else "\nNothing would be added.")
         _tell_needed(plan, config.path)
     elif plan.tables:
         append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
@@ -9757,42 +9746,35 @@ def _choose_source(machine: Machine) -> str | None:
 
 
 def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]]:
-    host = host_named(named)
     file = Path(os.path.expanduser(named)).absolute()
-    if host is None and named != "all":
-        if not file.is_file():
-            raise _unknown_host(named, ", and no file")
+    if named != "all" and host_named(named) is None and file.is_file():
         owner, folder = host_of_file(file, machine)
         return [(owner, file, folder)]
-    places = {file: one for one in (HOSTS if host is None else [host]) for file in real_files(one, machine)}
-    found = [(one, file, host_of_file(file, machine)[1]) for file, one in places.items() if file.exists()]
+    hosts = HOSTS if named == "all" else [_expect_host(named, ", and no file")]
+    places = {file: host for host in hosts for file in real_files(host, machine)}
+    found = [(host, file, host_of_file(file, machine)[1]) for file, host in places.items() if file.exists()]
     if not found:
-        raise ConfigError(f"there is no {' nor '.join(map(str, places))}" if host else "no host has a file here")
+        none = "no host has a file here" if named == "all" else f"there is no {' nor '.join(map(str, places))}"
+        raise ConfigError(none)
     return found
 
 
-def _unknown_host(named: str, also: str = "") -> ConfigError:
+def _expect_host(named: str, also: str = "") -> Host:
+    if host := host_named(named):
+        return host
     hint = did_you_mean(named.lower(), [host.name for host in HOSTS], f"known are: {_HOST_NAMES}")
-    return ConfigError(f"{named} is no host that mcpmux knows{also}{hint}")
+    raise ConfigError(f"{named} is no host that mcpmux knows{also}{hint}")
 
 
-def _plans(
-    entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace
-) -> tuple[Import, str]:
-    """What is to be imported, known to load; and its text for people to look at."""
-    force = getattr(arguments, "force", False)
-    keep = arguments.keep_secrets
+def _plan_of(entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace) -> Import:
+    """What is to be imported, known to load; a person is told of each entry."""
+    force, keep = getattr(arguments, "force", False), arguments.keep_secrets
     variables = Variables(config.environment, "keep" if keep else "move")
-    plan = plan_import(entries, config.tables, variables, machine, force)
-    new_config(config.path, read_bytes(config.path), plan.tables, plan.comments)
-    shown = plan
+    plan = shown = plan_import(entries, config.tables, variables, machine, force)
+    new_config(config.path, read_text(config.path) or "", plan.tables, plan.comments)
     if keep:
         shown = plan_import(entries, {}, Variables(config.environment, "hide"), machine, force)
-    blocks = [server_block(name, shown.tables[name], plan.comments[name]) for name in plan.tables]
-    return plan, "\n".join(blocks)
-
-
-def _tell(plan: Import) -> None:
+    plan.shown = "\n".join(server_block(name, shown.tables[name], plan.comments[name]) for name in plan.tables)
     file = None
     width = max((len(outcome.entry.name) for outcome in plan.outcomes), default=0)
     for outcome in plan.outcomes:
@@ -9802,6 +9784,11 @@ def _tell(plan: Import) -> None:
         print(_printable(f"  {outcome.entry.name:{width}}  {outcome.said}"))
         for note in outcome.notes:
             print(_printable(f"  {'':{width}}    {note}"))
+    return plan
+
+
+def _would_be_added(plan: Import, config: Config) -> str:
+    return f"\nThis would be added to {config.path}:\n\n{plan.shown}"
 
 
 def _tell_needed(plan: Import, config: Path) -> None:
@@ -9823,9 +9810,7 @@ def _install(arguments: argparse.Namespace) -> int:
     """Edits the file of Claude Desktop and Cursor, runs the command of Claude Code, Codex and VS Code, and says for
     the others what to put where.
     Example: mcpmux install cursor --dry-run"""
-    host = host_named(arguments.host)
-    if host is None:
-        raise _unknown_host(arguments.host)
+    host = _expect_host(arguments.host)
     config = load_config(config_path(arguments.config))
     entry = entry_for_hosts(config.path, config.sampling is not None)
     if config.sampling and "--from" not in entry["args"] and not has_litellm():
@@ -9860,54 +9845,46 @@ def _run_own_command(command: list[str], dry_run: bool) -> int:
     return min(subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, check=False).returncode, 1)
 
 
-def _texts_of(file: Path) -> tuple[bytes | None, str, bytes | None]:
-    """A host's file, as bytes and as text; and what it was before mcpmux."""
-    old = read_bytes(file)
-    try:
-        text = (old or b"").decode()
-        if text.strip():
-            read_host_file(file)
-    except UnicodeDecodeError as wrong:
-        raise ConfigError(f"{file}: cannot be read: {wrong}") from None
-    return old, text, read_bytes(file.with_name(file.name + BACKUP_SUFFIX))
+def _texts_of(file: Path) -> tuple[str | None, Path, str | None]:
+    """What a host's file says; where it is kept as it was before mcpmux, and what that says."""
+    text, backup = read_text(file), file.with_name(file.name + BACKUP_SUFFIX)
+    if text and text.strip():
+        read_host_file(file)
+    return text, backup, read_text(backup)
 
 
 def _install_in_file(
     host: Host, file: Path, entry: dict[str, Any], config: Config, arguments: argparse.Namespace
 ) -> int:
-    old, text, backup = _texts_of(file)
-    backup_file = file.with_name(file.name + BACKUP_SUFFIX)
-    servers = servers_in(text, host.key)
-    plan, shown, moved = None, "", list[str]()
-    if arguments.replace and text.strip():
+    text, backup, kept = _texts_of(file)
+    is_there = ENTRY_NAME in servers_in(text or "", host.key)
+    plan = Import()
+    if arguments.replace and text and text.strip():
         entries = [one for one in entries_of(host, file, None) if one.name != ENTRY_NAME]
-        plan, shown = _plans(entries, config, this_machine(), arguments)
-        moved = [outcome.entry.name for outcome in plan.outcomes if outcome.moved]
-        _tell(plan)
+        plan = _plan_of(entries, config, this_machine(), arguments)
+    moved = [outcome.entry.name for outcome in plan.outcomes if outcome.moved]
     try:
-        before = text if old is not None else None
-        if ENTRY_NAME in servers:
-            before = uninstalled(text, backup.decode() if backup is not None else None, host.key)[0]
-        new = installed(text, host.key, entry, moved)
-    except (ValueError, UnicodeDecodeError) as wrong:
+        before = uninstalled(text or "", kept, host.key)[0] if is_there else text
+        new = installed(text or "", host.key, entry, moved)
+    except ValueError as wrong:
         raise ConfigError(f"{file}: {wrong}") from None
-    if plan and arguments.dry_run and plan.tables:
-        print(f"\nThis would be added to {config.path}:\n\n{shown}")
-    if _tell_difference(file, text, new, arguments.dry_run):
+    if plan.tables and arguments.dry_run:
+        print(_would_be_added(plan, config))
+    if _tell_difference(file, text or "", new, arguments.dry_run):
         return 0
-    if plan and plan.tables:
+    if plan.tables:
         append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
         print(f"{len(plan.tables)} added to {config.path}.")
-    if backup is not None and ENTRY_NAME not in servers and backup != old:  # of another time
-        os.replace(backup_file, f"{backup_file}.old")
-        backup = None
-    if before is not None and before.encode() != backup:
-        write_file(backup_file, before.encode(), backup, private=True)
-    write_file(file, new.encode(), old)
-    print(f"{host.title} has mcpmux now, in {file}." + (f" As it was: {backup_file}" if before is not None else ""))
-    if plan and plan.needed:
+    if kept is not None and not is_there and kept != text:  # of another time
+        os.replace(backup, f"{backup}.old")
+        kept = None
+    if before is not None and before != kept:
+        write_text(backup, before, kept, private=True)
+    write_text(file, new, text)
+    print(f"{host.title} has mcpmux now, in {file}." + ("" if before is None else f" As it was: {backup}"))
+    if plan.needed:
         _tell_needed(plan, config.path)
-        print(f"What they held is in {backup_file}.")
+        print(f"What they held is in {backup}.")
     print(f"Restart {host.title}; mcpmux uninstall {host.name} takes it back.")
     return 0
 
@@ -9925,9 +9902,7 @@ def _tell_difference(file: Path, old: str, new: str, dry_run: bool) -> bool:
 def _uninstall(arguments: argparse.Namespace) -> int:
     """Takes mcpmux out of a host again. The TOML file stays as it is.
     Example: mcpmux uninstall cursor --dry-run"""
-    host = host_named(arguments.host)
-    if host is None:
-        raise _unknown_host(arguments.host)
+    host = _expect_host(arguments.host)
     file = _own_file(host)
     _, remove = OWN_COMMANDS.get(host.name, ("", ""))
     if remove:
@@ -9935,13 +9910,13 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     if host.install != "edit":
         print(f"Remove {ENTRY_NAME} from {host.key} in {file}.")
         return 0
-    old, text, backup = _texts_of(file)
-    if old is None or (ENTRY_NAME not in servers_in(text, host.key) and backup is None):
+    text, backup, kept = _texts_of(file)
+    if text is None or (ENTRY_NAME not in servers_in(text, host.key) and kept is None):
         print(f"{host.title} has no mcpmux in {file}.")
         return 0
     try:
-        new, restored = uninstalled(text, backup.decode() if backup is not None else None, host.key)
-    except (ValueError, UnicodeDecodeError) as wrong:
+        new, restored = uninstalled(text, kept, host.key)
+    except ValueError as wrong:
         raise ConfigError(f"{file}: {wrong}") from None
     if _tell_difference(file, text, new or "", arguments.dry_run):
         return 0
@@ -9949,10 +9924,9 @@ def _uninstall(arguments: argparse.Namespace) -> int:
         file.unlink()
         print(f"{file} was there for mcpmux alone, and is gone.")
         return 0
-    write_file(file, new.encode(), old)
-    if backup is not None:
-        file.with_name(file.name + BACKUP_SUFFIX).unlink()
-    if backup is not None and new.encode() == backup:
+    write_text(file, new, text)
+    backup.unlink(missing_ok=True)
+    if new == kept:
         print(f"{file} is as it was before mcpmux.")
     else:
         back = f", and these are back: {', '.join(restored)}" if restored else ""

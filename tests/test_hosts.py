@@ -401,7 +401,7 @@ def test_a_hosts_servers_become_ours(name: str, tmp_path: Path):
     expected = json.loads(json.dumps(case.tables).replace("HOME", json.dumps(str(tmp_path))[1:-1]))
     assert plan.tables == expected
     assert list(plan.needed) == case.needed
-    text = mcpmux.new_config(tmp_path / "mcpmux.toml", None, plan.tables, plan.comments)
+    text = mcpmux.new_config(tmp_path / "mcpmux.toml", "", plan.tables, plan.comments)
     assert tomllib.loads(text)["mcp_servers"] == expected
     for table in expected:
         assert f"# From {host.title}: {file}" in text.partition(f"[mcp_servers.{table}]")[0]
@@ -686,7 +686,7 @@ def test_files_are_written_whole_and_their_modes_kept(tmp_path: Path):
     assert list(tomllib.loads(file.read_text())["mcp_servers"]) == ["a", "b", "c", "d"]
     assert os.listdir(file.parent) == ["mcpmux.toml"]
     with pytest.raises(mcpmux.ConfigError, match="changed meanwhile"):
-        mcpmux.write_file(file, b"", b"what was read")
+        mcpmux.write_text(file, "", "what was read")
 
 
 # ── a host's JSON ──
