@@ -4199,6 +4199,17 @@ LOCAL_KEYS: Final = ("args", "env", "env_vars", "cwd")
 REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "oauth")
 _KINDS: Final = (("command", "url", REMOTE_KEYS), ("url", "command", LOCAL_KEYS))  # has; has not; so has none of
 _MODEL_KEYS: Final = ("model", "api_key", "api_base", "params")  # of the one model that stands in [sampling] itself
+_PLACEHOLDER_KEYS: Final = frozenset(
+    {"command", "args", "env", "cwd", "url", "http_headers", "client_secret", "api_key", "api_base"}
+)
+# What the texts under a key must match (those of a table: its own keys), and what is said of one that does not.
+_NO_HEADER: Final = (HEADER_NAME.pattern + r"\Z", "{} is no name of a header")
+_FORMS: Final = {
+    "url": (r"(?s).*\$\{|https?://[^/\s]", "expected an http:// or https:// address"),
+    "http_headers": _NO_HEADER,
+    "env_http_headers": _NO_HEADER,
+    "roots": (r"(?s)file://|(?!.*://)", "{} is neither a folder nor a file:// URI"),  # so the protocol: client/roots
+}
 _IN_WORDS: Final = {
     "str": "a string",
     "int": "an integer",
@@ -4317,13 +4328,19 @@ def _without(keys: frozenset[str], table: Any, where: str, notes: list[str]) -> 
     return {key: value for key, value in table.items() if key not in keys}
 
 
-def _bad_placeholders(value: Any, where: str) -> Iterator[str]:
-    for text, at in _texts(value, where):
-        for match in PLACEHOLDER.finditer(text):
-            if match[5] is not None:
-                is_vs_code = match[5].startswith("env:")
-                hint = f"write ${{{match[5][4:]}}}" if is_vs_code else "write $${ for a plain ${"
-                yield f"{at}: {match[0]} is no placeholder that mcpmux knows; {hint}"
+def _wrong_texts(key: str, value: Any, where: str) -> Iterator[str]:
+    """What is wrong with the texts under a key, which have the right type."""
+    for text, at in _texts(value, where) if key in _PLACEHOLDER_KEYS else ():
+        for found in PLACEHOLDER.finditer(text):
+            if found[5] is not None:
+                is_vs_code = found[5].startswith("env:")
+                hint = f"write ${{{found[5][4:]}}}" if is_vs_code else "write $${ for a plain ${"
+                yield f"{at}: {found[0]} is no placeholder that mcpmux knows; {hint}"
+    if key in _FORMS:
+        form, problem = _FORMS[key]
+        texts = [value] if isinstance(value, str) else value or ()  # a host's JSON may have null
+        strange = [text for text in texts if not re.match(form, text)]
+        yield from (f"{where}: {problem.format(repr(text[:TEXT_MOST]))}" for text in strange)
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -4336,33 +4353,6 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _texts(item, f"{where}.{key}")
-
-
-def _bad_url(url: str, where: str) -> Iterator[str]:
-    if "${" not in url and not re.match(r"https?://[^/\s]", url):
-        yield f"{where}: expected an http:// or https:// address"
-
-
-def _bad_header_names(headers: dict[str, str], where: str) -> Iterator[str]:
-    for name in headers:
-        if not HEADER_NAME.fullmatch(name):
-            yield f"{where}: {name[:TEXT_MOST]!r} is no name of a header"
-
-
-def _bad_roots(roots: list[str], where: str) -> Iterator[str]:
-    for root in roots:
-        if "://" in root and not root.startswith("file://"):  # the protocol has no others (client/roots)
-            yield f"{where}: {root[:TEXT_MOST]!r} is neither a folder nor a file:// URI"
-
-
-# What must hold of the values of these keys, whichever table they stand in, besides their types.
-_CHECKS: Final[Mapping[str, tuple[Callable[[Any, str], Iterator[str]], ...]]] = {
-    **dict.fromkeys(("command", "args", "env", "cwd", "client_secret", "api_key", "api_base"), (_bad_placeholders,)),
-    "url": (_bad_placeholders, _bad_url),
-    "http_headers": (_bad_placeholders, _bad_header_names),
-    "env_http_headers": (_bad_header_names,),
-    "roots": (_bad_roots,),
-}
 
 
 @functools.cache
@@ -4385,7 +4375,7 @@ def _read_table(kind: type[Table], table: Any, where: str, problems: list[str]) 
         before, at = len(problems), f"{where}.{key}"
         read = _read_value(known[key], value, at, problems)
         if len(problems) == before:
-            problems += [problem for check in _CHECKS.get(key, ()) for problem in check(read, at)]
+            problems += _wrong_texts(key, read, at)
         if len(problems) == before:
             values[key] = read
     if kind is ModelOptions and not table.get("model"):
@@ -4513,15 +4503,14 @@ def parse_env_file(text: str) -> dict[str, str]:
 # find its folders and get through a company's proxy.
 _WINDOWS_VARIABLES: Final = """
     APPDATA HOMEDRIVE HOMEPATH LOCALAPPDATA PATH PATHEXT PROCESSOR_ARCHITECTURE SYSTEMDRIVE SYSTEMROOT TEMP TMP
-    USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR
-"""
+    USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR"""
 _POSIX_VARIABLES: Final = "HOME LOGNAME PATH SHELL TERM USER TMPDIR"
 _COMMON_VARIABLES: Final = """
     LANG LANGUAGE TZ HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy
-    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
-"""
-_PLATFORM_VARIABLES: Final = _WINDOWS_VARIABLES if sys.platform == "win32" else _POSIX_VARIABLES
-SAFE_VARIABLES: Final = frozenset(f"{_PLATFORM_VARIABLES} {_COMMON_VARIABLES}".split())
+    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS"""
+SAFE_VARIABLES: Final = frozenset(
+    (_COMMON_VARIABLES + (_WINDOWS_VARIABLES if sys.platform == "win32" else f" {_POSIX_VARIABLES}")).split()
+)
 SAFE_PREFIXES: Final = ("LC_", "XDG_")
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
 
@@ -7921,9 +7910,8 @@ def bare_json(text: str) -> str:
 
 def read_host_file(path: Path) -> dict[str, Any]:
     """A host's whole file. Raises `ConfigError`, one line."""
-    kind, read = {".toml": ("TOML", tomllib.loads), ".yaml": ("YAML", load_yaml), ".yml": ("YAML", load_yaml)}.get(
-        path.suffix, ("JSON", load_json)
-    )
+    kinds = {".toml": ("TOML", tomllib.loads), ".yaml": ("YAML", load_yaml), ".yml": ("YAML", load_yaml)}
+    kind, read = kinds.get(path.suffix, ("JSON", load_json))
     try:
         document = parsed(path, read_text(path) or "", kind, read)
     except ImportError:
@@ -7944,19 +7932,27 @@ def load_yaml(text: str) -> Any:
     `ImportError` where PyYAML is not there: one host in thirteen writes YAML."""
     import yaml  # noqa: PLC0415
 
-    def words(value: Any) -> Any:
-        match value:
-            case dict():
-                return {key: words(one) for key, one in value.items()}
-            case list():
-                return [words(one) for one in value]
-            case _:
-                return {"true": True, "false": False, "null": None, "~": None}.get(value, value)
-
+    words = {"true": True, "false": False, "null": None, "~": None}
     try:
-        return words(yaml.load(text, yaml.BaseLoader))  # noqa: S506 - makes nothing but texts, lists and mappings
+        document = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes nothing but texts, lists and mappings
+        return _each_text(document, lambda one, under: words.get(one, one))
     except (yaml.YAMLError, TypeError) as wrong:  # a key that is a list
         raise ValueError(" ".join(str(wrong).split())) from None
+
+
+def _each_text(value: Any, change: Callable[[str, str], Any], under: str = "") -> Any:
+    """Each text in a value changed; told is the key, or the flag before, that it stands under."""
+    match value:
+        case dict():
+            return {str(key): _each_text(one, change, str(key)) for key, one in value.items() if one is not None}
+        case list():
+            return [_each_text(one, change, flag) for one, flag in zip(value, flags_before(value), strict=True)]
+        case str():
+            return change(value, under)
+        case int() | float():
+            return json.dumps(value)
+        case _:
+            return value
 
 
 # ── secrets ──
@@ -8058,19 +8054,19 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> tu
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.name).strip("-")[:64] or "server"
     notes = [] if name == entry.name else [f"called {entry.name!r} there"]
     table, left = _with_our_keys(entry)
-    for key in left.pop("env_keys", ()):  # in the host's keyring
-        table["env"] = {**table.get("env", {}), key: f"${{{key}}}"}
-        variables.needed.setdefault(key, f"{name}: env.{key}; {entry.host.title} has it in its keyring")
-    if isinstance(file := left.pop("envFile", None), str):
-        notes += _take_env_file(translate(file, entry, machine, variables, notes), table)
-    for key in _TEXT_KEYS:
+    if isinstance(env := table.get("env", {}), dict):  # if not, that is told below
+        keyring = left.pop("env_keys", ())
+        for key in (key for key in keyring if isinstance(key, str)) if isinstance(keyring, list) else ():
+            table["env"] = env = {**env, key: f"${{{key}}}"}
+            variables.needed.setdefault(key, f"{name}: env.{key}; {entry.host.title} has it in its keyring")
+        if isinstance(file := left.pop("envFile", None), str):
+            notes += _take_env_file(translate(file, entry, machine, variables, notes), table)
 
-        def ours(text: str, under: str, key: str = key) -> str:
-            text = translate(text, entry, machine, variables, notes)
-            return variables.hide(text, under, name, f"{name}: {key}")
+    def ours(key: str, text: str, under: str) -> str:
+        return variables.hide(translate(text, entry, machine, variables, notes), under, name, f"{name}: {key}")
 
-        if key in table:
-            table[key] = _each_text(table[key], ours)
+    for key in (key for key in _TEXT_KEYS if key in table):
+        table[key] = _each_text(table[key], functools.partial(ours, key))
     if left:
         notes.append(f"left out: {', '.join(sorted(left))}")
     _, wrong = read_server(name, table, [])
@@ -8132,21 +8128,6 @@ def _take_env_file(file: str, table: dict[str, Any]) -> list[str]:
     return [f'needs env_file = "{file}" in [mux], for {", ".join(names)}']
 
 
-def _each_text(value: Any, change: Callable[[str, str], str], under: str = "") -> Any:
-    """Each text in a value changed; told is the key, or the flag before, that it stands under."""
-    match value:
-        case dict():
-            return {str(key): _each_text(one, change, str(key)) for key, one in value.items() if one is not None}
-        case list():
-            return [_each_text(one, change, flag) for one, flag in zip(value, flags_before(value), strict=True)]
-        case str():
-            return change(value, under)
-        case int() | float():
-            return json.dumps(value)
-        case _:
-            return value
-
-
 def translate(text: str, entry: HostEntry, machine: Machine, variables: Variables, notes: list[str]) -> str:
     """A host's placeholders as ours; what it would take as it stands, we do too."""
     fixed = {"userHome": machine.home, "/": os.sep, "pathSeparator": os.sep}
@@ -8173,17 +8154,17 @@ def translate(text: str, entry: HostEntry, machine: Machine, variables: Variable
         variables.needed.setdefault(variable, f"{entry.name}: in place of {found[0]}" + (f", {what}" if what else ""))
         return f"${{{variable}}}"
 
-    at, done = 0, ""
-    for found in re.finditer(DIALECTS[entry.host.dialect], text):
-        done += text[at : found.start()].replace("${", "$${") + ours(found)
-        at = found.end()
-    return done + text[at:].replace("${", "$${")
+    # What the host leaves alone, we must not replace.
+    return re.sub(rf"{DIALECTS[entry.host.dialect]}|\$\{{", lambda one: "$${" if one[0] == "${" else ours(one), text)
 
 
 # ── our own file: what is there stays byte for byte ──
 
+Tables = Mapping[str, dict[str, Any]]  # of servers, by name
+Comments = Mapping[str, list[str]]  # above them
 
-def with_servers(text: str, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]]) -> str:
+
+def with_servers(text: str, tables: Tables, comments: Comments) -> str:
     """The file's text with these servers at its end, in place of what has their names. Raises `ConfigError`."""
     if not tables:
         return text
@@ -8228,15 +8209,13 @@ def _without_server(text: str, name: str) -> str:
     return "".join(kept)
 
 
-def append_servers(
-    path: Path, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]], private: bool = False
-) -> None:
+def append_servers(path: Path, tables: Tables, comments: Comments, private: bool = False) -> None:
     """Writes servers to the end of our file, or the whole file. Raises `ConfigError` and leaves the file as it was."""
     old = read_text(path)
     write_text(path, new_config(path, old or "", tables, comments), old, private)
 
 
-def new_config(path: Path, old: str, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]]) -> str:
+def new_config(path: Path, old: str, tables: Tables, comments: Comments) -> str:
     """What `append_servers` would write: it is known to load."""
     text = old.removeprefix("\ufeff")
     try:
@@ -8290,51 +8269,55 @@ def _json_of(value: Any, indent: str | None = None) -> str:
     return json.dumps(value, indent=indent) if re.search(r"[\ud800-\udfff]", text) else text
 
 
-def with_member(text: str, path: tuple[str, ...], value: Any) -> str:
-    """JSON text with the value at that path; objects on the way are made. Raises `ValueError`."""
-    _host_document(text)
+def _named(members: list[Member], key: str) -> Member | None:
+    return next((one for one in reversed(members) if one.key == key), None)
+
+
+def _with_member(text: str, brace: int, depth: int, key: str, value: Any) -> str:
+    """The object that opens at `brace`, with a member in place of the one of that name, or at its end."""
     bare = bare_json(text)
+    members, close = _members(bare, brace)
     newline = "\r\n" if "\r\n" in text else "\n"
     found = re.search(r'\n([ \t]+)"', text)
     indent = found[1] if found else "  "
-    brace = bare.index("{")
-    for depth, key in enumerate(path, 1):
-        members, close = _members(bare, brace)
-        here = next((one for one in reversed(members) if one.key == key), None)
-        if here and depth < len(path) and bare[here.value] == "{":
-            brace = here.value
-            continue
-        for outer in reversed(path[depth:]):
-            value = {outer: value}
-        pad = newline + indent * depth
-        written = _json_of(value, indent).replace("\n", pad)
-        if here and depth < len(path) and bare[here.value : here.end] != "null":
-            raise ValueError(f"{key} is not an object")
-        if here:
-            same = json.loads(bare[here.value : here.end]) == value
-            return text if same else text[: here.value] + written + text[here.end :]
-        member = f"{pad}{_json_of(key)}: {written}"
-        if members:
-            return text[: members[-1].end] + "," + member + text[members[-1].end :]
-        inside = text[brace + 1 : close]
-        end = inside if "\n" in inside else inside.strip() + newline + indent * (depth - 1)
-        return text[: brace + 1] + member + end + text[close:]
-    raise Bug("an empty path")
+    pad = newline + indent * depth
+    written = _json_of(value, indent).replace("\n", pad)
+    if here := _named(members, key):
+        same = json.loads(bare[here.value : here.end]) == value
+        return text if same else text[: here.value] + written + text[here.end :]
+    member = f"{pad}{_json_of(key)}: {written}"
+    if members:
+        return text[: members[-1].end] + "," + member + text[members[-1].end :]
+    inside = text[brace + 1 : close]
+    end = inside if "\n" in inside else inside.strip() + newline + indent * (depth - 1)
+    return text[: brace + 1] + member + end + text[close:]
 
 
-def without_member(text: str, path: tuple[str, ...]) -> str:
-    """JSON text without what is at that path, which is there."""
+def with_server(text: str, key: str, name: str, table: dict[str, Any]) -> str:
+    """A host's file with this server under its key, which is made if need be. Raises `ValueError`."""
+    _host_document(text)
     bare = bare_json(text)
     brace = bare.index("{")
-    for key in path[:-1]:
-        brace = next(one.value for one in reversed(_members(bare, brace)[0]) if one.key == key)
-    members, close = _members(bare, brace)
-    at = next(at for at, one in enumerate(members) if one.key == path[-1])
+    servers = _named(_members(bare, brace)[0], key)
+    if servers is None or bare[servers.value : servers.end] == "null":
+        return _with_member(text, brace, 1, key, {name: table})
+    if bare[servers.value] != "{":
+        raise ValueError(f"{key} is not an object")
+    return _with_member(text, servers.value, 2, name, table)
+
+
+def without_server(text: str, key: str, name: str) -> str:
+    """A host's file without this server, which is there."""
+    bare = bare_json(text)
+    servers = _named(_members(bare, bare.index("{"))[0], key)
+    assert servers
+    members, close = _members(bare, servers.value)
+    at = next(at for at, one in enumerate(members) if one.key == name)
     if at:
         return text[: members[at - 1].end] + text[members[at].end :]
     if len(members) > 1:
         return text[: members[0].start] + text[members[1].start :]
-    return text[: brace + 1] + text[close:]
+    return text[: servers.value + 1] + text[close:]
 
 
 def servers_in(text: str, key: str) -> dict[str, Any]:
@@ -8346,8 +8329,8 @@ def installed(text: str, key: str, entry: dict[str, Any], moved: Iterable[str] =
     """A host's file with our entry, and without the servers that moved into ours. Raises `ValueError`."""
     text = text if text.strip() else "{}\n"
     for name in moved:
-        text = without_member(text, (key, name))
-    return with_member(text, (key, ENTRY_NAME), entry)
+        text = without_server(text, key, name)
+    return with_server(text, key, ENTRY_NAME, entry)
 
 
 def uninstalled(text: str, backup: str | None, key: str) -> tuple[str | None, list[str]]:
@@ -8360,9 +8343,9 @@ def uninstalled(text: str, backup: str | None, key: str) -> tuple[str | None, li
         expected = installed(backup or "", key, now[ENTRY_NAME], missing)
         if json.dumps(_host_document(expected)) == json.dumps(_host_document(text)):
             return backup, []
-        text = without_member(text, (key, ENTRY_NAME))
+        text = without_server(text, key, ENTRY_NAME)
     for name in missing:
-        text = with_member(text, (key, name), before[name])
+        text = with_server(text, key, name, before[name])
     return text, missing
 
 
@@ -9793,9 +9776,8 @@ def _would_be_added(plan: Import, config: Config) -> str:
 
 def _tell_needed(plan: Import, config: Path) -> None:
     if plan.needed:
-        print(
-            f"Set these variables, in what starts your host or in a file that env_file in [mux] of {config.name} names:"
-        )
+        where = f"in what starts your host or in a file that env_file in [mux] of {config.name} names"
+        print(f"Set these variables, {where}:")
         width = max(map(len, plan.needed))
         for name, why in plan.needed.items():
             print(_printable(f"  {name:{width}}  {why}"))
@@ -9817,11 +9799,10 @@ def _install(arguments: argparse.Namespace) -> int:
         print(f"note: {'; '.join(NO_LITELLM)}")
     file = _own_file(host)
     if host.install == "edit":
-        return _install_in_file(host, file, entry, config, arguments)
+        return _edit_file(host, file, entry, config, arguments)
     if arguments.replace:
-        raise ConfigError(
-            f"--replace is for hosts whose file mcpmux edits; for {host.title}: mcpmux import {host.name}"
-        )
+        instead = f"for {host.title}: mcpmux import {host.name}"
+        raise ConfigError(f"--replace is for hosts whose file mcpmux edits; {instead}")
     if host.install == "run":
         return _run_own_command(own_command(host, entry), arguments.dry_run)
     print(f"Put this into {file}:\n\n{snippet(host, entry)}")
@@ -9853,9 +9834,7 @@ def _texts_of(file: Path) -> tuple[str | None, Path, str | None]:
     return text, backup, read_text(backup)
 
 
-def _install_in_file(
-    host: Host, file: Path, entry: dict[str, Any], config: Config, arguments: argparse.Namespace
-) -> int:
+def _edit_file(host: Host, file: Path, entry: dict[str, Any], config: Config, arguments: argparse.Namespace) -> int:
     text, backup, kept = _texts_of(file)
     is_there = ENTRY_NAME in servers_in(text or "", host.key)
     plan = Import()

@@ -587,6 +587,28 @@ def test_a_broken_file_is_one_line_that_names_it(name: str, text: str, tmp_path:
     assert "\n" not in str(wrong.value)
 
 
+ENTRY_KEYS = ["command", "args", "env", "cwd", "url", "httpUrl", "headers", "type", "timeout", "oauth", "env_keys"]
+ENTRY_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["", "a", "${A}", "${env:A}", "$A", "https://a/b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["A", "TOKEN"]), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(HOSTS), st.dictionaries(st.sampled_from(ENTRY_KEYS), ENTRY_VALUES) | ENTRY_VALUES)
+def test_whatever_stands_in_an_entry_it_becomes_a_table_that_loads_or_it_is_said_why_not(host: mcpmux.Host, table: Any):
+    at = Machine("linux", {}, "/h", "/p")
+    entry = mcpmux.HostEntry(host, Path("/h/mcp.json"), "x", table)
+    plan = mcpmux.plan_import([entry], {}, Variables({}), at)
+    [outcome] = plan.outcomes
+    assert outcome.moved is ("x" in plan.tables)
+    if not outcome.moved:
+        assert outcome.said.startswith(("cannot be imported: ", "left where it is: "))
+        return
+    text = mcpmux.new_config(Path("/h/mcpmux.toml"), "", plan.tables, plan.comments)
+    assert tomllib.loads(text) == {"mcp_servers": plan.tables}
+
+
 def test_yaml_without_its_package_is_refused_with_the_command_that_brings_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -837,7 +859,7 @@ def test_a_server_added_after_replace_moves_at_the_next_and_comes_back_too(desk:
     assert text
     file = written(desk.file("cursor"), text)
     assert desk.run("install", "cursor", "--replace") == 0
-    file.write_text(mcpmux.with_member(file.read_text(), ("mcpServers", "new"), {"command": "n"}))
+    file.write_text(mcpmux.with_server(file.read_text(), "mcpServers", "new", {"command": "n"}))
     assert desk.run("install", "cursor", "--replace") == 0
     assert list(mcpmux.servers_in(file.read_text(), "mcpServers")) == [ENTRY_NAME]
     assert list(mcpmux.load_config(desk.config).servers) == ["b", "a", "new"]
