@@ -884,47 +884,66 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
     name = value_of(entry.get(kind.identity))
     if not isinstance(name, str) or not name:
         return f"an entry of {method} without a {kind.identity}"
+    override = options.tools.get(name, ToolOverride()) if method == "tools/list" else ToolOverride()
+    if method == "tools/list" and not (override.enabled and is_enabled(name, options)):
+        return None
     entry = _fitting(entry, _ENTRY_TYPES)
     for key in ("annotations", "execution"):
         if key in entry:
             entry[key] = _edited(entry[key], _fitting(fields_of(entry[key]), {}))
     if "icons" in entry and not all(isinstance(object_of(icon).get("src"), Raw) for icon in items_of(entry["icons"])):
         del entry["icons"]
-    shown, wrapped, output = name, False, None
-    if method == "tools/list":
-        override = options.tools.get(name, ToolOverride())
-        if not override.enabled or not is_enabled(name, options):
-            return None
-        shown = override.name or name
-        for key in ("title", "description"):
-            if (text := getattr(override, key)) is not None:
-                entry[key] = Raw(encode(text))
-        if not value_of(entry.get("description")):  # some hosts refuse an empty one
-            entry["description"] = Raw(encode(name))
-        schema = entry.setdefault("inputSchema", Raw(b'{"type":"object"}'))
-        if value_of(object_of(schema).get("type"), "object") != "object" or not is_object(schema):
-            return f'tool {name!r}: its inputSchema is not of type "object"'
-        if options.url and isinstance(wrong := parameter_headers(value_of(schema)), str):
-            return f"tool {name!r}: {wrong}"
-        entry["inputSchema"] = _object_schema(schema)
-        if "outputSchema" in entry:
-            output = entry["outputSchema"]
-            fitted, wrapped = _output_schema(output)
-            if wrapped:  # what follows the name is then all that differs between the eras
-                del entry["outputSchema"]
-            entry["outputSchema"] = fitted
-    elif kind.identity != "name" and not isinstance(value_of(entry.get("name")), str):
-        entry["name"] = Raw(encode(name))
+    if wrong := _FITS[method](entry, name, options):
+        return wrong
+    output, wrapped = entry.get("outputSchema"), False
+    if method == "tools/list" and output is not None:
+        fitted, wrapped = _output_schema(output)
+        if wrapped:  # what follows the name is then all that differs between the eras
+            del entry["outputSchema"]
+        entry["outputSchema"] = fitted
+    left, right = _render(entry, kind.identity)
+    plain = _render(entry | {"outputSchema": output}, kind.identity)[1] if wrapped and output is not None else None
+    return Entry(name, override.name or name, left, right, wrapped, plain)
+
+
+def _fit_tool(entry: Fields, name: str, options: ServerOptions) -> str | None:
+    override = options.tools.get(name, ToolOverride())
+    for key in ("title", "description"):
+        if (text := getattr(override, key)) is not None:
+            entry[key] = Raw(encode(text))
+    if not value_of(entry.get("description")):  # some hosts refuse an empty one
+        entry["description"] = Raw(encode(name))
+    schema = entry.setdefault("inputSchema", Raw(b'{"type":"object"}'))
+    if value_of(object_of(schema).get("type"), "object") != "object" or not is_object(schema):
+        return f'tool {name!r}: its inputSchema is not of type "object"'
+    if options.url and isinstance(wrong := parameter_headers(value_of(schema)), str):
+        return f"tool {name!r}: {wrong}"
+    entry["inputSchema"] = _object_schema(schema)
+    return None
+
+
+def _fit_prompt(entry: Fields, name: str, options: ServerOptions) -> str | None:
     if "arguments" in entry:
         arguments = [_edited(one, _fitting(object_of(one), _ARGUMENT_TYPES)) for one in items_of(entry["arguments"])]
         if not all(object_of(one).get("name") for one in arguments):
             return f"prompt {name!r}: an argument without a name"
         entry["arguments"] = _edited(entry["arguments"], arguments)
-    left, right = _render(entry, kind.identity)
-    plain = _render(entry | {"outputSchema": output}, kind.identity)[1] if wrapped and output is not None else None
-    return Entry(name, shown, left, right, wrapped, plain)
+    return None
 
 
+def _fit_resource(entry: Fields, uri: str, options: ServerOptions) -> str | None:
+    if not isinstance(value_of(entry.get("name")), str):
+        entry["name"] = Raw(encode(uri))
+    return None
+
+
+# What else the entries of each list need; each is edited in place, or it is said why it cannot be made valid.
+_FITS: Final[dict[str, Callable[[Fields, str, ServerOptions], str | None]]] = {
+    "tools/list": _fit_tool,
+    "prompts/list": _fit_prompt,
+    "resources/list": _fit_resource,
+    "resources/templates/list": _fit_resource,
+}
 _ENTRY_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "title": str,
     "description": str,

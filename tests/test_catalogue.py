@@ -357,7 +357,8 @@ def test_any_entry_is_valid_for_a_strict_host_or_left_out(entry: dict[str, Any],
         assert fitted["inputSchema"]["type"] == "object"
         assert fitted.get("outputSchema", SCHEMA)["type"] == "object"
         assert fitted["description"]
-    assert all(isinstance(one["name"], str) for one in fitted.get("arguments", []))
+    if method == "prompts/list":  # elsewhere it is nobody's member
+        assert all(isinstance(one["name"], str) for one in fitted.get("arguments", []))
 
 
 # ── mistaken names ──
