@@ -260,6 +260,7 @@ def test_the_check_for_forward_references_leaves_local_names_alone(code: str):
     assert forward_references(f"# ══ 1. A ══\n{code}\n# ══ 2. B ══\ndef later(): ...\n") == []
 
 
+@pytest.mark.requirement("schemas-not-followed")
 def test_the_core_names_nothing_that_does_io():
     """Its tests take milliseconds and find every path because of this."""
     assert impurities(SOURCE) == []

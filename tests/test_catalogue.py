@@ -66,6 +66,7 @@ def test_the_name_may_stand_anywhere(at: int):
     assert list(fit(dict(fields))) == [key for key, _ in fields]
 
 
+@pytest.mark.requirement("strict-entries", "schemas-not-followed")
 @pytest.mark.parametrize(
     ("entry", "becomes"),
     [
@@ -98,6 +99,7 @@ def test_an_entry_is_made_valid_where_it_can_be(entry: dict[str, Any], becomes: 
     assert fit(entry) == becomes
 
 
+@pytest.mark.requirement("strict-entries")
 @pytest.mark.parametrize(
     ("method", "entry", "reason"),
     [
@@ -115,6 +117,7 @@ def test_an_entry_that_cannot_be_made_valid_is_left_out_with_its_reason(method: 
     assert fit(entry, method) == reason
 
 
+@pytest.mark.requirement("wrapped-schemas")
 @pytest.mark.parametrize(
     ("schema", "outer"),
     [
@@ -247,6 +250,7 @@ def test_colliding_names_get_the_servers_prefix_then_a_number(parts: list[Part],
 _NAME = st.text(st.sampled_from("ab._-é"), min_size=1, max_size=60)
 
 
+@pytest.mark.requirement("names-fit")
 @settings(max_examples=200)
 @given(
     st.lists(
@@ -343,6 +347,7 @@ _KEYS = [
 ]
 
 
+@pytest.mark.requirement("strict-entries")
 @given(st.dictionaries(st.sampled_from(_KEYS), _ANY), st.sampled_from(list(mcpmux.LISTS)))
 def test_any_entry_is_valid_for_a_strict_host_or_left_out(entry: dict[str, Any], method: str):
     fitted = fit(entry, method)

@@ -202,6 +202,7 @@ def test_a_root_with_a_space_becomes_a_uri():
     assert server('roots = ["/with a/space"]').roots[0].endswith("/with%20a/space")
 
 
+@pytest.mark.requirement("roots-are-files")
 def test_a_root_is_a_folder_or_a_file_uri():
     """2026-07-28, client/roots#root."""
     refused = "mcp_servers.x.roots: 'https://example.org/' is neither a folder nor a file:// URI"
