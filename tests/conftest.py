@@ -21,6 +21,13 @@ settings.register_profile("fixed", derandomize=True, deadline=None, suppress_hea
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=2000)
 settings.load_profile("fixed")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-pairings", action="store_true", help="every host before every server; without it a diagonal"
+    )
+
+
 ROOT = Path(__file__).parent.parent
 MCPMUX = ROOT / "mcpmux.py"
 COMMAND = [sys.executable, "-m", "mcpmux"]  # a module's bytecode is kept, a script's is not: a tenth of a second each
