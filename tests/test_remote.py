@@ -270,7 +270,7 @@ def test_a_server_that_cannot_be_spoken_to_says_why(before_each: Callable[..., t
 
 def test_a_server_that_is_not_there_says_so(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
     site = sites()
-    site.close()
+    site.stop()
     text = f"mcpmux: x cannot be reached: connection refused ({site.url}) (is it running, and is its url right?)"
     assert says(before(site)) == text
 
@@ -928,7 +928,7 @@ def test_a_call_that_is_being_answered_outlives_another_that_cannot_be_sent(
     host = before(site)
     number = host.ask("tools/call", {"name": "x__hello", "_meta": {"progressToken": 1}})
     host.until(lambda message: message.get("method") == "notifications/progress")
-    site.close()
+    site.stop()
     assert says(host).startswith("mcpmux: x cannot be reached: connection refused")
     answer = json_reply(called[0], result={"content": [{"type": "text", "text": "at last"}]}).body
     site.more.put(b"data: %b\n\n" % answer)
@@ -1107,7 +1107,7 @@ def test_a_renewal_that_fails_leaves_no_connection_open(
     monkeypatch: pytest.MonkeyPatch,
 ):
     gone = sites()
-    gone.close()
+    gone.stop()
     site = sites(on_call(lambda _: Reply(401, hold=True)))
     for key, value in home.items():
         monkeypatch.setenv(key, value)  # the same logins
