@@ -4688,21 +4688,16 @@ def read_known(folder: Path, servers: Mapping[str, ServerOptions]) -> tuple[dict
     """What the cache has of these servers with these tables; and what could not be read, a line each."""
     found: dict[str, list[Known]] = {}
     notes: list[str] = []
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return {}, []
-    for file in names:
-        name, _, rest = file.partition(".")
-        if name not in servers or not rest.endswith(f".{table_key(servers[name])}.cache"):
+    for path in sorted(folder.glob("*.cache")):
+        name = path.name.partition(".")[0]
+        if name not in servers or not path.name.endswith(f".{table_key(servers[name])}.cache"):
             continue
         try:
-            path = folder / file
             known = msgspec.msgpack.decode(path.read_bytes(), type=Known)
             if not known.failed or time.time() - path.stat().st_mtime < FAILURE_REMEMBERED:
                 found.setdefault(name, []).append(known)
         except (OSError, msgspec.MsgspecError, ValueError) as wrong:
-            notes.append(f"{folder / file} is not used: {wrong}")
+            notes.append(f"{path} is not used: {wrong}")
     return found, notes
 
 
@@ -7860,7 +7855,7 @@ def this_machine() -> Machine:
 
 
 def host_folders(machine: Machine) -> dict[str, PurePath]:
-    """The folders that `Host.files` name; one that a platform has not is missing."""
+    """The folders that `HOST_FILES` name; one that a platform has not is missing."""
     path = PureWindowsPath if machine.platform == "win32" else PurePosixPath
     home = path(machine.home)
 
@@ -8032,13 +8027,12 @@ def entries_of(host: Host, path: Path, folder: str | None) -> list[HostEntry]:
     groups: list[tuple[str | None, Any]] = [(folder, document.get(host.key))]
     if host.name == "claude-code" and isinstance(projects := document.get("projects"), dict):
         groups += [(at, project.get(host.key)) for at, project in projects.items() if isinstance(project, dict)]
-    if not all(isinstance(servers, dict | None) for _, servers in groups):
-        raise ConfigError(f"{path}: {host.key} is not an object")
-    return [
-        HostEntry(host, path, name, table, at, inputs)
-        for at, servers in groups
-        for name, table in (servers or {}).items()
-    ]
+    found: list[HostEntry] = []
+    for at, servers in groups:
+        if not isinstance(servers, dict | None):
+            raise ConfigError(f"{path}: {host.key} is not an object")
+        found += [HostEntry(host, path, name, table, at, inputs) for name, table in (servers or {}).items()]
+    return found
 
 
 _OURSELVES: Final = (
@@ -9273,10 +9267,8 @@ def _shown(block: dict[str, Any], keeper: Keeper) -> str:
             return str(block.get("text"))
         case "image" | "audio":
             return keeper.keep(block)
-        case "resource" if "blob" in resource:
-            return f"{resource.get('uri')}\n{keeper.keep(block)}"
         case "resource":
-            return f"{resource.get('uri')}\n{resource.get('text')}"
+            return f"{resource.get('uri')}\n{keeper.keep(block) if 'blob' in resource else resource.get('text')}"
         case "resource_link":
             words = [block.get("title") or block.get("name"), block.get("mimeType"), block.get("description")]
             return f"{block.get('uri')} ({', '.join(str(word) for word in words if word)})"
@@ -9671,12 +9663,10 @@ def _usage(arguments: argparse.Namespace) -> int:
     since = _day(time.time() - 86400 * (arguments.days - 1))
     sums: dict[tuple[str, str, str], list[float]] = {}
     for line in ledger.lines():
-        if line["time"][:10] >= since:
-            key = (line["time"][:10], str(line.get("server")), str(line.get("model")))
-            row = sums.setdefault(key, [0, 0, 0, 0.0])
-            row[0] += 1
-            for column, name in enumerate(("in", "out", "usd"), 1):
-                row[column] += amount(line, name)
+        if (day := line["time"][:10]) >= since:
+            row = sums.setdefault((day, str(line.get("server")), str(line.get("model"))), [0, 0, 0, 0.0])
+            for column, more in enumerate([1, *(amount(line, name) for name in ("in", "out", "usd"))]):
+                row[column] += more
     names = ("day", "server", "model", "requests", "tokensIn", "tokensOut", "usd")
     rows = [dict(zip(names, [*key, *sums[key]], strict=True)) for key in sorted(sums)]
     if arguments.json:
@@ -9725,15 +9715,13 @@ def _import(arguments: argparse.Namespace) -> int:
 def _choose_source(machine: Machine) -> str | None:
     """Shows what is where; asks a person which of it is meant."""
     rows: list[list[Any]] = []
-    for host in HOSTS:
-        for file in real_files(host, machine):
-            if file.exists():
-                try:
-                    entries = entries_of(host, file, None)
-                    names = _printable(", ".join(dict.fromkeys(one.name for one in entries)))
-                    rows.append([host.name, names or None, file])
-                except ConfigError as wrong:
-                    rows.append([host.name, "?", str(wrong)])
+    places = [(host, file) for host in HOSTS for file in real_files(host, machine) if file.exists()]
+    for host, file in places:
+        try:
+            names = ", ".join(dict.fromkeys(one.name for one in entries_of(host, file, None)))
+            rows.append([host.name, _printable(names) or None, file])
+        except ConfigError as wrong:
+            rows.append([host.name, "?", wrong])
     if not rows:
         print(f"None of these hosts has a file here: {_HOST_NAMES}.")
         return None
