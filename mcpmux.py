@@ -4216,7 +4216,8 @@ CODEX_KEYS: Final = frozenset(
 # What goes with a program, and what with an address; the rest is any server's.
 LOCAL_KEYS: Final = ("args", "env", "env_vars", "cwd")
 REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "oauth")
-_KINDS: Final = (("command", "url", REMOTE_KEYS), ("url", "command", LOCAL_KEYS))  # has; has not; so has none of
+# What a server has, what it then has not, and what goes with that.
+_KINDS: Final = (("command", "url", REMOTE_KEYS), ("url", "command", LOCAL_KEYS))
 _MODEL_KEYS: Final = ("model", "api_key", "api_base", "params")  # of the one model that stands in [sampling] itself
 _PLACEHOLDER_KEYS: Final = frozenset(
     {"command", "args", "env", "cwd", "url", "http_headers", "client_secret", "api_key", "api_base"}
@@ -4297,7 +4298,8 @@ def _read_sampling(table: Any, problems: list[str]) -> SamplingOptions:
     if own and tables:
         problems.append(f"sampling.{own[0]}: stands beside [[sampling.models]]; each of those has its own {own[0]}")
     elif "model" in table:
-        options.models.append(ModelOptions(**{key: getattr(options, key) for key in own}))
+        model = ModelOptions(**{key: getattr(options, key) for key in own})
+        options = msgspec.structs.replace(options, models=[model])
     elif not tables:
         problems.append('sampling: needs a model, as in model = "anthropic/claude-sonnet-4-5"')
     return options
@@ -4333,14 +4335,14 @@ def _without_codex(table: dict[str, Any], where: str, problems: list[str], notes
             table.setdefault("startup_timeout_sec", milliseconds / 1000)
     if isinstance(names := table.get("env_vars"), list):  # Codex also has { name = "…", source = "…" }
         table["env_vars"] = [one["name"] if isinstance(one, dict) and "name" in one else one for one in names]
-    table = _without(CODEX_KEYS if "url" in table else CODEX_KEYS | {"scopes"}, table, where, notes)
+    table = _without_keys(CODEX_KEYS if "url" in table else CODEX_KEYS | {"scopes"}, table, where, notes)
     if isinstance(tools := table.get("tools"), dict):
         at = f"{where}.tools"
-        table["tools"] = {name: _without(CODEX_KEYS, tool, f"{at}.{name}", notes) for name, tool in tools.items()}
+        table["tools"] = {name: _without_keys(CODEX_KEYS, tool, f"{at}.{name}", notes) for name, tool in tools.items()}
     return table
 
 
-def _without(keys: frozenset[str], table: Any, where: str, notes: list[str]) -> Any:
+def _without_keys(keys: frozenset[str], table: Any, where: str, notes: list[str]) -> Any:
     if not isinstance(table, dict):
         return table
     notes += [f"{where}.{key}: means nothing here and is ignored" for key in table if key in keys]
@@ -8707,7 +8709,7 @@ class InnerHost:
     """A host in mcpmux's own process: what a command wants of servers, it asks as any host would.
 
     `answers` are coroutines that answer what servers ask, by method; `hears` is given their notifications; `looks` is
-    called after each batch of events, for those who show how it goes.
+    called with the servers after each batch of events, for those who show how it goes.
     """
 
     def __init__(
@@ -8718,7 +8720,6 @@ class InnerHost:
         capabilities: Mapping[str, Any] | None = None,
         answers: Mapping[str, Callable[[Fields], Coroutine[Any, Any, Any]]] | None = None,
         hears: Callable[[str, Fields], None] = lambda method, params: None,
-        looks: Callable[[Iterable[Server]], None] = lambda servers: None,
     ) -> None:
         self._journal = Journal("error", state_folder() / "logs")
         self._journal.threshold = LEVELS["error"] + 1  # what is wrong is in the answers
@@ -8726,7 +8727,8 @@ class InnerHost:
         self.about: Any = None  # the answer to `initialize`
         self._capabilities = capabilities or {}
         self._answers = answers or {}
-        self._hears, self._looks = hears, looks
+        self._hears = hears
+        self.looks: Callable[[Iterable[Server]], None] = lambda servers: None
         self._open: dict[int, asyncio.Future[Reply]] = {}
         self._bars: dict[int, Callable[[Fields], None]] = {}  # who hears of an open request's progress
         self._questions: dict[bytes, asyncio.Task[None]] = {}
@@ -8841,23 +8843,20 @@ class InnerHost:
         return False
 
     def flush(self) -> None:
-        self._survive(self._looks, self.mux.core.servers.values())
+        self._survive(self.looks, self.mux.core.servers.values())
 
     async def close(self) -> None:
         for question in list(self._questions.values()):
             question.cancel()
 
 
-def played(config: Config, scene: Scene[Decoded], waiting: Waiting | None = None, **abilities: Any) -> Decoded:
-    """What comes of a scene before these servers; meanwhile a person sees how each of them does."""
+def played(host: InnerHost, scene: Scene[Decoded], waiting: Waiting | None = None) -> Decoded:
+    """What comes of a scene; meanwhile a person sees how each server does."""
     shown = waiting or Waiting()
     quiet = (State.IDLE, State.STOPPING, State.STOPPED)
-
-    def look(servers: Iterable[Server]) -> None:
-        shown.show({server.name: how_it_goes(server) for server in servers if server.state not in quiet})
-
+    host.looks = lambda servers: shown.show({one.name: how_it_goes(one) for one in servers if one.state not in quiet})
     try:
-        return InnerHost(config, looks=look, **abilities).play(scene)
+        return host.play(scene)
     finally:
         shown.clear()
 
@@ -8893,7 +8892,7 @@ def _check(arguments: argparse.Namespace) -> int:
         core = host.mux.core
         return [_report(server) for server in core.servers.values()], list(core.catalogue.tools), trouble
 
-    rows, tools, trouble = played(config, scene, cached=False)
+    rows, tools, trouble = played(InnerHost(config, cached=False), scene)
     order = list(config.servers) + list(config.broken)
     rows.sort(key=lambda row: order.index(row["server"]))
     rows += [{"server": name, "state": "disabled"} for name in config.disabled]
@@ -9084,7 +9083,7 @@ def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, 
                 failed[server.name] = "; ".join(filter(None, [server.trouble or server.state.value, server.hint]))
 
     if unknown.servers:
-        played(unknown, listed, cached=False, capabilities=PERSON)
+        played(InnerHost(unknown, cached=False, capabilities=PERSON), listed)
     return lists, failed
 
 
@@ -9195,8 +9194,9 @@ def _call(arguments: argparse.Namespace) -> int:
         task = object_of(object_of(reply.result).get("task"))
         return await host.ask("tasks/result", {"taskId": task["taskId"]}) if "taskId" in task else reply
 
-    abilities = {"capabilities": PERSON, "answers": {"elicitation/create": person.asked}, "hears": hear}
-    reply = played(only(config, [owner]), scene, waiting, cached=own_name is not None, **abilities)
+    mine, answers = only(config, [owner]), {"elicitation/create": person.asked}
+    host = InnerHost(mine, cached=own_name is not None, capabilities=PERSON, answers=answers, hears=hear)
+    reply = played(host, scene, waiting)
     return show_reply(reply, arguments.output, as_it_came=arguments.json)
 
 
