@@ -9843,20 +9843,21 @@ def _texts_of(file: Path) -> tuple[str | None, Path, str | None]:
 
 def _edit_file(host: Host, file: Path, entry: dict[str, Any], config: Config, arguments: argparse.Namespace) -> int:
     text, backup, kept = _texts_of(file)
-    is_there = ENTRY_NAME in servers_in(text or "", host.key)
+    now = text or ""
+    is_there = ENTRY_NAME in servers_in(now, host.key)
     plan = Import()
-    if arguments.replace and text and text.strip():
+    if arguments.replace and now.strip():
         entries = [one for one in entries_of(host, file, None) if one.name != ENTRY_NAME]
         plan = _plan_of(entries, config, this_machine(), arguments)
     moved = [outcome.entry.name for outcome in plan.outcomes if outcome.moved]
     try:
-        before = uninstalled(text or "", kept, host.key)[0] if is_there else text
-        new = installed(text or "", host.key, entry, moved)
+        before = uninstalled(now, kept, host.key)[0] if is_there else text
+        new = installed(now, host.key, entry, moved)
     except ValueError as wrong:
         raise ConfigError(f"{file}: {wrong}") from None
     if plan.tables and arguments.dry_run:
         print(_would_be_added(plan, config))
-    if _tell_difference(file, text or "", new, arguments.dry_run):
+    if _tell_difference(file, now, new, arguments.dry_run):
         return 0
     if plan.tables:
         append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
