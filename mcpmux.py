@@ -8598,7 +8598,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 # ── looks ──
 
-STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+STYLES: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 OF_STATES: Final = {"ready": "green", "enabled": "green", "failed": "red", "broken": "red", "starting": "yellow"}
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -9327,9 +9327,7 @@ class Person:
         self._waiting = waiting
         self._turn = asyncio.Lock()
         self._lines: asyncio.Queue[bytes] = asyncio.Queue()
-        self._wanted = threading.Semaphore(0)
-        self._reading = False  # a line is asked for and has not come
-        self._thread: threading.Thread | None = None
+        self._reading = False  # a thread waits for a line
         self._is_there = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
     async def asked(self, params: Fields) -> dict[str, Any]:
@@ -9437,20 +9435,16 @@ class Person:
         loop = asyncio.get_running_loop()
 
         def read() -> None:
-            with open(0, "rb", buffering=0, closefd=False) as stdin:
-                while self._wanted.acquire():
-                    try:
-                        line = stdin.read(65536) or b""
-                    except OSError:  # its window was closed
-                        line = b""
-                    loop.call_soon_threadsafe(self._lines.put_nowait, line)
+            try:
+                with open(0, "rb", buffering=0, closefd=False) as stdin:
+                    line = stdin.read(65536) or b""
+            except OSError:  # its window was closed
+                line = b""
+            loop.call_soon_threadsafe(self._lines.put_nowait, line)
 
-        if self._thread is None:
-            self._thread = threading.Thread(target=read, name="mcpmux keyboard", daemon=True)
-            self._thread.start()
-        if not self._reading:
+        if not self._reading:  # what was asked before may have been withdrawn, and its thread still reads
             self._reading = True
-            self._wanted.release()
+            threading.Thread(target=read, name="mcpmux keyboard", daemon=True).start()
         line = await self._lines.get()
         self._reading = False
         if not line:
