@@ -36,14 +36,15 @@ The file is read top to bottom, and no section names anything from a later one:
     12  servers                        finding the era, reading the lists, a process's life
     13  core                           the router, and `handle(event, now) -> effects`
         -- above this line there is no I/O, no clock, no environment, no asyncio: a test checks it --
-    14  config                         TOML -> options; the only reader of the file and of the environment
-    15  pipes                          the host's two pipes, and the log
-    16  processes                      spawning servers, and the ladder that stops them
-    17  remote                         servers over HTTP, each made to look like a process
-    18  sampler                        the child process that asks a model, through litellm
-    19  mux                            the loop that feeds the core and performs its effects
-    20  hosts                          servers out of hosts' own files, and mcpmux into them
-    21  CLI                            the table of commands; serving is the one without a name
+    14  config                         TOML -> options, and all that is wrong with it at once
+    15  places                         environment, files, secrets, PATH, cache: all of the disk but logs and pipes
+    16  pipes                          the host's two pipes, and the log
+    17  processes                      spawning servers, and the ladder that stops them
+    18  remote                         servers over HTTP, each made to look like a process
+    19  sampler                        the child process that asks a model, through litellm
+    20  mux                            the loop that feeds the core and performs its effects
+    21  hosts                          servers out of hosts' own files, and mcpmux into them
+    22  CLI                            the table of commands; serving is the one without a name
 
 Three walks through the parts of the core:
 
@@ -81,6 +82,7 @@ import difflib
 import fnmatch
 import functools
 import hashlib
+import heapq
 import io
 import json
 import math
@@ -112,7 +114,7 @@ from collections.abc import (
 )
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, Protocol, TextIO, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, Protocol, TextIO, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -982,47 +984,66 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
     name = value_of(entry.get(kind.identity))
     if not isinstance(name, str) or not name:
         return f"an entry of {method} without a {kind.identity}"
+    override = options.tools.get(name, ToolOverride()) if method == "tools/list" else ToolOverride()
+    if method == "tools/list" and not (override.enabled and is_enabled(name, options)):
+        return None
     entry = _fitting(entry, _ENTRY_TYPES)
     for key in ("annotations", "execution"):
         if key in entry:
             entry[key] = _edited(entry[key], _fitting(fields_of(entry[key]), {}))
     if "icons" in entry and not all(isinstance(object_of(icon).get("src"), Raw) for icon in items_of(entry["icons"])):
         del entry["icons"]
-    shown, wrapped, output = name, False, None
-    if method == "tools/list":
-        override = options.tools.get(name, ToolOverride())
-        if not override.enabled or not is_enabled(name, options):
-            return None
-        shown = override.name or name
-        for key in ("title", "description"):
-            if (text := getattr(override, key)) is not None:
-                entry[key] = Raw(encode(text))
-        if not value_of(entry.get("description")):  # some hosts refuse an empty one
-            entry["description"] = Raw(encode(name))
-        schema = entry.setdefault("inputSchema", Raw(b'{"type":"object"}'))
-        if value_of(object_of(schema).get("type"), "object") != "object" or not is_object(schema):
-            return f'tool {name!r}: its inputSchema is not of type "object"'
-        if options.url and isinstance(wrong := parameter_headers(value_of(schema)), str):
-            return f"tool {name!r}: {wrong}"
-        entry["inputSchema"] = _object_schema(schema)
-        if "outputSchema" in entry:
-            output = entry["outputSchema"]
-            fitted, wrapped = _output_schema(output)
-            if wrapped:  # what follows the name is then all that differs between the eras
-                del entry["outputSchema"]
-            entry["outputSchema"] = fitted
-    elif kind.identity != "name" and not isinstance(value_of(entry.get("name")), str):
-        entry["name"] = Raw(encode(name))
+    if wrong := _FITS[method](entry, name, options):
+        return wrong
+    output, wrapped = entry.get("outputSchema"), False
+    if method == "tools/list" and output is not None:
+        fitted, wrapped = _output_schema(output)
+        if wrapped:  # what follows the name is then all that differs between the eras
+            del entry["outputSchema"]
+        entry["outputSchema"] = fitted
+    left, right = _render(entry, kind.identity)
+    plain = _render(entry | {"outputSchema": output}, kind.identity)[1] if wrapped and output is not None else None
+    return Entry(name, override.name or name, left, right, wrapped, plain)
+
+
+def _fit_tool(entry: Fields, name: str, options: ServerOptions) -> str | None:
+    override = options.tools.get(name, ToolOverride())
+    for key in ("title", "description"):
+        if (text := getattr(override, key)) is not None:
+            entry[key] = Raw(encode(text))
+    if not value_of(entry.get("description")):  # some hosts refuse an empty one
+        entry["description"] = Raw(encode(name))
+    schema = entry.setdefault("inputSchema", Raw(b'{"type":"object"}'))
+    if value_of(object_of(schema).get("type"), "object") != "object" or not is_object(schema):
+        return f'tool {name!r}: its inputSchema is not of type "object"'
+    if options.url and isinstance(wrong := parameter_headers(value_of(schema)), str):
+        return f"tool {name!r}: {wrong}"
+    entry["inputSchema"] = _object_schema(schema)
+    return None
+
+
+def _fit_prompt(entry: Fields, name: str, options: ServerOptions) -> str | None:
     if "arguments" in entry:
         arguments = [_edited(one, _fitting(object_of(one), _ARGUMENT_TYPES)) for one in items_of(entry["arguments"])]
         if not all(object_of(one).get("name") for one in arguments):
             return f"prompt {name!r}: an argument without a name"
         entry["arguments"] = _edited(entry["arguments"], arguments)
-    left, right = _render(entry, kind.identity)
-    plain = _render(entry | {"outputSchema": output}, kind.identity)[1] if wrapped and output is not None else None
-    return Entry(name, shown, left, right, wrapped, plain)
+    return None
 
 
+def _fit_resource(entry: Fields, uri: str, options: ServerOptions) -> str | None:
+    if not isinstance(value_of(entry.get("name")), str):
+        entry["name"] = Raw(encode(uri))
+    return None
+
+
+# What else the entries of each list need; each is edited in place, or it is said why it cannot be made valid.
+_FITS: Final[dict[str, Callable[[Fields, str, ServerOptions], str | None]]] = {
+    "tools/list": _fit_tool,
+    "prompts/list": _fit_prompt,
+    "resources/list": _fit_resource,
+    "resources/templates/list": _fit_resource,
+}
 _ENTRY_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "title": str,
     "description": str,
@@ -1163,6 +1184,27 @@ def fit_name(text: str, limit: int) -> str:
     if len(name) <= limit:
         return name
     return f"{name[: limit - 7]}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+_COMPARED: Final = 100  # names; to compare two letter by letter takes the product of their lengths
+_NEAR_LONGEST: Final = 128  # characters; hosts take no longer names
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a mistaken one, if any is. Of many, only those are compared that begin and end
+    most like it, so that a mistake among 30,000 names costs a look at both ends of each."""
+
+    def same_at_both_ends(one: str) -> int:
+        pairs = zip(name, one, strict=False), zip(reversed(name), reversed(one), strict=False)
+        return sum(next((at for at, (a, b) in enumerate(pair) if a != b), len(one)) for pair in pairs)
+
+    if len(name) > _NEAR_LONGEST:
+        return None
+    # By difflib's own measure the shorter of two that are alike has three sevenths of the longer, or more.
+    candidates = [one for one in known if 7 * len(one) >= 3 * len(name) and 7 * len(name) >= 3 * len(one)]
+    if len(candidates) > _COMPARED:
+        candidates = heapq.nlargest(_COMPARED, candidates, key=same_at_both_ends)
+    return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)
 
 
 def _name_all(parts: list[Part], method: str, options: MuxOptions, notes: list[str]) -> list[tuple[str, Part, Entry]]:
@@ -4884,8 +4926,8 @@ class Router:
             else:
                 self._host.answer(ask, failed(owner.why()))
             return
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        near = nearest(name, known)
+        hint = f" (did you mean {near}?)" if near else ""
         raise RpcError(INVALID_PARAMS, f"Unknown {noun}: {name[:TEXT_MOST]}{hint}")
 
     def _server_by_prefix(self, name: str) -> Facts | None:
@@ -5252,14 +5294,14 @@ class Core:
 
 
 # ══ 14. Config ════════════════════════════════════════════════════════════════════════════════════════════════════════
-# The TOML file becomes options. Every problem is found in one reading and named by file and path; what is wrong inside
-# a server's table fails that server alone.
+# The TOML document becomes options. Every problem is found in one reading and named by its path; what is wrong inside
+# a server's table fails that server alone. Reads no file and no environment.
 
-CONFIG_NAME: Final = "mcpmux.toml"
 PLACEHOLDER: Final = re.compile(
     r"\$(\$\{)|\$\{(?:cmd:(?P<cmd>[^{}]*)|(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?)\}|\$\{([^}]*)\}?"
 )
 _SERVER_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NAME_RULE: Final = "a server's name may have A-Z a-z 0-9 _ - only (64 at most)"
 
 # Keys of Codex's that say how Codex uses a server, not how it is run: accepted, so that its blocks paste straight in.
 CODEX_KEYS: Final = frozenset(
@@ -5269,6 +5311,20 @@ CODEX_KEYS: Final = frozenset(
 # What goes with a program, and what with an address; the rest is any server's.
 LOCAL_KEYS: Final = ("args", "env", "env_vars", "cwd")
 REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "oauth")
+# What a server has, what it then has not, and what goes with that.
+_KINDS: Final = (("command", "url", REMOTE_KEYS), ("url", "command", LOCAL_KEYS))
+_MODEL_KEYS: Final = ("model", "api_key", "api_base", "params")  # of the one model that stands in [sampling] itself
+_PLACEHOLDER_KEYS: Final = frozenset(
+    {"command", "args", "env", "cwd", "url", "http_headers", "client_secret", "api_key", "api_base"}
+)
+# What the texts under a key must match (those of a table: its own keys), and what is said of one that does not.
+_NO_HEADER: Final = (HEADER_NAME.pattern + r"\Z", "{} is no name of a header")
+_FORMS: Final = {
+    "url": (r"(?s).*\$\{|https?://[^/\s]", "expected an http:// or https:// address"),
+    "http_headers": _NO_HEADER,
+    "env_http_headers": _NO_HEADER,
+    "roots": (r"(?s)file://|(?!.*://)", "{} is neither a folder nor a file:// URI"),  # so the protocol: client/roots
+}
 _IN_WORDS: Final = {
     "str": "a string",
     "int": "an integer",
@@ -5278,6 +5334,9 @@ _IN_WORDS: Final = {
     "object": "a table",
     "null": "nothing",
 }
+_NO_TABLE: Final = "{0}: expected a table, as in [{0}]"
+_NO_TABLES: Final = "{0}: expected tables, as in [{0}.NAME]"
+_NO_LIST: Final = "{0}: expected tables, as in [[{0}]]"
 
 
 Table = TypeVar("Table", bound=Struct)
@@ -5287,203 +5346,117 @@ class Config(Struct, frozen=True):
     """What the file says. `broken` are the servers whose tables are wrong, with all that is wrong with each."""
 
     path: Path
-    exists: bool
-    options: MuxOptions
-    servers: dict[str, ServerOptions]
-    broken: dict[str, str]
-    disabled: list[str]
-    notes: list[str]
-    environment: dict[str, str]  # for `${VAR}`: mcpmux's own, over that of `env_file`
-    sampling: SamplingOptions | None = None  # with its models in `models`
-    mark: tuple[int, int] | None = None  # of the file: its time and size
-
-
-def config_path(given: str | None) -> Path:
-    """`--config`, else $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder."""
-    named = given or os.environ.get("MCPMUX_CONFIG")
-    if named:
-        return Path(os.path.expanduser(named)).absolute()
-    import platformdirs  # noqa: PLC0415 - most hosts name the file, and a start is short
-
-    return platformdirs.user_config_path("mcpmux", appauthor=False) / CONFIG_NAME
-
-
-def state_folder() -> Path:
-    """Where servers' stderr is kept."""
-    import platformdirs  # noqa: PLC0415
-
-    return platformdirs.user_state_path("mcpmux", appauthor=False)
-
-
-def load_config(path: Path) -> Config:
-    """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
-    mark = mark_of(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        return Config(path, False, MuxOptions(), {}, {}, [], [], dict(os.environ))
-    except (OSError, UnicodeDecodeError) as wrong:
-        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as wrong:  # TOMLDecodeError is a ValueError; so is an endless number
-        raise ConfigError(f"{path}: not TOML: {wrong}") from None
-    return msgspec.structs.replace(read_config(document, path), mark=mark)
-
-
-def mark_of(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is written."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
-def read_config(document: dict[str, Any], path: Path) -> Config:
-    """The parsed document as options. Raises `ConfigError` for problems outside the servers' tables, with all."""
-    notes: list[str] = []
-    known = ["mux", "sampling", "mcp_servers"]
-    fatal = [_unknown("", key, known) for key in document if key not in known]
-    options, wrong = _read_table(MuxOptions, document.get("mux", {}), "mux")
-    fatal += wrong
-    sampling = None
-    if "sampling" in document:
-        sampling, wrong = _read_sampling(document["sampling"])
-        fatal += wrong
-    tables = document.get("mcp_servers", {})
-    if not isinstance(tables, dict):
-        fatal.append("mcp_servers: expected tables, as in [mcp_servers.NAME]")
-        tables = {}
-    environment = dict(os.environ)
-    if options.env_file:
-        file = _absolute(options.env_file, path.parent)
-        try:
-            environment = parse_env_file(file.read_text(encoding="utf-8")) | environment
-        except (OSError, ValueError) as error:
-            fatal.append(f"mux.env_file: {file} cannot be read: {error}")
+    exists: bool = True
+    options: MuxOptions = MuxOptions()
     servers: dict[str, ServerOptions] = {}
     broken: dict[str, str] = {}
     disabled: list[str] = []
+    notes: list[str] = []
+    environment: dict[str, str] = {}  # for `${VAR}`: mcpmux's own, over that of `env_file`
+    sampling: SamplingOptions | None = None  # with its models in `models`
+    mark: tuple[int, int] | None = None  # of the file: its time and size
+    tables: dict[str, Any] = {}  # the servers', as they stand in the file
+
+
+def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Path]) -> tuple[Config, list[str]]:
+    """The parsed document as options, and what is wrong outside the servers' tables. `absolute` finds a path that it
+    names; the environment is still to come."""
+    known = ["mux", "sampling", "mcp_servers"]
+    fatal = [_unknown("", key, known) for key in document if key not in known]
+    options = _read_table(MuxOptions, document.get("mux", {}), "mux", fatal)
+    sampling = _read_sampling(document["sampling"], fatal) if "sampling" in document else None
+    tables = document.get("mcp_servers", {})
+    if not isinstance(tables, dict):
+        fatal.append(_NO_TABLES.format("mcp_servers"))
+        tables = {}
+    config = Config(path, options=options, sampling=sampling, tables=tables)
     for name, table in tables.items():
         if isinstance(table, dict) and table.get("enabled") is False:
-            disabled.append(name)
+            config.disabled.append(name)
             continue
-        server, wrong = _read_server(name, table, path.parent, notes)
-        if server is None:
-            broken[name] = "; ".join(f"{path.name}: {problem}" for problem in wrong)
+        server, wrong = read_server(name, table, config.notes)
+        if server:
+            roots = [one if "://" in one else absolute(one).as_uri() for one in server.roots]
+            config.servers[name] = msgspec.structs.replace(server, roots=roots)
         else:
-            servers[name] = server
-    if fatal:
-        raise ConfigError(
-            "\n".join(
-                [f"{path}: {problem}" for problem in fatal] + [f"{path.parent / text}" for text in broken.values()]
-            )
-        )
-    return Config(path, True, options, servers, broken, disabled, notes, environment, sampling)
+            config.broken[name] = "; ".join(f"{path.name}: {problem}" for problem in wrong)
+    return config, fatal
 
 
-def _read_sampling(table: Any) -> tuple[SamplingOptions, list[str]]:
-    where = "sampling"
-    if not isinstance(table, dict):
-        return SamplingOptions(), [f"{where}: expected a table, as in [{where}]"]
-    table = dict(table)
-    limits, problems = _read_table(SamplingLimits, table.pop("limits", {}), f"{where}.limits")
-    tables = table.pop("models", [])
-    options, wrong = _read_table(SamplingOptions, table, where)
-    problems += wrong
+def _read_sampling(table: Any, problems: list[str]) -> SamplingOptions:
+    """The models are in `models` also where there is but one, in the table itself."""
+    options = _read_table(SamplingOptions, table, "sampling", problems)
+    tables = table.get("models", []) if isinstance(table, dict) else None
     if not isinstance(tables, list):
-        return options, [*problems, f"{where}.models: expected tables, as in [[{where}.models]]"]
-    own = [key for key in ("model", "api_key", "api_base", "params") if key in table]
+        return options
+    own = [key for key in _MODEL_KEYS if key in table]
     if own and tables:
-        problems.append(f"{where}.{own[0]}: stands beside [[{where}.models]]; each of those has its own {own[0]}")
+        problems.append(f"sampling.{own[0]}: stands beside [[sampling.models]]; each of those has its own {own[0]}")
     elif "model" in table:
-        tables = [{key: table[key] for key in own}]
+        model = ModelOptions(**{key: getattr(options, key) for key in own})
+        options = msgspec.structs.replace(options, models=[model])
     elif not tables:
-        problems.append(f'{where}: needs a model, as in model = "anthropic/claude-sonnet-4-5"')
-    models: list[ModelOptions] = []
-    for number, one in enumerate(tables):
-        here = where if "model" in table else f"{where}.models[{number}]"
-        if not isinstance(one, dict):
-            problems.append(f"{where}.models: expected tables, as in [[{where}.models]]")
-            continue
-        model, wrong = _read_table(ModelOptions, one, here)
-        if here != where:
-            problems += [*wrong, *([] if one.get("model") else [f"{here}: needs a model"])]  # else found already
-        for key in ("api_key", "api_base"):
-            problems += _bad_placeholders(getattr(model, key), f"{here}.{key}")
-        models.append(model)
-    return msgspec.structs.replace(options, models=models, limits=limits), problems
+        problems.append('sampling: needs a model, as in model = "anthropic/claude-sonnet-4-5"')
+    return options
 
 
-def _read_server(name: str, table: Any, folder: Path, notes: list[str]) -> tuple[ServerOptions | None, list[str]]:
+def read_server(name: str, table: Any, notes: list[str]) -> tuple[ServerOptions | None, list[str]]:
+    """A server's table as options, or all that is wrong with it; `notes` are told of keys that mean nothing here."""
     where = f"mcp_servers.{name}"
     if not isinstance(table, dict):
-        return None, [f"{where}: expected a table, as in [{where}]"]
+        return None, [_NO_TABLE.format(where)]
+    problems = [] if _SERVER_NAME.fullmatch(name) else [f"{where}: {NAME_RULE}"]
+    table = _without_codex(table, where, problems, notes)
+    options = _read_table(ServerOptions, table, where, problems)
+    match [row for row in _KINDS if row[0] in table]:
+        case [(own, other, strange)]:
+            goes = f"goes with {other}; this server has a {own}"
+            problems += [f"{where}.{key}: {goes}" for key in strange if table.get(key, {}) != {}]
+        case []:
+            unknown = [key for key in table if key not in keys_of(ServerOptions)]
+            near = nearest("command", unknown) or nearest("url", unknown)
+            problems.append(f"{where}: needs a command or a url" + (f' ("{near}" is unknown)' if near else ""))
+        case _:
+            problems.append(f"{where}.url: stands beside command; a server has one of the two")
+    return None if problems else options, problems
+
+
+def _without_codex(table: dict[str, Any], where: str, problems: list[str], notes: list[str]) -> dict[str, Any]:
+    """A server's table with what Codex writes otherwise as mcpmux has it, and without what only Codex knows."""
     table = dict(table)
-    problems = (
-        [] if _SERVER_NAME.fullmatch(name) else [f"{where}: a server's name may have A-Z a-z 0-9 _ - only (64 at most)"]
-    )
     if "startup_timeout_ms" in table:
-        milliseconds = table.pop("startup_timeout_ms")
-        try:
-            table.setdefault("startup_timeout_sec", msgspec.convert(milliseconds, Seconds) / 1000)
-        except msgspec.ValidationError as wrong:
-            problems.append(_in_words(f"{where}.startup_timeout_ms", str(wrong)))
+        milliseconds = _read_value(Seconds, table.pop("startup_timeout_ms"), f"{where}.startup_timeout_ms", problems)
+        if milliseconds is not None:
+            table.setdefault("startup_timeout_sec", milliseconds / 1000)
     if isinstance(names := table.get("env_vars"), list):  # Codex also has { name = "…", source = "…" }
         table["env_vars"] = [one["name"] if isinstance(one, dict) and "name" in one else one for one in names]
-    tools, oauth = table.pop("tools", {}), table.pop("oauth", {})
-    options, wrong = _read_table(ServerOptions, table, where, notes)
-    problems += wrong
-    if "scopes" in table and "url" not in table:  # Codex allows that
-        options = msgspec.structs.replace(options, scopes=[])
-        notes.append(f"{where}.scopes: means nothing here and is ignored")
-    login, wrong = _read_table(OAuthOptions, oauth, f"{where}.oauth")
-    problems += wrong
-    overrides: dict[str, ToolOverride] = {}
-    for tool, override in tools.items() if isinstance(tools, dict) else ():
-        overrides[tool], wrong = _read_table(ToolOverride, override, f"{where}.tools.{tool}", notes)
-        problems += wrong
-    if not isinstance(tools, dict):
-        problems.append(f"{where}.tools: expected tables, as in [{where}.tools.NAME]")
-    if "command" in table and "url" in table:
-        problems.append(f"{where}.url: stands beside command; a server has one of the two")
-    elif "command" in table or "url" in table:
-        own, strange = ("command", REMOTE_KEYS) if "command" in table else ("url", LOCAL_KEYS)
-        other = "url" if own == "command" else "command"
-        given = {**table, **({"oauth": oauth} if oauth else {})}
-        problems += [f"{where}.{key}: goes with {other}; this server has a {own}" for key in strange if key in given]
-    else:
-        unknown = [key for key in table if key not in {field.name for field in msgspec.structs.fields(ServerOptions)}]
-        near = [key for wanted in ("command", "url") for key in difflib.get_close_matches(wanted, unknown, n=1)]
-        problems.append(f"{where}: needs a command or a url" + (f' ("{near[0]}" is unknown)' if near else ""))
-    if problems:
-        return None, problems
-    options = msgspec.structs.replace(options, oauth=login)
-    for key in ("command", "args", "env", "cwd", "url", "http_headers"):
-        problems += _bad_placeholders(getattr(options, key), f"{where}.{key}")
-    problems += _bad_placeholders(login.client_secret, f"{where}.oauth.client_secret")
-    if options.url and "${" not in options.url and not re.match(r"https?://[^/\s]", options.url):
-        problems.append(f"{where}.url: expected an http:// or https:// address")
-    for key in ("http_headers", "env_http_headers"):
-        names = [name for name in getattr(options, key) if not HEADER_NAME.fullmatch(name)]
-        problems += [f"{where}.{key}: {name[:TEXT_MOST]!r} is no name of a header" for name in names]
-    for one in options.roots:
-        if "://" in one and not one.startswith("file://"):  # the protocol has no others (client/roots)
-            problems.append(f"{where}.roots: {one[:TEXT_MOST]!r} is neither a folder nor a file:// URI")
-    if problems:
-        return None, problems
-    roots = [one if "://" in one else _absolute(one, folder).as_uri() for one in options.roots]
-    return msgspec.structs.replace(options, tools=overrides, roots=roots), []
+    table = _without_keys(CODEX_KEYS if "url" in table else CODEX_KEYS | {"scopes"}, table, where, notes)
+    if isinstance(tools := table.get("tools"), dict):
+        at = f"{where}.tools"
+        table["tools"] = {name: _without_keys(CODEX_KEYS, tool, f"{at}.{name}", notes) for name, tool in tools.items()}
+    return table
 
 
-def _bad_placeholders(value: Any, where: str) -> Iterator[str]:
-    for text, at in _texts(value, where):
-        for match in PLACEHOLDER.finditer(text):
-            if match[5] is not None:
-                is_vs_code = match[5].startswith("env:")
-                hint = f"write ${{{match[5][4:]}}}" if is_vs_code else "write $${ for a plain ${"
-                yield f"{at}: {match[0]} is no placeholder that mcpmux knows; {hint}"
+def _without_keys(keys: frozenset[str], table: Any, where: str, notes: list[str]) -> Any:
+    if not isinstance(table, dict):
+        return table
+    notes += [f"{where}.{key}: means nothing here and is ignored" for key in table if key in keys]
+    return {key: value for key, value in table.items() if key not in keys}
+
+
+def _wrong_texts(key: str, value: Any, where: str) -> Iterator[str]:
+    """What is wrong with the texts under a key, which have the right type."""
+    for text, at in _texts(value, where) if key in _PLACEHOLDER_KEYS else ():
+        for found in PLACEHOLDER.finditer(text):
+            if found[5] is not None:
+                is_vs_code = found[5].startswith("env:")
+                hint = f"write ${{{found[5][4:]}}}" if is_vs_code else "write $${ for a plain ${"
+                yield f"{at}: {found[0]} is no placeholder that mcpmux knows; {hint}"
+    if key in _FORMS:
+        form, problem = _FORMS[key]
+        texts = [value] if isinstance(value, str) else value or ()  # a host's JSON may have null
+        strange = [text for text in texts if not re.match(form, text)]
+        yield from (f"{where}: {problem.format(repr(text[:TEXT_MOST]))}" for text in strange)
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -5498,50 +5471,64 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
             yield from _texts(item, f"{where}.{key}")
 
 
-def _absolute(text: str, folder: Path) -> Path:
-    """Relative to the config file: a host may start mcpmux anywhere."""
-    return (folder / os.path.expanduser(text)).absolute()
+@functools.cache
+def keys_of(kind: type[Struct]) -> dict[str, Any]:
+    """The keys that a table may have, and the type of each."""
+    return {field.name: field.type for field in msgspec.structs.fields(kind)}
 
 
-def _read_table(kind: type[Table], table: Any, where: str, notes: list[str] | None = None) -> tuple[Table, list[str]]:
-    """A table as `kind`, with what is wrong with it; what is wrong has its default. `notes` is told of keys that mean
-    nothing here; without it there are none."""
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+def _read_table(kind: type[Table], table: Any, where: str, problems: list[str]) -> Table:
+    """A table as `kind`; what is wrong with it has its default, and is told to `problems`."""
     if not isinstance(table, dict):
-        return kind(), [f"{where}: expected a table, as in [{where}]"]
+        problems.append(_NO_TABLE.format(where))
+        return kind()
+    known = keys_of(kind)
+    values: dict[str, Any] = {}
     for key, value in table.items():
-        here = f"{where}.{key}"
-        if key in known:
-            parts = {here: (value, known[key])}
-            if isinstance(value, dict) and known[key] == dict[str, str]:  # msgspec does not say which member is wrong
-                parts = {f"{here}.{name}": (one, str) for name, one in value.items()}
-            wrong = [problem for at, part in parts.items() if (problem := _problem(at, *part))]
-            problems += wrong
-            if not wrong:
-                values[key] = msgspec.convert(value, known[key])
-        elif notes is not None and key in CODEX_KEYS:
-            notes.append(f"{here}: means nothing here and is ignored")
-        else:
-            problems.append(_unknown(where, key, known))
-    return kind(**values), problems
+        if key not in known:
+            problems.append(_unknown(where, key, list(known)))
+            continue
+        before, at = len(problems), f"{where}.{key}"
+        read = _read_value(known[key], value, at, problems)
+        if len(problems) == before:
+            problems += _wrong_texts(key, read, at)
+        if len(problems) == before:
+            values[key] = read
+    if kind is ModelOptions and not table.get("model"):
+        problems.append(f"{where}: needs a model")
+    return kind(**values)
 
 
-def _problem(where: str, value: Any, kind: Any) -> str | None:
+def _read_value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """What stands under a key, None if it is no `kind`. Members of a table are read one by one: of them msgspec does
+    not say which is wrong."""
+    holder, inner = get_origin(kind), (kind, *get_args(kind))[-1]
+    is_table = isinstance(inner, type) and issubclass(inner, Struct)
+    if holder is dict and isinstance(value, dict):
+        return {name: _read_value(inner, one, f"{where}.{name}", problems) for name, one in value.items()}
+    if is_table and holder is None:
+        return _read_table(inner, value, where, problems)
+    if is_table and holder is list and isinstance(value, list):
+        if not all(isinstance(one, dict) for one in value):
+            problems.append(_NO_LIST.format(where))
+        rows = [(f"{where}[{at}]", one) for at, one in enumerate(value) if isinstance(one, dict)]
+        return [_read_table(inner, one, at, problems) for at, one in rows]
+    if is_table:
+        problems.append((_NO_LIST if holder is list else _NO_TABLES).format(where))
+        return None
     try:
-        msgspec.convert(value, kind)
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as wrong:
         literals = [one for part in get_args(kind) for one in (part, *get_args(part))]  # it may be one of a union
         choices = ", ".join(f'"{one}"' for one in literals if isinstance(one, str))
-        return _in_words(where, str(wrong)) + (f"; one of {choices} is expected" if "enum" in str(wrong) else "")
+        expected = f"; one of {choices} is expected" if "enum" in str(wrong) else ""
+        problems.append(_in_words(where, str(wrong)) + expected)
     return None
 
 
-def _unknown(where: str, key: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(key, names, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(sorted(names))}"
+def _unknown(where: str, key: str, known: list[str]) -> str:
+    near = nearest(key, known)
+    hint = f'did you mean "{near}"?' if near else f"known keys: {', '.join(sorted(known))}"
     return f"{where}{'.' if where else ''}{key}: unknown key; {hint}"
 
 
@@ -5551,6 +5538,69 @@ def _in_words(where: str, wrong: str) -> str:
     text = re.sub(r"`(\w+)((?: \| null)?)`", lambda match: _IN_WORDS.get(match[1], match[0]), text)
     text = re.sub("Expected a string matching regex .*", "May have A-Z a-z 0-9 _ - only", text)
     return f"{where}{at.replace('`', '')}: {text[:1].lower()}{text[1:]}"
+
+
+# ══ 15. Places ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# The environment, files, secrets, PATH, the cache: nobody else reads or writes the disk, but for logs and pipes.
+
+CONFIG_NAME: Final = "mcpmux.toml"
+
+
+def user_folder(kind: Literal["config", "state", "cache"]) -> Path:
+    """Where this person's platform keeps files of this kind."""
+    import platformdirs  # noqa: PLC0415 - most hosts name the file, and a start is short
+
+    return getattr(platformdirs, f"user_{kind}_path")("mcpmux", appauthor=False)
+
+
+def config_path(given: str | None) -> Path:
+    """`--config`, else $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder."""
+    named = given or os.environ.get("MCPMUX_CONFIG")
+    return Path(os.path.expanduser(named)).absolute() if named else user_folder("config") / CONFIG_NAME
+
+
+def state_folder() -> Path:
+    """Where servers' stderr is kept."""
+    return user_folder("state")
+
+
+def load_config(path: Path) -> Config:
+    """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
+    mark, text = mark_of(path), read_text(path)
+    if text is None:
+        return Config(path, exists=False, environment=dict(os.environ))
+    return msgspec.structs.replace(read_config(parsed(path, text, "TOML", tomllib.loads), path), mark=mark)
+
+
+def mark_of(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def read_config(document: dict[str, Any], path: Path) -> Config:
+    """The parsed document as options, with the environment. Raises `ConfigError` for problems outside the servers'
+    tables, with all."""
+    config, fatal = config_of(document, path, lambda text: _absolute(text, path.parent))
+    environment = dict(os.environ)
+    if config.options.env_file:
+        file = _absolute(config.options.env_file, path.parent)
+        try:
+            environment = parse_env_file(file.read_text(encoding="utf-8")) | environment
+        except (OSError, ValueError) as error:
+            fatal.append(f"mux.env_file: {file} cannot be read: {error}")
+    if fatal:
+        problems = [f"{path}: {problem}" for problem in fatal]
+        raise ConfigError("\n".join(problems + [f"{path.parent / text}" for text in config.broken.values()]))
+    return msgspec.structs.replace(config, environment=environment)
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    """Relative to the config file: a host may start mcpmux anywhere."""
+    return (folder / os.path.expanduser(text)).absolute()
 
 
 def parse_env_file(text: str) -> dict[str, str]:
@@ -5569,15 +5619,14 @@ def parse_env_file(text: str) -> dict[str, str]:
 # find its folders and get through a company's proxy.
 _WINDOWS_VARIABLES: Final = """
     APPDATA HOMEDRIVE HOMEPATH LOCALAPPDATA PATH PATHEXT PROCESSOR_ARCHITECTURE SYSTEMDRIVE SYSTEMROOT TEMP TMP
-    USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR
-"""
+    USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR"""
 _POSIX_VARIABLES: Final = "HOME LOGNAME PATH SHELL TERM USER TMPDIR"
 _COMMON_VARIABLES: Final = """
     LANG LANGUAGE TZ HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy
-    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
-"""
-_PLATFORM_VARIABLES: Final = _WINDOWS_VARIABLES if sys.platform == "win32" else _POSIX_VARIABLES
-SAFE_VARIABLES: Final = frozenset(f"{_PLATFORM_VARIABLES} {_COMMON_VARIABLES}".split())
+    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS"""
+SAFE_VARIABLES: Final = frozenset(
+    (_COMMON_VARIABLES + (_WINDOWS_VARIABLES if sys.platform == "win32" else f" {_POSIX_VARIABLES}")).split()
+)
 SAFE_PREFIXES: Final = ("LC_", "XDG_")
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
 
@@ -5659,6 +5708,24 @@ def extended_path(environment: Mapping[str, str]) -> str:
 # ── files of ours ──
 
 
+def read_text(path: Path) -> str | None:
+    """None: there is no such file. Raises `ConfigError`."""
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+
+
+def parsed(path: Path, text: str, kind: str, parse: Callable[[str], Any]) -> Any:
+    """What a file of this kind holds. Raises `ConfigError`, one line."""
+    try:
+        return parse(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as wrong:  # TOMLDecodeError is a ValueError; so is an endless number
+        raise ConfigError(f"{path}: not {kind}: {wrong}") from None
+
+
 def write_whole(path: Path, data: bytes, *, private: bool = False, lasting: bool = True) -> None:
     """Whole or not at all, through the links that are there. A new file is its owner's; another keeps its modes, unless
     it must become `private`. `lasting`: it is on the disk before it replaces what was there. Raises `OSError`."""
@@ -5681,6 +5748,16 @@ def write_whole(path: Path, data: bytes, *, private: bool = False, lasting: bool
         raise
 
 
+def write_text(path: Path, new: str, old: str | None, private: bool = False) -> None:
+    """As `write_whole`, where the file still is what was read. Raises `ConfigError`."""
+    if read_text(path) != old:
+        raise ConfigError(f"{path}: was changed meanwhile; try again")
+    try:
+        write_whole(path, new.encode(), private=private)
+    except OSError as wrong:
+        raise ConfigError(f"{path}: cannot be written: {wrong}") from None
+
+
 def _make_private(path: Path) -> None:
     """Windows: a list of rights with one entry, ours, and nothing inherited from the folder: what 0600 is elsewhere."""
     if sys.platform == "win32":
@@ -5701,30 +5778,23 @@ def _make_private(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    import platformdirs  # noqa: PLC0415
-
-    return platformdirs.user_cache_path("mcpmux", appauthor=False) / "servers"
+    return user_folder("cache") / "servers"
 
 
 def read_known(folder: Path, servers: Mapping[str, ServerOptions]) -> tuple[dict[str, list[Known]], list[str]]:
     """What the cache has of these servers with these tables; and what could not be read, a line each."""
     found: dict[str, list[Known]] = {}
     notes: list[str] = []
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return {}, []
-    for file in names:
-        name, _, rest = file.partition(".")
-        if name not in servers or not rest.endswith(f".{table_key(servers[name])}.cache"):
+    for path in sorted(folder.glob("*.cache")):
+        name = path.name.partition(".")[0]
+        if name not in servers or not path.name.endswith(f".{table_key(servers[name])}.cache"):
             continue
         try:
-            path = folder / file
             known = msgspec.msgpack.decode(path.read_bytes(), type=Known)
             if not known.failed or time.time() - path.stat().st_mtime < FAILURE_REMEMBERED:
                 found.setdefault(name, []).append(known)
         except (OSError, msgspec.MsgspecError, ValueError) as wrong:
-            notes.append(f"{folder / file} is not used: {wrong}")
+            notes.append(f"{path} is not used: {wrong}")
     return found, notes
 
 
@@ -5744,7 +5814,7 @@ def forget_failures(folder: Path, server: str) -> None:
         path.unlink(missing_ok=True)
 
 
-# ══ 15. Pipes ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 16. Pipes ═════════════════════════════════════════════════════════════════════════════════════════════════════════
 # The host's two pipes and the log, each with a thread that may block so that the loop never does. They know bytes and
 # lines, not messages.
 
@@ -6059,7 +6129,7 @@ class HostPipes:
             pass
 
 
-# ══ 16. Processes ════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 17. Processes ═════════════════════════════════════════════════════════════════════════════════════════════════════
 # One process a server, in a group of its own. A process is told from its pipes: its exit is noticed even while a
 # grandchild holds them open, and nothing of its group outlives it.
 
@@ -6484,7 +6554,7 @@ def reap(known: Iterable[int]) -> None:
                 pass
 
 
-# ══ 17. Remote ═══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 18. Remote ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out. The wire
 # is the official SDK's: its transports, which are loaded with the first such server and delay it by half a second.
 # They know messages as values, so here a message passes equal, not byte for byte; and they say little of what went
@@ -7802,7 +7872,7 @@ class RemoteServer:
         await asyncio.wait([self._living, *tasks], timeout=STOP_LAST)
 
 
-# ══ 18. Sampler ══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 19. Sampler ═══════════════════════════════════════════════════════════════════════════════════════════════════════
 # The child process `mcpmux _sampler`: JSON-RPC lines round litellm, which takes seconds to load, 200 MB, and half a
 # second of the loop at its first call. A request is {server, params of sampling/createMessage}; the answer is what that
 # server gets. What is asked and answered is never logged, kept or quoted in an error. Nobody else imports litellm.
@@ -8435,7 +8505,7 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     return encode(setup) + b"\n"
 
 
-# ══ 19. Mux ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 20. Mux ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
 
@@ -8728,7 +8798,7 @@ class Mux:
             reap(process.pid for process in self._processes.values() if isinstance(process, ServerProcess))
 
 
-# ══ 20. Hosts ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 21. Hosts ═════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Where hosts keep their servers, and what they mean by what stands there: to move servers out of a host's file, and
 # mcpmux into it. Starts no server and speaks no protocol. No value that may be a secret is ever in a message.
 
@@ -8737,91 +8807,61 @@ BACKUP_SUFFIX: Final = ".before-mcpmux"
 
 
 class Host(NamedTuple):
-    """Where a host keeps its servers, and what it means by what stands there."""
+    """What a host means by what stands in its file, and how mcpmux comes into that."""
 
     name: str
     title: str
-    files: tuple[str, ...]  # in the folders of `host_folders`; those in {here} are a project's
-    key: str = "mcpServers"  # of the object that has the servers
-    aliases: tuple[str, ...] = ()
-    dialect: str = "none"  # of its placeholders, in `DIALECTS`
-    timeout_unit: float | None = None  # of its `timeout`, in seconds; None: it has none
-    bare_url: Literal["http", "sse"] = "http"  # what a `url` means without a type
-    edited: bool = False  # `install` writes to its file
-    add: tuple[str, ...] = ()  # its own command, with the words of `own_command`
-    remove: tuple[str, ...] = ()
+    key: str  # of the object that has the servers
+    dialect: Literal["none", "shell", "dollar", "editor"]  # of its placeholders, in `DIALECTS`
+    timeout_unit: float | None  # of its `timeout`, in seconds; None: it has none
+    bare_url: Literal["http", "sse"]  # what a `url` means without a type
+    install: Literal["edit", "run", "show"]  # its file, a command of its own, or what a person has to paste
+    aliases: str = ""
 
 
 MS: Final = 0.001
+# fmt: off
 HOSTS: Final = (
-    Host(
-        "claude-desktop",
-        "Claude Desktop",
-        (
-            "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/claude_desktop_config.json",  # of the MSIX build
-            "{data}/Claude/claude_desktop_config.json",
-        ),
-        aliases=("claude",),
-        edited=True,
-    ),
-    Host(
-        "claude-code",
-        "Claude Code",
-        ("{home}/.claude.json", "{here}/.mcp.json"),
-        dialect="shell",
-        timeout_unit=MS,
-        add=("claude", "mcp", "add-json", "--scope", "user", ENTRY_NAME, "{entry}"),
-        remove=("claude", "mcp", "remove", "--scope", "user", ENTRY_NAME),
-    ),
-    Host(
-        "vscode",
-        "VS Code",
-        ("{data}/Code/User/mcp.json", "{here}/.vscode/mcp.json"),
-        key="servers",
-        aliases=("code", "vs-code", "copilot"),
-        dialect="editor",
-        add=("code", "--add-mcp", "{named entry}"),
-    ),
-    Host("cursor", "Cursor", ("{home}/.cursor/mcp.json", "{here}/.cursor/mcp.json"), dialect="editor", edited=True),
-    Host(
-        "codex",
-        "Codex",
-        ("{codex}/config.toml", "{here}/.codex/config.toml"),
-        key="mcp_servers",
-        add=("codex", "mcp", "add", ENTRY_NAME, "--", "{command}"),
-        remove=("codex", "mcp", "remove", ENTRY_NAME),
-    ),
-    Host(
-        "gemini",
-        "Gemini CLI",
-        ("{home}/.gemini/settings.json", "{here}/.gemini/settings.json"),
-        aliases=("gemini-cli",),
-        dialect="dollar",
-        timeout_unit=MS,
-        bare_url="sse",
-    ),
-    Host("zed", "Zed", ("{config}/zed/settings.json",), key="context_servers"),
-    Host("windsurf", "Windsurf", ("{home}/.codeium/windsurf/mcp_config.json",), dialect="editor"),
-    Host(
-        "goose",
-        "Goose",
-        ("{roaming}/Block/goose/config/config.yaml", "{config}/goose/config.yaml"),
-        key="extensions",
-        dialect="shell",
-        timeout_unit=1,
-    ),
-    Host("lm-studio", "LM Studio", ("{home}/.lmstudio/mcp.json",), aliases=("lmstudio",), dialect="editor"),
-    Host(
-        "amazon-q",
-        "Amazon Q",
-        ("{home}/.aws/amazonq/mcp.json",),
-        aliases=("amazonq", "q"),
-        dialect="editor",
-        timeout_unit=MS,
-    ),
-    Host("kiro", "Kiro", ("{home}/.kiro/settings/mcp.json",), dialect="editor", timeout_unit=MS),
-    Host("cline", "Cline", ("{home}/.cline/data/settings/cline_mcp_settings.json",), timeout_unit=1, bare_url="sse"),
+    Host("claude-desktop", "Claude Desktop", "mcpServers",      "none",   None, "http", "edit", "claude"),
+    Host("claude-code",    "Claude Code",    "mcpServers",      "shell",  MS,   "http", "run"),
+    Host("vscode",         "VS Code",        "servers",         "editor", None, "http", "run",  "code vs-code copilot"),
+    Host("cursor",         "Cursor",         "mcpServers",      "editor", None, "http", "edit"),
+    Host("codex",          "Codex",          "mcp_servers",     "none",   None, "http", "run"),
+    Host("gemini",         "Gemini CLI",     "mcpServers",      "dollar", MS,   "sse",  "show", "gemini-cli"),
+    Host("zed",            "Zed",            "context_servers", "none",   None, "http", "show"),
+    Host("windsurf",       "Windsurf",       "mcpServers",      "editor", None, "http", "show"),
+    Host("goose",          "Goose",          "extensions",      "shell",  1,    "http", "show"),
+    Host("lm-studio",      "LM Studio",      "mcpServers",      "editor", None, "http", "show", "lmstudio"),
+    Host("amazon-q",       "Amazon Q",       "mcpServers",      "editor", MS,   "http", "show", "amazonq q"),
+    Host("kiro",           "Kiro",           "mcpServers",      "editor", MS,   "http", "show"),
+    Host("cline",          "Cline",          "mcpServers",      "none",   1,    "sse",  "show"),
 )
+# fmt: on
+# In the folders of `host_folders`, the first before the others; those in {here} are a project's.
+HOST_FILES: Final = {
+    "claude-desktop": (
+        "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/claude_desktop_config.json",  # of the MSIX build
+        "{data}/Claude/claude_desktop_config.json",
+    ),
+    "claude-code": ("{home}/.claude.json", "{here}/.mcp.json"),
+    "vscode": ("{data}/Code/User/mcp.json", "{here}/.vscode/mcp.json"),
+    "cursor": ("{home}/.cursor/mcp.json", "{here}/.cursor/mcp.json"),
+    "codex": ("{codex}/config.toml", "{here}/.codex/config.toml"),
+    "gemini": ("{home}/.gemini/settings.json", "{here}/.gemini/settings.json"),
+    "zed": ("{config}/zed/settings.json",),
+    "windsurf": ("{home}/.codeium/windsurf/mcp_config.json",),
+    "goose": ("{roaming}/Block/goose/config/config.yaml", "{config}/goose/config.yaml"),
+    "lm-studio": ("{home}/.lmstudio/mcp.json",),
+    "amazon-q": ("{home}/.aws/amazonq/mcp.json",),
+    "kiro": ("{home}/.kiro/settings/mcp.json",),
+    "cline": ("{home}/.cline/data/settings/cline_mcp_settings.json",),
+}
+# How those that are "run" take mcpmux in, with the words of `own_command`, and let it go.
+OWN_COMMANDS: Final = {
+    "claude-code": ("claude mcp add-json --scope user mcpmux {entry}", "claude mcp remove --scope user mcpmux"),
+    "codex": ("codex mcp add mcpmux -- {command}", "codex mcp remove mcpmux"),
+    "vscode": ("code --add-mcp {named-entry}", ""),
+}
 
 # `var` and `default` are a variable's; `word` is anything else that the host would replace.
 DIALECTS: Final = {
@@ -8866,7 +8906,7 @@ def this_machine() -> Machine:
 
 
 def host_folders(machine: Machine) -> dict[str, PurePath]:
-    """The folders that `Host.files` name; one that a platform has not is missing."""
+    """The folders that `HOST_FILES` name; one that a platform has not is missing."""
     path = PureWindowsPath if machine.platform == "win32" else PurePosixPath
     home = path(machine.home)
 
@@ -8882,15 +8922,11 @@ def host_folders(machine: Machine) -> dict[str, PurePath]:
     return folders | {"data": data, "config": config}
 
 
-def host_files(host: Host, machine: Machine) -> list[tuple[PurePath, bool]]:
-    """Where its files may be, the first before the others, each with whether it is a project's; may have a `*`."""
+def host_files(host: Host, machine: Machine, projects: bool = True) -> list[PurePath]:
+    """Where its files may be; may have a `*`."""
     folders = host_folders(machine)
-    found: list[tuple[PurePath, bool]] = []
-    for file in host.files:
-        base, _, rest = file[1:].partition("}/")
-        if base in folders:
-            found.append((folders[base] / rest, base == "here"))
-    return found
+    places = [file[1:].partition("}/") for file in HOST_FILES[host.name]]
+    return [folders[base] / rest for base, _, rest in places if base in folders and (projects or base != "here")]
 
 
 def real_files(host: Host, machine: Machine, projects: bool = True) -> list[Path]:
@@ -8898,18 +8934,15 @@ def real_files(host: Host, machine: Machine, projects: bool = True) -> list[Path
     import glob  # noqa: PLC0415
 
     found: list[Path] = []
-    for pattern, is_projects in host_files(host, machine):
+    for pattern in host_files(host, machine, projects):
         folder, star, rest = pattern.as_posix().partition("*")
-        if projects or not is_projects:
-            found += (
-                [Path(one + rest) for one in sorted(glob.glob(glob.escape(folder) + star))] if star else [Path(folder)]
-            )
+        found += [Path(one + rest) for one in sorted(glob.glob(glob.escape(folder) + star))] if star else [Path(folder)]
     return list(dict.fromkeys(found))
 
 
 def host_named(name: str) -> Host | None:
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
-    return next((host for host in HOSTS if wanted in (host.name, host.title.lower(), *host.aliases)), None)
+    return next((host for host in HOSTS if wanted in (host.name, host.title.lower(), *host.aliases.split())), None)
 
 
 def host_of_file(path: Path, machine: Machine) -> tuple[Host, str | None]:
@@ -8918,7 +8951,7 @@ def host_of_file(path: Path, machine: Machine) -> tuple[Host, str | None]:
         if path in real_files(host, machine, projects=False):
             return host, None
     for host in HOSTS:
-        for file in reversed(host.files):  # a project's last
+        for file in reversed(HOST_FILES[host.name]):  # a project's last
             base, _, tail = file[1:].partition("}/")
             if fnmatch.fnmatch(path.as_posix(), f"*/{tail}"):
                 return host, str(path.parents[tail.count("/")]) if base == "here" else None
@@ -8942,18 +8975,10 @@ def bare_json(text: str) -> str:
 
 def read_host_file(path: Path) -> dict[str, Any]:
     """A host's whole file. Raises `ConfigError`, one line."""
-    kinds: dict[str, tuple[str, Callable[[str], Any]]] = {
-        ".toml": ("TOML", tomllib.loads),
-        ".yaml": ("YAML", load_yaml),
-        ".yml": ("YAML", load_yaml),
-    }
-    kind, read = kinds.get(path.suffix, ("JSON", lambda text: json.loads(bare_json(text).strip() or "{}")))
+    kinds = {".toml": ("TOML", tomllib.loads), ".yaml": ("YAML", load_yaml), ".yml": ("YAML", load_yaml)}
+    kind, read = kinds.get(path.suffix, ("JSON", load_json))
     try:
-        document = read(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as wrong:
-        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
-    except (ValueError, RecursionError) as wrong:
-        raise ConfigError(f"{path}: not {kind}: {wrong}") from None
+        document = parsed(path, read_text(path) or "", kind, read)
     except ImportError:
         how = "uvx --with pyyaml mcpmux import goose"
         raise ConfigError(f"{path}: is YAML, and to read that takes one package more: {how}") from None
@@ -8962,24 +8987,37 @@ def read_host_file(path: Path) -> dict[str, Any]:
     return document
 
 
+def load_json(text: str) -> Any:
+    """JSON with comments and trailing commas. Raises `ValueError`."""
+    return json.loads(bare_json(text).strip() or "{}")
+
+
 def load_yaml(text: str) -> Any:
     """Numbers stay text, and so does what only YAML 1.1 takes for more (`on`, `yes`). Raises `ValueError`, and
     `ImportError` where PyYAML is not there: one host in thirteen writes YAML."""
     import yaml  # noqa: PLC0415
 
-    def words(value: Any) -> Any:
-        match value:
-            case dict():
-                return {key: words(one) for key, one in value.items()}
-            case list():
-                return [words(one) for one in value]
-            case _:
-                return {"true": True, "false": False, "null": None, "~": None}.get(value, value)
-
+    words = {"true": True, "false": False, "null": None, "~": None}
     try:
-        return words(yaml.load(text, yaml.BaseLoader))  # noqa: S506 - makes nothing but texts, lists and mappings
+        document = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes nothing but texts, lists and mappings
+        return _each_text(document, lambda one, under: words.get(one, one))
     except (yaml.YAMLError, TypeError) as wrong:  # a key that is a list
         raise ValueError(" ".join(str(wrong).split())) from None
+
+
+def _each_text(value: Any, change: Callable[[str, str], Any], under: str = "") -> Any:
+    """Each text in a value changed; told is the key, or the flag before, that it stands under."""
+    match value:
+        case dict():
+            return {str(key): _each_text(one, change, str(key)) for key, one in value.items() if one is not None}
+        case list():
+            return [_each_text(one, change, flag) for one, flag in zip(value, flags_before(value), strict=True)]
+        case str():
+            return change(value, under)
+        case int() | float():
+            return json.dumps(value)
+        case _:
+            return value
 
 
 # ── secrets ──
@@ -9033,14 +9071,6 @@ class HostEntry(NamedTuple):
     inputs: Mapping[str, Mapping[str, Any]] = {}  # what VS Code asks for, by id
 
 
-class Imported(NamedTuple):
-    """The same as a table of ours, and what the person should know of it."""
-
-    name: str
-    table: dict[str, Any]
-    notes: list[str]
-
-
 def entries_of(host: Host, path: Path, folder: str | None) -> list[HostEntry]:
     """All servers in a host's file; ourselves too. Raises `ConfigError`."""
     document = read_host_file(path)
@@ -9048,13 +9078,12 @@ def entries_of(host: Host, path: Path, folder: str | None) -> list[HostEntry]:
     groups: list[tuple[str | None, Any]] = [(folder, document.get(host.key))]
     if host.name == "claude-code" and isinstance(projects := document.get("projects"), dict):
         groups += [(at, project.get(host.key)) for at, project in projects.items() if isinstance(project, dict)]
-    if not all(isinstance(servers, dict | None) for _, servers in groups):
-        raise ConfigError(f"{path}: {host.key} is not an object")
-    return [
-        HostEntry(host, path, name, table, at, inputs)
-        for at, servers in groups
-        for name, table in (servers or {}).items()
-    ]
+    found: list[HostEntry] = []
+    for at, servers in groups:
+        if not isinstance(servers, dict | None):
+            raise ConfigError(f"{path}: {host.key} is not an object")
+        found += [HostEntry(host, path, name, table, at, inputs) for name, table in (servers or {}).items()]
+    return found
 
 
 _OURSELVES: Final = (
@@ -9083,34 +9112,35 @@ def server_block(name: str, table: dict[str, Any], comment: Iterable[str]) -> st
     return "".join(lines) + tomli_w.dumps({"mcp_servers": {name: table}})
 
 
-def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> Imported:
-    """Raises `ConfigError` for an entry that cannot become a table of ours: why, in a line."""
+def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> tuple[str, dict[str, Any], list[str]]:
+    """A name, a table of ours, and what the person should know of it. Raises `ConfigError` for an entry that cannot
+    become one: why, in a line."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.name).strip("-")[:64] or "server"
     notes = [] if name == entry.name else [f"called {entry.name!r} there"]
     table, left = _with_our_keys(entry)
-    for key in left.pop("env_keys", ()):  # in the host's keyring
-        table["env"] = {**table.get("env", {}), key: f"${{{key}}}"}
-        variables.needed.setdefault(key, f"{name}: env.{key}; {entry.host.title} has it in its keyring")
-    if isinstance(file := left.pop("envFile", None), str):
-        notes += _take_env_file(translate(file, entry, machine, variables, notes), table)
-    for key in _TEXT_KEYS:
+    if isinstance(env := table.get("env", {}), dict):  # if not, that is told below
+        keyring = left.pop("env_keys", ())
+        for key in (key for key in keyring if isinstance(key, str)) if isinstance(keyring, list) else ():
+            table["env"] = env = {**env, key: f"${{{key}}}"}
+            variables.needed.setdefault(key, f"{name}: env.{key}; {entry.host.title} has it in its keyring")
+        if isinstance(file := left.pop("envFile", None), str):
+            notes += _take_env_file(translate(file, entry, machine, variables, notes), table)
 
-        def ours(text: str, under: str, key: str = key) -> str:
-            text = translate(text, entry, machine, variables, notes)
-            return variables.hide(text, under, name, f"{name}: {key}")
+    def ours(key: str, text: str, under: str) -> str:
+        return variables.hide(translate(text, entry, machine, variables, notes), under, name, f"{name}: {key}")
 
-        if key in table:
-            table[key] = _each_text(table[key], ours)
+    for key in (key for key in _TEXT_KEYS if key in table):
+        table[key] = _each_text(table[key], functools.partial(ours, key))
     if left:
         notes.append(f"left out: {', '.join(sorted(left))}")
-    _, wrong = _read_server(name, table, entry.file.parent, [])
+    _, wrong = read_server(name, table, [])
     try:
         tomllib.loads(server_block(name, table, ()).encode().decode())
     except (TypeError, ValueError):  # half of a surrogate pair, a null in a list
         wrong.append("cannot be written as TOML")
     if wrong:
         raise ConfigError("; ".join(problem.removeprefix(f"mcp_servers.{name}.") for problem in wrong))
-    return Imported(name, table, list(dict.fromkeys(notes)))
+    return name, table, list(dict.fromkeys(notes))
 
 
 def _with_our_keys(entry: HostEntry) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -9137,7 +9167,7 @@ def _with_our_keys(entry: HostEntry) -> tuple[dict[str, Any], dict[str, Any]]:
             given.setdefault("cwd", entry.folder)
     if host.name != "codex":  # other hosts' are not ours
         strange |= {"oauth", "scopes"}
-    own = {field.name for field in msgspec.structs.fields(ServerOptions)} - {"tools"} | {"startup_timeout_ms"}
+    own = keys_of(ServerOptions).keys() - {"tools"} | {"startup_timeout_ms"}
     table = {key: value for key, value in given.items() if key in own - strange}
     left = {key: value for key, value in given.items() if key not in table}
     if source.get("enabled_tools") == []:  # none, where the others' empty lists mean all
@@ -9160,21 +9190,6 @@ def _take_env_file(file: str, table: dict[str, Any]) -> list[str]:
         return [f"left out: its envFile {file}, which cannot be read"]
     table["env"] = {one: f"${{{one}}}" for one in names} | table.get("env", {})
     return [f'needs env_file = "{file}" in [mux], for {", ".join(names)}']
-
-
-def _each_text(value: Any, change: Callable[[str, str], str], under: str = "") -> Any:
-    """Each text in a value changed; told is the key, or the flag before, that it stands under."""
-    match value:
-        case dict():
-            return {str(key): _each_text(one, change, str(key)) for key, one in value.items() if one is not None}
-        case list():
-            return [_each_text(one, change, flag) for one, flag in zip(value, flags_before(value), strict=True)]
-        case str():
-            return change(value, under)
-        case int() | float():
-            return json.dumps(value)
-        case _:
-            return value
 
 
 def translate(text: str, entry: HostEntry, machine: Machine, variables: Variables, notes: list[str]) -> str:
@@ -9203,17 +9218,17 @@ def translate(text: str, entry: HostEntry, machine: Machine, variables: Variable
         variables.needed.setdefault(variable, f"{entry.name}: in place of {found[0]}" + (f", {what}" if what else ""))
         return f"${{{variable}}}"
 
-    at, done = 0, ""
-    for found in re.finditer(DIALECTS[entry.host.dialect], text):
-        done += text[at : found.start()].replace("${", "$${") + ours(found)
-        at = found.end()
-    return done + text[at:].replace("${", "$${")
+    # What the host leaves alone, we must not replace.
+    return re.sub(rf"{DIALECTS[entry.host.dialect]}|\$\{{", lambda one: "$${" if one[0] == "${" else ours(one), text)
 
 
 # ── our own file: what is there stays byte for byte ──
 
+Tables = Mapping[str, dict[str, Any]]  # of servers, by name
+Comments = Mapping[str, list[str]]  # above them
 
-def with_servers(text: str, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]]) -> str:
+
+def with_servers(text: str, tables: Tables, comments: Comments) -> str:
     """The file's text with these servers at its end, in place of what has their names. Raises `ConfigError`."""
     if not tables:
         return text
@@ -9258,47 +9273,21 @@ def _without_server(text: str, name: str) -> str:
     return "".join(kept)
 
 
-def append_servers(
-    path: Path, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]], private: bool = False
-) -> None:
+def append_servers(path: Path, tables: Tables, comments: Comments, private: bool = False) -> None:
     """Writes servers to the end of our file, or the whole file. Raises `ConfigError` and leaves the file as it was."""
-    old = read_bytes(path)
-    new = new_config(path, old, tables, comments)
-    write_file(path, new.encode(), old, private)
+    old = read_text(path)
+    write_text(path, new_config(path, old or "", tables, comments), old, private)
 
 
-def new_config(
-    path: Path, old: bytes | None, tables: Mapping[str, dict[str, Any]], comments: Mapping[str, list[str]]
-) -> str:
+def new_config(path: Path, old: str, tables: Tables, comments: Comments) -> str:
     """What `append_servers` would write: it is known to load."""
+    text = old.removeprefix("\ufeff")
     try:
-        text = (old or b"").decode()
-        mark = "\ufeff" if text.startswith("\ufeff") else ""
-        new = mark + with_servers(text.removeprefix(mark), tables, comments)
-        read_config(tomllib.loads(new.removeprefix(mark)), path)
+        new = with_servers(text, tables, comments)
+        read_config(tomllib.loads(new), path)
     except (ValueError, ConfigError) as wrong:
         raise ConfigError(str(wrong) if str(path) in str(wrong) else f"{path}: {wrong}") from None
-    return new
-
-
-def read_bytes(path: Path) -> bytes | None:
-    """None: there is no such file. Raises `ConfigError`."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as wrong:
-        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
-
-
-def write_file(path: Path, new: bytes, old: bytes | None, private: bool = False) -> None:
-    """As `write_whole`, where the file still is what was read. Raises `ConfigError`."""
-    if read_bytes(path) != old:
-        raise ConfigError(f"{path}: was changed meanwhile; try again")
-    try:
-        write_whole(path, new, private=private)
-    except OSError as wrong:
-        raise ConfigError(f"{path}: cannot be written: {wrong}") from None
+    return old.removesuffix(text) + new
 
 
 # ── a host's JSON: what is not ours stays byte for byte ──
@@ -9333,7 +9322,7 @@ def _members(bare: str, brace: int) -> tuple[list[Member], int]:
 
 
 def _host_document(text: str) -> dict[str, Any]:
-    document = json.loads(bare_json(text).removeprefix("\ufeff").strip() or "{}")
+    document = load_json(text.removeprefix("\ufeff"))
     if not isinstance(document, dict):
         raise ValueError("not an object")  # noqa: TRY004 - as what json says of it
     return document
@@ -9344,51 +9333,55 @@ def _json_of(value: Any, indent: str | None = None) -> str:
     return json.dumps(value, indent=indent) if re.search(r"[\ud800-\udfff]", text) else text
 
 
-def with_member(text: str, path: tuple[str, ...], value: Any) -> str:
-    """JSON text with the value at that path; objects on the way are made. Raises `ValueError`."""
-    _host_document(text)
+def _named(members: list[Member], key: str) -> Member | None:
+    return next((one for one in reversed(members) if one.key == key), None)
+
+
+def _with_member(text: str, brace: int, depth: int, key: str, value: Any) -> str:
+    """The object that opens at `brace`, with a member in place of the one of that name, or at its end."""
     bare = bare_json(text)
+    members, close = _members(bare, brace)
     newline = "\r\n" if "\r\n" in text else "\n"
     found = re.search(r'\n([ \t]+)"', text)
     indent = found[1] if found else "  "
-    brace = bare.index("{")
-    for depth, key in enumerate(path, 1):
-        members, close = _members(bare, brace)
-        here = next((one for one in reversed(members) if one.key == key), None)
-        if here and depth < len(path) and bare[here.value] == "{":
-            brace = here.value
-            continue
-        for outer in reversed(path[depth:]):
-            value = {outer: value}
-        pad = newline + indent * depth
-        written = _json_of(value, indent).replace("\n", pad)
-        if here and depth < len(path) and bare[here.value : here.end] != "null":
-            raise ValueError(f"{key} is not an object")
-        if here:
-            same = json.loads(bare[here.value : here.end]) == value
-            return text if same else text[: here.value] + written + text[here.end :]
-        member = f"{pad}{_json_of(key)}: {written}"
-        if members:
-            return text[: members[-1].end] + "," + member + text[members[-1].end :]
-        inside = text[brace + 1 : close]
-        end = inside if "\n" in inside else inside.strip() + newline + indent * (depth - 1)
-        return text[: brace + 1] + member + end + text[close:]
-    raise Bug("an empty path")
+    pad = newline + indent * depth
+    written = _json_of(value, indent).replace("\n", pad)
+    if here := _named(members, key):
+        same = json.loads(bare[here.value : here.end]) == value
+        return text if same else text[: here.value] + written + text[here.end :]
+    member = f"{pad}{_json_of(key)}: {written}"
+    if members:
+        return text[: members[-1].end] + "," + member + text[members[-1].end :]
+    inside = text[brace + 1 : close]
+    end = inside if "\n" in inside else inside.strip() + newline + indent * (depth - 1)
+    return text[: brace + 1] + member + end + text[close:]
 
 
-def without_member(text: str, path: tuple[str, ...]) -> str:
-    """JSON text without what is at that path, which is there."""
+def with_server(text: str, key: str, name: str, table: dict[str, Any]) -> str:
+    """A host's file with this server under its key, which is made if need be. Raises `ValueError`."""
+    _host_document(text)
     bare = bare_json(text)
     brace = bare.index("{")
-    for key in path[:-1]:
-        brace = next(one.value for one in reversed(_members(bare, brace)[0]) if one.key == key)
-    members, close = _members(bare, brace)
-    at = next(at for at, one in enumerate(members) if one.key == path[-1])
+    servers = _named(_members(bare, brace)[0], key)
+    if servers is None or bare[servers.value : servers.end] == "null":
+        return _with_member(text, brace, 1, key, {name: table})
+    if bare[servers.value] != "{":
+        raise ValueError(f"{key} is not an object")
+    return _with_member(text, servers.value, 2, name, table)
+
+
+def without_server(text: str, key: str, name: str) -> str:
+    """A host's file without this server, which is there."""
+    bare = bare_json(text)
+    servers = _named(_members(bare, bare.index("{"))[0], key)
+    assert servers
+    members, close = _members(bare, servers.value)
+    at = next(at for at, one in enumerate(members) if one.key == name)
     if at:
         return text[: members[at - 1].end] + text[members[at].end :]
     if len(members) > 1:
         return text[: members[0].start] + text[members[1].start :]
-    return text[: brace + 1] + text[close:]
+    return text[: servers.value + 1] + text[close:]
 
 
 def servers_in(text: str, key: str) -> dict[str, Any]:
@@ -9400,8 +9393,8 @@ def installed(text: str, key: str, entry: dict[str, Any], moved: Iterable[str] =
     """A host's file with our entry, and without the servers that moved into ours. Raises `ValueError`."""
     text = text if text.strip() else "{}\n"
     for name in moved:
-        text = without_member(text, (key, name))
-    return with_member(text, (key, ENTRY_NAME), entry)
+        text = without_server(text, key, name)
+    return with_server(text, key, ENTRY_NAME, entry)
 
 
 def uninstalled(text: str, backup: str | None, key: str) -> tuple[str | None, list[str]]:
@@ -9414,9 +9407,9 @@ def uninstalled(text: str, backup: str | None, key: str) -> tuple[str | None, li
         expected = installed(backup or "", key, now[ENTRY_NAME], missing)
         if json.dumps(_host_document(expected)) == json.dumps(_host_document(text)):
             return backup, []
-        text = without_member(text, (key, ENTRY_NAME))
+        text = without_server(text, key, ENTRY_NAME)
     for name in missing:
-        text = with_member(text, (key, name), before[name])
+        text = with_server(text, key, name, before[name])
     return text, missing
 
 
@@ -9455,14 +9448,15 @@ def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
     return {"command": command, "args": args}
 
 
-def own_command(words: Iterable[str], entry: dict[str, Any]) -> list[str]:
-    """A host's own command for this entry."""
+def own_command(host: Host, entry: dict[str, Any]) -> list[str]:
+    """A host's own command that takes this entry in."""
     stands_for = {
         "{entry}": [json.dumps(entry)],
-        "{named entry}": [json.dumps({"name": ENTRY_NAME, **entry})],
+        "{named-entry}": [json.dumps({"name": ENTRY_NAME, **entry})],
         "{command}": [entry["command"], *entry["args"]],
     }
-    return [part for word in words for part in stands_for.get(word, [word])]
+    add, _ = OWN_COMMANDS[host.name]
+    return [part for word in add.split() for part in stands_for.get(word, [word])]
 
 
 def snippet(host: Host, entry: dict[str, Any]) -> str:
@@ -9484,13 +9478,14 @@ class Outcome(NamedTuple):
     failed: bool = False
 
 
-class Import(NamedTuple):
+class Import(Struct):
     """What importing does: nothing is written yet."""
 
-    tables: dict[str, dict[str, Any]]
-    comments: dict[str, list[str]]
-    outcomes: list[Outcome]
-    needed: dict[str, str]  # variables to set, each with what for
+    tables: dict[str, dict[str, Any]] = {}
+    comments: dict[str, list[str]] = {}
+    outcomes: list[Outcome] = []
+    needed: dict[str, str] = {}  # variables to set, each with what for
+    shown: str = ""  # the tables as text for people to look at
 
 
 def plan_import(
@@ -9501,7 +9496,7 @@ def plan_import(
     force: bool = False,
 ) -> Import:
     """Brings entries together with the servers that are present. Each is imported, or it is said why it is not."""
-    plan = Import({}, {}, [], {})
+    plan = Import()
     met: dict[str, dict[str, Any]] = {}
     for entry in entries:
         if why := why_not_ours(entry.table):
@@ -9527,11 +9522,11 @@ def plan_import(
         met[name] = table
         plan.outcomes.append(Outcome(entry, said, notes, moved=True))
     written = json.dumps(list(plan.tables.values()))
-    plan.needed.update({name: why for name, why in variables.needed.items() if f"${{{name}}}" in written})
+    plan.needed = {name: why for name, why in variables.needed.items() if f"${{{name}}}" in written}
     return plan
 
 
-# ══ 21. CLI ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 22. CLI ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server or a tool failed, 2 the command or the config cannot be used, 130
 # the person pressed Ctrl-C.
 
@@ -9543,7 +9538,7 @@ def main(argv: list[str] | None = None) -> int:
     """The console script. While serving, stdout is the protocol's and all that people read goes to stderr."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["_demo_server"]:  # of the demo, by the demo
-        return _demo_server(words[1])
+        return DemoServer(words[1]).serve()
     if words[:1] == ["_sampler"]:
         return sampler_main()
     arguments = parse(words)
@@ -9562,22 +9557,13 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-class Argument(NamedTuple):
-    """What `ArgumentParser.add_argument` takes."""
-
-    flags: tuple[str, ...]
-    keys: dict[str, Any]
-
-
 class Subcommand(NamedTuple):
-    """A row of the table of commands. The example is run by a test."""
+    """A row of the table of commands."""
 
     name: str
-    run: Callable[[argparse.Namespace], int]
+    run: Callable[[argparse.Namespace], int]  # its docstring is shown by --help; a test runs the example
     help: str  # in the list of commands
-    description: str  # above its own arguments
-    example: str
-    arguments: tuple[Argument, ...] = ()
+    arguments: str = ""  # by their words in `ARGUMENTS`
     rest: str = ""  # what may stand after `--`
 
 
@@ -9587,179 +9573,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search("invalid choice: '([^']*)'", message)
         if unknown:
-            message += nearest(unknown[1], [row.name for row in subcommands()])
+            message += did_you_mean(unknown[1], [row.name for row in SUBCOMMANDS])
         super().error(message)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """The end of a message about a name that is not known."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _argument(*flags: str, **keys: Any) -> Argument:
-    return Argument(flags, keys)
-
-
-def subcommands() -> list[Subcommand]:
-    """What mcpmux can be asked for besides serving."""
-    for_machines = _argument("--json", action="store_true", help="for machines")
-    config = _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG)
-    remote = _argument("server", metavar="SERVER", help="its name in the config")
-    host = _argument("host", metavar="HOST", help=_HOST_NAMES)
-    keep_secrets = _argument("--keep-secrets", action="store_true", help="copy them, where a variable would be put")
-    dry_run = _argument("--dry-run", action="store_true", help="only show what would be written or run")
-    return [
-        Subcommand(
-            "add",
-            _add,
-            "put a server into the config",
-            "Appends a server's table to the config file, which stays as it is otherwise.",
-            "mcpmux add gitlab -e 'GITLAB_TOKEN=${GITLAB_TOKEN}' -- npx -y @modelcontextprotocol/server-gitlab",
-            (
-                _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
-                _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
-                _argument(
-                    *("--env", "-e"),
-                    metavar="KEY=VALUE",
-                    action="append",
-                    default=[],
-                    help="a variable for it, as often as needed; a secret is better given as '${VAR}'",
-                ),
-                config,
-            ),
-            rest="COMMAND [ARGUMENT ...]",
-        ),
-        Subcommand(
-            "list",
-            _list_servers,
-            "the servers of the config, and what is known of them",
-            "Lists the servers and starts none. No value of a variable, a header or a secret flag is shown.",
-            "mcpmux list --json",
-            (config, for_machines),
-        ),
-        Subcommand(
-            "tools",
-            _tools,
-            "the tools and their arguments",
-            "Lists tools as a host sees them, from what servers said last; those that never said are started.",
-            "mcpmux tools",
-            (_argument("server", nargs="?", metavar="SERVER", help="of this server only"), config, for_machines),
-        ),
-        Subcommand(
-            "call",
-            _call,
-            "call a tool",
-            "Calls a tool and shows its answer. What its server asks is asked here. Exits with 1 if it failed.",
-            """mcpmux call time__get_current_time '{"timezone": "Europe/London"}'""",
-            (
-                _argument("tool", metavar="TOOL", help="its name, as `mcpmux tools` shows it"),
-                _argument("arguments", nargs="?", metavar="JSON", default="{}", help="an object; - reads stdin"),
-                _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
-                config,
-                _argument("--json", action="store_true", help="the result as it came"),
-            ),
-        ),
-        Subcommand(
-            "check",
-            _check,
-            "start every server and say how each does",
-            "Starts every server, lists what it offers, stops it.",
-            "mcpmux check --json",
-            (config, for_machines),
-        ),
-        Subcommand(
-            "login",
-            _login,
-            "log in to a remote server, in your browser",
-            "Opens a browser, and keeps what comes of it for serving.",
-            "mcpmux login github",
-            (remote, config),
-        ),
-        Subcommand(
-            "logout",
-            _logout,
-            "forget a login at a remote server",
-            "Removes a login, and has it revoked where that server knows how.",
-            "mcpmux logout github",
-            (remote, config),
-        ),
-        Subcommand(
-            "import",
-            _import,
-            "take servers over from a host's own file",
-            "Writes a host's servers into the TOML file. Without a source: shows what is where.",
-            "mcpmux import",
-            (
-                _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
-                config,
-                keep_secrets,
-                _argument("--force", action="store_true", help="overwrite servers that have the same names"),
-                dry_run,
-            ),
-        ),
-        Subcommand(
-            "install",
-            _install,
-            "make a host start mcpmux",
-            "Edits the file of Claude Desktop and Cursor, runs the command of Claude Code, Codex and VS Code, "
-            "and says for the others what to put where.",
-            "mcpmux install cursor --dry-run",
-            (
-                host,
-                config,
-                _argument("--replace", action="store_true", help="move the host's other servers into the TOML file"),
-                keep_secrets,
-                dry_run,
-            ),
-        ),
-        Subcommand(
-            "uninstall",
-            _uninstall,
-            "give a host back what it had before install",
-            "Takes mcpmux out of a host again. The TOML file stays as it is.",
-            "mcpmux uninstall cursor --dry-run",
-            (host, dry_run),
-        ),
-        Subcommand(
-            "models",
-            _models,
-            "the models of [sampling], with scores and prices",
-            "Shows the models that answer sampling, and where each number comes from.",
-            """mcpmux models --prefer '{"hints": [{"name": "sonnet"}], "costPriority": 0.8}'""",
-            (config, _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why")),
-        ),
-        Subcommand(
-            "usage",
-            _usage,
-            "what sampling has cost, by day, server and model",
-            "Adds up the ledger of sampling. Days are those of UTC.",
-            "mcpmux usage --days 7",
-            (
-                _argument("--days", metavar="N", type=_number_of_days, default=30, help="counted back from today (30)"),
-                for_machines,
-            ),
-        ),
-        Subcommand(
-            "logs",
-            _logs,
-            "what a server has written to its stderr",
-            "Prints the end of a server's log. Without a name: which logs there are.",
-            "mcpmux logs",
-            (
-                _argument("server", nargs="?", metavar="SERVER", help="its name in the config"),
-                _argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"),
-                _argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)"),
-            ),
-        ),
-        Subcommand(
-            "demo",
-            _demo,
-            "see it work: no config, no key, no Node",
-            "Runs mcpmux over two small servers and plays the host.",
-            "mcpmux demo",
-        ),
-    ]
+    hint = f"did you mean {near}?" if (near := nearest(name, known)) else otherwise
+    return hint and f"; {hint}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -9770,21 +9591,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="PATH", help=_WHICH_CONFIG)
     parser.add_argument("--version", action="version", version=f"mcpmux {__version__}")
-    parser.set_defaults(run=_serve)
+    parser.set_defaults(run=_serve, takes="")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for row in subcommands():
+    for row in SUBCOMMANDS:
+        description, _, example = " ".join((row.run.__doc__ or "").split()).partition(" Example: ")
         command = commands.add_parser(
             row.name,
             help=row.help,
-            description=row.description,
-            epilog=f"example: {row.example}",
+            description=description,
+            epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays on one line
         )
-        for argument in row.arguments:
-            command.add_argument(*argument.flags, **argument.keys)
+        for flags, keys in (ARGUMENTS[word] for word in row.arguments.split()):
+            command.add_argument(*flags, **keys)
         if row.rest:
             command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [-- {row.rest}]"
-        command.set_defaults(run=row.run)
+        command.set_defaults(run=row.run, takes=row.rest)
     return parser
 
 
@@ -9794,11 +9616,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, unknown = parser.parse_known_args(words[:at])
     arguments.rest = words[at + 1 :]
-    if unknown or arguments.rest:
-        takes = next((row.rest for row in subcommands() if row.run == arguments.run), "")
-        if unknown or not takes:
-            hint = f"; {takes} stands after --" if takes else ""
-            parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
+    if unknown or (arguments.rest and not arguments.takes):
+        hint = f"; {arguments.takes} stands after --" if arguments.takes else ""
+        parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
     return arguments
 
 
@@ -9811,10 +9631,8 @@ def _number_of_days(text: str) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     if sys.stdin is not None and sys.stdin.isatty():
-        print(
-            "mcpmux speaks MCP on stdin and stdout: a host starts it. Try `mcpmux check` or `mcpmux demo`.",
-            file=sys.stderr,
-        )
+        hint = "mcpmux speaks MCP on stdin and stdout: a host starts it. Try `mcpmux check` or `mcpmux demo`."
+        print(hint, file=sys.stderr)
     config = load_config(config_path(arguments.config))
     reading, writing = take_over_stdio()
     journal = Journal(config.options.log_level, state_folder() / "logs")
@@ -9829,7 +9647,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 # ── looks ──
 
-STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+STYLES: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 OF_STATES: Final = {"ready": "green", "enabled": "green", "failed": "red", "broken": "red", "starting": "yellow"}
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -9859,6 +9677,12 @@ def harmless(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def to_stderr(text: str) -> None:
+    if text and sys.stderr is not None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 class Waiting:
     """What a command waits for, on stderr: a line each. A terminal shows them in place, until the end; elsewhere each
     change is a line of its own."""
@@ -9874,11 +9698,8 @@ class Waiting:
         """By what is waited for, how that goes."""
         new = {name: text for name, text in lines.items() if self._lines.get(name) != text}
         self._lines |= new
-        if not self._in_place:
-            self._add("".join(f"{name}: {text}\n" for name, text in new.items()))
-        elif new and not self._paused:
-            self._erase()
-            self._draw()
+        if new:
+            self._add("" if self._in_place else "".join(f"{name}: {text}\n" for name, text in new.items()))
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -9886,44 +9707,29 @@ class Waiting:
 
     def clear(self, *, paused: bool = False) -> None:
         """Nothing is shown any more; what comes while `paused` waits, since a person is being asked."""
-        self._erase()
         self._paused = paused
-        if not paused:
-            self._write(self._said)
-            self._said = ""
+        self._replace([])
 
     def _add(self, text: str) -> None:
         self._said += text
         if not self._paused:
-            self._erase()
-            self._write(self._said)
-            self._said = ""
-            if self._in_place:
-                self._draw()
+            self._replace(self._drawing() if self._in_place else [])
 
-    def _draw(self) -> None:
-        if not self._lines:
-            return
+    def _replace(self, lines: list[str]) -> None:
+        """What is drawn gives way to what stays, and that is followed by these lines."""
+        said, self._said = ("", self._said) if self._paused else (self._said, "")
+        to_stderr((f"\x1b[{self._drawn}A\x1b[J" if self._drawn else "") + said + "".join(lines))
+        self._drawn = len(lines)
+
+    def _drawing(self) -> list[str]:
         size = shutil.get_terminal_size()
-        width = max(map(len, self._lines))
+        width = max(map(len, self._lines), default=0)
         room = max(size.columns - width - 3, 1)
-        shown = [f"{name:{width}}  {self._painted(text[:room])}\n" for name, text in self._lines.items()]
-        shown = shown[-(size.lines - 1) :]
-        self._drawn = len(shown)
-        self._write("".join(shown))
-
-    def _erase(self) -> None:
-        if self._drawn:
-            self._write(f"\x1b[{self._drawn}A\x1b[J")
-            self._drawn = 0
-
-    def _painted(self, text: str) -> str:
-        return painted(text, OF_STATES.get(text.partition(",")[0]), sys.stderr)
-
-    def _write(self, text: str) -> None:
-        if text and sys.stderr is not None:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        lines: list[str] = []
+        for name, text in self._lines.items():
+            style = OF_STATES.get(text.partition(",")[0])
+            lines.append(f"{name:{width}}  {painted(text[:room], style, sys.stderr)}\n")
+        return lines[-(size.lines - 1) :]
 
 
 def how_it_goes(server: Facts) -> str:
@@ -9945,11 +9751,14 @@ class Interrupted(McpmuxError):
     """The person pressed Ctrl-C, or something else told a command to end."""
 
 
+Scene = Callable[["InnerHost"], Coroutine[Any, Any, Decoded]]  # what a command does as a host
+
+
 class InnerHost:
     """A host in mcpmux's own process: what a command wants of servers, it asks as any host would.
 
     `answers` are coroutines that answer what servers ask, by method; `hears` is given their notifications; `looks` is
-    called after each batch of events, for those who show how it goes.
+    called with the servers after each batch of events, for those who show how it goes.
     """
 
     def __init__(
@@ -9959,8 +9768,7 @@ class InnerHost:
         cached: bool = True,
         capabilities: Mapping[str, Any] | None = None,
         answers: Mapping[str, Callable[[Fields], Coroutine[Any, Any, Any]]] | None = None,
-        hears: Callable[[str, Fields], None] | None = None,
-        looks: Callable[[Iterable[Facts]], None] | None = None,
+        hears: Callable[[str, Fields], None] = lambda method, params: None,
     ) -> None:
         self._journal = Journal("error", state_folder() / "logs")
         self._journal.threshold = LEVELS["error"] + 1  # what is wrong is in the answers
@@ -9968,21 +9776,22 @@ class InnerHost:
         self.about: Any = None  # the answer to `initialize`
         self._capabilities = capabilities or {}
         self._answers = answers or {}
-        self._hears, self._looks = hears, looks
+        self._hears = hears
+        self.looks: Callable[[Iterable[Facts]], None] = lambda servers: None
         self._open: dict[int, asyncio.Future[Reply]] = {}
-        self._bars: dict[int, Callable[[Fields], None]] = {}  # who hears of a request's progress
+        self._bars: dict[int, Callable[[Fields], None]] = {}  # who hears of an open request's progress
         self._questions: dict[bytes, asyncio.Task[None]] = {}
         self._asked = 0
         self._trouble: Exception | None = None  # of the command's own functions: it ends the scene
 
-    def play(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+    def play(self, scene: Scene[Decoded]) -> Decoded:
         """Serves itself while the scene lasts; then every server is stopped. Raises `Interrupted`."""
         try:
             return asyncio.run(self._play(scene))
         finally:
             self._journal.close()
 
-    async def _play(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+    async def _play(self, scene: Scene[Decoded]) -> Decoded:
         self._started = asyncio.Event()
         serving = asyncio.create_task(self.mux.run())
         acting = self._acting = asyncio.create_task(self._act(scene))
@@ -9997,14 +9806,10 @@ class InnerHost:
             raise Interrupted
         return acting.result()
 
-    async def _act(self, scene: Callable[[InnerHost], Coroutine[Any, Any, Decoded]]) -> Decoded:
+    async def _act(self, scene: Scene[Decoded]) -> Decoded:
         await self._started.wait()
-        hello = {
-            "protocolVersion": LEGACY_REVISIONS[0],
-            "capabilities": self._capabilities,
-            "clientInfo": IMPLEMENTATION,
-        }
-        self.about = value_of((await self.ask("initialize", hello)).result)
+        hello = {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": self._capabilities}
+        self.about = value_of((await self.ask("initialize", hello | {"clientInfo": IMPLEMENTATION})).result)
         self._say(notification_line("notifications/initialized"))
         return await scene(self)
 
@@ -10049,14 +9854,12 @@ class InnerHost:
             id = bytes(message.id)
             self._questions[id] = asyncio.create_task(self._answer(id, message.method, params))
         elif message.method == "notifications/cancelled":
-            question = self._questions.get(bytes(params.get("requestId", b"")))
-            if question:
+            if question := self._questions.get(bytes(params.get("requestId", b""))):
                 question.cancel()
         elif message.method == "notifications/progress":
-            bar = self._bars.get(value_of(params.get("progressToken")))
-            if bar:
+            if bar := self._bars.get(value_of(params.get("progressToken"))):
                 self._survive(bar, params)
-        elif self._hears:
+        else:
             self._survive(self._hears, message.method, params)
 
     async def _answer(self, id: bytes, method: str, params: Fields) -> None:
@@ -10089,12 +9892,71 @@ class InnerHost:
         return False
 
     def flush(self) -> None:
-        if self._looks:
-            self._survive(self._looks, self.mux.core.servers.values())
+        self._survive(self.looks, self.mux.core.servers.values())
 
     async def close(self) -> None:
         for question in list(self._questions.values()):
             question.cancel()
+
+
+def played(host: InnerHost, scene: Scene[Decoded], waiting: Waiting | None = None) -> Decoded:
+    """What comes of a scene; meanwhile a person sees how each server does."""
+    shown = waiting or Waiting()
+    quiet = (State.IDLE, State.STOPPING, State.STOPPED)
+    host.looks = lambda servers: shown.show({one.name: how_it_goes(one) for one in servers if one.state not in quiet})
+    try:
+        return host.play(scene)
+    finally:
+        shown.clear()
+
+
+def _print_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A dash stands for what is not known (None)."""
+    lines = [[*heads], *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for number, line in enumerate(lines):
+        cells = [
+            painted(cell.ljust(width), OF_STATES.get(cell) if number else "bold")
+            for cell, width in zip(line, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+# ── check ──
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Starts every server, lists what it offers, stops it.
+    Example: mcpmux check --json"""
+    config = load_config(config_path(arguments.config))
+
+    async def scene(host: InnerHost) -> tuple[list[dict[str, Any]], list[str], str | None]:
+        trouble = None
+        try:
+            if config.sampling:
+                await sampler_setup(config, set())
+        except StartError as wrong:
+            trouble = "; ".join(wrong.args)
+        await host.ask("tools/list")  # it waits for every server
+        core = host.mux.core
+        return [_report(server) for server in core.servers.values()], list(core.catalogue.tools), trouble
+
+    rows, tools, trouble = played(InnerHost(config, cached=False), scene)
+    order = list(config.servers) + list(config.broken)
+    rows.sort(key=lambda row: order.index(row["server"]))
+    rows += [{"server": name, "state": "disabled"} for name in config.disabled]
+    models = [model.model for model in config.sampling.models] if config.sampling else []
+    if arguments.json:
+        sampling = {"models": models, "reason": trouble} if config.sampling else None
+        report = {"config": str(config.path), "servers": rows, "tools": tools, "sampling": sampling}
+        print(json.dumps(report, indent=2))
+    elif not config.exists:
+        print(f"There is no config file at {config.path}.")
+        print("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one.")
+    else:
+        _print_check(config, rows, tools, f"does not work: {trouble}" if trouble else ", ".join(models))
+    failed = any(row["state"] == "failed" for row in rows)
+    return 1 if failed or trouble or not config.exists else 0
 
 
 def _report(server: Facts) -> dict[str, Any]:
@@ -10104,84 +9966,29 @@ def _report(server: Facts) -> dict[str, Any]:
         "server": server.name,
         "state": "ready" if ready else "failed",
         "revision": server.revision if ready else None,
-        "tools": counts["tools"],
-        "prompts": counts["prompts"],
-        "resources": counts["resources"],
-        "resourceTemplates": counts["resourceTemplates"],
+        **counts,
         "ms": round(server.ready_in * 1000) if server.ready_in is not None else None,
         "reason": None if ready else server.trouble,
         "next": None if ready else server.hint,
     }
 
 
-def _show_servers(waiting: Waiting, servers: Iterable[Facts]) -> None:
-    quiet = (State.IDLE, State.STOPPING, State.STOPPED)
-    waiting.show({server.name: how_it_goes(server) for server in servers if server.state not in quiet})
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    config = load_config(config_path(arguments.config))
-    trouble: str | None = None
-
-    async def look(host: InnerHost) -> tuple[list[dict[str, Any]], list[str]]:
-        nonlocal trouble
-        try:
-            if config.sampling:
-                await sampler_setup(config, set())
-        except StartError as wrong:
-            trouble = "; ".join(wrong.args)
-        await host.ask("tools/list")  # it waits for every server
-        return [_report(server) for server in host.mux.core.servers.values()], list(host.mux.core.catalogue.tools)
-
-    waiting = Waiting()
-    try:
-        rows, tools = InnerHost(config, cached=False, looks=functools.partial(_show_servers, waiting)).play(look)
-    finally:
-        waiting.clear()
-    order = list(config.servers) + list(config.broken)
-    rows.sort(key=lambda row: order.index(row["server"]))
-    rows += [{"server": name, "state": "disabled"} for name in config.disabled]
-    failed = [row for row in rows if row["state"] == "failed"]
-    models = [model.model for model in config.sampling.models] if config.sampling else []
-    if arguments.json:
-        report = {"config": str(config.path), "servers": rows, "tools": tools}
-        sampling = {"models": models, "reason": trouble} if config.sampling else None
-        print(json.dumps(report | {"sampling": sampling}, indent=2))
-    elif not config.exists:
-        print(f"There is no config file at {config.path}.")
-        print("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one.")
-    else:
-        print(f"{config.path}\n")
-        heads = ["SERVER", "STATE", "REVISION", "TOOLS", "PROMPTS", "RESOURCES", "MS"]
-        cells = [
-            [row["server"], row["state"]]
-            + ["-" if row.get(key) is None else str(row[key]) for key in ("revision", "tools", "prompts")]
-            + ["-" if "resources" not in row else str(row["resources"] + row["resourceTemplates"])]
-            + ["-" if row.get("ms") is None else str(row["ms"])]
-            for row in rows
-        ]
-        _print_table(heads, cells)
-        if models:
-            print("\nsampling: " + (f"does not work: {trouble}" if trouble else ", ".join(models)))
-        if tools:
-            print(f"\n{len(tools)} tools: " + textwrap.fill(", ".join(tools), 100, break_on_hyphens=False))
-        for note in config.notes:
-            print(f"\nnote: {note}")
-        for row in failed:
+def _print_check(config: Config, rows: list[dict[str, Any]], tools: list[str], sampling: str) -> None:
+    print(f"{config.path}\n")
+    keys = ("server", "state", "revision", "tools", "prompts", "resources", "ms")
+    shown = [row | {"resources": row["resources"] + row["resourceTemplates"]} if "ms" in row else row for row in rows]
+    _print_table(map(str.upper, keys), [[row.get(key) for key in keys] for row in shown])
+    if sampling:
+        print(f"\nsampling: {sampling}")
+    if tools:
+        print(f"\n{len(tools)} tools: " + textwrap.fill(", ".join(tools), 100, break_on_hyphens=False))
+    for note in config.notes:
+        print(f"\nnote: {note}")
+    for row in rows:
+        if row["state"] == "failed":
             print(f"\n{row['server']}: {row['reason'].removeprefix(row['server'] + ': ')}\n  next: {row['next']}")
-        if not rows:
-            print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
-    return 1 if failed or trouble or not config.exists else 0
-
-
-def _print_table(heads: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(line[column]) for line in [heads, *rows]) for column in range(len(heads))]
-    for line in [heads, *rows]:
-        cells = [
-            painted(cell.ljust(width), "bold" if line is heads else OF_STATES.get(cell))
-            for cell, width in zip(line, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    if not rows:
+        print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
 
 
 # ── add, list, tools ──
@@ -10190,12 +9997,14 @@ _HOW_TO_ADD: Final = "`mcpmux add NAME -- COMMAND` adds a server"
 
 
 def _add(arguments: argparse.Namespace) -> int:
+    """Appends a server's table to the config file, which stays as it is otherwise.
+    Example: mcpmux add gitlab -e 'GITLAB_TOKEN=${GITLAB_TOKEN}' -- npx -y @modelcontextprotocol/server-gitlab"""
     path = config_path(arguments.config)
     name, command = arguments.name, arguments.rest
     if bool(command) == bool(arguments.url):
         raise ConfigError(f"give a command or a --url, as in: mcpmux add {name} -- uvx mcp-server-time")
     if not _SERVER_NAME.fullmatch(name):
-        raise ConfigError(f"{name!r}: a server's name may have A-Z a-z 0-9 _ - only (64 at most)")
+        raise ConfigError(f"{name!r}: {NAME_RULE}")
     if arguments.url and arguments.env:
         raise ConfigError("--env is for a server that is started by a command; a remote one has no environment of ours")
     env: dict[str, str] = {}
@@ -10204,12 +10013,11 @@ def _add(arguments: argparse.Namespace) -> int:
         if not key or not equals:
             raise ConfigError(f"--env {without_secrets([one])[0]}: KEY=VALUE is expected")
         env[key] = value
-    before = load_config(path)
-    if name in (*before.servers, *before.broken, *before.disabled):
+    if name in load_config(path).tables:
         raise ConfigError(f"{path} has a server {name} already; choose another name, or edit its table")
     whole = {"url": arguments.url} if arguments.url else {"command": command[0], "args": command[1:], "env": env}
     table = {key: value for key, value in whole.items() if value}
-    _, wrong = _read_server(name, table, path.parent, [])
+    _, wrong = read_server(name, table, [])
     if wrong:
         raise ConfigError(f"{path} is left as it is: {'; '.join(wrong)}")
     append_servers(path, {name: table}, {})
@@ -10230,26 +10038,26 @@ def last_known(config: Config) -> dict[str, Known]:
     return {name: min(those, key=lambda one: one.told) for name, those in lists.items() if those}
 
 
-def _catalogue_of(config: Config, lists: Mapping[str, Mapping[str, list[Entry]]]) -> Catalogue:
+def known_catalogue(config: Config, more: Mapping[str, Mapping[str, list[Entry]]] | None = None) -> Catalogue:
+    """All that is known, `more` before what the cache has: every server has a say in what tools are called."""
+    lists = {name: one.lists for name, one in last_known(config).items()} | dict(more or {})
     parts = [Part(name, table.prefix, lists[name]) for name, table in config.servers.items() if name in lists]
     return merge(parts, config.options)
 
 
 def _list_servers(arguments: argparse.Namespace) -> int:
+    """Lists the servers and starts none. No value of a variable, a header or a secret flag is shown.
+    Example: mcpmux list --json"""
     config = load_config(config_path(arguments.config))
-    tables: dict[str, Any] = {}
-    if config.exists:
-        tables = tomllib.loads(config.path.read_bytes().decode("utf-8-sig")).get("mcp_servers", {})
     known = last_known(config)
-    routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
+    routes = known_catalogue(config).tools
     rows: list[dict[str, Any]] = []
-    for name, table in tables.items():
-        states = {"broken": name in config.broken, "disabled": name in config.disabled}
+    for name, table in config.tables.items():
         one = known.get(name)
         rows.append(
             {
                 "server": name,
-                "state": next((state for state, holds in states.items() if holds), "enabled"),
+                "state": "broken" if name in config.broken else "disabled" if name in config.disabled else "enabled",
                 "command": _shown_command(table),
                 "url": without_secrets([str(table["url"])])[0] if isinstance(table, dict) and "url" in table else None,
                 "era": one.era if one else None,
@@ -10265,21 +10073,22 @@ def _list_servers(arguments: argparse.Namespace) -> int:
     elif not rows:
         print(f"No servers yet in {config.path}; {_HOW_TO_ADD}")
     else:
-        cells = [
-            [
-                *(row["server"], row["state"], row["revision"] or "-"),
-                "-" if row["tools"] is None else str(len(row["tools"])),
-                row["url"] or (shlex.join(row["command"]) if row["command"] else "-"),
-            ]
-            for row in rows
-        ]
-        _print_table(["SERVER", "STATE", "REVISION", "TOOLS", "COMMAND"], cells)
-        for row in rows:
-            if row["reason"]:
-                print(f"\n{row['server']}: {row['reason']}")
-        if any(row["state"] == "enabled" and row["tools"] is None for row in rows):
-            print("\n-: not known before it has run once; `mcpmux check` starts them all")
+        _print_servers(rows)
     return 0
+
+
+def _print_servers(rows: list[dict[str, Any]]) -> None:
+    def cells(row: dict[str, Any]) -> list[Any]:
+        tools = None if row["tools"] is None else len(row["tools"])
+        command = row["url"] or shlex.join(row["command"] or ())
+        return [row["server"], row["state"], row["revision"], tools, command or None]
+
+    _print_table(("SERVER", "STATE", "REVISION", "TOOLS", "COMMAND"), map(cells, rows))
+    for row in rows:
+        if row["reason"]:
+            print(f"\n{row['server']}: {row['reason']}")
+    if any(row["state"] == "enabled" and row["tools"] is None for row in rows):
+        print("\n-: not known before it has run once; `mcpmux check` starts them all")
 
 
 def _shown_command(table: Any) -> list[str] | None:
@@ -10303,8 +10112,8 @@ def _expect_server(config: Config, name: str) -> None:
     if name in config.disabled:
         raise ConfigError(f"{name} is disabled: its table in {config.path} has enabled = false")
     if name not in config.servers:
-        there = f"; there are: {', '.join(config.servers)}" if config.servers else f"; {_HOW_TO_ADD}"
-        raise ConfigError(f"{config.path} has no server {name}{nearest(name, config.servers) or there}")
+        there = f"there are: {', '.join(config.servers)}" if config.servers else _HOW_TO_ADD
+        raise ConfigError(f"{config.path} has no server {name}{did_you_mean(name, config.servers, there)}")
 
 
 def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, list[Entry]]], dict[str, str]]:
@@ -10323,16 +10132,13 @@ def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, 
                 failed[server.name] = "; ".join(filter(None, [server.trouble or server.state.value, server.hint]))
 
     if unknown.servers:
-        waiting = Waiting()
-        looks = functools.partial(_show_servers, waiting)
-        try:
-            InnerHost(unknown, cached=False, capabilities=PERSON, looks=looks).play(listed)
-        finally:
-            waiting.clear()
+        played(InnerHost(unknown, cached=False, capabilities=PERSON), listed)
     return lists, failed
 
 
 def _tools(arguments: argparse.Namespace) -> int:
+    """Lists tools as a host sees them, from what servers said last; those that never said are started.
+    Example: mcpmux tools"""
     config = load_config(config_path(arguments.config))
     if arguments.server:
         _expect_server(config, arguments.server)
@@ -10340,8 +10146,7 @@ def _tools(arguments: argparse.Namespace) -> int:
     lists, failed = learn(config, wanted)
     if not arguments.server:
         failed |= config.broken
-    known = {name: one.lists for name, one in last_known(config).items()}  # the others have a say in how one is named
-    catalogue = _catalogue_of(config, known | lists)
+    catalogue = known_catalogue(config, lists)
     tools = [
         {"server": catalogue.tools[tool["name"]].server, **tool}
         for tool in value_of(catalogue.results["tools/list"])["tools"]
@@ -10349,13 +10154,13 @@ def _tools(arguments: argparse.Namespace) -> int:
     ]
     if arguments.json:
         print(json.dumps({"tools": tools, "failed": failed}, indent=2))
-    else:
-        for tool in tools:
-            _print_tool(tool)
-        if not tools and not failed:
-            nothing = f"{arguments.server or config.path} has no tools."
-            print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
-    for name, reason in failed.items() if not arguments.json else ():
+        return 1 if failed else 0
+    for tool in tools:
+        _print_tool(tool)
+    if not tools and not failed:
+        nothing = f"{arguments.server or config.path} has no tools."
+        print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
+    for name, reason in failed.items():
         print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{reason}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -10398,6 +10203,8 @@ def _type_of(schema: Any) -> str:
 
 
 def _call(arguments: argparse.Namespace) -> int:
+    """Calls a tool and shows its answer. What its server asks is asked here. Exits with 1 if it failed.
+    Example: mcpmux call time__get_current_time '{"timezone": "Europe/London"}'"""
     config = load_config(config_path(arguments.config))
     text = sys.stdin.buffer.read() if arguments.arguments == "-" else arguments.arguments.encode(errors="replace")
     try:
@@ -10423,7 +10230,7 @@ def _call(arguments: argparse.Namespace) -> int:
         name = next((one for one, route in routes.items() if route.name == own_name), arguments.tool)
         tool = next((one for one in listed if one["name"] == name), None)
         if tool is None and core.servers[owner].known:
-            raise ConfigError(f"there is no tool {name}{nearest(name, routes)}")
+            raise ConfigError(f"there is no tool {name}{did_you_mean(name, routes)}")
         waiting.show({arguments.tool: "called"})
         params: dict[str, Any] = {"name": name, "arguments": given}
         if tool and tool.get("execution", {}).get("taskSupport") == "required":
@@ -10436,25 +10243,15 @@ def _call(arguments: argparse.Namespace) -> int:
         task = object_of(object_of(reply.result).get("task"))
         return await host.ask("tasks/result", {"taskId": task["taskId"]}) if "taskId" in task else reply
 
-    host = InnerHost(
-        only(config, [owner]),
-        cached=own_name is not None,
-        capabilities=PERSON,
-        answers={"elicitation/create": person.asked},
-        hears=hear,
-        looks=functools.partial(_show_servers, waiting),
-    )
-    try:
-        reply = host.play(scene)
-    finally:
-        waiting.clear()
+    mine, answers = only(config, [owner]), {"elicitation/create": person.asked}
+    host = InnerHost(mine, cached=own_name is not None, capabilities=PERSON, answers=answers, hears=hear)
+    reply = played(host, scene, waiting)
     return show_reply(reply, arguments.output, as_it_came=arguments.json)
 
 
 def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
     """The server to be started for a tool, and what the tool is called there if that is known. Raises `ConfigError`."""
-    known = last_known(config)
-    routes = _catalogue_of(config, {name: one.lists for name, one in known.items()}).tools
+    known, routes = last_known(config), known_catalogue(config).tools
     if tool in routes:
         return routes[tool].server, routes[tool].name
     separator = config.options.separator
@@ -10467,14 +10264,13 @@ def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
         _expect_server(config, named)
     bare = [name for name, prefix in prefixes.items() if not prefix and name not in known]
     if bare:
-        lists, _ = learn(config, bare)
-        routes = _catalogue_of(config, {name: one.lists for name, one in known.items()} | lists).tools
+        routes = known_catalogue(config, learn(config, bare)[0]).tools
         if tool in routes:
             return routes[tool].server, routes[tool].name
     same = [name for name, route in routes.items() if route.name == tool]
-    near = f"; did you mean {' or '.join(same)}?" if same else nearest(tool, routes)
+    near = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(tool, routes)
     if not near and separator in tool:
-        near = f": there is no server {named}{nearest(named, config.servers)}"
+        near = f": there is no server {named}{did_you_mean(named, config.servers)}"
     raise ConfigError(f"there is no tool {tool}{near or '; `mcpmux tools` lists them'}")
 
 
@@ -10520,10 +10316,8 @@ def _shown(block: dict[str, Any], keeper: Keeper) -> str:
             return str(block.get("text"))
         case "image" | "audio":
             return keeper.keep(block)
-        case "resource" if "blob" in resource:
-            return f"{resource.get('uri')}\n{keeper.keep(block)}"
         case "resource":
-            return f"{resource.get('uri')}\n{resource.get('text')}"
+            return f"{resource.get('uri')}\n{keeper.keep(block) if 'blob' in resource else resource.get('text')}"
         case "resource_link":
             words = [block.get("title") or block.get("name"), block.get("mimeType"), block.get("description")]
             return f"{block.get('uri')} ({', '.join(str(word) for word in words if word)})"
@@ -10582,9 +10376,7 @@ class Person:
         self._waiting = waiting
         self._turn = asyncio.Lock()
         self._lines: asyncio.Queue[bytes] = asyncio.Queue()
-        self._wanted = threading.Semaphore(0)
-        self._reading = False  # a line is asked for and has not come
-        self._thread: threading.Thread | None = None
+        self._reading = False  # a thread waits for a line
         self._is_there = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
     async def asked(self, params: Fields) -> dict[str, Any]:
@@ -10601,10 +10393,10 @@ class Person:
                     return await self._sent_to(message, str(question.get("url")))
                 return await self._fills_in(message, question.get("requestedSchema", {}))
             except EOFError:
-                self._tell("declined\n")
+                to_stderr("declined\n")
                 return {"action": "decline"}
             except asyncio.CancelledError:
-                self._tell("\n(it is no longer asked)\n")
+                to_stderr("\n(it is no longer asked)\n")
                 raise
             finally:
                 self._waiting.clear()
@@ -10627,9 +10419,9 @@ class Person:
         return True
 
     async def _sent_to(self, message: str, url: str) -> dict[str, Any]:
-        self._tell(f"{message}\n  {harmless(url)}\n")
+        to_stderr(f"{message}\n  {harmless(url)}\n")
         if not re.match("https?://", url):
-            self._tell("declined: this is no address of a page\n")
+            to_stderr("declined: this is no address of a page\n")
             return {"action": "decline"}
         action = await self._chooses("open it in the browser? y: yes, n: decline, c: cancel: ", _ACTIONS)
         if action == "accept":
@@ -10643,7 +10435,7 @@ class Person:
     async def _fills_in(self, message: str, schema: dict[str, Any]) -> dict[str, Any]:
         fields = schema.get("properties", {})
         needed = schema.get("required", [])
-        self._tell(f"{message}\n" + ("  (Enter takes what is in brackets, Ctrl-D declines)\n" if fields else ""))
+        to_stderr(f"{message}\n" + ("  (Enter takes what is in brackets, Ctrl-D declines)\n" if fields else ""))
         while True:
             content: dict[str, Any] = {}
             for name, field in fields.items():
@@ -10669,55 +10461,44 @@ class Person:
             label += f": {harmless(str(field['description']))}"
         for number, (value, shown) in enumerate(choices, 1):
             label += harmless(f"\n    {number}: {shown}" + (f" ({value})" if shown != value else ""))
-        shown = (
-            "" if default is None else f" [{harmless(default if isinstance(default, str) else json.dumps(default))}]"
-        )
-        self._tell(label + "\n")
+        to_stderr(label + "\n")
+        usual = default if isinstance(default, str) else json.dumps(default)
         while True:
-            text = (await self._line(f"   {shown} > ")).strip()
+            text = (await self._line("    > " if default is None else f"    [{harmless(usual)}] > ")).strip()
             if not text and (default is not None or not needed):
                 return default
             try:
                 return typed(text, field)
             except ValueError as wrong:
-                self._tell(f"    {harmless(str(wrong))}\n")
+                to_stderr(f"    {harmless(str(wrong))}\n")
 
     async def _chooses(self, prompt: str, answers: Mapping[str, str]) -> str:
         """Nothing is taken for granted: Enter alone asks again."""
-        while True:
-            answer = answers.get((await self._line(prompt)).strip().lower()[:1])
-            if answer:
-                return answer
+        while not (answer := answers.get((await self._line(prompt)).strip().lower()[:1])):
+            pass
+        return answer
 
     async def _line(self, prompt: str) -> str:
         """Raises `EOFError` at Ctrl-D. A thread reads, which Ctrl-C does not wait for."""
-        self._tell(prompt)
+        to_stderr(prompt)
         loop = asyncio.get_running_loop()
 
         def read() -> None:
-            with open(0, "rb", buffering=0, closefd=False) as stdin:
-                while self._wanted.acquire():
-                    try:
-                        line = stdin.read(65536) or b""
-                    except OSError:  # its window was closed
-                        line = b""
-                    loop.call_soon_threadsafe(self._lines.put_nowait, line)
+            try:
+                with open(0, "rb", buffering=0, closefd=False) as stdin:
+                    line = stdin.read(65536) or b""
+            except OSError:  # its window was closed
+                line = b""
+            loop.call_soon_threadsafe(self._lines.put_nowait, line)
 
-        if self._thread is None:
-            self._thread = threading.Thread(target=read, name="mcpmux keyboard", daemon=True)
-            self._thread.start()
-        if not self._reading:
+        if not self._reading:  # what was asked before may have been withdrawn, and its thread still reads
             self._reading = True
-            self._wanted.release()
+            threading.Thread(target=read, name="mcpmux keyboard", daemon=True).start()
         line = await self._lines.get()
         self._reading = False
         if not line:
             raise EOFError
         return line.decode(errors="replace")
-
-    def _tell(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
 
 
 _ACTIONS: Final = {"y": "accept", "n": "decline", "c": "cancel"}
@@ -10778,7 +10559,7 @@ def _chosen(text: str, choices: list[tuple[Any, Any]]) -> Any:
             return value
     if text.isdecimal() and 0 < int(text) <= len(choices):
         return choices[int(text) - 1][0]
-    raise ValueError(f"{text!r} is none of them{nearest(text, [str(shown) for _, shown in choices])}")
+    raise ValueError(f"{text!r} is none of them{did_you_mean(text, [str(shown) for _, shown in choices])}")
 
 
 def _within(number: float, field: dict[str, Any], least: str, most: str, what: str) -> None:
@@ -10792,6 +10573,8 @@ def _within(number: float, field: dict[str, Any], least: str, most: str, what: s
 
 
 def _models(arguments: argparse.Namespace) -> int:
+    """Shows the models that answer sampling, and where each number comes from.
+    Example: mcpmux models --prefer '{"hints": [{"name": "sonnet"}], "costPriority": 0.8}'"""
     config = load_config(config_path(arguments.config))
     if config.sampling is None:
         raise ConfigError(f'{config.path}: no model is configured; add [sampling] with model = "provider/model"')
@@ -10801,18 +10584,12 @@ def _models(arguments: argparse.Namespace) -> int:
     prices = load_litellm().model_cost
     rated = [rate(model, prices) for model in config.sampling.models]
 
-    def score(model: Rated, key: str) -> str:
-        return f"{model.scores[key]:g} ({model.sources[key]})"
+    def cells(one: Rated) -> list[Any]:
+        scores = [f"{one.scores[key]:g} ({one.sources[key]})" for key in PRIORITIES]
+        prices = ["?", "?"] if one.usd is None else [f"{price:.4g}" for price in one.usd]
+        return [one.options.model, *scores, *prices, ", ".join(one.options.hints) or None]
 
-    _print_table(
-        ["MODEL", "COST", "SPEED", "INTELLIGENCE", "$/M IN", "$/M OUT", "HINTS"],
-        [
-            [one.options.model, *(score(one, key) for key in PRIORITIES)]
-            + (["?", "?"] if one.usd is None else [f"{price:.4g}" for price in one.usd])
-            + [", ".join(one.options.hints) or "-"]
-            for one in rated
-        ],
-    )
+    _print_table(("MODEL", "COST", "SPEED", "INTELLIGENCE", "$/M IN", "$/M OUT", "HINTS"), map(cells, rated))
     if any(one.usd is None for one in rated):
         print("\n?: litellm knows no price; such a model's requests count as free for usd_per_day")
     if arguments.prefer:
@@ -10842,14 +10619,15 @@ def _remote_table(arguments: argparse.Namespace) -> tuple[str, ServerOptions, Co
     if name in config.broken:
         raise ConfigError(str(config.path.parent / config.broken[name]))
     if name not in remote:
-        near = difflib.get_close_matches(name, remote, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(remote) or 'none'}"
+        hint = did_you_mean(name, remote, f"there are: {', '.join(remote) or 'none'}").removeprefix("; ")
         what = "runs on this machine and has no login" if name in config.servers else "is not in it"
         raise ConfigError(f"{config.path}: {name} {what}; of servers with a url {hint}")
     return name, config.servers[name], config
 
 
 def _login(arguments: argparse.Namespace) -> int:
+    """Opens a browser, and keeps what comes of it for serving.
+    Example: mcpmux login github"""
     name, options, config = _remote_table(arguments)
     try:
         login = asyncio.run(log_in(name, options, config, lambda text: print(text, flush=True)))
@@ -10866,6 +10644,8 @@ def _login(arguments: argparse.Namespace) -> int:
 
 
 def _logout(arguments: argparse.Namespace) -> int:
+    """Removes a login, and has it revoked where that server knows how.
+    Example: mcpmux logout github"""
     name, options, config = _remote_table(arguments)
 
     async def run() -> tuple[bool, str | None]:
@@ -10883,15 +10663,16 @@ def _logout(arguments: argparse.Namespace) -> int:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
+    """Prints the end of a server's log. Without a name: which logs there are.
+    Example: mcpmux logs"""
     folder = state_folder() / "logs"
     known = sorted(path.stem for path in folder.glob("*.log"))
     if arguments.server is None:
         print("\n".join(f"{name}  {folder / name}.log" for name in known) or f"There are no logs yet in {folder}.")
         return 0
     if arguments.server not in known:
-        near = difflib.get_close_matches(arguments.server, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
-        raise ConfigError(f"{arguments.server} has written no log; {hint}")
+        hint = did_you_mean(arguments.server, known, f"there are: {', '.join(known) or 'none'}")
+        raise ConfigError(f"{arguments.server} has written no log{hint}")
     path = folder / f"{arguments.server}.log"
     rotated = path.with_suffix(".log.1")
     present = path.read_bytes()
@@ -10919,16 +10700,16 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 
 def _usage(arguments: argparse.Namespace) -> int:
+    """Adds up the ledger of sampling. Days are those of UTC.
+    Example: mcpmux usage --days 7"""
     ledger = Ledger(state_folder() / LEDGER_NAME)
     since = _day(time.time() - 86400 * (arguments.days - 1))
     sums: dict[tuple[str, str, str], list[float]] = {}
     for line in ledger.lines():
-        if line["time"][:10] >= since:
-            key = (line["time"][:10], str(line.get("server")), str(line.get("model")))
-            row = sums.setdefault(key, [0, 0, 0, 0.0])
-            row[0] += 1
-            for column, name in enumerate(("in", "out", "usd"), 1):
-                row[column] += amount(line, name)
+        if (day := line["time"][:10]) >= since:
+            row = sums.setdefault((day, str(line.get("server")), str(line.get("model"))), [0, 0, 0, 0.0])
+            for column, more in enumerate([1, *(amount(line, name) for name in ("in", "out", "usd"))]):
+                row[column] += more
     names = ("day", "server", "model", "requests", "tokensIn", "tokensOut", "usd")
     rows = [dict(zip(names, [*key, *sums[key]], strict=True)) for key in sorted(sums)]
     if arguments.json:
@@ -10937,8 +10718,8 @@ def _usage(arguments: argparse.Namespace) -> int:
         print(f"No sampling in {arguments.days} days ({ledger.path}).")
     else:
         total = sum(row[3] for row in sums.values())
-        cells = [[*(str(row[name]) for name in names[:-1]), f"{row['usd']:.4f}"] for row in rows]
-        _print_table(["DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS IN", "TOKENS OUT", "USD"], cells)
+        heads = ("DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS IN", "TOKENS OUT", "USD")
+        _print_table(heads, [(row | {"usd": f"{row['usd']:.4f}"}).values() for row in rows])
         print(f"\n${total:.4f} in all ({ledger.path})")
     return 0
 
@@ -10947,6 +10728,8 @@ def _usage(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    """Writes a host's servers into the TOML file. Without a source: shows what is where.
+    Example: mcpmux import"""
     machine = this_machine()
     config = load_config(config_path(arguments.config))
     source = arguments.source or _choose_source(machine)
@@ -10960,10 +10743,9 @@ def _import(arguments: argparse.Namespace) -> int:
         except ConfigError as wrong:
             failed = True
             print(f"{host.title}: {wrong}")
-    plan, shown = _plans(entries, config, machine, arguments)
-    _tell(plan)
+    plan = _plan_of(entries, config, machine, arguments)
     if arguments.dry_run:
-        print(f"\nThis would be added to {config.path}:\n\n{shown}" if plan.tables else "\nNothing would be added.")
+        print(_would_be_added(plan, config) if plan.tables else "\nNothing would be added.")
         _tell_needed(plan, config.path)
     elif plan.tables:
         append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
@@ -10975,16 +10757,14 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _choose_source(machine: Machine) -> str | None:
     """Shows what is where; asks a person which of it is meant."""
-    rows: list[list[str]] = []
-    for host in HOSTS:
-        for file in real_files(host, machine):
-            if file.exists():
-                try:
-                    entries = entries_of(host, file, None)
-                    names = _printable(", ".join(dict.fromkeys(one.name for one in entries)))
-                    rows.append([host.name, names or "-", str(file)])
-                except ConfigError as wrong:
-                    rows.append([host.name, "?", str(wrong)])
+    rows: list[list[Any]] = []
+    places = [(host, file) for host in HOSTS for file in real_files(host, machine) if file.exists()]
+    for host, file in places:
+        try:
+            names = ", ".join(dict.fromkeys(one.name for one in entries_of(host, file, None)))
+            rows.append([host.name, _printable(names) or None, file])
+        except ConfigError as wrong:
+            rows.append([host.name, "?", wrong])
     if not rows:
         print(f"None of these hosts has a file here: {_HOST_NAMES}.")
         return None
@@ -10999,43 +10779,35 @@ def _choose_source(machine: Machine) -> str | None:
 
 
 def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]]:
-    host = host_named(named)
     file = Path(os.path.expanduser(named)).absolute()
-    if host is None and named != "all":
-        if not file.is_file():
-            raise _unknown_host(named, ", and no file")
+    if named != "all" and host_named(named) is None and file.is_file():
         owner, folder = host_of_file(file, machine)
         return [(owner, file, folder)]
-    places = {file: one for one in (HOSTS if host is None else [host]) for file in real_files(one, machine)}
-    found = [(one, file, host_of_file(file, machine)[1]) for file, one in places.items() if file.exists()]
+    hosts = HOSTS if named == "all" else [_expect_host(named, ", and no file")]
+    places = {file: host for host in hosts for file in real_files(host, machine)}
+    found = [(host, file, host_of_file(file, machine)[1]) for file, host in places.items() if file.exists()]
     if not found:
-        raise ConfigError(f"there is no {' nor '.join(map(str, places))}" if host else "no host has a file here")
+        none = "no host has a file here" if named == "all" else f"there is no {' nor '.join(map(str, places))}"
+        raise ConfigError(none)
     return found
 
 
-def _unknown_host(named: str, also: str = "") -> ConfigError:
-    hint = nearest(named.lower(), [host.name for host in HOSTS]) or f"; known are: {_HOST_NAMES}"
-    return ConfigError(f"{named} is no host that mcpmux knows{also}{hint}")
+def _expect_host(named: str, also: str = "") -> Host:
+    if host := host_named(named):
+        return host
+    hint = did_you_mean(named.lower(), [host.name for host in HOSTS], f"known are: {_HOST_NAMES}")
+    raise ConfigError(f"{named} is no host that mcpmux knows{also}{hint}")
 
 
-def _plans(
-    entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace
-) -> tuple[Import, str]:
-    """What is to be imported, known to load; and its text for people to look at."""
-    old = read_bytes(config.path)
-    present = tomllib.loads(old.decode("utf-8-sig")).get("mcp_servers", {}) if old else {}
-    force = getattr(arguments, "force", False)
-    keep = arguments.keep_secrets
-    plan = plan_import(entries, present, Variables(config.environment, "keep" if keep else "move"), machine, force)
-    new_config(config.path, old, plan.tables, plan.comments)
-    shown = plan
+def _plan_of(entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace) -> Import:
+    """What is to be imported, known to load; a person is told of each entry."""
+    force, keep = getattr(arguments, "force", False), arguments.keep_secrets
+    variables = Variables(config.environment, "keep" if keep else "move")
+    plan = shown = plan_import(entries, config.tables, variables, machine, force)
+    new_config(config.path, read_text(config.path) or "", plan.tables, plan.comments)
     if keep:
         shown = plan_import(entries, {}, Variables(config.environment, "hide"), machine, force)
-    blocks = [server_block(name, shown.tables[name], plan.comments[name]) for name in plan.tables]
-    return plan, "\n".join(blocks)
-
-
-def _tell(plan: Import) -> None:
+    plan.shown = "\n".join(server_block(name, shown.tables[name], plan.comments[name]) for name in plan.tables)
     file = None
     width = max((len(outcome.entry.name) for outcome in plan.outcomes), default=0)
     for outcome in plan.outcomes:
@@ -11045,13 +10817,17 @@ def _tell(plan: Import) -> None:
         print(_printable(f"  {outcome.entry.name:{width}}  {outcome.said}"))
         for note in outcome.notes:
             print(_printable(f"  {'':{width}}    {note}"))
+    return plan
+
+
+def _would_be_added(plan: Import, config: Config) -> str:
+    return f"\nThis would be added to {config.path}:\n\n{plan.shown}"
 
 
 def _tell_needed(plan: Import, config: Path) -> None:
     if plan.needed:
-        print(
-            f"Set these variables, in what starts your host or in a file that env_file in [mux] of {config.name} names:"
-        )
+        where = f"in what starts your host or in a file that env_file in [mux] of {config.name} names"
+        print(f"Set these variables, {where}:")
         width = max(map(len, plan.needed))
         for name, why in plan.needed.items():
             print(_printable(f"  {name:{width}}  {why}"))
@@ -11063,22 +10839,22 @@ def _printable(text: str) -> str:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    host = host_named(arguments.host)
-    if host is None:
-        raise _unknown_host(arguments.host)
+    """Edits the file of Claude Desktop and Cursor, runs the command of Claude Code, Codex and VS Code, and says for
+    the others what to put where.
+    Example: mcpmux install cursor --dry-run"""
+    host = _expect_host(arguments.host)
     config = load_config(config_path(arguments.config))
     entry = entry_for_hosts(config.path, config.sampling is not None)
     if config.sampling and "--from" not in entry["args"] and not has_litellm():
         print(f"note: {'; '.join(NO_LITELLM)}")
     file = _own_file(host)
-    if host.edited:
-        return _install_in_file(host, file, entry, config, arguments)
+    if host.install == "edit":
+        return _edit_file(host, file, entry, config, arguments)
     if arguments.replace:
-        raise ConfigError(
-            f"--replace is for hosts whose file mcpmux edits; for {host.title}: mcpmux import {host.name}"
-        )
-    if host.add:
-        return _run_own_command(own_command(host.add, entry), arguments.dry_run)
+        instead = f"for {host.title}: mcpmux import {host.name}"
+        raise ConfigError(f"--replace is for hosts whose file mcpmux edits; {instead}")
+    if host.install == "run":
+        return _run_own_command(own_command(host, entry), arguments.dry_run)
     print(f"Put this into {file}:\n\n{snippet(host, entry)}")
     return 0
 
@@ -11100,54 +10876,45 @@ def _run_own_command(command: list[str], dry_run: bool) -> int:
     return min(subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, check=False).returncode, 1)
 
 
-def _texts_of(file: Path) -> tuple[bytes | None, str, bytes | None]:
-    """A host's file, as bytes and as text; and what it was before mcpmux."""
-    old = read_bytes(file)
-    try:
-        text = (old or b"").decode()
-        if text.strip():
-            read_host_file(file)
-    except UnicodeDecodeError as wrong:
-        raise ConfigError(f"{file}: cannot be read: {wrong}") from None
-    return old, text, read_bytes(file.with_name(file.name + BACKUP_SUFFIX))
+def _texts_of(file: Path) -> tuple[str | None, Path, str | None]:
+    """What a host's file says; where it is kept as it was before mcpmux, and what that says."""
+    text, backup = read_text(file), file.with_name(file.name + BACKUP_SUFFIX)
+    if text and text.strip():
+        read_host_file(file)
+    return text, backup, read_text(backup)
 
 
-def _install_in_file(
-    host: Host, file: Path, entry: dict[str, Any], config: Config, arguments: argparse.Namespace
-) -> int:
-    old, text, backup = _texts_of(file)
-    backup_file = file.with_name(file.name + BACKUP_SUFFIX)
-    servers = servers_in(text, host.key)
-    plan, shown, moved = None, "", list[str]()
-    if arguments.replace and text.strip():
+def _edit_file(host: Host, file: Path, entry: dict[str, Any], config: Config, arguments: argparse.Namespace) -> int:
+    text, backup, kept = _texts_of(file)
+    now = text or ""
+    is_there = ENTRY_NAME in servers_in(now, host.key)
+    plan = Import()
+    if arguments.replace and now.strip():
         entries = [one for one in entries_of(host, file, None) if one.name != ENTRY_NAME]
-        plan, shown = _plans(entries, config, this_machine(), arguments)
-        moved = [outcome.entry.name for outcome in plan.outcomes if outcome.moved]
-        _tell(plan)
+        plan = _plan_of(entries, config, this_machine(), arguments)
+    moved = [outcome.entry.name for outcome in plan.outcomes if outcome.moved]
     try:
-        before = text if old is not None else None
-        if ENTRY_NAME in servers:
-            before = uninstalled(text, backup.decode() if backup is not None else None, host.key)[0]
-        new = installed(text, host.key, entry, moved)
-    except (ValueError, UnicodeDecodeError) as wrong:
+        before = uninstalled(now, kept, host.key)[0] if is_there else text
+        new = installed(now, host.key, entry, moved)
+    except ValueError as wrong:
         raise ConfigError(f"{file}: {wrong}") from None
-    if plan and arguments.dry_run and plan.tables:
-        print(f"\nThis would be added to {config.path}:\n\n{shown}")
-    if _tell_difference(file, text, new, arguments.dry_run):
+    if plan.tables and arguments.dry_run:
+        print(_would_be_added(plan, config))
+    if _tell_difference(file, now, new, arguments.dry_run):
         return 0
-    if plan and plan.tables:
+    if plan.tables:
         append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
         print(f"{len(plan.tables)} added to {config.path}.")
-    if backup is not None and ENTRY_NAME not in servers and backup != old:  # of another time
-        os.replace(backup_file, f"{backup_file}.old")
-        backup = None
-    if before is not None and before.encode() != backup:
-        write_file(backup_file, before.encode(), backup, private=True)
-    write_file(file, new.encode(), old)
-    print(f"{host.title} has mcpmux now, in {file}." + (f" As it was: {backup_file}" if before is not None else ""))
-    if plan and plan.needed:
+    if kept is not None and not is_there and kept != text:  # of another time
+        os.replace(backup, f"{backup}.old")
+        kept = None
+    if before is not None and before != kept:
+        write_text(backup, before, kept, private=True)
+    write_text(file, new, text)
+    print(f"{host.title} has mcpmux now, in {file}." + ("" if before is None else f" As it was: {backup}"))
+    if plan.needed:
         _tell_needed(plan, config.path)
-        print(f"What they held is in {backup_file}.")
+        print(f"What they held is in {backup}.")
     print(f"Restart {host.title}; mcpmux uninstall {host.name} takes it back.")
     return 0
 
@@ -11163,22 +10930,23 @@ def _tell_difference(file: Path, old: str, new: str, dry_run: bool) -> bool:
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:
-    host = host_named(arguments.host)
-    if host is None:
-        raise _unknown_host(arguments.host)
+    """Takes mcpmux out of a host again. The TOML file stays as it is.
+    Example: mcpmux uninstall cursor --dry-run"""
+    host = _expect_host(arguments.host)
     file = _own_file(host)
-    if host.remove:
-        return _run_own_command(list(host.remove), arguments.dry_run)
-    if not host.edited:
+    _, remove = OWN_COMMANDS.get(host.name, ("", ""))
+    if remove:
+        return _run_own_command(remove.split(), arguments.dry_run)
+    if host.install != "edit":
         print(f"Remove {ENTRY_NAME} from {host.key} in {file}.")
         return 0
-    old, text, backup = _texts_of(file)
-    if old is None or (ENTRY_NAME not in servers_in(text, host.key) and backup is None):
+    text, backup, kept = _texts_of(file)
+    if text is None or (ENTRY_NAME not in servers_in(text, host.key) and kept is None):
         print(f"{host.title} has no mcpmux in {file}.")
         return 0
     try:
-        new, restored = uninstalled(text, backup.decode() if backup is not None else None, host.key)
-    except (ValueError, UnicodeDecodeError) as wrong:
+        new, restored = uninstalled(text, kept, host.key)
+    except ValueError as wrong:
         raise ConfigError(f"{file}: {wrong}") from None
     if _tell_difference(file, text, new or "", arguments.dry_run):
         return 0
@@ -11186,10 +10954,9 @@ def _uninstall(arguments: argparse.Namespace) -> int:
         file.unlink()
         print(f"{file} was there for mcpmux alone, and is gone.")
         return 0
-    write_file(file, new.encode(), old)
-    if backup is not None:
-        file.with_name(file.name + BACKUP_SUFFIX).unlink()
-    if backup is not None and new.encode() == backup:
+    write_text(file, new, text)
+    backup.unlink(missing_ok=True)
+    if new == kept:
         print(f"{file} is as it was before mcpmux.")
     else:
         back = f", and these are back: {', '.join(restored)}" if restored else ""
@@ -11200,91 +10967,89 @@ def _uninstall(arguments: argparse.Namespace) -> int:
 # ── demo ──
 
 
-def _demo_server(name: str) -> int:
+class DemoServer:
     """A small MCP server for the demo: one thread, one request at a time, the standard library only."""
-    tools = {
-        "whoami": "Says which process this is",
-        **(
-            {
-                "add_note": "Adds a note; asks the person for its text",
-                "summarize": "Asks the host's model to sum the notes up",
-            }
-            if name == "notes"
-            else {"countdown": "Counts down, with progress"}
-        ),
-    }
-    notes = ["buy milk", "call Ada"]
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
 
-    def send(**message: Any) -> None:
-        stdout.write(encode({"jsonrpc": "2.0", **message}) + b"\n")
-        stdout.flush()
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._notes = ["buy milk", "call Ada"]
 
-    def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
-        send(id=f"ask-{method}", method=method, params=params)
-        while message := _decode_any(stdin.readline() or b"{}"):
+    def serve(self) -> int:
+        for line in iter(sys.stdin.buffer.readline, b""):
+            message = _decode_any(line)
+            if "id" in message:
+                self._send(id=message["id"], result=self._answer(message["method"], message.get("params") or {}))
+        return 0
+
+    def _answer(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        tools = self._tools[self._name]
+        match method:
+            case "initialize":
+                info = {"name": self._name, "version": __version__}
+                return {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info}
+            case "tools/list":
+                schema = {"type": "object"}
+                return {"tools": [{"name": one, "description": tools[one][0], "inputSchema": schema} for one in tools]}
+            case "tools/call":
+                _, run = tools[params["name"]]
+                return {"content": [{"type": "text", "text": run(self, params)}]}
+            case _:
+                return {}
+
+    def _send(self, **message: Any) -> None:
+        sys.stdout.buffer.write(encode({"jsonrpc": "2.0", **message}) + b"\n")
+        sys.stdout.buffer.flush()
+
+    def _ask(self, method: str, **params: Any) -> dict[str, Any]:
+        self._send(id=f"ask-{method}", method=method, params=params)
+        while message := _decode_any(sys.stdin.buffer.readline() or b"{}"):
             if message.get("id") == f"ask-{method}":
                 return message.get("result", {})
         sys.exit(0)
 
-    def call(tool: str, arguments: dict[str, Any], token: Any) -> str:
-        match tool:
-            case "whoami":
-                return f"{name}, process {os.getpid()}"
-            case "add_note":
-                schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-                answer = ask("elicitation/create", {"message": "What shall I note?", "requestedSchema": schema})
-                if answer.get("action") != "accept":
-                    return "Nothing was noted."
-                notes.append(answer["content"]["text"])
-                return f"Noted: {notes[-1]}"
-            case "summarize":
-                prompt = {"type": "text", "text": f"Sum up in a line: {'; '.join(notes)}"}
-                answer = ask(
-                    "sampling/createMessage", {"messages": [{"role": "user", "content": prompt}], "maxTokens": 50}
-                )
-                return f"The model says: {answer['content']['text']}"
-            case _:
-                steps = arguments.get("steps", 5)
-                for step in range(1, steps + 1):
-                    time.sleep(arguments.get("seconds", 1) / steps)
-                    if token is not None:
-                        send(
-                            method="notifications/progress",
-                            params={"progressToken": token, "progress": step, "total": steps},
-                        )
-                return "Lift-off!"
+    def _whoami(self, params: dict[str, Any]) -> str:
+        return f"{self._name}, process {os.getpid()}"
 
-    for line in iter(stdin.readline, b""):
-        message = _decode_any(line)
-        if "id" not in message:
-            continue
-        params = message.get("params") or {}
-        match message["method"]:
-            case "initialize":
-                info = {"name": name, "version": __version__}
-                result = {
-                    "protocolVersion": params["protocolVersion"],
-                    "capabilities": {"tools": {}},
-                    "serverInfo": info,
-                }
-            case "tools/list":
-                result = {
-                    "tools": [
-                        {"name": tool, "description": text, "inputSchema": {"type": "object"}}
-                        for tool, text in tools.items()
-                    ]
-                }
-            case "tools/call":
-                text = call(params["name"], params.get("arguments", {}), params.get("_meta", {}).get("progressToken"))
-                result = {"content": [{"type": "text", "text": text}]}
-            case _:
-                result = {}
-        send(id=message["id"], result=result)
-    return 0
+    def _add_note(self, params: dict[str, Any]) -> str:
+        schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+        answer = self._ask("elicitation/create", message="What shall I note?", requestedSchema=schema)
+        if answer.get("action") != "accept":
+            return "Nothing was noted."
+        self._notes.append(answer["content"]["text"])
+        return f"Noted: {self._notes[-1]}"
+
+    def _summarize(self, params: dict[str, Any]) -> str:
+        prompt = {"type": "text", "text": f"Sum up in a line: {'; '.join(self._notes)}"}
+        messages = [{"role": "user", "content": prompt}]
+        answer = self._ask("sampling/createMessage", messages=messages, maxTokens=50)
+        return f"The model says: {answer['content']['text']}"
+
+    def _countdown(self, params: dict[str, Any]) -> str:
+        arguments, token = params.get("arguments", {}), params.get("_meta", {}).get("progressToken")
+        steps = arguments.get("steps", 5)
+        for step in range(1, steps + 1):
+            time.sleep(arguments.get("seconds", 1) / steps)
+            if token is not None:
+                told = {"progressToken": token, "progress": step, "total": steps}
+                self._send(method="notifications/progress", params=told)
+        return "Lift-off!"
+
+    _tools: Final[dict[str, dict[str, tuple[str, Callable[[DemoServer, dict[str, Any]], str]]]]] = {
+        "notes": {
+            "whoami": ("Says which process this is", _whoami),
+            "add_note": ("Adds a note; asks the person for its text", _add_note),
+            "summarize": ("Asks the host's model to sum the notes up", _summarize),
+        },
+        "clock": {
+            "whoami": ("Says which process this is", _whoami),
+            "countdown": ("Counts down, with progress", _countdown),
+        },
+    }
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    """Runs mcpmux over two small servers and plays the host.
+    Example: mcpmux demo"""
     me = os.path.abspath(__file__)
     servers = {name: {"command": sys.executable, "args": [me, "_demo_server", name]} for name in ("notes", "clock")}
 
@@ -11311,42 +11076,37 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 async def _scenes(host: InnerHost) -> None:
-    tall = sys.stdout.isatty()
-
-    async def call(tool: str, on_progress: Callable[[Fields], None] | None = None, **arguments: Any) -> str:
-        reply = await host.ask("tools/call", {"name": tool, "arguments": arguments}, on_progress)
-        return value_of(reply.result)["content"][0]["text"]
+    async def show(tool: str, bar: Callable[[Fields], None] | None = None, after: str = "", **arguments: Any) -> str:
+        reply = await host.ask("tools/call", {"name": tool, "arguments": arguments}, bar)
+        text = value_of(reply.result)["content"][0]["text"]
+        print(f"     {tool}  ->  {text}{after}")
+        return text
 
     def bar(progress: Fields) -> None:
-        done, total = value_of(progress["progress"]), value_of(progress["total"])
-        print(
-            f"{chr(13) if tall else ''}     [{'#' * (done * 20 // total):20}] {done}/{total}",
-            end="" if tall and done < total else "\n",
-            flush=True,
-        )
+        tall = sys.stdout.isatty()
+        ends = not tall or value_of(progress["progress"]) == value_of(progress["total"])
+        print(f"{chr(13) if tall else ''}     {bar_of(progress)}", end="\n" if ends else "", flush=True)
+
+    def kill_clock(progress: Fields) -> None:
+        if value_of(progress["progress"]) == 1:
+            os.kill(int(clock.split()[-1]), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
     print(f"1. A host starts mcpmux {host.about['serverInfo']['version']}, and two servers look like one:")
     for tool in value_of((await host.ask("tools/list")).result)["tools"]:
         print(f"     {tool['name']:18} {tool['description']}")
     print("\n2. A call to each:")
-    who = {name: await call(f"{name}__whoami") for name in ("notes", "clock")}
-    for name, text in who.items():
-        print(f"     {name}__whoami  ->  {text}")
+    await show("notes__whoami")
+    clock = await show("clock__whoami")
     print("\n3. Progress finds its way back:")
-    print(f"     clock__countdown  ->  {await call('clock__countdown', bar, steps=10)}")
+    await show("clock__countdown", bar, steps=10)
     print("\n4. A server asks the person (elicitation: server -> mcpmux -> host and back):")
-    print(f"     notes__add_note  ->  {await call('notes__add_note')}")
+    await show("notes__add_note")
     print("\n5. A server asks the host's model (sampling):")
-    print(f"     notes__summarize  ->  {await call('notes__summarize')}")
+    await show("notes__summarize")
     print("\n6. A server is killed in the middle of a call:")
-
-    def kill_clock(progress: Fields) -> None:
-        if value_of(progress["progress"]) == 1:
-            os.kill(int(who["clock"].split()[-1]), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-
-    print(f"     clock__countdown  ->  {await call('clock__countdown', kill_clock, steps=100, seconds=30)}")
-    print(f"     notes__whoami  ->  {await call('notes__whoami')}   (untouched)")
-    print(f"     clock__whoami  ->  {await call('clock__whoami')}   (started again)")
+    await show("clock__countdown", kill_clock, steps=100, seconds=30)
+    await show("notes__whoami", after="   (untouched)")
+    await show("clock__whoami", after="   (started again)")
 
 
 def _next_steps() -> str:
@@ -11368,6 +11128,62 @@ Now with your own servers:
 
      {entry}
 """
+
+
+# ── the table of commands ──
+
+
+def _argument(*flags: str, **keys: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What `ArgumentParser.add_argument` takes."""
+    return flags, keys
+
+
+_ENV: Final = "a variable for it, as often as needed; a secret is better given as '${VAR}'"
+_DAYS: Final = "counted back from today (30)"
+
+ARGUMENTS: Final = {
+    "as-it-came": _argument("--json", action="store_true", help="the result as it came"),
+    "config": _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG),
+    "days": _argument("--days", metavar="N", type=_number_of_days, default=30, help=_DAYS),
+    "dry-run": _argument("--dry-run", action="store_true", help="only show what would be written or run"),
+    "env": _argument("--env", "-e", metavar="KEY=VALUE", action="append", default=[], help=_ENV),
+    "follow": _argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"),
+    "force": _argument("--force", action="store_true", help="overwrite servers that have the same names"),
+    "given": _argument("arguments", nargs="?", metavar="JSON", default="{}", help="an object; - reads stdin"),
+    "host": _argument("host", metavar="HOST", help=_HOST_NAMES),
+    "json": _argument("--json", action="store_true", help="for machines"),
+    "keep-secrets": _argument("--keep-secrets", action="store_true", help="copy them, where a variable would be put"),
+    "lines": _argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)"),
+    "log": _argument("server", nargs="?", metavar="SERVER", help="its name in the config"),
+    "name": _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
+    "one": _argument("server", nargs="?", metavar="SERVER", help="of this server only"),
+    "output": _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
+    "prefer": _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why"),
+    "replace": _argument("--replace", action="store_true", help="move the host's other servers into the TOML file"),
+    "server": _argument("server", metavar="SERVER", help="its name in the config"),
+    "source": _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
+    "tool": _argument("tool", metavar="TOOL", help="its name, as `mcpmux tools` shows it"),
+    "url": _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
+}
+
+SUBCOMMANDS: Final = (
+    Subcommand("add", _add, "put a server into the config", "name url env config", "COMMAND [ARGUMENT ...]"),
+    Subcommand("list", _list_servers, "the servers of the config, and what is known of them", "config json"),
+    Subcommand("tools", _tools, "the tools and their arguments", "one config json"),
+    Subcommand("call", _call, "call a tool", "tool given output config as-it-came"),
+    Subcommand("check", _check, "start every server and say how each does", "config json"),
+    Subcommand("login", _login, "log in to a remote server, in your browser", "server config"),
+    Subcommand("logout", _logout, "forget a login at a remote server", "server config"),
+    Subcommand(
+        "import", _import, "take servers over from a host's own file", "source config keep-secrets force dry-run"
+    ),
+    Subcommand("install", _install, "make a host start mcpmux", "host config replace keep-secrets dry-run"),
+    Subcommand("uninstall", _uninstall, "give a host back what it had before install", "host dry-run"),
+    Subcommand("models", _models, "the models of [sampling], with scores and prices", "config prefer"),
+    Subcommand("usage", _usage, "what sampling has cost, by day, server and model", "days json"),
+    Subcommand("logs", _logs, "what a server has written to its stderr", "log follow lines"),
+    Subcommand("demo", _demo, "see it work: no config, no key, no Node"),
+)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import queue
+import random
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,13 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=2000)
 settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-pairings", action="store_true", help="every host before every server; without it a diagonal"
+    )
+
 
 ROOT = Path(__file__).parent.parent
 MCPMUX = ROOT / "mcpmux.py"
@@ -242,6 +251,26 @@ def assert_lines_are_clean(host: RawHost) -> None:
     assert len(answered) == len(set(answered)), "a request was answered twice"
     asked = set(range(101, host._next + 1))
     assert asked - set(answered) == host.cancelled
+
+
+def held_port() -> socket.socket:
+    """A port with nobody behind it: bound and not listening, so that who connects is refused and nobody else gets it.
+    A server that reuses ports may still listen there, and when it has ended, the port is dead again."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_REUSEPORT", socket.SO_REUSEADDR), 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+def port_to_keep() -> int:
+    """A port for a process that is still to start, and may be started again: none of those that systems hand out."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+        except OSError:  # somebody listens there
+            continue
 
 
 def is_running(pid: int) -> bool:

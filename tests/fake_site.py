@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-PATIENCE = 60.0
+from conftest import PATIENCE, held_port
 
 
 class Asked(NamedTuple):
@@ -95,12 +95,15 @@ class FakeSite:
                 pass
 
         class Server(ThreadingHTTPServer):
+            allow_reuse_port = True  # beside what holds it
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # of a client that goes in the middle
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._held = held_port()
+        self.port = self._held.getsockname()[1]
+        self._server = Server(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
-        self.port = self._server.server_port
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -109,10 +112,15 @@ class FakeSite:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """From now on connections are refused; no other site gets the port."""
         self._server.shutdown()
         self._thread.join(PATIENCE)
         self._server.server_close()
+
+    def close(self) -> None:
+        self.stop()
+        self._held.close()
 
 
 def json_reply(asked: Asked, **message: Any) -> Reply:

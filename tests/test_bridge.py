@@ -42,6 +42,7 @@ URL = {"mode": "url", "message": "Sign in", "url": "https://x", "elicitationId":
 ASK = {"messages": [], "maxTokens": 1}
 
 
+@pytest.mark.requirement("never-accepted", "elicitation-modes")
 @pytest.mark.parametrize(
     ("method", "params", "host", "table", "expected"),
     [
@@ -77,6 +78,7 @@ def test_a_question_is_forwarded_answered_or_refused(
 NONE, PLAIN, TOOLS = {}, {"sampling": {}}, {"sampling": {"tools": {}}}  # what hosts declare
 
 
+@pytest.mark.requirement("sampling-goes-where", "sampling-tools")
 @pytest.mark.parametrize(
     ("policy", "has_model", "host", "plain", "with_tools"),
     [
@@ -115,6 +117,7 @@ def test_a_servers_policy_the_host_and_the_model_decide_who_is_asked(
     assert asked(includeContext="allServers", x=1.0) == plain
 
 
+@pytest.mark.requirement("sampling-goes-where")
 @pytest.mark.parametrize(
     ("policy", "has_model", "host", "extra", "words"),
     [
@@ -168,6 +171,7 @@ def test_a_request_over_a_limit_is_refused_with_the_limits_name_and_when_it_is_f
     assert refusal.data == {"limit": "requests_per_minute", **data}
 
 
+@pytest.mark.requirement("elicitation-names-server", "elicitation-unchanged")
 def test_only_the_message_of_an_elicitation_is_changed():
     """2025-11-25, client/elicitation: clients MUST say which server asks; all else is passed on as it is."""
     raw = b'{"x":1.0,"message":"Sure?","requestedSchema":{"b" : 1e2},"_meta":{"goose/id":"7"}}'
@@ -181,6 +185,7 @@ RESULT = {"type": "tool_result", "toolUseId": "1", "content": []}
 TEXT = {"type": "text", "text": "t"}
 
 
+@pytest.mark.requirement("tool-results-balanced")
 @pytest.mark.parametrize(
     ("contents", "is_balanced"),
     [
@@ -203,6 +208,7 @@ def test_each_use_of_a_tool_has_its_result_in_the_next_message_and_that_has_noth
     assert (mcpmux.tools_out_of_balance(messages) is None) is is_balanced
 
 
+@pytest.mark.requirement("max-tokens")
 @pytest.mark.parametrize(("asked", "given"), [(5, 5), (50, 10)])
 def test_the_model_is_allowed_as_many_tokens_as_were_asked_for_and_never_more_than_the_limit(asked: int, given: int):
     """2026-07-28, client/sampling#sampling-parameters; `sampling.limits.max_tokens`."""

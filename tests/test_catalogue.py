@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from typing import Any
@@ -65,6 +66,7 @@ def test_the_name_may_stand_anywhere(at: int):
     assert list(fit(dict(fields))) == [key for key, _ in fields]
 
 
+@pytest.mark.requirement("strict-entries", "schemas-not-followed")
 @pytest.mark.parametrize(
     ("entry", "becomes"),
     [
@@ -97,6 +99,7 @@ def test_an_entry_is_made_valid_where_it_can_be(entry: dict[str, Any], becomes: 
     assert fit(entry) == becomes
 
 
+@pytest.mark.requirement("strict-entries")
 @pytest.mark.parametrize(
     ("method", "entry", "reason"),
     [
@@ -114,6 +117,7 @@ def test_an_entry_that_cannot_be_made_valid_is_left_out_with_its_reason(method: 
     assert fit(entry, method) == reason
 
 
+@pytest.mark.requirement("wrapped-schemas")
 @pytest.mark.parametrize(
     ("schema", "outer"),
     [
@@ -246,6 +250,7 @@ def test_colliding_names_get_the_servers_prefix_then_a_number(parts: list[Part],
 _NAME = st.text(st.sampled_from("ab._-é"), min_size=1, max_size=60)
 
 
+@pytest.mark.requirement("names-fit")
 @settings(max_examples=200)
 @given(
     st.lists(
@@ -342,6 +347,7 @@ _KEYS = [
 ]
 
 
+@pytest.mark.requirement("strict-entries")
 @given(st.dictionaries(st.sampled_from(_KEYS), _ANY), st.sampled_from(list(mcpmux.LISTS)))
 def test_any_entry_is_valid_for_a_strict_host_or_left_out(entry: dict[str, Any], method: str):
     fitted = fit(entry, method)
@@ -356,4 +362,50 @@ def test_any_entry_is_valid_for_a_strict_host_or_left_out(entry: dict[str, Any],
         assert fitted["inputSchema"]["type"] == "object"
         assert fitted.get("outputSchema", SCHEMA)["type"] == "object"
         assert fitted["description"]
-    assert all(isinstance(one["name"], str) for one in fitted.get("arguments", []))
+    if method == "prompts/list":  # elsewhere it is nobody's member
+        assert all(isinstance(one["name"], str) for one in fitted.get("arguments", []))
+
+
+# ── mistaken names ──
+
+TYPING = st.text("ab_1", min_size=1, max_size=12)
+
+
+@given(TYPING, st.lists(TYPING, max_size=100))
+def test_the_nearest_of_a_hundred_names_is_the_one_that_a_comparison_of_all_finds(name: str, known: list[str]):
+    assert mcpmux.nearest(name, known) == next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+@pytest.mark.parametrize(
+    ("mistaken", "meant"),
+    [
+        ("git__read_file_12345x", "git__read_file_12345"),  # too much
+        ("git__read_fle_12345", "git__read_file_12345"),  # too little
+        ("git__raed_file_12345", "git__read_file_12345"),  # turned round
+        ("gti__read_file_29999", "git__read_file_29999"),
+        ("it__read_file_00000", "git__read_file_00000"),
+        ("git_read_file_00077", "git__read_file_00077"),
+        ("time__now", "time__now_in"),
+        ("weather", None),
+    ],
+)
+def test_of_30_000_names_a_hundred_are_compared(mistaken: str, meant: str | None, monkeypatch: pytest.MonkeyPatch):
+    """To compare two names letter by letter takes the product of their lengths; difflib would do it 30,000 times."""
+    compared: list[int] = []
+
+    def compare(name: str, candidates: list[str], n: int) -> list[str]:
+        compared.append(len(candidates))
+        return difflib_compares(name, candidates, n)
+
+    difflib_compares = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", compare)
+    known = [f"git__read_file_{number:05}" for number in range(30_000)]
+    assert mcpmux.nearest(mistaken, ["time__now_in", *known]) == meant
+    assert compared
+    assert max(compared) <= 100
+
+
+def test_a_name_that_is_longer_than_any_is_like_none(monkeypatch: pytest.MonkeyPatch):
+    """A host may send megabytes."""
+    monkeypatch.delattr(difflib, "get_close_matches")
+    assert mcpmux.nearest("a" * 10_000_000, ["a" * 9_999_999]) is None

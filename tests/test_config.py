@@ -202,6 +202,7 @@ def test_a_root_with_a_space_becomes_a_uri():
     assert server('roots = ["/with a/space"]').roots[0].endswith("/with%20a/space")
 
 
+@pytest.mark.requirement("roots-are-files")
 def test_a_root_is_a_folder_or_a_file_uri():
     """2026-07-28, client/roots#root."""
     refused = "mcp_servers.x.roots: 'https://example.org/' is neither a folder nor a file:// URI"
@@ -428,6 +429,20 @@ def test_a_servers_problems_are_told_all_at_once():
             "mcp_servers.x.prefix: may have A-Z a-z 0-9 _ - only",
             f"mcp_servers.x.bogus: unknown key; known keys: {KNOWN}",
             "mcp_servers.x.tools.t.enabled: expected true or false, got a string",
+        ),
+    )
+
+
+def test_what_a_value_says_is_told_together_with_what_its_table_lacks():
+    """A problem of one kind does not hide those of another."""
+    check(
+        "[mcp_servers.x]\nroots = ['ftp://a']\nbogus = 1\nenv = { K = '${env:K}' }\nhttp_headers = { 'A B' = 'c' }",
+        x=(
+            "mcp_servers.x.roots: 'ftp://a' is neither a folder nor a file:// URI",
+            f"mcp_servers.x.bogus: unknown key; known keys: {KNOWN}",
+            "mcp_servers.x.env.K: ${env:K} is no placeholder that mcpmux knows; write ${K}",
+            "mcp_servers.x.http_headers: 'A B' is no name of a header",
+            "mcp_servers.x: needs a command or a url",
         ),
     )
 

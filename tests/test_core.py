@@ -47,6 +47,7 @@ def test_an_unknown_revision_is_answered_with_the_latest_legacy_one():
     assert s.initialize(protocolVersion="2031-01-01")["result"]["protocolVersion"] == "2025-11-25"
 
 
+@pytest.mark.requirement("before-initialize")
 @pytest.mark.parametrize("method", ["tools/list", "tools/call", "vendor/x", "logging/setLevel"])
 def test_nothing_is_served_before_initialize(method: str):
     """Our choice of words; 2025-11-25, basic/lifecycle: initialization MUST be the first interaction."""
@@ -56,12 +57,14 @@ def test_nothing_is_served_before_initialize(method: str):
     assert "initialize" in answer.text
 
 
+@pytest.mark.requirement("empty-results")
 def test_a_ping_is_answered_even_before_initialize():
     """2025-11-25, basic/utilities/ping; the result is exactly {}."""
     s = Script(begin=False)
     assert s.asks(1, "ping").raw == b'{"jsonrpc":"2.0","id":1,"result":{}}'
 
 
+@pytest.mark.requirement("era-by-request")
 def test_a_probe_for_the_modern_era_is_answered_at_once_and_initialize_still_works():
     """VS Code and Claude Code ask server/discover first, then initialize on the same pipe. A probe starts nothing."""
     s = Script(["git"], begin=False)
@@ -87,6 +90,7 @@ def test_initialize_without_its_params_is_refused():
 # ── the handshake with a server ──
 
 
+@pytest.mark.requirement("greeting-revision")
 def test_a_server_is_greeted_in_the_hosts_name_revision_and_capabilities():
     s = Script(["git"], capabilities={"roots": {"listChanged": True}, "x": 1.0}, revision="2025-03-26")
     greeting = s.server_hears("git", "initialize")
@@ -96,6 +100,7 @@ def test_a_server_is_greeted_in_the_hosts_name_revision_and_capabilities():
     assert methods[:3] == ["initialize", "notifications/initialized", "tools/list"]
 
 
+@pytest.mark.requirement("after-initialized")
 def test_lists_and_calls_wait_for_what_a_server_asks_after_initialized():
     """server-filesystem refuses every path until its roots/list is answered; server-everything registers tools then."""
     s = Script(["fs"], capabilities={"roots": {}}, begin=False)
@@ -115,6 +120,7 @@ def test_lists_and_calls_wait_for_what_a_server_asks_after_initialized():
     assert s.server_hears("fs", "tools/call")["params"] == {"name": "log"}
 
 
+@pytest.mark.requirement("after-initialized")
 def test_a_server_that_asks_nothing_is_used_after_a_tenth_of_a_second():
     s = Script(["git"], begin=False)
     s.host_asks("init", "initialize", protocolVersion="2025-11-25", capabilities={})
@@ -124,6 +130,7 @@ def test_a_server_that_asks_nothing_is_used_after_a_tenth_of_a_second():
     assert s.server_heard("git", "tools/list")
 
 
+@pytest.mark.requirement("after-initialized")
 def test_a_host_that_never_answers_what_a_server_asks_first_does_not_keep_its_tools_away_for_ever():
     s = Script(["fs"], capabilities={"roots": {}}, begin=False)
     s.host_asks("init", "initialize", protocolVersion="2025-11-25", capabilities={"roots": {}})
@@ -133,6 +140,7 @@ def test_a_host_that_never_answers_what_a_server_asks_first_does_not_keep_its_to
     assert s.tools() == ["fs__log"]
 
 
+@pytest.mark.requirement("questions-while-listing")
 def test_a_servers_question_while_it_is_being_listed_is_answered_from_what_we_have():
     """It may wait for that before it answers us, and the host for us: nobody would move."""
     offers = {"fs": {"tools/list": ...}, "git": tools("log")}
@@ -162,6 +170,7 @@ def test_a_question_in_a_call_reaches_the_host_also_while_the_list_is_read_anew(
     assert s.answer_to_server("git", "r")["result"] == {"roots": []}
 
 
+@pytest.mark.requirement("questions-while-listing")
 def test_while_a_completion_is_open_the_table_answers_for_roots():
     s = Script(
         {"git": server(roots=["file:///t"])},
@@ -230,6 +239,7 @@ def test_a_list_of_several_pages_is_read_to_its_end():
     assert [m.get("params") for m in s.server_heard("git", "tools/list")] == [None, {"cursor": ""}, {"cursor": "x"}]
 
 
+@pytest.mark.requirement("cursors")
 def test_a_cursor_that_does_not_advance_ends_the_list():
     s = Script(["git"], offers={"git": {"tools/list": ...}})
     for _ in range(2):
@@ -238,6 +248,7 @@ def test_a_cursor_that_does_not_advance_ends_the_list():
     assert s.tools() == ["git__log"]
 
 
+@pytest.mark.requirement("host-cursor")
 def test_a_cursor_that_we_never_gave_is_refused():
     """2025-11-25, server/utilities/pagination: invalid cursors SHOULD result in -32602."""
     s = Script(["git"])
@@ -253,6 +264,7 @@ def test_a_list_of_the_wrong_type_is_an_empty_one_and_logged(wrong: dict[str, An
     assert any("no list of tools" in line for line in s.logged)
 
 
+@pytest.mark.requirement("strict-entries")
 def test_one_bad_entry_costs_only_itself():
     s = Script(
         ["git"], offers={"git": {"tools/list": [TOOL, {"name": 7}, 7, {**TOOL, "name": "b", "description": None}]}}
@@ -358,6 +370,7 @@ def test_a_call_goes_to_the_tools_owner_under_the_name_it_knows_and_its_answer_c
 PAYLOAD = b'{"z":1.0,"a":1e2,"u":"\\u00e9\\/","_x":[ 1 , 2 ],"n":null,"big":123456789012345678901234567890}'
 
 
+@pytest.mark.requirement("byte-for-byte", "same-era-bytes")
 def test_params_and_results_pass_byte_for_byte():
     """Our promise: unknown fields, _meta, key order and number spelling."""
     s = Script(["git"])
@@ -380,6 +393,7 @@ def test_params_and_results_pass_byte_for_byte():
     assert s.host_hears(2).raw == b'{"jsonrpc":"2.0","id":2,"error":%b}' % error
 
 
+@pytest.mark.requirement("host-ids")
 @pytest.mark.parametrize("id", [0, 1, -1, "", "x", "7", 'a"b', 2**60, 1.5])
 def test_the_hosts_id_comes_back_as_it_was(id: Any):
     """2025-11-25, basic/index#requests: 0 and strings are ids like any other."""
@@ -389,6 +403,7 @@ def test_the_hosts_id_comes_back_as_it_was(id: Any):
     assert s.host_hears(id)["result"] == {}
 
 
+@pytest.mark.requirement("our-ids")
 @pytest.mark.parametrize("spelling", ["%d", '"%d"', "%d.0"])
 def test_a_servers_spelling_of_our_id_does_not_matter(spelling: str):
     s = Script(["git"])
@@ -398,6 +413,7 @@ def test_a_servers_spelling_of_our_id_does_not_matter(spelling: str):
     assert s.host_hears(1)["result"] == {}
 
 
+@pytest.mark.requirement("request-id")
 @pytest.mark.parametrize("id", [b"null", b"true", b"{}", b"[1]"])
 def test_a_request_with_an_id_of_another_type_is_refused_without_one(id: bytes):
     """2025-11-25, basic/index#requests: the id MUST NOT be null."""
@@ -407,6 +423,7 @@ def test_a_request_with_an_id_of_another_type_is_refused_without_one(id: bytes):
     assert "id" not in s.to_host[-1]
 
 
+@pytest.mark.requirement("request-id")
 def test_an_id_that_is_still_open_is_refused():
     """2025-11-25, basic/index#requests: an id MUST NOT have been used before."""
     s = Script(["git"])
@@ -417,6 +434,7 @@ def test_an_id_that_is_still_open_is_refused():
     assert s.answered.count(1) == 2
 
 
+@pytest.mark.requirement("unknown-members")
 def test_unknown_top_level_fields_are_not_passed_on():
     """TypeScript 1.x refuses a message that has any."""
     s = Script(["git"])
@@ -425,6 +443,7 @@ def test_unknown_top_level_fields_are_not_passed_on():
     assert s.host_hears(1).raw == b'{"jsonrpc":"2.0","id":1,"result":{}}'
 
 
+@pytest.mark.requirement("repeated-key")
 def test_a_second_name_does_not_get_past_the_filters():
     s = Script({"git": server(disabled_tools=["drop"])}, offers={"git": tools("log", "drop")})
     s.host_sends(b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"git__log","na\\u006de":"drop"}}')
@@ -483,6 +502,7 @@ def test_an_overridden_tool_is_called_by_its_own_name():
     assert s.server_hears("git", "tools/call")["params"]["name"] == "log"
 
 
+@pytest.mark.requirement("wrapped-schemas")
 def test_structured_results_of_a_wrapped_tool_are_wrapped():
     """Our choice: strict legacy hosts take objects only, as the TypeScript SDK does it."""
     s = Script(["git"], offers={"git": {"tools/list": [{**TOOL, "outputSchema": {"type": "array"}}]}})
@@ -589,6 +609,7 @@ def test_cancelling_a_search_for_a_uri_ends_it():
     assert 1 not in s.answered
 
 
+@pytest.mark.requirement("resource-updates")
 def test_updates_reach_the_host_only_from_servers_that_it_subscribed_at():
     """2025-11-25, server/resources#subscriptions; of a sub-resource the subscribers of its server hear too."""
     s = Script(["a", "b"], offers=RESOURCES)
@@ -629,6 +650,7 @@ def test_progress_comes_back_under_the_hosts_token():
         assert s.host_told("notifications/progress")[-1]["params"] == params | {"progressToken": token}
 
 
+@pytest.mark.requirement("progress-of-nothing")
 @pytest.mark.parametrize("token", [999, "x", None, 1.5, [], {}])
 def test_progress_for_nothing_that_is_open_is_dropped(token: Any):
     """It tears down Claude Code's transport."""
@@ -640,6 +662,7 @@ def test_progress_for_nothing_that_is_open_is_dropped(token: Any):
     assert s.host_told("notifications/progress") == []
 
 
+@pytest.mark.requirement("progress-of-nothing", "progress-token")
 def test_progress_after_the_answer_or_without_a_token_or_for_another_server_is_dropped():
     s = Script(["git", "hub"])
     s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": "t"})
@@ -652,6 +675,7 @@ def test_progress_after_the_answer_or_without_a_token_or_for_another_server_is_d
     assert s.host_told("notifications/progress") == []
 
 
+@pytest.mark.requirement("progress-rises", "progress-token")
 def test_progress_that_does_not_rise_is_dropped():
     """2025-11-25, basic/utilities/progress: the value MUST increase."""
     s = Script(["git"])
@@ -662,6 +686,7 @@ def test_progress_that_does_not_rise_is_dropped():
     assert [m["params"]["progress"] for m in s.host_told("notifications/progress")] == [1, 2, 2.5]
 
 
+@pytest.mark.requirement("cancelled-notification")
 def test_a_cancelled_call_is_cancelled_at_its_server_and_never_answered():
     """2025-11-25, basic/utilities/cancellation."""
     s = Script(["git"])
@@ -678,6 +703,7 @@ def test_a_cancelled_call_is_cancelled_at_its_server_and_never_answered():
     assert len(s.core.in_flight) == 0
 
 
+@pytest.mark.requirement("cancelling-what-is-open")
 @pytest.mark.parametrize("params", [{"requestId": 9}, {"requestId": "1"}, {}, {"requestId": None}, {"requestId": []}])
 def test_cancelling_what_is_not_open_does_nothing(params: dict[str, Any]):
     s = Script(["git"])
@@ -720,6 +746,7 @@ def test_concurrent_calls_come_back_in_any_order():
 # ── timeouts ──
 
 
+@pytest.mark.requirement("timeouts")
 def test_a_call_that_takes_too_long_is_cancelled_and_the_host_told():
     s = Script({"git": server(tool_timeout_sec=10)})
     s.host_asks(1, "tools/call", name="git__log")
@@ -734,6 +761,7 @@ def test_a_call_that_takes_too_long_is_cancelled_and_the_host_told():
     assert s.answered.count(1) == 1
 
 
+@pytest.mark.requirement("timeouts")
 def test_progress_keeps_a_call_alive_up_to_ten_times_its_timeout():
     s = Script({"git": server(tool_timeout_sec=10)})
     s.host_asks(1, "tools/call", name="git__log", _meta={"progressToken": 1})
@@ -772,6 +800,7 @@ def test_a_host_that_never_answers_a_question_ends_it_with_an_error():
 # ── questions of servers ──
 
 
+@pytest.mark.requirement("question-answers")
 @pytest.mark.parametrize(
     ("method", "params"),
     [
@@ -827,6 +856,7 @@ def test_a_servers_ping_is_answered_here():
     assert s.answer_to_server("git", 0).raw == b'{"jsonrpc":"2.0","id":0,"result":{}}'
 
 
+@pytest.mark.requirement("unknown-methods")
 def test_a_servers_unknown_request_is_refused():
     s = Script(["git"])
     s.server_sends("git", id="q", method="vendor/ask")
@@ -896,6 +926,7 @@ def test_a_host_without_sampling_has_servers_that_are_told_of_the_models():
     assert told == {"a": {"sampling": {"tools": {}}}, "b": {}, "c": {}}
 
 
+@pytest.mark.requirement("sampling-comes-back")
 @pytest.mark.parametrize(
     "answer", [{"result": SPOKEN}, {"error": {"code": -1, "message": "refused", "data": {"x": 1}}}]
 )
@@ -923,6 +954,7 @@ def test_params_for_the_model_and_its_results_pass_byte_for_byte():
     assert s.answer_to_server("git", "q").raw == b'{"jsonrpc":"2.0","id":"q","result":%b}' % PAYLOAD
 
 
+@pytest.mark.requirement("sampling-comes-back")
 @pytest.mark.parametrize("id", [b"0", b"7", b'"7"', b'""', b"-3", b"1.0"])
 def test_the_models_answer_comes_under_the_servers_own_id(id: bytes):
     """2025-11-25, basic#responses."""
@@ -932,6 +964,7 @@ def test_the_models_answer_comes_under_the_servers_own_id(id: bytes):
     assert s.to_server["git"][-1].raw.startswith(b'{"jsonrpc":"2.0","id":%b,"result":' % id)
 
 
+@pytest.mark.requirement("sampling-comes-back")
 def test_questions_of_many_servers_to_the_model_with_one_id_are_kept_apart():
     names = [f"s{number}" for number in range(8)]
     s = Script(names, sampling=sampler())
@@ -1040,6 +1073,7 @@ def test_what_the_sampler_logs_reaches_the_log_at_its_level(level: str):
 # ── its limits ──
 
 
+@pytest.mark.requirement("sampling-limits")
 def test_a_server_that_asks_the_model_too_often_in_a_minute_is_refused_and_told_for_how_long():
     """Our choice: `sampling.limits.requests_per_minute`, of each server by itself; the minute slides."""
     s = Script(["git", "hub"], sampling=sampler(requests_per_minute=3, max_concurrency=9))
@@ -1105,6 +1139,7 @@ def test_a_restart_of_a_server_does_not_begin_its_minute_anew():
     assert s.answer_to_server("git", "r")["error"]["data"]["limit"] == "requests_per_minute"
 
 
+@pytest.mark.requirement("sampling-limits")
 @pytest.mark.parametrize("ending", ["answer", "cancel", "timeout"])
 def test_a_server_has_so_many_questions_open_at_the_model_and_others_have_their_own(ending: str):
     """Our choice: `sampling.limits.max_concurrency`. What has ended, in whatever way, makes room."""
@@ -1180,6 +1215,7 @@ def asking(who: str, *names: str) -> Script:
     return Script(list(names), capabilities={"sampling": {}})
 
 
+@pytest.mark.requirement("cancelled-with-questions")
 @pytest.mark.parametrize("who", ["host", "model"])
 def test_when_the_host_cancels_a_call_what_its_server_asks_for_it_is_withdrawn_and_ends_with_an_error(who: str):
     """Our choice. Servers do not cancel what they ask in a call that is cancelled, and nobody should work on it.
@@ -1220,6 +1256,7 @@ def test_a_question_may_belong_to_any_request_that_carries_one(who: str, method:
     assert s.answer_to_server("git", "q").is_error
 
 
+@pytest.mark.requirement("cancelled-with-questions")
 @pytest.mark.parametrize("who", ["host", "model"])
 def test_a_question_that_another_call_may_have_asked_is_not_withdrawn_until_that_is_cancelled_too(who: str):
     """Our choice: a question does not say for which call it is."""
@@ -1237,6 +1274,7 @@ def test_a_question_that_another_call_may_have_asked_is_not_withdrawn_until_that
     assert nothing_is_open(s)
 
 
+@pytest.mark.requirement("cancelled-with-questions")
 @pytest.mark.parametrize("who", ["host", "model"])
 def test_a_question_outside_any_call_outlives_calls_that_are_cancelled(who: str):
     s = asking(who, "git", "hub")
@@ -1463,12 +1501,14 @@ def test_log_messages_say_which_server_logs(logger: Any, becomes: str):
     assert s.host_told("notifications/message")[0]["params"] == {"level": "info", "logger": becomes, "data": {"x": 1}}
 
 
+@pytest.mark.requirement("unknown-methods")
 def test_other_notifications_pass_to_the_host_as_they_are():
     s, method = Script(["git"]), "notifications/vendor/x"
     s.server_sends("git", b'{"jsonrpc":"2.0","method":"%b","params":{"a":1.0}}' % method.encode())
     assert s.host_told(method)[0].raw == b'{"jsonrpc":"2.0","method":"%b","params":{"a":1.0}}' % method.encode()
 
 
+@pytest.mark.requirement("notifications-unanswered")
 def test_notifications_are_never_answered():
     """2025-11-25, basic/index#notifications."""
     s = Script(["git"])
@@ -1479,6 +1519,7 @@ def test_notifications_are_never_answered():
     assert (len(s.to_host), len(s.to_server["git"])) == (before[0] + 1, before[1])  # the server's is passed on
 
 
+@pytest.mark.requirement("empty-results")
 def test_the_log_level_is_told_to_every_server_with_logging_also_to_later_ones():
     """2025-11-25, server/utilities/logging."""
     s = Script(["git"])
@@ -1525,6 +1566,7 @@ def test_tasks_of_all_servers_are_listed_together():
     assert s.server_hears("c", "tasks/get")
 
 
+@pytest.mark.requirement("task-progress")
 def test_a_tasks_progress_goes_on_after_the_call_is_answered_until_the_task_ends():
     """The token remains valid until the task reaches a terminal status."""
     s = Script(["git"])
@@ -1542,6 +1584,7 @@ def test_a_tasks_progress_goes_on_after_the_call_is_answered_until_the_task_ends
     assert len(s.host_told("notifications/tasks/status")) == 2
 
 
+@pytest.mark.requirement("task-progress")
 @pytest.mark.parametrize(
     ("method", "result"),
     [("tasks/get", {"status": "failed"}), ("tasks/result", {"content": []}), ("tasks/cancel", {"status": "cancelled"})],
@@ -1558,6 +1601,7 @@ def test_a_task_that_is_seen_to_end_ends_its_progress(method: str, result: dict[
 HOST_TASKS = {"sampling": {}, "tasks": {"list": {}, "requests": {"sampling": {"createMessage": {}}}}}
 
 
+@pytest.mark.requirement("server-tasks")
 def test_a_server_follows_the_task_that_the_host_made_for_it_and_no_other():
     s = Script(["git", "spy"], capabilities=HOST_TASKS)
     params = {"messages": [], "maxTokens": 1, "task": {}}
@@ -1612,6 +1656,7 @@ def test_an_unknown_method_that_names_nothing_is_refused(params: Any):
 # ── bad messages ──
 
 
+@pytest.mark.requirement("parse-error-id")
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -1643,6 +1688,7 @@ def test_an_over_long_line_of_the_host_is_refused():
     assert "max_message_mb" in s.host_hears(7).text
 
 
+@pytest.mark.requirement("batches")
 def test_a_batch_is_unpacked_where_its_revision_was_negotiated():
     """2025-03-26, basic/index#batching; each member is answered singly."""
     s = Script(["git"], revision="2025-03-26")
@@ -1654,6 +1700,7 @@ def test_a_batch_is_unpacked_where_its_revision_was_negotiated():
     assert s.host_hears(3).raw.endswith(b'{"x":1.0}}')
 
 
+@pytest.mark.requirement("batches")
 @pytest.mark.parametrize("revision", ["2024-11-05", "2025-06-18", "2025-11-25"])
 def test_a_batch_is_a_bad_line_in_every_other_revision(revision: str):
     s = Script(["git"], revision=revision)
@@ -1662,6 +1709,7 @@ def test_a_batch_is_a_bad_line_in_every_other_revision(revision: str):
     assert 1 not in s.answered
 
 
+@pytest.mark.requirement("error-shape")
 @pytest.mark.parametrize(
     ("template", "words"),
     [
@@ -1683,6 +1731,7 @@ def test_an_answer_that_is_none_ends_its_call_with_the_reason(template: bytes, w
     assert "git" in s.host_hears(1).text
 
 
+@pytest.mark.requirement("line-size-from-server")
 def test_an_over_long_answer_ends_its_call_with_the_reason():
     s = Script(["git"])
     s.host_asks(1, "tools/call", name="git__log")
@@ -1692,6 +1741,7 @@ def test_an_over_long_answer_ends_its_call_with_the_reason():
     assert "1000000000 bytes, over max_message_mb = 64" in s.host_hears(1).text
 
 
+@pytest.mark.requirement("message-size-to-host")
 def test_an_answer_that_hosts_do_not_take_becomes_an_error_that_names_server_and_size():
     """TypeScript hosts close the connection above 10 MiB a message."""
     s = Script(["git"], options=MuxOptions(host_message_mb=0.01), offers={"git": {**tools("log"), **RESOURCES["a"]}})
@@ -1704,6 +1754,7 @@ def test_an_answer_that_hosts_do_not_take_becomes_an_error_that_names_server_and
     assert s.host_hears(2)["error"]["code"] == -32603
 
 
+@pytest.mark.requirement("null-id")
 def test_an_answer_to_nothing_twice_or_with_a_null_id_is_dropped():
     s = Script(["git", "hub"])
     s.host_asks(1, "tools/call", name="git__log")
@@ -1743,6 +1794,7 @@ def test_a_call_as_a_task_fails_with_a_json_rpc_error():
     assert s.host_hears(1)["error"]["code"] == -32603
 
 
+@pytest.mark.requirement("restarted")
 def test_a_dead_server_stays_listed_and_is_started_again_at_the_next_call():
     s = Script(["git"])
     s.server_dies("git")

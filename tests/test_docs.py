@@ -160,8 +160,8 @@ def test_the_entry_for_each_host_is_what_install_writes_runs_or_prints(
     shown = re.findall(r"```\w+\n(.*?)\n```", MOVING_IN[MOVING_IN.index(f"**{host}** (") :], re.DOTALL)[:2]
     for text, sampling in zip(shown, (False, True), strict=True):
         entry = mcpmux.entry_for_hosts(mcpmux.config_path(None), sampling)
-        if found.add:
-            assert shlex.split(text) == mcpmux.own_command(found.add, entry)
+        if found.install == "run":
+            assert shlex.split(text) == mcpmux.own_command(found, entry)
         else:
             assert json.loads(text) == json.loads(mcpmux.snippet(found, entry))
 
@@ -176,7 +176,7 @@ def test_the_hosts_that_are_imported_from_are_named_and_their_places_are_so():
     for name, file in re.findall(r"\*\*([\w ]+)\*\* \((?:`[^`]+` edits )?`(~[^`]+)`\)", words):
         host = mcpmux.host_named(name)
         assert host
-        assert mcpmux.host_files(host, at)[0][0].as_posix() == file
+        assert mcpmux.host_files(host, at)[0].as_posix() == file
     assert all(mcpmux.host_named(name) for name in re.findall(r"mcpmux install ([a-z-]+)", MOVING_IN))
 
 

@@ -28,6 +28,7 @@ def test_a_known_revision_is_answered_with_itself(revision: str):
     assert mcpmux.negotiate(revision) == revision
 
 
+@pytest.mark.requirement("unknown-revision")
 @pytest.mark.parametrize("revision", ["1.0", "2099-01-01", "2026-07-28", ""])
 def test_an_unknown_revision_is_answered_with_the_latest_legacy_one(revision: str):
     assert mcpmux.negotiate(revision) == "2025-11-25"
@@ -42,6 +43,7 @@ FULL = {
 }
 
 
+@pytest.mark.requirement("capabilities-told")
 @pytest.mark.parametrize(
     ("host", "table", "expected"),
     [
@@ -98,6 +100,7 @@ def test_a_server_is_told_the_sampling_that_host_and_model_give_it_together(
     assert told(declared, sampling=policy, has_model=True).get("sampling") == with_model
 
 
+@pytest.mark.requirement("legacy-tasks")
 @pytest.mark.parametrize(
     ("policy", "sampling", "without_model", "with_model"),
     [
@@ -121,6 +124,7 @@ def test_a_server_is_told_of_sampling_by_tasks_only_where_all_its_sampling_is_th
         assert tasks["list"] == {}
 
 
+@pytest.mark.requirement("sampling-goes-where", "sampling-tools")
 @pytest.mark.parametrize("has_model", [False, True])
 @pytest.mark.parametrize("policy", ["auto", "host", "local", "off"])
 def test_what_a_server_is_told_of_sampling_is_what_it_then_gets(policy: Any, has_model: bool):
@@ -170,6 +174,7 @@ def test_a_capability_is_offered_only_where_it_was_declared(capabilities: dict[s
     assert mcpmux.offers(raw(capabilities), *path) is expected
 
 
+@pytest.mark.requirement("elicitation-modes")
 @pytest.mark.parametrize(
     ("capabilities", "modes"),
     [
@@ -185,6 +190,7 @@ def test_an_empty_elicitation_capability_means_form(capabilities: dict[str, Any]
     assert mcpmux.elicitation_modes(raw(capabilities)) == modes
 
 
+@pytest.mark.requirement("united-capabilities", "logging-declared")
 def test_the_host_is_told_the_same_whoever_is_up_and_what_only_servers_can_make_true_is_united():
     nobody = mcpmux.capabilities_for_host([])
     assert nobody == {
@@ -206,6 +212,7 @@ def test_the_host_is_told_the_same_whoever_is_up_and_what_only_servers_can_make_
     }
 
 
+@pytest.mark.requirement("cursors")
 @pytest.mark.parametrize(
     ("body", "expected"),
     [({}, None), ({"nextCursor": None}, None), ({"nextCursor": ""}, b'""'), ({"nextCursor": "x"}, b'"x"')],
@@ -215,6 +222,7 @@ def test_only_an_absent_or_null_cursor_ends_a_list(body: dict[str, Any], expecte
     assert mcpmux.next_cursor(raw(body), set()) == expected
 
 
+@pytest.mark.requirement("cursors")
 def test_a_cursor_that_does_not_advance_ends_a_list():
     seen: set[bytes] = set()
     assert mcpmux.next_cursor(raw({"nextCursor": "a"}), seen) == b'"a"'
@@ -222,6 +230,7 @@ def test_a_cursor_that_does_not_advance_ends_a_list():
     assert mcpmux.next_cursor(raw({"nextCursor": "a"}), seen) is None
 
 
+@pytest.mark.requirement("cursors")
 def test_a_list_has_at_most_a_thousand_pages():
     seen: set[bytes] = set()
     pages = 1

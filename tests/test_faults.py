@@ -730,6 +730,7 @@ def test_an_error_is_passed_on_as_it_is(liar: RawHost) -> None:
     assert got["raw"].endswith(b'"error":' + error.encode() + b"}\n")
 
 
+@pytest.mark.requirement("one-line")
 def test_unknown_members_of_a_message_do_not_reach_the_host(liar: RawHost) -> None:
     """Our choice: the TypeScript SDK 1.x refuses a message that has any. Those inside the result do."""
     line = '{"x":1,"id":$ID,"result":{"content":[{"type":"text","text":"real"}],"y":2},"jsonrpc":"2.0","error_":{}}\n'

@@ -73,7 +73,7 @@ def test_each_platform_has_its_places(host: str, platform: str, files: list[str]
     environment = WINDOWS if platform == "win32" else {}
     at = Machine(platform, environment, "/h", "/p")
     path = PureWindowsPath if platform == "win32" else PurePosixPath
-    assert [file for file, _ in mcpmux.host_files(found, at)] == [path(file) for file in files]
+    assert mcpmux.host_files(found, at) == [path(file) for file in files]
 
 
 def test_the_variables_that_move_a_hosts_files_are_followed():
@@ -81,8 +81,8 @@ def test_the_variables_that_move_a_hosts_files_are_followed():
     assert codex
     assert zed
     at = Machine("linux", {"CODEX_HOME": "/c", "XDG_CONFIG_HOME": "/x"}, "/h", "/p")
-    assert mcpmux.host_files(codex, at)[0][0] == PurePosixPath("/c/config.toml")
-    assert mcpmux.host_files(zed, at)[0][0] == PurePosixPath("/x/zed/settings.json")
+    assert mcpmux.host_files(codex, at)[0] == PurePosixPath("/c/config.toml")
+    assert mcpmux.host_files(zed, at)[0] == PurePosixPath("/x/zed/settings.json")
 
 
 def test_the_msix_build_of_claude_desktop_is_found_before_the_other(tmp_path: Path):
@@ -104,7 +104,7 @@ def test_a_host_goes_by_its_names():
         assert found
         assert found.name == meant
     assert host_named("emacs") is None
-    every = [name for host in HOSTS for name in (host.name, *host.aliases)]
+    every = [name for host in HOSTS for name in (host.name, *host.aliases.split())]
     assert len(every) == len(set(every))
 
 
@@ -401,7 +401,7 @@ def test_a_hosts_servers_become_ours(name: str, tmp_path: Path):
     expected = json.loads(json.dumps(case.tables).replace("HOME", json.dumps(str(tmp_path))[1:-1]))
     assert plan.tables == expected
     assert list(plan.needed) == case.needed
-    text = mcpmux.new_config(tmp_path / "mcpmux.toml", None, plan.tables, plan.comments)
+    text = mcpmux.new_config(tmp_path / "mcpmux.toml", "", plan.tables, plan.comments)
     assert tomllib.loads(text)["mcp_servers"] == expected
     for table in expected:
         assert f"# From {host.title}: {file}" in text.partition(f"[mcp_servers.{table}]")[0]
@@ -587,6 +587,28 @@ def test_a_broken_file_is_one_line_that_names_it(name: str, text: str, tmp_path:
     assert "\n" not in str(wrong.value)
 
 
+ENTRY_KEYS = ["command", "args", "env", "cwd", "url", "httpUrl", "headers", "type", "timeout", "oauth", "env_keys"]
+ENTRY_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["", "a", "${A}", "${env:A}", "$A", "https://a/b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["A", "TOKEN"]), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(HOSTS), st.dictionaries(st.sampled_from(ENTRY_KEYS), ENTRY_VALUES) | ENTRY_VALUES)
+def test_whatever_stands_in_an_entry_it_becomes_a_table_that_loads_or_it_is_said_why_not(host: mcpmux.Host, table: Any):
+    at = Machine("linux", {}, "/h", "/p")
+    entry = mcpmux.HostEntry(host, Path("/h/mcp.json"), "x", table)
+    plan = mcpmux.plan_import([entry], {}, Variables({}), at)
+    [outcome] = plan.outcomes
+    assert outcome.moved is ("x" in plan.tables)
+    if not outcome.moved:
+        assert outcome.said.startswith(("cannot be imported: ", "left where it is: "))
+        return
+    text = mcpmux.new_config(Path("/h/mcpmux.toml"), "", plan.tables, plan.comments)
+    assert tomllib.loads(text) == {"mcp_servers": plan.tables}
+
+
 def test_yaml_without_its_package_is_refused_with_the_command_that_brings_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -686,7 +708,7 @@ def test_files_are_written_whole_and_their_modes_kept(tmp_path: Path):
     assert list(tomllib.loads(file.read_text())["mcp_servers"]) == ["a", "b", "c", "d"]
     assert os.listdir(file.parent) == ["mcpmux.toml"]
     with pytest.raises(mcpmux.ConfigError, match="changed meanwhile"):
-        mcpmux.write_file(file, b"", b"what was read")
+        mcpmux.write_text(file, "", "what was read")
 
 
 # ── a host's JSON ──
@@ -724,7 +746,7 @@ JSON_TEXTS = {
 """,
 }
 PLATFORMS = ["linux", "darwin", "win32", "msix"]
-EDITED = [host.name for host in HOSTS if host.edited]
+EDITED = [host.name for host in HOSTS if host.install == "edit"]
 
 
 class Desk:
@@ -837,7 +859,7 @@ def test_a_server_added_after_replace_moves_at_the_next_and_comes_back_too(desk:
     assert text
     file = written(desk.file("cursor"), text)
     assert desk.run("install", "cursor", "--replace") == 0
-    file.write_text(mcpmux.with_member(file.read_text(), ("mcpServers", "new"), {"command": "n"}))
+    file.write_text(mcpmux.with_server(file.read_text(), "mcpServers", "new", {"command": "n"}))
     assert desk.run("install", "cursor", "--replace") == 0
     assert list(mcpmux.servers_in(file.read_text(), "mcpServers")) == [ENTRY_NAME]
     assert list(mcpmux.load_config(desk.config).servers) == ["b", "a", "new"]
@@ -1046,7 +1068,7 @@ def test_a_hosts_own_command_is_run(
     assert desk.run("install", host) == 1
 
 
-@pytest.mark.parametrize("name", [host.name for host in HOSTS if not host.edited and not host.add])
+@pytest.mark.parametrize("name", [host.name for host in HOSTS if host.install == "show"])
 def test_for_other_hosts_it_says_what_to_put_where_and_import_reads_it(
     name: str, desk: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

@@ -39,6 +39,7 @@ def state_of(answer: Message) -> str:
 # ── the envelope ──
 
 
+@pytest.mark.requirement("versions-listed", "whole-envelope", "unsupported-version")
 @pytest.mark.parametrize(
     ("meta", "code"),
     [
@@ -58,18 +59,21 @@ def test_an_envelope_that_is_not_whole_is_refused(meta: dict[str, Any], code: in
         assert answer["error"]["data"]["supported"][:2] == ["2026-07-28", "2025-11-25"]
 
 
+@pytest.mark.requirement("whole-envelope")
 def test_an_envelope_without_capabilities_is_refused():
     s = Script(["git"], begin=False)
     s.host_asks(1, "tools/list", _meta={PREFIX + "protocolVersion": "2026-07-28"})
     assert s.host_hears(1)["error"]["code"] == -32602
 
 
+@pytest.mark.requirement("gone-methods")
 @pytest.mark.parametrize("method", ["ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"])
 def test_what_the_modern_era_has_no_more_is_not_found(method: str):
     s = Script(["git"], begin=False)
     assert s.asks_modern(1, method, uri="x://1", level="info")["error"]["code"] == -32601
 
 
+@pytest.mark.requirement("era-by-request")
 def test_a_host_that_has_looked_may_still_initialize_and_use_both_eras():
     """basic/versioning#compatibility-matrix: the era goes with each request; `initialize` is always legacy."""
     s = Script(["git"], begin=False)
@@ -83,6 +87,7 @@ def test_a_host_that_has_looked_may_still_initialize_and_use_both_eras():
     assert s.asks(4, "server/discover")["error"]["code"] == -32601
 
 
+@pytest.mark.requirement("modern-notifications")
 def test_a_modern_hosts_notifications_are_never_answered():
     """basic/index#notifications."""
     s = modern_host("git")
@@ -92,6 +97,7 @@ def test_a_modern_hosts_notifications_are_never_answered():
     assert len(s.to_host) == before
 
 
+@pytest.mark.requirement("versions-listed", "discover-served", "caching")
 def test_discover_says_who_we_are_and_starts_nothing():
     """server/discover; server/utilities/caching."""
     s = Script(["git"], begin=False)
@@ -104,6 +110,7 @@ def test_discover_says_who_we_are_and_starts_nothing():
     assert s.started == []
 
 
+@pytest.mark.requirement("caching")
 def test_what_may_be_cached_says_for_how_long_and_what_a_legacy_server_is():
     """server/utilities/caching; basic/index#meta."""
     offers = {"git": {"resources/list": [RESOURCE], "prompts/list": [{"name": "p"}]}}
@@ -126,6 +133,7 @@ def test_what_may_be_cached_says_for_how_long_and_what_a_legacy_server_is():
     assert not {"ttlMs", "cacheScope"} & s.host_hears(3)["result"].keys()
 
 
+@pytest.mark.requirement("client-info")
 def test_a_host_that_does_not_say_who_it_is_is_called_by_our_name():
     """basic/index#meta: `clientInfo` is no required field."""
     for modern in ((), ("git",)):
@@ -141,6 +149,7 @@ def test_a_host_that_does_not_say_who_it_is_is_called_by_our_name():
         assert info["name"] == "mcpmux"
 
 
+@pytest.mark.requirement("plain-schemas")
 def test_a_tools_own_output_schema_is_shown_to_a_modern_host_and_wrapped_for_a_legacy_one():
     """2026-07-28 allows schemas that are no objects; TypeScript's hosts of the legacy era refuse the whole list."""
     tool = {**TOOL, "outputSchema": {"type": "array"}}
@@ -154,6 +163,7 @@ def test_a_tools_own_output_schema_is_shown_to_a_modern_host_and_wrapped_for_a_l
     assert s.host_hears(4)["result"]["structuredContent"] == [1]
 
 
+@pytest.mark.requirement("envelope-stays-modern", "result-type", "envelope-to-modern", "trace-context")
 @pytest.mark.parametrize("modern", [(), ("git",)])
 def test_a_modern_host_lists_and_calls_servers_of_both_eras(modern: tuple[str, ...]):
     s = modern_host("git", modern=modern)
@@ -172,6 +182,7 @@ def test_a_modern_host_lists_and_calls_servers_of_both_eras(modern: tuple[str, .
     assert s.host_hears(2)["result"]["content"] == []
 
 
+@pytest.mark.requirement("same-era-bytes")
 def test_between_modern_peers_params_and_results_pass_byte_for_byte():
     s = modern_host("git", modern=("git",))
     capabilities = json.dumps(ALL, separators=(",", ":"))
@@ -196,6 +207,7 @@ def test_a_result_without_a_type_is_given_one():
     assert s.host_hears(1)["result"].items() >= {"resultType": "complete", "content": [], "x": 1}.items()
 
 
+@pytest.mark.requirement("greeting-revision", "envelope-stays-modern")
 def test_a_legacy_server_never_sees_an_envelope():
     """A Python server refuses one in its legacy era."""
     s = modern_host("git")
@@ -205,6 +217,7 @@ def test_a_legacy_server_never_sees_an_envelope():
     assert s.server_hears("git", "initialize")["params"]["protocolVersion"] == "2025-11-25"
 
 
+@pytest.mark.requirement("dead-state")
 def test_a_request_state_that_nobody_gave_never_goes_to_a_legacy_server():
     s = modern_host("git")
     for state in ("theirs", "mcpmux:1.2.3"):
@@ -213,6 +226,7 @@ def test_a_request_state_that_nobody_gave_never_goes_to_a_legacy_server():
     assert s.server_heard("git", "tools/call") == []
 
 
+@pytest.mark.requirement("modern-codes", "defined-codes")
 @pytest.mark.parametrize(("code", "becomes"), [(-32002, -32602), (-32050, -32603), (-32601, -32601), (-31000, -31000)])
 def test_a_modern_host_hears_no_codes_of_the_legacy_era(code: int, becomes: int):
     """basic/index#error-codes."""
@@ -222,6 +236,7 @@ def test_a_modern_host_hears_no_codes_of_the_legacy_era(code: int, becomes: int)
     assert s.host_hears(1)["error"] == {"code": becomes, "message": "m", "data": 1}
 
 
+@pytest.mark.requirement("modern-codes")
 def test_our_own_refusals_have_codes_of_the_modern_era_too():
     """basic/index#error-codes: -32002 is of 2025-11-25."""
     s = modern_host("git", server_capabilities={"tools": {}})
@@ -229,6 +244,7 @@ def test_our_own_refusals_have_codes_of_the_modern_era_too():
     assert s.asks_modern(2, "tools/list", cursor="c")["error"]["code"] == -32602
 
 
+@pytest.mark.requirement("modern-host-hears", "subscription-content", "log-messages")
 def test_a_modern_host_is_asked_nothing_and_told_nothing_it_did_not_want():
     s = modern_host("git")
     before = len(s.to_host)
@@ -245,6 +261,7 @@ def test_a_modern_host_is_asked_nothing_and_told_nothing_it_did_not_want():
 # ── progress and log messages ──
 
 
+@pytest.mark.requirement("log-level-crosses", "stateless-requests", "log-messages")
 @pytest.mark.parametrize("modern", [(), ("git",)])
 def test_log_messages_reach_a_modern_host_during_a_call_that_wants_them(modern: tuple[str, ...]):
     """server/utilities/logging."""
@@ -265,6 +282,7 @@ def test_log_messages_reach_a_modern_host_during_a_call_that_wants_them(modern: 
     assert len(s.host_told("notifications/message")) == 1
 
 
+@pytest.mark.requirement("log-level-crosses")
 def test_a_legacy_hosts_log_level_goes_into_each_envelope():
     s = Script(["git"], modern=("git",))
     s.asks(1, "logging/setLevel", level="error")
@@ -283,11 +301,13 @@ def hellos(s: Script, server: str) -> list[str]:
     ]
 
 
+@pytest.mark.requirement("era-remembered")
 def test_each_hosts_era_is_tried_first():
     assert hellos(Script(["git"]), "git") == ["initialize"]
     assert hellos(modern_host("git", modern=("git",)), "git") == ["server/discover"]
 
 
+@pytest.mark.requirement("initialize-refused", "envelope-to-modern")
 def test_a_modern_server_is_found_by_a_legacy_host_on_the_same_pipe():
     s = Script(["git"], modern=("git",))
     assert hellos(s, "git") == ["initialize", "server/discover"]
@@ -295,12 +315,14 @@ def test_a_modern_server_is_found_by_a_legacy_host_on_the_same_pipe():
     assert len(s.started) == 1
 
 
+@pytest.mark.requirement("legacy-discover")
 def test_a_legacy_server_is_found_by_a_modern_host_on_the_same_pipe():
     s = modern_host("git")
     assert hellos(s, "git") == ["server/discover", "initialize"]
     assert len(s.started) == 1
 
 
+@pytest.mark.requirement("silent-discover")
 def test_silence_is_no_answer_and_initialize_follows():
     """A cold npx is silent for 40 s."""
     s = Script(["git"], silent=("git",), begin=False)
@@ -317,6 +339,7 @@ def test_silence_is_no_answer_and_initialize_follows():
     assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
 
 
+@pytest.mark.requirement("silent-discover")
 def test_a_slow_modern_server_is_found_by_its_refusal_of_initialize():
     s = Script(["git"], silent=("git",), begin=False)
     s.host_asks_modern(1, "tools/list")
@@ -329,6 +352,7 @@ def test_a_slow_modern_server_is_found_by_its_refusal_of_initialize():
     assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
 
 
+@pytest.mark.requirement("legacy-discover")
 @pytest.mark.parametrize(
     "answer",
     [
@@ -349,6 +373,7 @@ def test_a_server_that_names_no_modern_version_is_a_legacy_one(answer: dict[str,
     assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
 
 
+@pytest.mark.requirement("dies-of-discover")
 def test_a_server_that_dies_of_the_question_is_started_afresh_as_a_legacy_one():
     s = Script(["git"], silent=("git",), begin=False)
     s.host_asks_modern(1, "tools/list")
@@ -360,6 +385,7 @@ def test_a_server_that_dies_of_the_question_is_started_afresh_as_a_legacy_one():
     assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
 
 
+@pytest.mark.requirement("initialize-refused")
 def test_a_server_that_its_first_request_has_locked_is_asked_in_a_fresh_process():
     """Python's servers answer -32600 to the other era after their first request."""
     s = Script(["git"], silent=("git",))
@@ -374,6 +400,7 @@ def test_a_server_that_its_first_request_has_locked_is_asked_in_a_fresh_process(
     assert s.core.servers["git"].modern
 
 
+@pytest.mark.requirement("initialize-refused")
 def test_what_a_server_asked_before_its_fresh_process_is_not_answered_to_that():
     s = Script(["git"], silent=("git",), capabilities=ALL)
     asks_host(s, "early")
@@ -386,6 +413,7 @@ def test_what_a_server_asked_before_its_fresh_process_is_not_answered_to_that():
     assert not [message for message in s.to_server["git"] if "method" not in message]
 
 
+@pytest.mark.requirement("era-remembered")
 def test_what_was_found_is_remembered_until_it_fails():
     s = Script(["git"], modern=("git",))
     s.server_dies("git")
@@ -395,6 +423,7 @@ def test_what_was_found_is_remembered_until_it_fails():
     assert called(s, "git")["params"]["name"] == "log"
 
 
+@pytest.mark.requirement("dies-of-discover")
 def test_a_server_that_cannot_even_be_started_any_more_is_not_taken_for_one_that_died_of_the_question():
     """It would be started again and again without a rest."""
     s = modern_host("git", modern=("git",))
@@ -409,6 +438,7 @@ def test_a_server_that_cannot_even_be_started_any_more_is_not_taken_for_one_that
     assert [one for one in effects if isinstance(one, mcpmux.SendHost)]
 
 
+@pytest.mark.requirement("era-remembered")
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 def test_a_table_can_say_the_era(era: Any):
     tables = {"git": ServerOptions(command="git", protocol=era)}
@@ -417,6 +447,7 @@ def test_a_table_can_say_the_era(era: Any):
     assert s.tools() == ["git__log"]
 
 
+@pytest.mark.requirement("legacy-tasks")
 def test_the_tasks_of_2025_11_25_are_told_only_from_legacy_to_legacy():
     """Whichever handshake was tried before."""
     s = Script(["git"], modern=("git",), capabilities={"tasks": {"list": {}}, "roots": {}})
@@ -426,6 +457,7 @@ def test_the_tasks_of_2025_11_25_are_told_only_from_legacy_to_legacy():
     assert "tasks" not in s.asks_modern(2, "server/discover")["result"]["capabilities"]
 
 
+@pytest.mark.requirement("unknown-result-type", "extensions-fall-back")
 def test_a_result_type_that_nobody_knows_is_refused():
     """basic/index#resulttype."""
     s = modern_host("git", modern=("git",))
@@ -451,6 +483,7 @@ def subscription(message: Message) -> Any:
     return message["params"]["_meta"][PREFIX + "subscriptionId"]
 
 
+@pytest.mark.requirement("acknowledged-first")
 def test_a_subscription_that_waits_for_the_lists_is_acknowledged_before_anything_else_of_it():
     """basic/patterns/subscriptions#acknowledgment."""
     offers = {"git": {"resources/list": [RESOURCE]}}
@@ -467,6 +500,7 @@ def test_a_subscription_that_waits_for_the_lists_is_acknowledged_before_anything
     assert {subscription(m) for m in told} == {"a"}
 
 
+@pytest.mark.requirement("subscription-end")
 def test_a_subscription_without_a_filter_is_refused_and_a_cancelled_one_never_answered():
     """basic/patterns/subscriptions#opening-a-stream, #cancellation."""
     s = modern_host("git")
@@ -480,6 +514,7 @@ def test_a_subscription_without_a_filter_is_refused_and_a_cancelled_one_never_an
     assert not [m for m in s.to_host if m.get("id") == 2 or m.get("method") == "notifications/tools/list_changed"]
 
 
+@pytest.mark.requirement("filter-keys", "subscription-id")
 def test_what_only_extensions_know_of_a_filter_goes_to_modern_servers_and_task_ids_to_their_owner():
     """basic/versioning#extension-negotiation; the tasks extension."""
     tasks = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
@@ -501,6 +536,7 @@ def test_what_only_extensions_know_of_a_filter_goes_to_modern_servers_and_task_i
 RESOURCE = {"uri": "x://1", "name": "one"}
 
 
+@pytest.mark.requirement("subscription-content")
 @pytest.mark.parametrize("modern", [(), ("git",)])
 def test_a_listener_hears_what_it_asked_for_and_nothing_else(modern: tuple[str, ...]):
     """basic/patterns/subscriptions."""
@@ -528,6 +564,7 @@ def test_a_listener_hears_what_it_asked_for_and_nothing_else(modern: tuple[str, 
         assert s.server_hears("git", "resources/unsubscribe")["params"] == {"uri": "x://1"}
 
 
+@pytest.mark.requirement("subscription-end")
 def test_subscriptions_end_with_their_result_when_we_stop():
     s = modern_host("git")
     listens(s, 5, toolsListChanged=True)
@@ -537,6 +574,7 @@ def test_subscriptions_end_with_their_result_when_we_stop():
     assert result["_meta"][PREFIX + "subscriptionId"] == 5
 
 
+@pytest.mark.requirement("wider-filter", "subscription-id")
 def test_a_wider_subscription_at_a_server_is_acknowledged_before_the_narrower_ends():
     offers = {"git": {"tools/list": [TOOL], "resources/list": [RESOURCE]}}
     s = Script(["git"], modern=("git",), offers=offers)
@@ -551,6 +589,7 @@ def test_a_wider_subscription_at_a_server_is_acknowledged_before_the_narrower_en
     assert s.host_told("notifications/resources/updated")[0]["params"] == {"uri": "x://1"}
 
 
+@pytest.mark.requirement("listening-again", "restarted")
 def test_a_server_that_ends_our_subscription_is_listened_to_again_with_backoff():
     s = Script(["git"], modern=("git",))
     for wait in (1, 1):
@@ -574,6 +613,7 @@ def asks_host(s: Script, id: Any = "q", method: str = "elicitation/create", para
     s.server_sends("git", id=id, method=method, params=ELICIT if params is None else params)
 
 
+@pytest.mark.requirement("parked-progress", "elicitation-unchanged")
 def test_a_legacy_servers_question_parks_the_call_and_the_retry_stands_for_it():
     s = modern_host("git")
     s.host_asks_modern(1, "tools/call", name="git__log", arguments={"a": 1}, meta={"progressToken": "old"})
@@ -622,6 +662,7 @@ def retry(s: Script, id: Any, state: str, answers: dict[str, Any], **more: Any) 
 YES = {"action": "accept", "content": {}}
 
 
+@pytest.mark.requirement("questions-together", "dead-state", "state-is-untrusted")
 def test_questions_that_come_together_travel_together_and_missing_answers_are_asked_for_again():
     s = modern_host("git")
     state, keys = parked(s, "a", "b")
@@ -639,6 +680,7 @@ def test_questions_that_come_together_travel_together_and_missing_answers_are_as
     assert s.host_hears(4)["result"]["content"] == []
 
 
+@pytest.mark.requirement("message-size-to-host")
 def test_questions_that_are_more_together_than_hosts_take_are_refused_and_the_others_asked():
     """Our choice: host_message_mb."""
     s = modern_host("git", options=mcpmux.MuxOptions(host_message_mb=0.1))
@@ -652,6 +694,7 @@ def test_questions_that_are_more_together_than_hosts_take_are_refused_and_the_ot
     assert s.answer_to_server("git", "a")["result"] == YES
 
 
+@pytest.mark.requirement("state-bound", "state-is-untrusted")
 @pytest.mark.parametrize("more", [{"arguments": {"b": 1}}, {"name": "git__other"}])
 def test_a_retry_with_other_arguments_is_refused_and_the_right_one_still_works(more: dict[str, Any]):
     s = modern_host("git")
@@ -662,6 +705,7 @@ def test_a_retry_with_other_arguments_is_refused_and_the_right_one_still_works(m
     assert s.answer_to_server("git", "a")["result"] == YES
 
 
+@pytest.mark.requirement("question-needs-capability", "stateless-requests")
 def test_a_retry_is_asked_again_only_for_what_it_declares_itself():
     """basic/patterns/mrtr#server-requirements-basic-workflow: capabilities are those of the request."""
     s = modern_host("git", capabilities=ALL)
@@ -677,6 +721,7 @@ def test_a_retry_is_asked_again_only_for_what_it_declares_itself():
     assert request["method"] == "sampling/createMessage"
 
 
+@pytest.mark.requirement("result-while-parked")
 def test_a_result_that_comes_while_its_call_is_parked_is_kept_for_the_retry():
     s = modern_host("git")
     state, [key] = parked(s, "a")
@@ -686,6 +731,7 @@ def test_a_result_that_comes_while_its_call_is_parked_is_kept_for_the_retry():
     assert s.answer_to_server("git", "a")["result"] == YES
 
 
+@pytest.mark.requirement("result-while-parked")
 def test_a_question_that_outlives_its_call_waits_for_the_next_one():
     """Our choice: its server has neither withdrawn it nor been answered."""
     s = modern_host("git")
@@ -700,6 +746,7 @@ def test_a_question_that_outlives_its_call_waits_for_the_next_one():
     assert s.answer_to_server("git", "a")["result"] == YES
 
 
+@pytest.mark.requirement("dies-while-parked")
 def test_a_server_that_dies_while_parked_fails_the_retry():
     s = modern_host("git")
     state, [key] = parked(s, "a")
@@ -710,6 +757,7 @@ def test_a_server_that_dies_while_parked_fails_the_retry():
     assert len(s.core.in_flight) == 0
 
 
+@pytest.mark.requirement("host-never-returns", "dead-state", "host-may-leave")
 def test_a_host_that_never_comes_back_ends_the_call_and_the_question():
     s = modern_host("git")
     state, [key] = parked(s, "a")
@@ -721,6 +769,7 @@ def test_a_host_that_never_comes_back_ends_the_call_and_the_question():
     assert len(s.core.in_flight) == 0
 
 
+@pytest.mark.requirement("withdrawn-question")
 def test_a_question_that_is_withdrawn_leaves_the_call_to_go_on():
     s = modern_host("git")
     state, [key] = parked(s, "a")
@@ -731,6 +780,7 @@ def test_a_question_that_is_withdrawn_leaves_the_call_to_go_on():
     assert not [m for m in s.to_server["git"] if m.get("id") == "a"]
 
 
+@pytest.mark.requirement("cancelled-retry")
 def test_a_cancelled_retry_cancels_the_servers_call():
     s = modern_host("git")
     state, [key] = parked(s, "a")
@@ -740,6 +790,7 @@ def test_a_cancelled_retry_cancels_the_servers_call():
     assert len(s.core.in_flight) == 0
 
 
+@pytest.mark.requirement("parked-once")
 def test_a_question_outside_any_call_waits_for_the_next_one_or_for_30_s():
     s = modern_host("git")
     asks_host(s, "a")
@@ -754,6 +805,7 @@ def test_a_question_outside_any_call_waits_for_the_next_one_or_for_30_s():
     assert s.answer_to_server("git", "b").is_error
 
 
+@pytest.mark.requirement("parked-once")
 def test_a_second_question_while_all_calls_are_parked_travels_in_the_answer_to_the_next_retry():
     s = modern_host("git")
     state, [key] = parked(s, "a")
@@ -781,6 +833,7 @@ def test_a_question_goes_to_another_call_if_the_one_that_it_joined_ends_meanwhil
     assert s.answer_to_server("git", "a")["result"] == YES
 
 
+@pytest.mark.requirement("waiting-call-carries")
 def test_a_call_that_waits_for_its_server_can_carry_what_that_asks_first():
     """server-filesystem refuses every path until its roots/list is answered."""
     s = Script(["git"], begin=False, capabilities=ALL)
@@ -801,6 +854,7 @@ def test_a_call_that_waits_for_its_server_can_carry_what_that_asks_first():
     assert s.host_hears(2)["result"]["content"] == []
 
 
+@pytest.mark.requirement("embedded-meta")
 def test_what_a_question_says_of_its_own_connection_does_not_reach_a_modern_host():
     """The rest of `_meta` stays: a host may know a call by it."""
     s = modern_host("git")
@@ -812,6 +866,7 @@ def test_what_a_question_says_of_its_own_connection_does_not_reach_a_modern_host
     assert request["params"] == {**ELICIT, "message": "[git] who?", "_meta": {"x/tool-call": "c"}}
 
 
+@pytest.mark.requirement("undeclared-mode")
 def test_a_mode_that_was_never_declared_is_an_error_and_one_that_this_call_lacks_a_no():
     """client/elicitation#capabilities."""
     s = modern_host("git", capabilities=FORM)
@@ -824,6 +879,7 @@ def test_a_mode_that_was_never_declared_is_an_error_and_one_that_this_call_lacks
     assert s.answer_to_server("git", "a")["result"] == {"action": "decline"}
 
 
+@pytest.mark.requirement("modern-tasks", "extensions-fall-back")
 def test_where_a_host_follows_tasks_of_the_modern_era_the_model_answers_nothing():
     """What is asked inside such a task is asked of the host, past us."""
     tasks = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
@@ -834,6 +890,7 @@ def test_where_a_host_follows_tasks_of_the_modern_era_the_model_answers_nothing(
     assert "sampling" in called(s, "git")["params"]["_meta"][PREFIX + "clientCapabilities"]
 
 
+@pytest.mark.requirement("question-needs-capability")
 def test_a_question_for_a_call_whose_host_cannot_answer_falls_back():
     s = modern_host("git")
     s.host_asks_modern(1, "tools/call", name="git__log", capabilities={})
@@ -845,6 +902,7 @@ def test_a_question_for_a_call_whose_host_cannot_answer_falls_back():
     assert s.answer_to_server("git", "c")["error"]["code"] == -32601
 
 
+@pytest.mark.requirement("question-needs-capability")
 def test_a_question_that_waited_for_a_call_falls_back_to_the_model_if_that_declares_no_sampling():
     s = modern_host("git", sampling=SamplingOptions())
     asks_host(s, "a", "sampling/createMessage", {"messages": [], "maxTokens": 1})
@@ -856,6 +914,7 @@ def test_a_question_that_waited_for_a_call_falls_back_to_the_model_if_that_decla
     assert s.host_hears(1)["result"]["content"] == []
 
 
+@pytest.mark.requirement("methods-with-rounds")
 def test_a_prompt_and_a_resource_can_be_parked_too():
     offers = {"git": {"prompts/list": [{"name": "p"}], "resources/list": [RESOURCE]}}
     for method, params in (("prompts/get", {"name": "git__p"}), ("resources/read", {"uri": "x://1"})):
@@ -876,6 +935,7 @@ PAGE = {"mode": "url", "elicitationId": "e1", "url": "https://x/1", "message": "
 REQUIRED = {"code": -32042, "message": "first", "data": {"elicitations": [PAGE]}}
 
 
+@pytest.mark.requirement("elicitation-id", "pages-become-questions")
 def test_pages_to_be_visited_become_questions_and_the_retry_a_new_call():
     s = modern_host("git")
     s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
@@ -892,6 +952,7 @@ def test_pages_to_be_visited_become_questions_and_the_retry_a_new_call():
     assert len(s.core.rounds) == 0
 
 
+@pytest.mark.requirement("pages-become-questions", "decline-arrives")
 def test_the_new_call_is_made_after_60_s_without_word_and_not_at_all_after_a_no():
     s = modern_host("git")
     s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
@@ -907,6 +968,7 @@ def test_the_new_call_is_made_after_60_s_without_word_and_not_at_all_after_a_no(
     assert len(s.server_heard("git", "tools/call")) == 2
 
 
+@pytest.mark.requirement("pages-become-questions")
 def test_pages_that_are_required_while_the_call_is_parked_are_asked_for_on_the_retry():
     """-32042 is no code of the modern era (basic/index#error-codes)."""
     s = modern_host("git")
@@ -917,6 +979,7 @@ def test_pages_that_are_required_while_the_call_is_parked_are_asked_for_on_the_r
     assert request["params"]["url"] == PAGE["url"]
 
 
+@pytest.mark.requirement("pages-impossible", "request-capabilities")
 def test_a_host_that_cannot_open_pages_is_told_what_is_missing():
     s = modern_host("git")
     s.host_asks_modern(1, "tools/call", name="git__log", capabilities=FORM)
@@ -925,6 +988,7 @@ def test_a_host_that_cannot_open_pages_is_told_what_is_missing():
     assert s.host_hears(1)["error"]["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
 
 
+@pytest.mark.requirement("pages-impossible", "defined-codes")
 @pytest.mark.parametrize("elicitation", [True, False])
 def test_pages_that_are_none_or_that_the_table_forbids_are_no_missing_capability(elicitation: bool):
     """basic/index#error-codes: a defined code only with its meaning."""
@@ -939,6 +1003,7 @@ def test_pages_that_are_none_or_that_the_table_forbids_are_no_missing_capability
         assert "its table says elicitation = false" in s.host_hears(1).text
 
 
+@pytest.mark.requirement("pages-to-legacy")
 def test_a_legacy_host_hears_of_pages_as_they_are_with_the_servers_name():
     s = Script(["git"], capabilities=ALL)
     s.host_asks(1, "tools/call", name="git__log")
@@ -960,6 +1025,7 @@ ROOTS = {"method": "roots/list"}
 SAMPLE = {"method": "sampling/createMessage", "params": {"messages": [], "maxTokens": 1}}
 
 
+@pytest.mark.requirement("retry-shape")
 def test_a_legacy_host_is_asked_all_at_once_and_the_call_is_made_again():
     s = Script(["git"], modern=("git",), capabilities=ALL)
     s.host_asks(1, "tools/call", name="git__log", arguments={"a": 1.0}, _meta={"progressToken": "p"})
@@ -987,6 +1053,7 @@ def test_a_legacy_host_is_asked_all_at_once_and_the_call_is_made_again():
     assert len(s.core.rounds) == 0
 
 
+@pytest.mark.requirement("elicitation-id")
 def test_a_page_has_an_elicitation_id_for_a_legacy_host_and_none_for_a_modern_one():
     """2025-11-25 requires it; 2026-07-28 has none."""
     page = {"method": "elicitation/create", "params": {"mode": "url", "url": "https://x", "message": "m"}}
@@ -1001,6 +1068,7 @@ def test_a_page_has_an_elicitation_id_for_a_legacy_host_and_none_for_a_modern_on
     assert "elicitationId" not in s.host_hears(3)["result"]["inputRequests"]["a"]["params"]
 
 
+@pytest.mark.requirement("input-required")
 @pytest.mark.parametrize(
     ("method", "answer"),
     [
@@ -1021,6 +1089,7 @@ def test_questions_that_may_not_be_asked_end_the_request_with_an_error(method: s
     assert len(s.core.rounds) == 0
 
 
+@pytest.mark.requirement("answered-here")
 def test_what_the_table_and_the_model_answer_a_legacy_host_never_sees():
     table = ServerOptions(command="git", roots=("file:///table",))
     s = Script({"git": table}, modern=("git",), sampling=SamplingOptions(), capabilities=FORM)
@@ -1037,6 +1106,7 @@ def test_what_the_table_and_the_model_answer_a_legacy_host_never_sees():
     assert not s.host_told("roots/list") and not s.host_told("sampling/createMessage")
 
 
+@pytest.mark.requirement("answered-here")
 def test_what_is_answered_here_is_kept_until_a_modern_host_brings_the_rest():
     s = modern_host("git", modern=("git",), sampling=SamplingOptions(), capabilities=FORM)
     s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
@@ -1052,6 +1122,7 @@ def test_what_is_answered_here_is_kept_until_a_modern_host_brings_the_rest():
     assert s.host_hears(2)["result"]["content"] == []
 
 
+@pytest.mark.requirement("modern-server-hears", "cancelled-notification")
 def test_a_modern_server_is_told_of_what_is_cancelled_and_of_nothing_that_its_era_has_not():
     """basic/patterns/cancellation; basic/transports/stdio#cancellation."""
     s = Script(["git"], modern=("git",), capabilities={"roots": {"listChanged": True}})
@@ -1075,6 +1146,7 @@ def test_a_modern_server_is_told_of_what_is_cancelled_and_of_nothing_that_its_er
     }
 
 
+@pytest.mark.requirement("error-ends-call")
 def test_a_refusal_of_the_host_ends_the_call_and_the_other_questions():
     s = Script(["git"], modern=("git",), capabilities=ALL)
     s.host_asks(1, "tools/call", name="git__log")
@@ -1089,6 +1161,7 @@ def test_a_refusal_of_the_host_ends_the_call_and_the_other_questions():
     assert [one.method for one in s.core.in_flight] == ["subscriptions/listen"]
 
 
+@pytest.mark.requirement("cancelled-retry")
 def test_a_host_that_cancels_meanwhile_is_asked_no_more():
     s = Script(["git"], modern=("git",), capabilities=ALL)
     s.host_asks(1, "tools/call", name="git__log")
@@ -1100,6 +1173,7 @@ def test_a_host_that_cancels_meanwhile_is_asked_no_more():
     assert len(s.core.rounds) == 0
 
 
+@pytest.mark.requirement("cancelled-retry", "modern-server-hears")
 def test_when_another_call_is_cancelled_the_questions_of_this_one_stay_open():
     """A modern server's questions are its call's, and it is sent no answers (basic/transports/stdio)."""
     s = Script(["git"], modern=("git",), capabilities=ALL)
@@ -1114,6 +1188,7 @@ def test_when_another_call_is_cancelled_the_questions_of_this_one_stay_open():
     assert not [message for message in s.to_server["git"] if "method" not in message]
 
 
+@pytest.mark.requirement("modern-server-hears")
 def test_a_modern_server_hears_no_progress_of_the_host():
     """basic/patterns: a client sends it requests, and notifications that end them."""
     s = Script(["git"], modern=("git",), capabilities=ALL)
@@ -1124,6 +1199,7 @@ def test_a_modern_server_hears_no_progress_of_the_host():
     assert not s.server_heard("git", "notifications/progress")
 
 
+@pytest.mark.requirement("rounds-end", "retry-shape")
 def test_a_round_with_a_state_only_is_tried_again_after_a_moment():
     s = Script(["git"], modern=("git",))
     s.host_asks(1, "tools/call", name="git__log")
@@ -1134,6 +1210,7 @@ def test_a_round_with_a_state_only_is_tried_again_after_a_moment():
     assert "inputResponses" not in called(s, "git")["params"]
 
 
+@pytest.mark.requirement("error-ends-call")
 def test_questions_that_nobody_answers_end_their_call_once_even_if_their_time_is_up_together():
     """Our choice: input_timeout_sec."""
     s = Script(["git"], modern=("git",), capabilities=ALL)
@@ -1145,6 +1222,7 @@ def test_questions_that_nobody_answers_end_their_call_once_even_if_their_time_is
     assert len(s.core.rounds) == 0
 
 
+@pytest.mark.requirement("rounds-end")
 def test_a_server_that_never_has_enough_is_stopped_after_ten_rounds():
     s = Script(["git"], modern=("git",))
     s.host_asks(1, "tools/call", name="git__log")
@@ -1156,6 +1234,7 @@ def test_a_server_that_never_has_enough_is_stopped_after_ten_rounds():
     assert len(s.server_heard("git", "tools/call")) == 11
 
 
+@pytest.mark.requirement("foreign-state", "elicitation-unchanged")
 def test_between_modern_peers_questions_pass_with_the_servers_name_and_nothing_is_kept():
     s = modern_host("git", modern=("git",))
     s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
@@ -1193,6 +1272,7 @@ def test_a_model_that_fails_while_the_host_is_asked_the_rest_fails_the_retry():
     assert len(s.core.rounds) == 0
 
 
+@pytest.mark.requirement("error-ends-call")
 def test_a_question_that_cannot_be_answered_here_ends_the_call_before_the_host_is_asked_the_rest():
     """An answer that is an error cannot be given to a modern server."""
     sampling = SamplingOptions(limits=SamplingLimits(max_concurrency=1))
@@ -1206,6 +1286,7 @@ def test_a_question_that_cannot_be_answered_here_ends_the_call_before_the_host_i
     assert len(s.core.rounds) == 0
 
 
+@pytest.mark.requirement("foreign-state")
 def test_a_servers_state_that_looks_like_ours_comes_back_to_it_as_it_was():
     s = modern_host("git", modern=("git",))
     s.host_asks_modern(1, "tools/call", name="git__log", arguments={})
@@ -1217,6 +1298,7 @@ def test_a_servers_state_that_looks_like_ours_comes_back_to_it_as_it_was():
     assert called(s, "git")["params"]["inputResponses"] == {"a": YES}
 
 
+@pytest.mark.requirement("result-type", "input-required")
 @pytest.mark.parametrize("result", [{"resultType": "input_required"}, {"content": []}])
 def test_every_result_to_a_modern_host_has_its_type(result: dict[str, Any]):
     """basic/index#resulttype: also our own word on a result that is none, and one of a server that gives no type."""
@@ -1237,6 +1319,7 @@ def test_a_server_that_died_meanwhile_is_started_again_for_the_retry():
     assert called(s, "git")["params"]["inputResponses"] == {"a": YES}
 
 
+@pytest.mark.requirement("same-era-bytes", "stateless-requests", "request-capabilities")
 def test_a_modern_hosts_envelope_is_never_invented():
     """The capabilities that a request declares go on as they are."""
     s = modern_host("git", modern=("git",))

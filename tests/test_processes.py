@@ -177,6 +177,7 @@ def test_more_signals_do_not_disturb_the_end(serve: Serve) -> None:
     assert "Traceback" not in host.log()
 
 
+@pytest.mark.requirement("stopped-gently")
 @posix
 @pytest.mark.parametrize(
     ("vices", "words"),
@@ -341,6 +342,7 @@ def test_no_server_inherits_a_pipe_of_the_host(serve: Serve, tmp_path: Path) -> 
     assert not [pipe for pipe in pipes if pipe in file.read_text()]
 
 
+@pytest.mark.requirement("stdout-is-ours")
 @linux
 def test_the_standard_descriptors_of_mcpmux_itself_lead_away_from_the_protocol(serve: Serve) -> None:
     """Our choice: then no library's stray print can break a line, and no helper can eat one."""
@@ -390,6 +392,7 @@ def room_in(pipe: int) -> int:
     return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
 
 
+@pytest.mark.requirement("stdout-is-ours")
 @posix
 def test_a_helper_command_can_neither_read_from_the_host_nor_write_to_it(serve: Serve) -> None:
     """Our choice: `cat` would wait for the host for ever, and an echo would be a bad line."""

@@ -10,6 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
@@ -738,8 +739,18 @@ class Bridge(RuleBasedStateMachine):
         assert not [key for key in s.due if key[0] not in ("rested", "calls")]
 
 
-TestQuestions = Questions.TestCase
-TestTraffic = Traffic.TestCase
-TestBridge = Bridge.TestCase
+TestQuestions = pytest.mark.requirement("one-ending", "cancelling-what-is-open")(Questions.TestCase)
+TestTraffic = pytest.mark.requirement("one-ending", "request-id")(Traffic.TestCase)
+TestBridge = pytest.mark.requirement(
+    "question-needs-capability",
+    "dead-state",
+    "methods-with-rounds",
+    "modern-host-hears",
+    "cancelling-what-is-open",
+    "progress-token",
+    "retry-shape",
+    "retry-of-its-own",
+    "decline-arrives",
+)(Bridge.TestCase)
 TestQuestions.settings = TestTraffic.settings = settings(stateful_step_count=60)
 TestBridge.settings = settings(TestTraffic.settings, max_examples=3 * settings.default.max_examples)

@@ -37,6 +37,7 @@ def schema(**properties: Any) -> dict[str, Any]:
 REGION = {"type": "string", "x-mcp-header": "Region"}
 
 
+@pytest.mark.requirement("argument-headers")
 def test_arguments_are_repeated_in_headers_where_the_schema_says_so():
     """2026-07-28, basic/transports/streamable-http#client-behavior."""
     deep = schema(region=REGION, at=schema(on={"type": "boolean", "x-mcp-header": "On"}), plain={"type": "string"})
@@ -44,6 +45,7 @@ def test_arguments_are_repeated_in_headers_where_the_schema_says_so():
     assert wanted == {("region",): "Region", ("at", "on"): "On"}
 
 
+@pytest.mark.requirement("argument-headers")
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -268,7 +270,7 @@ def test_a_server_that_cannot_be_spoken_to_says_why(before_each: Callable[..., t
 
 def test_a_server_that_is_not_there_says_so(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
     site = sites()
-    site.close()
+    site.stop()
     text = f"mcpmux: x cannot be reached: connection refused ({site.url}) (is it running, and is its url right?)"
     assert says(before(site)) == text
 
@@ -362,6 +364,7 @@ def test_a_redirect_within_the_same_place_is_followed(sites: Callable[..., FakeS
     assert says(before(sites(answer))) == "Hello"
 
 
+@pytest.mark.requirement("body-over-status")
 def test_the_protocols_own_error_counts_more_than_the_status(calling: Calling):
     """2026-07-28, basic/transports/streamable-http#protocol-version-header: a 404 may be an unknown method."""
     error = {"code": -32602, "message": "Unknown tool"}
@@ -397,6 +400,7 @@ class Sessions:
         return self.stream(asked) if asked.method == "GET" else legacy_server(asked)
 
 
+@pytest.mark.requirement("http-headers", "sessions")
 def test_a_forgotten_session_is_begun_anew_and_the_call_is_answered(
     sites: Callable[..., FakeSite], before: Callable[..., RawHost]
 ):
@@ -418,6 +422,7 @@ def test_a_forgotten_session_is_begun_anew_and_the_call_is_answered(
     assert site.asked[-1].headers["mcp-session-id"] == "s-2"
 
 
+@pytest.mark.requirement("resumed-streams")
 def test_a_stream_that_breaks_is_gone_on_with_where_it_stopped(
     sites: Callable[..., FakeSite], before: Callable[..., RawHost]
 ):
@@ -441,6 +446,7 @@ def test_a_stream_that_breaks_is_gone_on_with_where_it_stopped(
     assert len(called) == 1
 
 
+@pytest.mark.requirement("own-stream")
 def test_what_a_server_says_unasked_is_heard_on_its_own_stream(
     sites: Callable[..., FakeSite], before: Callable[..., RawHost]
 ):
@@ -576,6 +582,7 @@ def test_a_long_answer_is_read_whole_and_one_over_the_limit_ends_its_call(callin
 ODD = r'{"z":1.5,"a":[1e2,-7,123456789012345678901234567890,{"u":"\u00e9\/","n":null}],  "é":"\ud83d\ude00"}'
 
 
+@pytest.mark.requirement("json-and-streams")
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_result_passes_equal_with_all_its_members_in_order(
     calling: Calling, lasting: tuple[RawHost, FakeSite], streamed: bool
@@ -832,6 +839,7 @@ def modern_server(asked: Asked) -> Reply:
             raise AssertionError(asked)
 
 
+@pytest.mark.requirement("http-headers", "encoded-headers", "argument-headers")
 def test_every_request_of_the_modern_era_has_its_headers(
     sites: Callable[..., FakeSite], before: Callable[..., RawHost]
 ):
@@ -856,6 +864,7 @@ def test_every_request_of_the_modern_era_has_its_headers(
     assert "notifications/cancelled" not in [asked.message["method"] for asked in site.asked]
 
 
+@pytest.mark.requirement("http-cancellation")
 def test_a_cancelled_call_is_the_end_of_its_stream_and_of_nothing_else(
     sites: Callable[..., FakeSite], before: Callable[..., RawHost]
 ):
@@ -919,7 +928,7 @@ def test_a_call_that_is_being_answered_outlives_another_that_cannot_be_sent(
     host = before(site)
     number = host.ask("tools/call", {"name": "x__hello", "_meta": {"progressToken": 1}})
     host.until(lambda message: message.get("method") == "notifications/progress")
-    site.close()
+    site.stop()
     assert says(host).startswith("mcpmux: x cannot be reached: connection refused")
     answer = json_reply(called[0], result={"content": [{"type": "text", "text": "at last"}]}).body
     site.more.put(b"data: %b\n\n" % answer)
@@ -995,6 +1004,7 @@ def a_login(**keys: Any) -> mcpmux.Login:
     )
 
 
+@pytest.mark.requirement("login-renewed")
 def test_a_login_is_kept_for_its_owner_only_and_read_back(state: Path):
     mcpmux.write_login(a_login(refresh_token="r-1"))
     mcpmux.write_login(a_login(refresh_token="r-2"))
@@ -1023,6 +1033,7 @@ def test_a_login_that_cannot_be_written_leaves_the_former_one(state: Path, monke
     assert len(list((state / "logins").iterdir())) == 1
 
 
+@pytest.mark.requirement("login-renewed")
 @pytest.mark.usefixtures("state")
 def test_one_refresh_token_is_used_once_however_many_want_it(sites: Callable[..., FakeSite]):
     """Two keepers stand for two processes: the lock is that of a file."""
@@ -1096,7 +1107,7 @@ def test_a_renewal_that_fails_leaves_no_connection_open(
     monkeypatch: pytest.MonkeyPatch,
 ):
     gone = sites()
-    gone.close()
+    gone.stop()
     site = sites(on_call(lambda _: Reply(401, hold=True)))
     for key, value in home.items():
         monkeypatch.setenv(key, value)  # the same logins
@@ -1134,6 +1145,7 @@ def protected(asked: Asked) -> Reply:
             return Reply(404)
 
 
+@pytest.mark.requirement("login")
 @pytest.mark.parametrize(
     ("table", "client", "secret"),
     [

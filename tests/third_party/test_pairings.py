@@ -1,6 +1,7 @@
 """Each host before each server, whatever the eras: what a server asks, and what it tells, arrives.
 
-The servers of the tables are written with the official SDK and by hand; `everything` nobody here wrote.
+The servers of the tables are written with the official SDK and by hand; `everything` nobody here wrote. A run has the
+pairings of a diagonal: each server does each of its features once, before the hosts in turn. All: `--all-pairings`.
 """
 
 from __future__ import annotations
@@ -116,6 +117,24 @@ def parties(modules: Path) -> list[Party]:
         Party(name, server.command, [one.replace("{modules}", str(modules)) for one in server.args], keys=server.keys)
         for name, server in SERVERS.items()
     ]
+
+
+def is_on_the_diagonal(params: dict[str, Any]) -> bool:
+    """Whether the test with these parameters belongs to every run."""
+    if "server" not in params or not {"host", "unable"} & params.keys():
+        return True
+    turn = HOSTS.index(params["host"]) if "host" in params else 2 * params["unable"]
+    server = params["server"]
+    feature = list(SERVERS[server].cells).index(params["name"]) if "name" in params else 0
+    return (turn + list(SERVERS).index(server) + feature) % len(HOSTS) == 0
+
+
+def test_the_diagonal_leaves_out_no_pair_of_a_host_a_server_and_a_feature():
+    every = [(host, server, name) for host in HOSTS for server in SERVERS for name in SERVERS[server].cells]
+    run = [one for one in every if is_on_the_diagonal(dict(zip(("host", "server", "name"), one, strict=True)))]
+    for left, right in ((0, 1), (0, 2), (1, 2)):
+        assert {(one[left], one[right]) for one in run} == {(one[left], one[right]) for one in every}
+    assert len(run) * len(HOSTS) == len(every)
 
 
 @pytest.fixture(scope="module", params=HOSTS)

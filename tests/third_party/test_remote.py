@@ -80,6 +80,7 @@ def test_a_server_is_spoken_to_in_its_era_or_in_the_hosts(host: Host, server: st
     assert call(host, server, "era") == (ERAS[server] or ("modern" if host.modern else "legacy"))
 
 
+@pytest.mark.requirement("sse-fallback")
 @pytest.mark.parametrize(
     ("server", "name"),
     [pytest.param(server, name, id=f"{server}-{name}") for server in CELLS for name in CELLS[server]],
@@ -94,6 +95,7 @@ def test_what_a_server_asks_in_the_middle_of_a_request_is_answered(host: Host, s
     assert sorted(one for one in asked if one != ROOTS) == sorted(one for one in cell.asks if one != ROOTS)
 
 
+@pytest.mark.requirement("http-cancellation")
 @pytest.mark.parametrize("server", CELLS)
 def test_progress_arrives_step_by_step_and_a_call_that_its_host_cancels_is_cancelled(host: Host, server: str):
     """A modern server hears of it by the end of its stream, a legacy one by a notification.
@@ -136,6 +138,7 @@ def test_an_update_of_a_resource_that_the_host_watches_is_told(host: Host, serve
             call(host, server, touch)  # off
 
 
+@pytest.mark.requirement("sse-fallback")
 def test_sse_can_be_asked_for(launcher: Launcher, remotes: list[Remote]):
     [remote] = [one for one in remotes if one.name == "everything-sse"]
     host = launcher.through(Remote("old", remote.url, {"transport": "sse"}))
@@ -201,6 +204,7 @@ def command(launcher: Launcher, config: list[str], *words: str) -> subprocess.Co
     )
 
 
+@pytest.mark.requirement("login")
 def test_a_login_is_made_used_renewed_revoked_and_forgotten(launcher: Launcher, safe: HttpServer):
     """Spec: 2026-07-28, basic/authorization. What is kept, and that nothing is opened while serving, is our choice."""
     remote = Remote("safe", f"http://127.0.0.1:{safe.port}/mcp")
