@@ -380,12 +380,12 @@ encode: Final = msgspec.json.Encoder().encode
 _decode_envelope: Final = msgspec.json.Decoder(Envelope).decode
 _decode_fields: Final = msgspec.json.Decoder(Fields).decode
 _decode_items: Final = msgspec.json.Decoder(list[Raw]).decode
-_decode_any: Final = msgspec.json.Decoder().decode
+decode_any: Final = msgspec.json.Decoder().decode
 _LONE_SURROGATE: Final = re.compile(
     rb"(?<!\\)((?:\\\\)*)"  # after an even number of backslashes
     rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
-_OPEN_ESCAPE: Final = re.compile(  # at the end of a chunk: one that may go on in the next, perhaps as a pair
+OPEN_ESCAPE: Final = re.compile(  # at the end of a chunk: one that may go on in the next, perhaps as a pair
     rb"\\+(?:u(?:[0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?))?\Z"
 )
 _ID_AT_HEAD: Final = re.compile(rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*"?(\d{1,18})"?\s*[,}]')
@@ -554,7 +554,7 @@ def fields_of(raw: Raw | bytes | UnsetType) -> Fields:
 
 def value_of(raw: Raw | bytes | None, default: Any = None) -> Any:
     """A raw value decoded, or `default` where there is none or it cannot be decoded."""
-    return _decoded(_decode_any, raw, default)
+    return _decoded(decode_any, raw, default)
 
 
 def object_of(raw: Raw | bytes | UnsetType | None) -> Fields:
@@ -1118,7 +1118,7 @@ def _fitting(fields: Fields, types: Mapping[str, type | tuple[type, ...]]) -> Fi
 def _edited(raw: Raw, value: Any) -> Raw:
     """`value` as JSON, or `raw` itself where that says the same: its bytes need not change."""
     text = encode(value)
-    return raw if _decode_any(text) == value_of(raw) else Raw(text)
+    return raw if decode_any(text) == value_of(raw) else Raw(text)
 
 
 def is_enabled(tool: str, options: ServerOptions) -> bool:
@@ -5300,7 +5300,7 @@ class Core:
 PLACEHOLDER: Final = re.compile(
     r"\$(\$\{)|\$\{(?:cmd:(?P<cmd>[^{}]*)|(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?)\}|\$\{([^}]*)\}?"
 )
-_SERVER_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SERVER_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NAME_RULE: Final = "a server's name may have A-Z a-z 0-9 _ - only (64 at most)"
 
 # Keys of Codex's that say how Codex uses a server, not how it is run: accepted, so that its blocks paste straight in.
@@ -5405,7 +5405,7 @@ def read_server(name: str, table: Any, notes: list[str]) -> tuple[ServerOptions 
     where = f"mcp_servers.{name}"
     if not isinstance(table, dict):
         return None, [_NO_TABLE.format(where)]
-    problems = [] if _SERVER_NAME.fullmatch(name) else [f"{where}: {NAME_RULE}"]
+    problems = [] if SERVER_NAME.fullmatch(name) else [f"{where}: {NAME_RULE}"]
     table = _without_codex(table, where, problems, notes)
     options = _read_table(ServerOptions, table, where, problems)
     match [row for row in _KINDS if row[0] in table]:
@@ -5446,7 +5446,7 @@ def _without_keys(keys: frozenset[str], table: Any, where: str, notes: list[str]
 
 def _wrong_texts(key: str, value: Any, where: str) -> Iterator[str]:
     """What is wrong with the texts under a key, which have the right type."""
-    for text, at in _texts(value, where) if key in _PLACEHOLDER_KEYS else ():
+    for text, at in texts_of(value, where) if key in _PLACEHOLDER_KEYS else ():
         for found in PLACEHOLDER.finditer(text):
             if found[5] is not None:
                 is_vs_code = found[5].startswith("env:")
@@ -5459,16 +5459,16 @@ def _wrong_texts(key: str, value: Any, where: str) -> Iterator[str]:
         yield from (f"{where}: {problem.format(repr(text[:TEXT_MOST]))}" for text in strange)
 
 
-def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+def texts_of(value: Any, where: str) -> Iterator[tuple[str, str]]:
     """Every string in an option, with its path."""
     if isinstance(value, str):
         yield value, where
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _texts(item, f"{where}[{number}]")
+            yield from texts_of(item, f"{where}[{number}]")
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _texts(item, f"{where}.{key}")
+            yield from texts_of(item, f"{where}.{key}")
 
 
 @functools.cache
@@ -5584,10 +5584,10 @@ def mark_of(path: Path) -> tuple[int, int] | None:
 def read_config(document: dict[str, Any], path: Path) -> Config:
     """The parsed document as options, with the environment. Raises `ConfigError` for problems outside the servers'
     tables, with all."""
-    config, fatal = config_of(document, path, lambda text: _absolute(text, path.parent))
+    config, fatal = config_of(document, path, lambda text: absolute(text, path.parent))
     environment = dict(os.environ)
     if config.options.env_file:
-        file = _absolute(config.options.env_file, path.parent)
+        file = absolute(config.options.env_file, path.parent)
         try:
             environment = parse_env_file(file.read_text(encoding="utf-8")) | environment
         except (OSError, ValueError) as error:
@@ -5598,7 +5598,7 @@ def read_config(document: dict[str, Any], path: Path) -> Config:
     return msgspec.structs.replace(config, environment=environment)
 
 
-def _absolute(text: str, folder: Path) -> Path:
+def absolute(text: str, folder: Path) -> Path:
     """Relative to the config file: a host may start mcpmux anywhere."""
     return (folder / os.path.expanduser(text)).absolute()
 
@@ -5628,7 +5628,7 @@ SAFE_VARIABLES: Final = frozenset(
     (_COMMON_VARIABLES + (_WINDOWS_VARIABLES if sys.platform == "win32" else f" {_POSIX_VARIABLES}")).split()
 )
 SAFE_PREFIXES: Final = ("LC_", "XDG_")
-_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
+SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
 
 
 # What looks like a secret, by the name that it stands under and by how providers begin theirs. Patterns as text: most
@@ -5640,7 +5640,7 @@ _KEY_LIKE_NAME: Final = (
     r"(?![a-z])(?!.*(?:file|path|dir|url|mode|type|name)$)"
 )
 _NO_KEY: Final = r"(?i)(?:true|false|yes|no|on|off|none|null|oauth2?|basic|bearer|\d{0,5})"
-_KEY_LIKE_TEXT: Final = (
+KEY_LIKE_TEXT: Final = (
     r"(?<![\w$-])(?:sk-(?=\S*\d|\S{16})|[rs]k_(?:live|test)_|gh[opusr]_|github_pat_|glpat-|xox[a-z]-|xapp-|ya29\.|pypi-Ag"
     r"|AKIA(?=[A-Z0-9]{12})|AIza(?=\S{20})|npm_(?=\w{30})|hf_(?=\w{20})|gsk_(?=\w{20})|lin_api_|ntn_|figd_|tvly-|SG\."
     r"|eyJ[\w-]+\.eyJ)[\w.~+/=-]{4,}|(?<=\bBearer )[^\s$\"']{4,}|(?<=\bBasic )[\w+/=-]{8,}"
@@ -5662,7 +5662,7 @@ def hide_secrets(text: str, name: str, held: Callable[[str, str], str]) -> str:
         return found["head"] + hide_secrets(found["value"], found["name"], held)
     text = re.sub(_URL_WITH_QUERY, lambda one: f"{one['name']}=" + hide_secrets(one["secret"], one["name"], held), text)
     text = re.sub(_URL_WITH_USER, lambda one: one["user"] + held(one["secret"], "password"), text)
-    return re.sub(_KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
+    return re.sub(KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
 
 
 def is_flag(word: Any) -> bool:
@@ -6293,7 +6293,7 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     for key, value in options.env.items():
         env.pop(next((one for one in env if same(one) == same(key)), key), None)
         env[key] = await full(value, f"env.{key}")
-        if _SECRET_NAME.search(key):
+        if SECRET_NAME.search(key):
             secrets.add(env[key])
 
     def shown(written: str, real: str) -> str:
@@ -6302,11 +6302,11 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     command = os.path.expanduser(await full(options.command, "command"))
     args = [await full(arg, f"args[{number}]") for number, arg in enumerate(options.args)]
     secrets.update(secrets_in(args))
-    cwd = str(_absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
+    cwd = str(absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
         raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
     if os.path.dirname(command):
-        command = str(_absolute(command, config.path.parent))  # never against the folder that the host chose
+        command = str(absolute(command, config.path.parent))  # never against the folder that the host chose
     program = shutil.which(command, path=env["PATH"])
     if program is None and os.path.exists(command):
         raise StartError(f"{shown(options.command, command)} may not be executed", "make it executable: chmod +x")
@@ -6626,7 +6626,7 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     headers: dict[str, str] = {}
     for header, value in options.http_headers.items():
         headers[header] = await expand(value, f"{where}.http_headers.{header}", config.environment, secrets)
-        if _SECRET_NAME.search(header):
+        if SECRET_NAME.search(header):
             secrets.add(headers[header])
     variables = {header: (variable, "env_http_headers") for header, variable in options.env_http_headers.items()}
     if options.bearer_token_env_var:
@@ -6717,7 +6717,7 @@ def load_sdk() -> Sdk:
             try:
                 async for chunk in self._chunks:
                     data = held + chunk
-                    open = _OPEN_ESCAPE.search(data, max(0, len(data) - EDGE))
+                    open = OPEN_ESCAPE.search(data, max(0, len(data) - EDGE))
                     at = open.start() if open else len(data)
                     held = data[at:]
                     yield mended(data[:at])
@@ -8236,7 +8236,7 @@ def quotes(said: str, params: Any) -> bool:
     """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text. What a
     server prefers of models is not such a text."""
     asked = {key: one for key, one in params.items() if key != "modelPreferences"}
-    leaves = [text for text, at in _texts(asked, "") if not at.endswith((".type", ".role", ".mimeType", ".mode"))]
+    leaves = [text for text, at in texts_of(asked, "") if not at.endswith((".type", ".role", ".mimeType", ".mode"))]
     return any(
         any(said[at : at + 16] in leaf for at in range(len(said) - 15)) or (len(leaf) > 3 and leaf in said)
         for leaf in (" ".join(leaf.split()) for leaf in leaves)
@@ -8284,7 +8284,7 @@ class Ledger:
     def check(self, limit: float) -> None:
         """Raises `RpcError` when the day's money is spent. What is open by then may still go over it."""
         now = time.time()
-        spent = self.spent(_day(now))
+        spent = self.spent(day_of(now))
         if spent >= limit:
             left = 86400 - now % 86400
             when = f"free again at 00:00 UTC, in {left // 3600:.0f} h {left % 3600 // 60:.0f} min"
@@ -8299,7 +8299,7 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _append(self.path, line if self._ends_whole() else b"\n" + line)
         except OSError:
-            self._unwritten[_day(now)] += amount(entry, "usd")
+            self._unwritten[day_of(now)] += amount(entry, "usd")
             raise
 
     def _size(self) -> int:
@@ -8324,7 +8324,7 @@ def amount(line: Mapping[str, Any], key: str) -> float:
     return value if isinstance(value, int | float) and 0 <= value < 1e15 else 0
 
 
-def _day(now: float) -> str:
+def day_of(now: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(now))
 
 
@@ -8365,8 +8365,8 @@ class SamplerLoop:
         self._litellm = load_litellm()
         self._models = [rate(model, self._litellm.model_cost) for model in setup.models]
         keys = [model.api_key or "" for model in setup.models]
-        keys += [value for model in setup.models for key, value in model.params.items() if _SECRET_NAME.search(key)]
-        keys += [value for key, value in os.environ.items() if _SECRET_NAME.search(key)]
+        keys += [value for model in setup.models for key, value in model.params.items() if SECRET_NAME.search(key)]
+        keys += [value for key, value in os.environ.items() if SECRET_NAME.search(key)]
         # A short one would hide half of every line.
         self._secrets = [key for key in keys if isinstance(key, str) and len(key) > 5]
         self._ledger = Ledger(Path(setup.ledger))
@@ -8445,7 +8445,7 @@ class SamplerLoop:
                 if wait is None or not passes or asked > RETRY_AFTER_MOST:
                     later = f"; it asks to wait {asked:g} s" if asked else ""
                     raise RpcError(INTERNAL_ERROR, f"mcpmux: the provider of {model} {text}{later}") from None
-            await asyncio.sleep(max(wait * (1 + _chance()) / 2, asked))
+            await asyncio.sleep(max(wait * (1 + any_chance()) / 2, asked))
         raise Bug("the last attempt has no wait")
 
 
@@ -8458,7 +8458,7 @@ def _retry_after(wrong: Exception) -> float:
         return 0.0
 
 
-def _chance() -> float:
+def any_chance() -> float:
     return int.from_bytes(os.urandom(4)) / 2**32
 
 
@@ -8557,7 +8557,7 @@ class Mux:
             known=known,
             broken=config.broken,
             notice=notice,
-            chance=_chance,
+            chance=any_chance,
             secret=lambda: os.urandom(16).hex(),
         )
         self._config = config
@@ -8578,6 +8578,8 @@ class Mux:
         """From the loop's thread. One wake-up serves all that comes before it is heard."""
         self._inbox.append(event)
         self._wake.set()
+
+    # ── the loop ──
 
     async def run(self) -> None:
         """Serves until the host goes or a signal comes; returns when nothing is left."""
@@ -8644,6 +8646,8 @@ class Mux:
     def _timer_due(self, key: TimerKey) -> None:
         del self._timers[key]
         self.post(TimerDue(key))
+
+    # ── processes come and go ──
 
     async def _start(self, name: Name, run: int) -> None:
         try:
@@ -8731,6 +8735,8 @@ class Mux:
             handle.cancel()
         kill_all(descendants(os.getpid()))
         reap(())
+
+    # ── what is watched ──
 
     def _watch(self, parent_is_gone: Callable[[], bool]) -> None:
         """A thread, since a disk may be slow. Most beginnings of a config file are TOML too: it is read when it has
@@ -9428,7 +9434,7 @@ def masked(text: str) -> str:
     text = re.sub(_OBJECT_OF_KEYS, lambda one: one[1] + re.sub(r'(:\s*)"(?:\\.|[^"\\])*"', r'\1"***"', one[2]), text)
     text = re.sub(_MEMBER_OF_TEXT, member, text)
     text = re.sub(r'"((?:\\.|[^"\\])*)"', lambda one: f'"{hide(one[1], "", "", "")}"', text)
-    return re.sub(_KEY_LIKE_TEXT, "***", text)  # in a comment
+    return re.sub(KEY_LIKE_TEXT, "***", text)  # in a comment
 
 
 def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
@@ -10003,7 +10009,7 @@ def _add(arguments: argparse.Namespace) -> int:
     name, command = arguments.name, arguments.rest
     if bool(command) == bool(arguments.url):
         raise ConfigError(f"give a command or a --url, as in: mcpmux add {name} -- uvx mcp-server-time")
-    if not _SERVER_NAME.fullmatch(name):
+    if not SERVER_NAME.fullmatch(name):
         raise ConfigError(f"{name!r}: {NAME_RULE}")
     if arguments.url and arguments.env:
         raise ConfigError("--env is for a server that is started by a command; a remote one has no environment of ours")
@@ -10208,7 +10214,7 @@ def _call(arguments: argparse.Namespace) -> int:
     config = load_config(config_path(arguments.config))
     text = sys.stdin.buffer.read() if arguments.arguments == "-" else arguments.arguments.encode(errors="replace")
     try:
-        given = _decode_any(text)
+        given = decode_any(text)
     except (msgspec.DecodeError, RecursionError) as wrong:
         raise ConfigError(f"the arguments of {arguments.tool} are not JSON: {wrong}") from None
     if not isinstance(given, dict):
@@ -10703,7 +10709,7 @@ def _usage(arguments: argparse.Namespace) -> int:
     """Adds up the ledger of sampling. Days are those of UTC.
     Example: mcpmux usage --days 7"""
     ledger = Ledger(state_folder() / LEDGER_NAME)
-    since = _day(time.time() - 86400 * (arguments.days - 1))
+    since = day_of(time.time() - 86400 * (arguments.days - 1))
     sums: dict[tuple[str, str, str], list[float]] = {}
     for line in ledger.lines():
         if (day := line["time"][:10]) >= since:
@@ -10976,7 +10982,7 @@ class DemoServer:
 
     def serve(self) -> int:
         for line in iter(sys.stdin.buffer.readline, b""):
-            message = _decode_any(line)
+            message = decode_any(line)
             if "id" in message:
                 self._send(id=message["id"], result=self._answer(message["method"], message.get("params") or {}))
         return 0
@@ -11002,7 +11008,7 @@ class DemoServer:
 
     def _ask(self, method: str, **params: Any) -> dict[str, Any]:
         self._send(id=f"ask-{method}", method=method, params=params)
-        while message := _decode_any(sys.stdin.buffer.readline() or b"{}"):
+        while message := decode_any(sys.stdin.buffer.readline() or b"{}"):
             if message.get("id") == f"ask-{method}":
                 return message.get("result", {})
         sys.exit(0)

@@ -436,6 +436,9 @@ def test_a_long_class_has_headings_and_each_stands_above_something():
             assert not heading.match(following) and not BANNER.match(following), line
 
 
+GIVEN = {"_replace", "_hidden_params"}  # a named tuple's method; and litellm has no other name for what a call cost
+
+
 def private_uses(source: str) -> list[str]:
     """Private names of a section that another one uses, and private members that are not one's own."""
     tree, sections = ast.parse(source), sections_of(source)
@@ -449,7 +452,7 @@ def private_uses(source: str) -> list[str]:
         for one in ast.walk(node):
             if isinstance(one, ast.Attribute) and re.match("_[a-z]", one.attr):
                 owner = one.value.id if isinstance(one.value, ast.Name) else ""
-                if owner not in ("self", "os", "sys"):
+                if owner not in ("self", "os", "sys") and one.attr not in GIVEN:
                     found.append(f"line {one.lineno}: {ast.unparse(one)}")
     return found
 

@@ -768,7 +768,7 @@ def test_two_processes_at_one_ledger_lose_no_line(ledger: mcpmux.Ledger):
     processes = [subprocess.Popen([*command, name], cwd=ROOT, stdin=pipe, stdout=pipe) for name in "ab"]
     for process in processes:
         assert process.stdout and process.stdout.readline() == b"ready\n"
-    day = mcpmux._day(time.time())
+    day = mcpmux.day_of(time.time())
     for process in processes:
         assert process.stdin
         process.stdin.write(b"go\n")
@@ -782,7 +782,7 @@ def test_two_processes_at_one_ledger_lose_no_line(ledger: mcpmux.Ledger):
     assert collections.Counter(name for name, _ in found) == {"a": 3000, "b": 3000}
     for name in "ab":
         assert [n for server, n in found if server == name] == list(range(3000))
-    if mcpmux._day(time.time()) == day:
+    if mcpmux.day_of(time.time()) == day:
         assert ledger.spent(day) == pytest.approx(6)
 
 
@@ -926,7 +926,7 @@ def test_a_request_is_answered_also_if_the_ledger_cannot_be_written(tmp_path: Pa
     warning, _ = [found["params"] for found in loop.logged]
     assert warning["level"] == "warning"
     assert "the ledger of sampling cannot be written" in warning["text"]
-    assert loop.loop._ledger.spent(mcpmux._day(time.time())) == 0.5
+    assert loop.loop._ledger.spent(mcpmux.day_of(time.time())) == 0.5
 
 
 def test_a_bug_costs_its_request_only_and_tells_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
