@@ -84,6 +84,7 @@ import functools
 import hashlib
 import heapq
 import io
+import itertools
 import json
 import math
 import os
@@ -92,6 +93,7 @@ import shlex
 import shutil
 import signal
 import ssl
+import string
 import subprocess
 import sys
 import textwrap
@@ -164,13 +166,16 @@ FAIR_BITE: Final = 16 * 1024  # bytes of one server's lines written to the host 
 USUAL_PIPE: Final = 64 * 1024  # bytes that a pipe of Linux holds
 PIPE_ROOM: Final = 256 * 1024  # bytes, for long messages; all pipes of a user together may hold 64 MB
 READ_AHEAD: Final = 256 * 1024  # bytes waiting for the host above which their server is not read; and the reverse
-URI_MOST: Final = 8192  # characters; a longer URI or template is matched as a whole only
+URI_MOST: Final = 2048  # characters; a longer URI or template is matched as a whole only
 TEXT_MOST: Final = 500  # characters of a peer's own words in a message of ours
 MB: Final = 1024 * 1024
 
 # What one server may have of what is shared; beyond that *it* is refused, with a reason.
 QUESTIONS_MOST: Final = 50  # open at once
 TASKS_MOST: Final = 1000  # remembered; ended ones are forgotten first
+ENTRIES_MOST: Final = 10_000  # in each of its lists
+TEMPLATES_MOST, EXPRESSIONS_MOST = 1000, 20  # and in each template
+LINKS_MOST: Final = 1000  # URIs that it gave out in results, the last ones
 
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Megabytes = Annotated[float, Meta(gt=0, le=4096)]
@@ -696,13 +701,21 @@ VERSION_KEY, INFO_KEY, CAPABILITIES_KEY, LEVEL_KEY, SERVER_KEY, SUBSCRIPTION_KEY
 )
 ENVELOPE_KEYS: Final = (VERSION_KEY, INFO_KEY, CAPABILITIES_KEY, LEVEL_KEY)
 TASKS_EXTENSION: Final = _OF_MCP + "tasks"
+SKILLS_EXTENSION: Final = _OF_MCP + "skills"
+# Extensions whose methods mcpmux knows how to share among servers. Another one is passed on where one server has it.
+EXTENSIONS: Final = (TASKS_EXTENSION, SKILLS_EXTENSION, _OF_MCP + "ui")
+MERGED_METHODS: Final = {"skills/list": (SKILLS_EXTENSION, "skills")}  # whose lists become one, under this key
+METHODS_BY_URI: Final = ("skills/get", "resources/directory/read")
 RELATED_TASK: Final = _OF_MCP + "related-task"
 CARRIERS: Final = ("tools/call", "prompts/get", "resources/read")  # in the middle of these a server may ask
 LEGACY_ONLY: Final = frozenset(
     {"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe", "tasks/list", "tasks/result"}
 )
 MODERN_ONLY: Final = frozenset({"server/discover", "subscriptions/listen", "tasks/update"})
-CACHEABLE: Final = ("tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read")
+CACHEABLE: Final = (
+    *("tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read"),
+    *("skills/list", "skills/get"),
+)
 LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 TERMINAL: Final = ("completed", "failed", "cancelled")  # a task's last statuses
 HOST_TASK_METHODS: Final = ("tasks/get", "tasks/result", "tasks/cancel", "tasks/list")
@@ -839,6 +852,10 @@ def capabilities_for_host(servers: Iterable[Fields]) -> dict[str, Any]:
     """What `initialize` answers: our own, and what only servers can make true."""
     declared = list(servers)
     extra = {key: united(value_of(one[key]) for one in declared if key in one) for key in UNITED_CAPABILITIES}
+    if isinstance(extra["extensions"], dict):
+        owners = collections.Counter(id for one in declared for id in object_of(one.get("extensions")))
+        served = {id: value for id, value in extra["extensions"].items() if id in EXTENSIONS or owners[id] == 1}
+        extra["extensions"] = served or None
     return OWN_CAPABILITIES | {key: value for key, value in extra.items() if isinstance(value, dict)}
 
 
@@ -916,6 +933,7 @@ class Entry(NamedTuple):
     right: bytes
     wrapped: bool = False  # a tool whose structured results legacy hosts take in an object only
     plain: bytes | None = None  # then: `right` for modern hosts
+    page: str = ""  # of a tool: the URI of its MCP App
 
 
 class Route(NamedTuple):
@@ -932,6 +950,11 @@ class Part(NamedTuple):
     server: str
     prefix: str | None
     lists: Mapping[str, list[Entry]]  # by list method
+
+    def space(self, options: MuxOptions) -> str:
+        """What its names begin with."""
+        prefix = self.server if self.prefix is None else self.prefix
+        return prefix and prefix + options.separator
 
 
 class Known(Struct, frozen=True):
@@ -956,6 +979,9 @@ def told_key(told: Fields) -> str:
     return hashlib.sha256(encode(told)).hexdigest()[:16]
 
 
+Names = dict[str, dict[str, tuple[str, str]]]  # by list method and exposed name: whose it is, and its own name there
+
+
 class Catalogue(Struct, frozen=True):
     """The merged view. `results` are the encoded list results by method; `notes` say what had to be changed."""
 
@@ -963,15 +989,20 @@ class Catalogue(Struct, frozen=True):
     plain: dict[str, bytes]  # of these what modern hosts are shown, where that differs
     tools: dict[str, Route]
     prompts: dict[str, Route]
-    resources: dict[str, str]
-    templates: dict[str, str]  # URI template -> server, in config order
+    bare: dict[str, Route | None]  # tools by their own names; None: several servers have one
+    resources: dict[str, str]  # URI -> server
+    templates: list[tuple[str, str]]  # URI template, server: the most particular first
+    pages: dict[str, str]  # URIs of MCP Apps
+    schemes: dict[str, list[str]]  # of all these URIs, with the servers that have any
+    names: Names
     notes: list[str]
 
-    def owner_of(self, uri: str) -> str | None:
-        """The server that listed this URI, else the first one with a template for it."""
-        if uri in self.resources:
-            return self.resources[uri]
-        return next((owner for template, owner in self.templates.items() if matches(template, uri)), None)
+    def owners_of(self, uri: str) -> list[str]:
+        """The server that has listed this URI; else those that may have it, by their templates, the likeliest first."""
+        if owner := self.resources.get(uri) or self.pages.get(uri):
+            return [owner]
+        text = UriText(uri)
+        return list(dict.fromkeys(server for template, server in self.templates if text.matches(template)))
 
 
 def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | None:
@@ -1003,7 +1034,8 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
         entry["outputSchema"] = fitted
     left, right = _render(entry, kind.identity)
     plain = _render(entry | {"outputSchema": output}, kind.identity)[1] if wrapped and output is not None else None
-    return Entry(name, override.name or name, left, right, wrapped, plain)
+    page = value_of(object_of(object_of(entry.get("_meta")).get("ui")).get("resourceUri"))
+    return Entry(name, override.name or name, left, right, wrapped, plain, page if isinstance(page, str) else "")
 
 
 def _fit_tool(entry: Fields, name: str, options: ServerOptions) -> str | None:
@@ -1032,6 +1064,8 @@ def _fit_prompt(entry: Fields, name: str, options: ServerOptions) -> str | None:
 
 
 def _fit_resource(entry: Fields, uri: str, options: ServerOptions) -> str | None:
+    if uri.count("{") > EXPRESSIONS_MOST:
+        return f"a URI template with more than {EXPRESSIONS_MOST} expressions: {uri[:100]!r}"
     if not isinstance(value_of(entry.get("name")), str):
         entry["name"] = Raw(encode(uri))
     return None
@@ -1207,109 +1241,193 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)
 
 
-def _name_all(parts: list[Part], method: str, options: MuxOptions, notes: list[str]) -> list[tuple[str, Part, Entry]]:
-    """A distinct name for each entry, in config order: prefix, then on a collision the server's own, then a number."""
-
-    def joined(prefix: str, entry: Entry) -> str:
-        text = f"{prefix}{options.separator}{entry.shown}" if prefix else entry.shown
-        return fit_name(text, options.max_name_length)
-
-    entries: list[tuple[Part, Entry]] = []
+def _name_all(
+    parts: list[Part], method: str, options: MuxOptions, owned: Mapping[str, tuple[str, str]], notes: list[str]
+) -> dict[str, tuple[Part, Entry]]:
+    """A name for each entry, in config order: the one that it would have by itself, unless that is `owned` by another
+    or reads as if it were another server's; then one that is free. Who has a name keeps it."""
+    wanted: list[tuple[str, Part, Entry]] = []
     for part in parts:
         once = {entry.name: entry for entry in reversed(part.lists.get(method, ()))}  # it knows one by each name
-        entries += [(part, entry) for entry in part.lists.get(method, ()) if once[entry.name] is entry]
-    names = [joined(part.server if part.prefix is None else part.prefix, entry) for part, entry in entries]
-    crowd = collections.Counter(names)
-    numbers: dict[str, int] = {}
-    taken: set[str] = set()
-    named: list[tuple[str, Part, Entry]] = []
-    for name, (part, entry) in zip(names, entries, strict=True):
-        chosen = base = name if crowd[name] == 1 else joined(part.server, entry)
-        while chosen in taken or (chosen != name and chosen in crowd):
-            numbers[base] = numbers.get(base, 1) + 1
-            chosen = f"{fit_name(base, options.max_name_length - 8)}_{numbers[base]}"
-        if crowd[name] > 1:
-            notes.append(f"{part.server}: {entry.name!r} collides as {name!r} and is offered as {chosen!r}")
-        taken.add(chosen)
-        named.append((chosen, part, entry))
-    return named
-
-
-def merge(parts: list[Part], options: MuxOptions) -> Catalogue:
-    """All parts, in config order, as one catalogue; what would make a list longer than hosts take is left out."""
-    notes: list[str] = []
-    results: dict[str, bytes] = {}
-    plain: dict[str, bytes] = {}
-    routes: dict[str, dict[str, Route]] = {}
-    owners: dict[str, dict[str, str]] = {}
-    for method, kind in LISTS.items():
-        rendered: list[bytes] = []
-        differing: dict[int, bytes] = {}
-        room = int(options.host_message_mb * MB) - EDGE
-        named = (
-            _name_all(parts, method, options, notes)
-            if kind.identity == "name"  # URIs are never rewritten: results, links and MCP Apps refer to them
-            else [(entry.name, part, entry) for part in parts for entry in part.lists.get(method, ())]
-        )
-        routes[method], owners[method] = {}, {}
-        for name, part, entry in named:
-            shown = entry.left + encode(name) + entry.right
-            if name in owners[method]:
-                notes.append(f"{part.server}: {name} is offered by {owners[method][name]} already and left out")
-            elif len(shown) >= room:
-                notes.append(f"{part.server}: {name} is left out: {method} would be longer than host_message_mb")
-            else:
-                room -= len(shown) + 1
-                if entry.plain is not None:
-                    differing[len(rendered)] = entry.left + encode(name) + entry.plain
-                rendered.append(shown)
-                owners[method][name] = part.server
-                routes[method][name] = Route(part.server, entry.name, entry.wrapped)
-        results[method] = b'{"%b":[%b]}' % (kind.key.encode(), b",".join(rendered))
-        if differing:
-            shown_plain = [differing.get(number, shown) for number, shown in enumerate(rendered)]
-            plain[method] = b'{"%b":[%b]}' % (kind.key.encode(), b",".join(shown_plain))
-    return Catalogue(
-        results,
-        plain,
-        routes["tools/list"],
-        routes["prompts/list"],
-        owners["resources/list"],
-        owners["resources/templates/list"],
-        notes,
-    )
-
-
-def matches(template: str, uri: str) -> bool:
-    """Whether a URI can come from a URI template (RFC 6570): `{x}` stands for anything up to a slash, `{+x}` for
-    anything. All ends that the pieces so far can have are carried along, so that no template takes long."""
-    if len(template) > URI_MOST or len(uri) > URI_MOST:
-        return False
-    ends = {0}
-    for number, piece in enumerate(_EXPRESSION.split(template)):
-        if number % 2 == 0:
-            ends = {at + len(piece) for at in ends if uri.startswith(piece, at)}
+        listed = [entry for entry in part.lists.get(method, ()) if once[entry.name] is entry]
+        wanted += [(fit_name(part.space(options) + one.shown, options.max_name_length), part, one) for one in listed]
+    spaces = [part.space(options) for part in parts]
+    rivals = {own: tuple(one for one in spaces if len(one) > len(own) and one.startswith(own)) for own in spaces}
+    taken = {name: (part, one) for name, part, one in wanted if owned.get(name) == (part.server, one.name)}
+    given = {(part.server, one.name): name for name, (part, one) in taken.items()}
+    for name, part, entry in wanted:
+        me, chosen = (part.server, entry.name), name
+        if me in given:
             continue
-        lead, stop = _OPERATORS.get(piece[:1], ("", "/"))
-        starts = {at + len(lead) for at in ends if uri.startswith(lead, at)}
-        ends = ends | starts if lead else set()  # an expression with an operator of its own may be empty
-        spread = 0
-        for start in sorted(starts):
-            if start >= spread:
-                found = uri.find(stop, start) if stop else -1
-                spread = found if found >= 0 else len(uri)
-                ends.update(range(start + 1, spread + 1))
-    return len(uri) in ends
+        if name in taken or name in owned or name.startswith(rivals[part.space(options)]):
+            chosen = _free_name(name, part, entry, options, taken, owned)
+            notes.append(f"{part.server}: {name!r} is taken; its {entry.name!r} is offered as {chosen!r}")
+        given[me], taken[chosen] = chosen, (part, entry)
+    return {given[part.server, entry.name]: (part, entry) for _, part, entry in wanted}
 
 
+def _free_name(
+    name: str,
+    part: Part,
+    entry: Entry,
+    options: MuxOptions,
+    taken: Container[str],
+    owned: Mapping[str, tuple[str, str]],
+) -> str:
+    """With the server's own name before it, where another prefix was chosen; else with a hash, the same in every
+    run."""
+    own = fit_name(f"{part.server}{options.separator}{entry.shown}", options.max_name_length)
+    marks = (hashlib.sha256(encode([part.server, entry.name, salt])).hexdigest()[:6] for salt in range(ENTRIES_MOST))
+    hashed = (f"{name[: options.max_name_length - 7]}_{mark}" for mark in marks)
+    candidates, me = itertools.chain([own] if part.prefix is not None else [], hashed), (part.server, entry.name)
+    return next(one for one in candidates if one not in taken and owned.get(one, me) == me)
+
+
+def _shares(sizes: Mapping[str, int], room: int) -> int:
+    """How many bytes each server may have at most, so that all fit: those with the most give way first."""
+    left = room
+    for number, size in enumerate(sorted(sizes.values())):
+        if size * (len(sizes) - number) > left:
+            return left // (len(sizes) - number)
+        left -= size
+    return room
+
+
+def _rendered(
+    method: str, named: Mapping[str, tuple[Part, Entry]], room: int, notes: list[str]
+) -> tuple[bytes, bytes | None]:
+    """A list as legacy and, where that differs, as modern hosts are shown it, with as much as they take."""
+    shown = {name: entry.left + encode(name) + entry.right for name, (_, entry) in named.items()}
+    sizes: collections.Counter[str] = collections.Counter()
+    for name, (part, _) in named.items():
+        sizes[part.server] += len(shown[name]) + 1
+    most, had, left_out = _shares(sizes, room), collections.Counter[str](), collections.Counter[str]()
+    if sum(sizes.values()) > room:
+        for name, (part, _) in named.items():
+            size = len(shown[name]) + 1
+            if had[part.server] + size > most:
+                left_out[part.server] += 1
+                del shown[name]
+            else:
+                had[part.server] += size
+    for server, count in left_out.items():
+        why = f"{method} would be longer than host_message_mb; they can be called all the same"
+        notes.append(f"{server}: {count} entries are left out: {why}")
+    key = LISTS[method].key.encode()
+    result = b'{"%b":[%b]}' % (key, b",".join(shown.values()))
+    differing = {
+        name: entry.left + encode(name) + entry.plain
+        for name, (_, entry) in named.items()
+        if entry.plain is not None and name in shown
+    }
+    return result, b'{"%b":[%b]}' % (key, b",".join((shown | differing).values())) if differing else None
+
+
+def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None) -> Catalogue:
+    """All parts, in config order, as one catalogue. `owned` are the names as they were given out so far."""
+    notes: list[str] = []
+    results, plain, names = dict[str, bytes](), dict[str, bytes](), Names()
+    named: dict[str, dict[str, tuple[Part, Entry]]] = {}
+    servers = {part.server for part in parts}
+    for method, kind in LISTS.items():
+        if kind.identity == "name":
+            former = {name: whose for name, whose in (owned or {}).get(method, {}).items() if whose[0] in servers}
+            named[method] = _name_all(parts, method, options, former, notes)
+            given = {name: (part.server, entry.name) for name, (part, entry) in named[method].items()}
+            names[method] = _bounded(former, given)
+        else:  # URIs are never rewritten: results, links and MCP Apps refer to them
+            named[method] = {}
+            for part in parts:
+                for entry in part.lists.get(method, ()):
+                    has = named[method].setdefault(entry.name, (part, entry))
+                    if has[0] is not part:
+                        notes.append(f"{part.server}: {entry.name} is offered by {has[0].server} already and left out")
+        results[method], modern = _rendered(method, named[method], int(options.host_message_mb * MB) - EDGE, notes)
+        if modern is not None:
+            plain[method] = modern
+    routes = {
+        method: {name: Route(part.server, entry.name, entry.wrapped) for name, (part, entry) in named[method].items()}
+        for method in names
+    }
+    bare: dict[str, Route | None] = {}
+    for route in routes["tools/list"].values():
+        bare[route.name] = None if route.name in bare else route
+    resources = {uri: part.server for uri, (part, _) in named["resources/list"].items()}
+    pages = {
+        entry.page: part.server for part in reversed(parts) for entry in part.lists.get("tools/list", ()) if entry.page
+    }
+    templates = [(one.name, part.server) for part in parts for one in part.lists.get("resources/templates/list", ())]
+    schemes: dict[str, list[str]] = {}
+    for uri, server in (*resources.items(), *pages.items(), *templates):
+        there = schemes.setdefault(uri.partition(":")[0], [])
+        if server not in there:
+            there.append(server)
+    templates.sort(key=lambda one: -len(_EXPRESSION.sub("", one[0])))
+    tools, prompts = routes["tools/list"], routes["prompts/list"]
+    return Catalogue(results, plain, tools, prompts, bare, resources, templates, pages, schemes, names, notes)
+
+
+def _bounded(former: dict[str, tuple[str, str]], given: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Who has which name, also of those who do not offer it now; of each server no more than it may list."""
+    count = collections.Counter(server for server, _ in given.values())
+    kept = dict(given)
+    for name, whose in former.items():
+        if name not in kept and count[whose[0]] < ENTRIES_MOST:
+            count[whose[0]] += 1
+            kept[name] = whose
+    return kept
+
+
+class UriText:
+    """A URI that is held against templates. Sets of places in it are the bits of a number, so that all that a template
+    can mean is followed at once, and a character of it costs the same whatever the others are."""
+
+    def __init__(self, uri: str) -> None:
+        self._text = urllib.parse.quote(uri, safe=string.printable)  # as a literal of a template is written
+        self._places: dict[str, int] = {}  # of each character
+        self._all = (1 << len(self._text)) - 1
+
+    def matches(self, template: str) -> bool:
+        """RFC 6570: `{x}` stands for anything up to a slash, `{+x}` and `{x*}` for anything."""
+        if len(template) > URI_MOST or len(self._text) > URI_MOST:
+            return False
+        ends = 1
+        for number, piece in enumerate(_EXPRESSION.split(template)):
+            if number % 2 == 0:
+                ends = self._after(urllib.parse.quote(piece, safe=string.printable), ends)
+                continue
+            lead, is_any = _OPERATORS.get(piece[:1], ("", piece.endswith("*")))
+            inside = self._all if is_any else self._all & ~self._at("/")
+            starts = self._after(lead, ends)
+            steps = (starts & inside) << 1  # one character at least
+            reached = steps | ((inside + (steps & inside)) ^ inside)  # a carry goes as far as a run of ones does
+            ends = ends | starts | reached if lead else reached  # one with an operator of its own may be empty
+            if not ends:
+                break
+        return bool(ends >> len(self._text) & 1)
+
+    def _after(self, literal: str, ends: int) -> int:
+        for one in literal:
+            ends = (ends & self._at(one)) << 1
+            if not ends:
+                break
+        return ends
+
+    def _at(self, one: str) -> int:
+        if one not in self._places:
+            self._places[one] = int("0" + "".join("01"[one == other] for other in reversed(self._text)), 2)
+        return self._places[one]
+
+
+# By an expression's first character: what then stands before its value, and whether that may have slashes.
 _OPERATORS: Final = {
-    "+": ("", ""),
-    "#": ("#", ""),
-    "?": ("?", ""),
-    "&": ("&", ""),
-    "/": ("/", ""),
-    ".": (".", "/"),
-    ";": (";", "/"),
+    "+": ("", True),
+    "#": ("#", True),
+    "?": ("?", True),
+    "&": ("&", True),
+    "/": ("/", True),
+    ".": (".", False),
+    ";": (";", False),
 }
 
 
@@ -1639,6 +1757,12 @@ class SaveCatalogue(Struct):
     known: Known
 
 
+class SaveNames(Struct):
+    """Who has which exposed name: whoever had it first keeps it, also in the next run."""
+
+    names: Names
+
+
 class SetTimer(Struct):
     key: TimerKey
     at: float | None  # None: forget it
@@ -1649,7 +1773,7 @@ class Log(Struct):
     text: str
 
 
-Effect = SendHost | SendServer | Start | Stop | SaveCatalogue | SetTimer | Log
+Effect = SendHost | SendServer | Start | Stop | SaveCatalogue | SaveNames | SetTimer | Log
 
 
 class Out:
@@ -2187,17 +2311,24 @@ class Ground(NamedTuple):
 class Merged:
     """What all servers offer, as one catalogue: made anew when it is next looked at after a change."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Ground, names: Names) -> None:
         self._out, _, self._host, self._servers = ground
+        self._names = names  # who has which, as it was last kept
         self._made: Catalogue | None = None
+        self._noted: set[str] = set()
 
     @property
     def catalogue(self) -> Catalogue:
         if self._made is None:
-            parts = [Part(one.name, one.options.prefix, one.lists) for one in self._servers.values() if one.lists]
-            self._made = merge(parts, self._host.options)
+            parts = [Part(one.name, one.options.prefix, one.lists) for one in self._servers.values()]
+            self._made = merge(parts, self._host.options, self._names)
             for note in self._made.notes:
-                self._out.log("warning", note)
+                if note not in self._noted:
+                    self._out.log("warning", note)
+            self._noted = set(self._made.notes)
+            if self._made.names != self._names:
+                self._names = self._made.names
+                self._out.put(SaveNames(self._names))
         return self._made
 
     def changed(self) -> Mapping[str, bytes] | None:
@@ -2211,12 +2342,45 @@ class Merged:
 # how a server is started (it is handed `use`) nor what the answer to a question of a server's is.
 
 
+class Links:
+    """URIs that servers gave out in results, without having listed them: of each server the last ones."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[str, None]] = {}
+
+    def owner(self, uri: str) -> str | None:
+        return next((server for server, uris in self._of.items() if uri in uris), None)
+
+    def note(self, server: str, result: Raw) -> None:
+        """A result's `resource_link`s and embedded resources."""
+        body = object_of(result)
+        blocks = [*items_of(body.get("content")), *(_content_of(one) for one in items_of(body.get("messages")))]
+        for block in map(object_of, blocks):
+            uri = value_of((object_of(block.get("resource")) or block).get("uri"))
+            if isinstance(uri, str) and len(uri) <= URI_MOST:
+                uris = self._of.setdefault(server, {})
+                uris[uri] = None
+                if len(uris) > LINKS_MOST:
+                    del uris[next(iter(uris))]
+
+    def forget(self, server: str) -> None:
+        self._of.pop(server, None)
+
+
+def _content_of(message: Raw) -> Raw:
+    return object_of(message).get("content", Raw(b"null"))
+
+
+_URI_MEMBER: Final = re.compile(rb'"uri"')
+
+
 class Calls(Asker):
     """Sends requests to servers in their era, at once or when they are ready, and brings the answers to their askers.
     Asker of what the host wants of one server."""
 
     def __init__(self, ground: Ground, use: Callable[[Facts], None]) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
+        self.links = Links()
         self.has_model = False  # a local one answers sampling
         self.last_used: dict[Name, float] = {}
         self._use = use
@@ -2360,8 +2524,11 @@ class Calls(Asker):
         server = self._servers.get(name)  # None: it has left the config meanwhile
         if reply.failure:
             server = None
-        elif reply.result is not None and pending.wrapped:
-            reply = Reply(Raw(wrap_structured(reply.result)), None)
+        elif reply.result is not None:
+            if pending.method in CARRIERS and _URI_MEMBER.search(reply.result):
+                self.links.note(name, reply.result)
+            if pending.wrapped:
+                reply = Reply(Raw(wrap_structured(reply.result)), None)
         elif reply.error is not None and server:
             fitted = fit_refusal(reply.error, name, server.options)
             if not ask.caller.modern:
@@ -2440,6 +2607,7 @@ class Calls(Asker):
         """It is no longer in the config, or not like this."""
         for table in (self._waiting, self._told, self.last_used):
             table.pop(server.peer, None)
+        self.links.forget(server.name)
         self.fail_all(server, text)
 
     def sampling_changed(self, has_model: bool) -> None:
@@ -2764,11 +2932,12 @@ class Subscriptions(Asker):
 
     # ── of the host ──
 
-    def listen(self, ask: Ask, owner_of: Callable[[str], str | None], results: Mapping[str, bytes]) -> None:
+    def listen(self, ask: Ask) -> None:
         """subscriptions/listen: acknowledged, and open from now on."""
+        catalogue = self._merged.catalogue
         wanted = fields_of(ask.fields.get("notifications", Raw(b"null")))
         flags = {key: method for method, (key, _) in CHANGES.items() if value_of(wanted.get(key)) is True}
-        owners = {uri: owner for uri in uris_of(ask) if (owner := owner_of(uri))}
+        owners = {uri: found[0] for uri in uris_of(ask) if (found := catalogue.owners_of(uri))}
         is_modern = any(server.modern for server in self._servers.values())
         known = {key for key, _ in CHANGES.values()} | {"resourceSubscriptions"}
         extra = {key: raw.copy() for key, raw in wanted.items() if key not in known and is_modern}
@@ -2779,7 +2948,7 @@ class Subscriptions(Asker):
             honoured["resourceSubscriptions"] = list(owners)
         for method in LISTS:
             if LISTS[method].changed in listen.changes:
-                self._host.seen.setdefault(method, results[method])
+                self._host.seen.setdefault(method, catalogue.results[method])
         acknowledged = {"notifications": Raw(encode(honoured))}
         self._tell(listen, Peer.HOST, "notifications/subscriptions/acknowledged", acknowledged)
         for uri, owner in owners.items():
@@ -4145,20 +4314,28 @@ class Reading:
                 self._lists.note(f"{self.name}: {self.method} has no list of {key}")
             self._take(items_of(body.get(key)))
             cursor = next_cursor(body, seen)
-            if self._room <= 0:
+            if self._room < 0:
                 self._lists.note(f"{self.name}: {self.method} is longer than max_message_mb and was read no further")
             if cursor is None or self._room <= 0:
                 return reply
             params = {"cursor": Raw(cursor)}
 
     def _take(self, page: list[Raw]) -> None:
+        most = TEMPLATES_MOST if self.method == "resources/templates/list" else ENTRIES_MOST
         for raw in page:
-            entry = fit_entry(self.method, raw, self._options)
+            if len(self.entries) >= most:
+                self._lists.note(f"{self.name}: {self.method} has more than {most} entries and was read no further")
+                self._room = 0
+                return
+            try:
+                entry = fit_entry(self.method, raw, self._options)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as wrong:  # a number that is none, say
+                entry = f"an entry of {self.method} that cannot be read: {wrong}"
             if isinstance(entry, Entry):
                 self.entries.append(entry)
                 self._room -= len(entry.left) + len(entry.right)
             elif entry is not None:
-                self._lists.note(f"{self.name}: left out: {entry}")
+                self._lists.note(f"{self.name}: left out: {entry[:TEXT_MOST]}")
 
     def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
         return self._lists.ask(step, exchange)
@@ -4597,6 +4774,8 @@ class Router:
             "resources/unsubscribe": self._by_uri,
             "completion/complete": self._complete,
             "logging/setLevel": self._set_level,
+            **dict.fromkeys(METHODS_BY_URI, self._by_uri),
+            **dict.fromkeys(MERGED_METHODS, self._list_merged),
             "tasks/list": self._list_tasks,
             **dict.fromkeys(("tasks/get", "tasks/result", "tasks/cancel", "tasks/update"), self._about_task),
             "subscriptions/listen": self._listen,
@@ -4773,11 +4952,10 @@ class Router:
             self._host.reply(ask, catalogue.plain.get(ask.method, result) if ask.caller.modern else result)
 
     def _call_tool(self, ask: Ask) -> None:
-        name = text_in(ask.fields, "name")
-        tools = self._merged.catalogue.tools
-        route = tools.get(name)
+        name, catalogue = text_in(ask.fields, "name"), self._merged.catalogue
+        route = catalogue.tools.get(name) or catalogue.bare.get(name)  # an MCP App's page knows its server's name only
         if route is None:
-            self._unknown_name(ask, name, "tool", tools)
+            self._unknown_name(ask, name, "tool", catalogue.tools)
             return
         params = ask.fields | {"name": Raw(encode(route.name))}
         makes_task = "task" in ask.fields or declares_tasks(ask.caller.declared)
@@ -4807,47 +4985,103 @@ class Router:
 
     def _by_uri(self, ask: Ask) -> None:
         uri = text_in(ask.fields, "uri")
-        owner = self._merged.catalogue.owner_of(uri)
-        if ask.method == "resources/unsubscribe":
-            owner = self._subscriptions.subscribed_at(uri) or owner
-        if owner is None:
-            if not self._hold(ask):
-                self._calls.run(ask, self._probe(ask, uri))
-        elif ask.method == "resources/read":
-            self._sent(ask, self._calls.forward(ask, owner, ask.fields))
-        elif not self._servers[owner].modern:
-            self._calls.run(ask, self._subscriptions.steps(ask, owner, uri))
-        else:
-            wanted = ask.method == "resources/subscribe"
-            (self._subscriptions.want if wanted else self._subscriptions.unwant)(self._servers[owner], uri)
-            self._host.reply(ask, b"{}")
+        owners = self._owners_of(uri)
+        if ask.method == "resources/unsubscribe" and (subscribed := self._subscriptions.subscribed_at(uri)):
+            owners = [subscribed]
+        if not owners and self._hold(ask):
+            return
+        if ask.method in ("resources/subscribe", "resources/unsubscribe"):
+            owners = self._subscribable(owners or self._guesses(uri), uri)
+            if (server := self._servers[owners[0]]).modern:
+                wanted = ask.method == "resources/subscribe"
+                (self._subscriptions.want if wanted else self._subscriptions.unwant)(server, uri)
+                self._host.reply(ask, b"{}")
+                return
+        elif len(owners) == 1:
+            self._sent(ask, self._calls.forward(ask, owners[0], ask.fields))
+            return
+        self._calls.run(ask, self._in_turn(ask, uri, owners))
 
-    def _probe(self, ask: Ask, uri: str) -> Steps:
-        """A URI that nobody listed: each ready server is asked in turn, until one knows it."""
-        is_read, refusal = ask.method == "resources/read", None
-        offering = [one.name for one in self._servers.values() if offers(one.capabilities, "resources")]
-        for name in map(shown, offering):
+    def _owners_of(self, uri: str) -> list[str]:
+        """Who has listed it; else who gave it out, and those whose templates it matches."""
+        catalogue = self._merged.catalogue
+        owners = catalogue.owners_of(uri)
+        linked = None if uri in catalogue.resources else self._calls.links.owner(uri)
+        return list(dict.fromkeys([linked, *owners])) if linked else owners
+
+    def _guesses(self, uri: str) -> list[str]:
+        """For a URI that nobody has listed: servers that have others of its scheme; of a scheme that is nobody's those
+        that list no resources at all. Those that are ready come first; the others are started."""
+        catalogue = self._merged.catalogue
+        known = set(catalogue.resources.values()) | {server for _, server in catalogue.templates}
+        silent = [one.name for one in self._servers.values() if offers(one.capabilities, "resources")]
+        names = catalogue.schemes.get(uri.partition(":")[0]) or [name for name in silent if name not in known]
+        return sorted(names, key=lambda name: not self._servers[name].is_open)
+
+    def _subscribable(self, names: list[str], uri: str) -> list[str]:
+        """Of these, the servers that offer subscriptions; of one era. Raises `RpcError` where there is none."""
+        able = [name for name in names if offers(self._servers[name].capabilities, "resources", "subscribe")]
+        if not able and names:
+            raise RpcError(METHOD_NOT_FOUND, f"{names[0]} offers no subscriptions to its resources")
+        if not able:
+            raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
+        return [name for name in able if self._servers[name].modern == self._servers[able[0]].modern]
+
+    def _in_turn(self, ask: Ask, uri: str, owners: list[str]) -> Steps:
+        """Each server that may have a URI is asked, until one knows it: by a template a match is a guess too, and one
+        that is a mere guess is not waited for as long."""
+        refusal = None
+        is_subscription = ask.method in ("resources/subscribe", "resources/unsubscribe")
+        for name in owners or self._guesses(uri):
             server = self._servers.get(name)  # it may have left the config meanwhile
-            if not server or not server.is_open or name in self._out.clogged or (server.modern and not is_read):
+            if server is None or name in self._out.clogged:
                 continue
-            if is_read:
-                reply = yield Step(name, ask.method, ask.fields, URI_PROBE_TIMEOUT)
+            start = 0.0 if server.is_open else server.options.startup_timeout_sec
+            patience = None if owners else URI_PROBE_TIMEOUT + start
+            if is_subscription:
+                reply = yield from self._subscriptions.steps(ask, name, uri, patience)
             else:
-                reply = yield from self._subscriptions.steps(ask, name, uri, URI_PROBE_TIMEOUT)
+                reply = yield Step(name, ask.method, ask.fields, patience)
             if isinstance(reply, bytes) or reply.error is None:
                 return reply
-            refusal = Reply(None, bytes(reply.error))
+            refusal = Reply(None, bytes(reply.error), reply.failure)
+            code = value_of(object_of(reply.error).get("code"))
+            if owners and code not in (RESOURCE_NOT_FOUND, INVALID_PARAMS):
+                return refusal
         if refusal:
             return refusal
         raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
+
+    def _list_merged(self, ask: Ask) -> None:
+        """A list of an extension, of all servers that have it."""
+        expect_no_cursor(ask)
+        extension, key = MERGED_METHODS[ask.method]
+        having = [one.name for one in self._servers.values() if offers(one.capabilities, "extensions", extension)]
+        if not having and not self._hold(ask):
+            raise RpcError(METHOD_NOT_FOUND, f"no server has the extension {extension}")
+        if having:
+            self._calls.run(ask, self._merge(ask, key, having))
+
+    def _merge(self, ask: Ask, key: str, names: list[str]) -> Steps:
+        entries: list[bytes] = []
+        for name in names:
+            seen, params, most = set[bytes](), dict(ask.fields), len(entries) + ENTRIES_MOST
+            while name in self._servers and len(entries) < most:
+                reply = yield Step(name, ask.method, params)
+                body = object_of(reply.result)
+                entries += [bytes(one) for one in items_of(body.get(key))][: most - len(entries)]
+                cursor = next_cursor(body, seen)
+                if cursor is None:
+                    break
+                params["cursor"] = Raw(cursor)
+        return b'{"%b":[%b]}' % (key.encode(), b",".join(entries))
 
     def _listen(self, ask: Ask) -> None:
         if uris_of(ask):
             self._begin()
             if self._hold(ask):
                 return
-        catalogue = self._merged.catalogue
-        self._subscriptions.listen(ask, catalogue.owner_of, catalogue.results)
+        self._subscriptions.listen(ask)
 
     def _complete(self, ask: Ask) -> None:
         params, catalogue = dict(ask.fields), self._merged.catalogue
@@ -4862,7 +5096,8 @@ class Router:
             params["ref"] = Raw(encode(ref))
         else:
             uri = text_in(ref, "uri")
-            found = catalogue.templates.get(uri) or catalogue.owner_of(uri)
+            found = next((server for template, server in catalogue.templates if template == uri), None)
+            found = found or next(iter(catalogue.owners_of(uri)), None)
             if found is None:
                 if not self._hold(ask):
                     raise RpcError(INVALID_PARAMS, f"no server has a resource template {uri}")
@@ -4897,19 +5132,32 @@ class Router:
         self._calls.run(ask, self._tasks.about_one(ask))
 
     def _pass_on(self, ask: Ask) -> None:
-        """A method of the future: if its params name something that has an owner, the owner is asked."""
+        """A method of the future: if its params name something that has an owner, the owner is asked; else those that
+        have an extension which nobody else has."""
         params, catalogue = dict(ask.fields), self._merged.catalogue
         name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
         owner = self._tasks.owner(task)
         if owner is None and isinstance(uri, str):
-            owner = catalogue.owner_of(uri)
+            owner = next(iter(catalogue.owners_of(uri)), None)
         if owner is None and isinstance(name, str):
             route = catalogue.tools.get(name) or catalogue.prompts.get(name)
             if route:
                 owner, params["name"] = route.server, Raw(encode(route.name))
-        if owner is None:
-            raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method[:TEXT_MOST]}")
-        self._sent(ask, self._calls.forward(ask, owner, params))
+        if owner is not None:
+            self._sent(ask, self._calls.forward(ask, owner, params))
+        else:
+            self._calls.run(ask, self._by_extension(ask))
+
+    def _by_extension(self, ask: Ask) -> Steps:
+        having = {one.name: object_of(one.capabilities.get("extensions")) for one in self._servers.values()}
+        owners = collections.Counter(id for ids in having.values() for id in ids if id not in EXTENSIONS)
+        refusal: Reply | None = None
+        for name in [name for name, ids in having.items() if any(owners[id] == 1 for id in ids)]:
+            if name in self._servers:
+                refusal = yield Step(name, ask.method, ask.fields)
+                if value_of(object_of(refusal.error).get("code")) != METHOD_NOT_FOUND:
+                    return refusal
+        raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method[:TEXT_MOST]}")
 
     def _unknown_name(self, ask: Ask, name: str, noun: str, known: Mapping[str, Route]) -> None:
         if self._hold(ask):
@@ -5029,8 +5277,9 @@ def broken_server(name: str, reason: str, run: int = 0) -> Facts:
 class Core:
     """The multiplexer without its pipes: `handle` takes an event and the time, and returns what is to be done.
 
-    `broken` are servers whose table is wrong, with the reason; `known` is what the cache has of the others; `sampling`
-    is there if a local model is; `chance` gives numbers in [0, 1), and `secret` what nobody can guess.
+    `broken` are servers whose table is wrong, with the reason; `known` is what the cache has of the others, `names` are
+    the names that were given out so far; `sampling` is there if a local model is; `chance` gives numbers in [0, 1), and
+    `secret` what nobody can guess.
     """
 
     def __init__(
@@ -5040,6 +5289,7 @@ class Core:
         *,
         sampling: SamplingOptions | None = None,
         known: Mapping[str, list[Known]] | None = None,
+        names: Names | None = None,
         broken: Mapping[str, str] | None = None,
         notice: str = "",
         chance: Callable[[], float] = lambda: 0.0,
@@ -5051,7 +5301,7 @@ class Core:
         self.host = HostEnd(self.out, options)
         ground = Ground(self.out, self.in_flight, self.host, self.servers)
         self.sampler = Facts(Peer.SAMPLER, ServerOptions(idle_timeout_sec=SAMPLER_IDLE))
-        merged = self.merged = Merged(ground)
+        merged = self.merged = Merged(ground, names or {})
         calls = self.calls = Calls(ground, self._use)
         tasks = self.tasks = Tasks(ground, calls)
         subscriptions = self.subscriptions = Subscriptions(ground, merged, calls, tasks)
@@ -5806,6 +6056,69 @@ def write_known(folder: Path, server: str, known: Known) -> None:
     for file in os.listdir(folder):
         if file.partition(".")[0] == server and (not file.endswith(end) or (".failed." in file and not known.failed)):
             (folder / file).unlink(missing_ok=True)
+
+
+# ── who has which name, a file for each config ──
+
+
+LOCK_PATIENCE: Final = 20.0  # seconds; another mcpmux that has a lock may hang
+LOCK_LOOK: Final = 0.05
+
+
+def is_locked(file: int) -> bool:
+    """Whether the lock on this file is ours now. It ends with the file, and so with the process."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt  # noqa: PLC0415
+
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl  # noqa: PLC0415
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Generator[None]:
+    """Of all mcpmux processes one at a time has what this file stands for. Blocks. Raises `OSError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        end = time.monotonic() + LOCK_PATIENCE
+        while not is_locked(file):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{path}: another mcpmux holds it")
+            time.sleep(LOCK_LOOK)
+        yield
+    finally:
+        os.close(file)
+
+
+def names_path(config: Path) -> Path:
+    return state_folder() / "names" / f"{hashlib.sha256(os.fsencode(config)).hexdigest()[:24]}.json"
+
+
+def read_names(config: Path) -> Names:
+    """Empty where there are none, or none that can be read."""
+    try:
+        return msgspec.json.decode(names_path(config).read_bytes(), type=Names)
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def write_names(config: Config, names: Names) -> None:
+    """What another mcpmux has given out meanwhile stays as it is. Raises `OSError`."""
+    path = names_path(config.path)
+    with locked(path.with_suffix(".lock")):
+        there = read_names(config.path)
+        kept = {
+            method: given | {name: whose for name, whose in there.get(method, {}).items() if whose[0] in config.servers}
+            for method, given in names.items()
+        }
+        write_whole(path, encode(kept), private=True, lasting=False)
 
 
 def forget_failures(folder: Path, server: str) -> None:
@@ -6786,8 +7099,6 @@ def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
 # ── logins ──
 
 LOGIN_SLACK: Final = 30.0  # an access token that runs out so soon is renewed before it is used
-LOCK_PATIENCE: Final = 20.0  # another mcpmux that renews the same login may hang
-LOCK_LOOK: Final = 0.05
 LOGIN_PATIENCE: Final = 600.0  # nobody may ever come back from the browser
 HTTP_PATIENCE: Final = 30.0  # of one request of a login
 
@@ -6831,22 +7142,6 @@ def write_login(login: Login) -> None:
     write_whole(path, encode(login), private=True)
 
 
-def _locks(file: int) -> bool:
-    """Whether the lock on this file is ours now. It ends with the file, and so with the process."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt  # noqa: PLC0415
-
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl  # noqa: PLC0415
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 @contextlib.asynccontextmanager
 async def login_lock(url: str) -> AsyncGenerator[None]:
     """Of all mcpmux processes one at a time renews a login: a refresh token may be good for one use only. Raises
@@ -6856,7 +7151,7 @@ async def login_lock(url: str) -> AsyncGenerator[None]:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         async with asyncio.timeout(LOCK_PATIENCE):
-            while not _locks(file):  # noqa: ASYNC110 - no event tells that another process lets go
+            while not is_locked(file):  # noqa: ASYNC110 - no event tells that another process lets go
                 await asyncio.sleep(LOCK_LOOK)
         yield
     finally:
@@ -8555,6 +8850,7 @@ class Mux:
             config.servers,
             sampling=config.sampling if config.sampling and has_litellm() else None,
             known=known,
+            names=read_names(config.path) if config.exists else {},
             broken=config.broken,
             notice=notice,
             chance=any_chance,
@@ -8628,6 +8924,8 @@ class Mux:
                         self._set_timer(key, at)
                     case SaveCatalogue(server, known):
                         self._journal.later(functools.partial(write_known, cache_folder(), server, known))
+                    case SaveNames(names):
+                        self._journal.later(functools.partial(write_names, self._config, names))
                     case Start(server, run):
                         self._starting[server] = self._loop.create_task(self._start(server, run))
                     case Stop(server, run):
@@ -10048,7 +10346,7 @@ def known_catalogue(config: Config, more: Mapping[str, Mapping[str, list[Entry]]
     """All that is known, `more` before what the cache has: every server has a say in what tools are called."""
     lists = {name: one.lists for name, one in last_known(config).items()} | dict(more or {})
     parts = [Part(name, table.prefix, lists[name]) for name, table in config.servers.items() if name in lists]
-    return merge(parts, config.options)
+    return merge(parts, config.options, read_names(config.path))
 
 
 def _list_servers(arguments: argparse.Namespace) -> int:

@@ -65,10 +65,11 @@ class Script:
         silent: tuple[str, ...] = (),
         modern: tuple[str, ...] = (),
         known: dict[str, list[mcpmux.Known]] | None = None,
+        names: mcpmux.Names | None = None,
         begin: bool = True,
     ) -> None:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
-        self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken, known=known)
+        self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken, known=known, names=names)
         self.now = 1000.0
         self.timers: list[tuple[float, int, mcpmux.TimerKey]] = []
         self.due: dict[mcpmux.TimerKey, float] = {}
@@ -84,6 +85,7 @@ class Script:
         self.to_server: dict[str, list[Message]] = {name: [] for name in self.core.servers}
         self.to_model: list[Message] = []  # what the sampler process is told
         self.saved: dict[str, mcpmux.Known] = {}
+        self.names = names or {}  # who has which
         self.started: list[mcpmux.Name] = []
         self.stopped: list[mcpmux.Name] = []
         self.sampler_starts: list[mcpmux.Name] = []
@@ -244,6 +246,8 @@ class Script:
                     (self.stopped if server is not SAMPLER else self.sampler_stops).append(server)
                 case mcpmux.SaveCatalogue(server, known):
                     self.saved[server] = known
+                case mcpmux.SaveNames(names):
+                    self.names = names
                 case mcpmux.SetTimer(key, at):
                     self.due.pop(key, None)
                     if at is not None:

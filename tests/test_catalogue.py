@@ -149,12 +149,25 @@ def test_arguments_of_prompts_are_made_valid():
     assert fitted == {"name": "p", "arguments": [{"name": "x"}, {"name": "y", "required": True}]}
 
 
-def test_what_would_make_a_list_longer_than_hosts_take_is_left_out():
+def test_what_would_make_a_list_longer_than_hosts_take_is_left_out_and_can_still_be_called():
     entries = part("a", "x", "y", "z").lists["tools/list"]
     entries[1] = entries[1]._replace(right=b',"description":"' + b"d" * 20_000 + b'"}')
     merged = mcpmux.merge([Part("a", None, {"tools/list": entries})], MuxOptions(host_message_mb=0.02))
-    assert list(merged.tools) == ["a__x", "a__z"]
-    assert merged.notes == ["a: a__y is left out: tools/list would be longer than host_message_mb"]
+    assert [tool["name"] for tool in json.loads(merged.results["tools/list"])["tools"]] == ["a__x", "a__z"]
+    assert list(merged.tools) == ["a__x", "a__y", "a__z"]
+    (note,) = merged.notes
+    assert note.startswith("a: 1 entries are left out: tools/list would be longer than host_message_mb")
+
+
+def test_the_server_with_the_most_gives_way_first():
+    """No server crowds another's entries out of a list."""
+    big = part("big", *(f"t{number}" for number in range(1000)))
+    small = part("small", "x", "y")
+    merged = mcpmux.merge([big, part("middle", *"abcdef"), small], MuxOptions(host_message_mb=0.02))
+    listed = [tool["name"] for tool in json.loads(merged.results["tools/list"])["tools"]]
+    assert {f"middle__{name}" for name in "abcdef"} | {"small__x", "small__y"} <= set(listed)
+    assert 100 < sum(name.startswith("big") for name in listed) < 1000
+    assert len(merged.tools) == 1008
 
 
 def test_very_many_colliding_names_are_numbered_in_good_time():
@@ -230,21 +243,47 @@ def test_a_long_name_is_cut_and_keeps_a_hash_of_the_whole():
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
-        ([part("a", "x", prefix=""), part("b", "x", prefix="")], ["a__x", "b__x"]),
-        ([part("a", "x", prefix=""), part("b", "x", "y", prefix="")], ["a__x", "b__x", "y"]),
-        ([part("a", "x", prefix="p"), part("b", "x", prefix="p")], ["a__x", "b__x"]),
-        ([part("a", "x.y", "x_y")], ["a__x_y", "a__x_y_2"]),
-        ([part("a", "x.y", "x_y", "x/y")], ["a__x_y", "a__x_y_2", "a__x_y_3"]),
-        ([part("a", "a__x", "x", prefix=""), part("b", "x", prefix="")], ["a__x", "a__x_2", "b__x"]),
+        ([part("a", "x", prefix=""), part("b", "x", prefix="")], ["x", "b__x"]),
+        ([part("a", "x", prefix=""), part("b", "x", "y", prefix="")], ["x", "b__x", "y"]),
+        ([part("a", "x", prefix="p"), part("b", "x", prefix="p")], ["p__x", "b__x"]),
+        ([part("a", "x.y", "x_y")], ["a__x_y", "a__x_y_#"]),
+        ([part("a", "x.y", "x_y", "x/y")], ["a__x_y", "a__x_y_#", "a__x_y_#"]),
+        ([part("a", "a__x", "x", prefix=""), part("b", "x", prefix="")], ["a__x", "x", "b__x"]),
+        ([part("a", "b__c"), part("a__b", "c")], ["a__b__c_#", "a__b__c"]),
+        ([part("a__b", "c"), part("a", "b__c")], ["a__b__c", "a__b__c_#"]),
+        ([part("evil", "git__commit", prefix=""), part("git")], ["evil__git__commit"]),
+        ([part("a", "_c"), part("a_", "c")], ["a___c_#", "a___c"]),
     ],
 )
-def test_colliding_names_get_the_servers_prefix_then_a_number(parts: list[Part], expected: list[str]):
+def test_of_those_who_would_have_one_name_the_first_has_it_and_no_name_reads_as_anothers(
+    parts: list[Part], expected: list[str]
+):
     """Our choice, and always logged."""
     merged = mcpmux.merge(parts, MuxOptions())
-    listed = [entry["name"] for entry in json.loads(merged.results["tools/list"])["tools"]]
-    if len(set(listed)) != len(listed) or sorted(listed) != sorted(expected):
-        raise AssertionError(listed)
-    assert merged.notes
+    listed = [re.sub("_[0-9a-f]{6}$", "_#", name) for name in merged.tools]
+    assert listed == expected
+    assert merged.notes and len(set(merged.tools)) == len(expected)
+
+
+def test_who_has_a_name_keeps_it_whatever_comes_before_it_in_the_file():
+    evil, good = part("evil", "x", prefix=""), part("good", "x", prefix="")
+    first = mcpmux.merge([part("evil", prefix=""), good], MuxOptions())
+    assert first.tools["x"].server == "good"
+    second = mcpmux.merge([evil, good], MuxOptions(), first.names)
+    assert {name: route.server for name, route in second.tools.items()} == {"evil__x": "evil", "x": "good"}
+    away = mcpmux.merge([evil, part("good", prefix="")], MuxOptions(), second.names)
+    assert list(away.tools) == ["evil__x"]  # it is good's also while good does not offer it
+    removed = mcpmux.merge([evil], MuxOptions(), away.names)
+    assert list(removed.tools) == ["x"]
+
+
+def test_names_are_remembered_within_bounds():
+    names: mcpmux.Names = {}
+    for number in range(5):
+        many = part("evil", *(f"t{number}_{n}" for n in range(mcpmux.ENTRIES_MOST // 2)))
+        names = mcpmux.merge([many, part("good", "x")], MuxOptions(), names).names
+    assert len(names["tools/list"]) == mcpmux.ENTRIES_MOST + 1
+    assert names["tools/list"]["good__x"] == ("good", "x")
 
 
 _NAME = st.text(st.sampled_from("ab._-é"), min_size=1, max_size=60)
@@ -302,19 +341,19 @@ def test_uris_are_not_rewritten_and_the_first_server_keeps_a_shared_one():
 )
 def test_a_template_owns_the_uris_that_it_describes(template: str, uri: str, matches: bool):
     """RFC 6570, as far as a URI can be told to come from a template."""
-    assert mcpmux.matches(template, uri) is matches
+    assert mcpmux.UriText(uri).matches(template) is matches
 
 
 @given(st.lists(st.sampled_from(["a", "/", "{x}", "{+x}"]), max_size=5), st.text("ab/", max_size=6))
 def test_a_template_matches_as_its_regular_expression_would(pieces: list[str], uri: str):
     pattern = "".join({"{x}": "[^/]+", "{+x}": ".+"}.get(piece, piece) for piece in pieces)
-    assert mcpmux.matches("".join(pieces), uri) is bool(re.fullmatch(pattern, uri))
+    assert mcpmux.UriText(uri).matches("".join(pieces)) is bool(re.fullmatch(pattern, uri))
 
 
 def test_no_template_takes_long():
     """As a regular expression this would take hours: any server could stop all of them."""
-    assert not mcpmux.matches("{+a}" * 1000 + "!", "x" * 2000)
-    assert not mcpmux.matches("{+a}{+b}", "x" * 9000)
+    assert not mcpmux.UriText("x" * 2000).matches("{+a}" * 500 + "!")
+    assert not mcpmux.UriText("x" * 9000).matches("{+a}{+b}")
 
 
 def test_a_listed_uri_counts_before_a_template():
@@ -323,7 +362,7 @@ def test_a_listed_uri_counts_before_a_template():
         part("b", "mem://1", method="resources/list"),
     ]
     merged = mcpmux.merge(parts, MuxOptions())
-    assert (merged.owner_of("mem://1"), merged.owner_of("mem://2"), merged.owner_of("x")) == ("b", "a", None)
+    assert [merged.owners_of(uri) for uri in ("mem://1", "mem://2", "x")] == [["b"], ["a"], []]
 
 
 # ── anything ──

@@ -458,7 +458,7 @@ def test_a_second_name_does_not_get_past_the_filters():
     [
         ({"name": "git__lgo"}, "Unknown tool: git__lgo (did you mean git__log?)"),
         ({"name": "zzz"}, "Unknown tool: zzz"),
-        ({"name": "log"}, "Unknown tool: log"),
+        ({"name": "lo"}, "Unknown tool: lo"),
         ({"name": 7}, "params.name must be a string"),
         ({"x": 1}, "params.name must be a string"),
     ],
@@ -572,8 +572,8 @@ def test_a_resource_is_read_at_the_owner_of_its_uri_or_template(uri: str, owner:
 
 def test_a_uri_that_nobody_listed_is_asked_of_each_server_in_turn():
     """Our choice: resource links in results need not be listed. Five seconds each."""
-    s = Script(["a", "b", "c"], offers=RESOURCES)
-    s.host_asks(1, "resources/read", uri="other://1")
+    s = Script(["a", "b", "c"], offers=RESOURCES | {"c": RESOURCES["b"]})
+    s.host_asks(1, "resources/read", uri="mem://elsewhere")
     s.server_answers("a", "resources/read", error={"code": -32002, "message": "not mine"})
     s.advance(6)
     assert s.server_hears("b", "notifications/cancelled")
@@ -583,7 +583,7 @@ def test_a_uri_that_nobody_listed_is_asked_of_each_server_in_turn():
 
 def test_a_uri_that_no_server_knows_gets_the_last_ones_error():
     s = Script(["a", "b"], offers=RESOURCES)
-    s.host_asks(1, "resources/read", uri="other://1")
+    s.host_asks(1, "resources/read", uri="mem://elsewhere")
     for name in "ab":
         s.server_answers(name, "resources/read", error={"code": -32002, "message": f"not {name}'s"})
     assert s.host_hears(1)["error"] == {"code": -32002, "message": "not b's"}
@@ -602,7 +602,7 @@ def test_a_uri_with_no_server_to_ask_is_not_found():
 
 def test_cancelling_a_search_for_a_uri_ends_it():
     s = Script(["a", "b"], offers=RESOURCES)
-    s.host_asks(1, "resources/read", uri="other://1")
+    s.host_asks(1, "resources/read", uri="mem://elsewhere")
     s.host_sends(method="notifications/cancelled", params={"requestId": 1})
     s.server_answers("a", "resources/read", error={"code": -32002, "message": "no"})
     assert s.server_heard("b", "resources/read") == []
@@ -2101,8 +2101,8 @@ def test_an_ending_does_not_overtake_its_own_progress():
 
 
 def test_a_search_for_a_uri_keeps_the_hosts_token_and_passes_over_who_cannot_answer():
-    s = Script(["a", "b", "c"], offers=RESOURCES)
-    s.host_asks(1, "resources/read", uri="other://1", _meta={"progressToken": "T"})
+    s = Script(["a", "b", "c"], offers=RESOURCES | {"c": RESOURCES["b"]})
+    s.host_asks(1, "resources/read", uri="mem://elsewhere", _meta={"progressToken": "T"})
     for name in ("a", "c"):
         if name == "a":
             s.feed(mcpmux.ServerClogged("b", s.runs["b"], True))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from script import Script
+from script import TOOL, Script
 
 import mcpmux
 from mcpmux import ServerOptions
@@ -198,3 +198,179 @@ def test_an_update_of_anothers_resource_is_dropped():
         "mem://e/part",
         "mem://x",
     ]
+
+
+RESOURCES = {"resources/list": [{"uri": "mem://x", "name": "x"}]}
+TEMPLATE = {"resources/templates/list": [{"name": "f", "uriTemplate": "file:///{+path}"}]}
+NOT_FOUND = {"code": -32002, "message": "Resource not found"}
+
+
+def test_a_link_is_read_where_it_came_from_although_another_server_has_a_template_for_it():
+    s = Script(["one", "two"], offers={"one": TEMPLATE, "two": TEMPLATE | {"tools/list": [TOOL]}})
+    link = {"type": "resource_link", "uri": "file:///two/a", "name": "a"}
+    s.host_asks(1, "tools/call", name="two__log")
+    s.server_answers("two", "tools/call", {"content": [link, {"type": "text", "text": "t"}]})
+    s.host_asks(2, "resources/read", uri="file:///two/a")
+    s.server_answers("two", "resources/read", {"contents": []})
+    assert s.host_hears(2)["result"] == {"contents": []}
+    assert s.server_heard("one", "resources/read") == []
+
+
+def test_a_match_of_a_template_is_a_guess_the_next_one_is_asked_where_it_is_not_found():
+    s = Script(["one", "two"], offers={"one": TEMPLATE, "two": TEMPLATE})
+    s.host_asks(1, "resources/read", uri="file:///two/a")
+    s.server_answers("one", "resources/read", error=NOT_FOUND)
+    s.server_answers("two", "resources/read", {"contents": []})
+    assert s.host_hears(1)["result"] == {"contents": []}
+    s.host_asks(2, "resources/read", uri="file:///two/b")
+    s.server_answers("one", "resources/read", error={"code": -32603, "message": "no rights"})
+    assert s.host_hears(2)["error"]["message"] == "no rights"  # an owner's own error counts
+
+
+def test_the_most_particular_template_is_asked_first():
+    wide = {"resources/templates/list": [{"name": "f", "uriTemplate": "{+any}"}]}
+    s = Script(["evil", "good"], offers={"evil": wide, "good": TEMPLATE})
+    s.host_asks(1, "resources/read", uri="file:///a")
+    assert s.server_heard("good", "resources/read") and not s.server_heard("evil", "resources/read")
+
+
+def test_a_uri_is_asked_only_of_servers_that_have_any_of_its_scheme():
+    s = Script(["a", "b"], offers={"a": RESOURCES, "b": {"resources/list": []}})
+    s.host_asks(1, "resources/read", uri="mem://unlisted")
+    s.server_answers("a", "resources/read", error=NOT_FOUND)
+    assert s.host_hears(1)["error"]["code"] == -32002
+    s.host_asks(2, "resources/read", uri="strange://x")
+    assert len(s.server_heard("a", "resources/read")) == 1
+    s.server_answers("b", "resources/read", {"contents": []})  # it lists none, so it may have any
+    assert s.host_hears(2)["result"] == {"contents": []}
+
+
+def test_the_page_of_a_tool_is_read_at_its_server_which_is_started_for_that():
+    page = "ui://app/main.html"
+    offers = {"tools/list": [TOOL | {"_meta": {"ui": {"resourceUri": page}}}]}
+    first = Script(["app", "other"], offers={"app": offers})
+    s = Script(["app", "other"], offers={"app": offers}, known={name: [known] for name, known in first.saved.items()})
+    assert s.started == []
+    s.host_asks(1, "resources/read", uri=page)
+    s.advance(0.3)
+    assert s.started == ["app"]
+    s.server_answers("app", "resources/read", {"contents": []})
+    assert s.host_hears(1)["result"] == {"contents": []}
+
+
+def test_an_idle_server_is_started_for_a_uri_of_its_scheme():
+    first = Script(["a"], offers={"a": RESOURCES})
+    s = Script(["a"], offers={"a": RESOURCES}, known={"a": [first.saved["a"]]})
+    s.host_asks(1, "resources/read", uri="mem://unlisted")
+    s.advance(0.3)
+    s.server_answers("a", "resources/read", {"contents": []})
+    assert s.host_hears(1)["result"] == {"contents": []}
+
+
+def test_who_offers_no_subscriptions_is_not_asked_for_one():
+    s = Script(["a"], offers={"a": RESOURCES}, server_capabilities={"resources": {}})
+    assert "a offers no subscriptions" in s.asks(1, "resources/subscribe", uri="mem://x")["error"]["message"]
+    assert s.server_heard("a", "resources/subscribe") == []
+
+
+def test_an_app_calls_its_servers_tool_by_its_bare_name_where_one_server_has_it():
+    s = Script(["app", "other"], offers={"app": {"tools/list": [TOOL | {"name": "poll"}]}})
+    s.host_asks(1, "tools/call", name="poll")
+    assert s.server_hears("app", "tools/call")["params"]["name"] == "poll"
+    both = Script(["a", "b"])
+    assert "Unknown tool" in both.asks(1, "tools/call", name="log")["error"]["message"]
+
+
+# ── extensions ──
+
+
+def with_extensions(**declared: dict[str, Any]) -> Script:
+    """Legacy servers by name, each with what it declares as extensions."""
+    first = Script(list(declared))
+    known = {
+        name: [
+            mcpmux.msgspec.structs.replace(first.saved[name], capabilities=mcpmux.encode({"extensions": extensions}))
+        ]
+        for name, extensions in declared.items()
+    }
+    return Script(list(declared), known=known, server_capabilities={})
+
+
+SKILLS = "io.modelcontextprotocol/skills"
+
+
+def test_an_extension_is_told_only_where_it_can_be_served():
+    s = with_extensions(a={SKILLS: {}, "x/one": {}, "x/both": {}}, b={SKILLS: {"directoryRead": True}, "x/both": {}})
+    told = s.host_hears("init")["result"]["capabilities"]["extensions"]
+    assert told == {SKILLS: {"directoryRead": True}, "x/one": {}}
+
+
+def test_lists_of_skills_become_one_and_a_skill_is_got_where_it_is():
+    s = with_extensions(a={SKILLS: {}}, b={SKILLS: {}}, c={})
+    s.host_asks(1, "skills/list")
+    s.advance(0.3)
+    s.server_answers("a", "skills/list", {"skills": [{"uri": "skill://a"}], "nextCursor": "n"})
+    s.server_answers("a", "skills/list", {"skills": [{"uri": "skill://aa"}]})
+    s.advance(0.3)
+    s.server_answers("b", "skills/list", {"skills": [{"uri": "skill://b"}]})
+    assert [one["uri"] for one in s.host_hears(1)["result"]["skills"]] == ["skill://a", "skill://aa", "skill://b"]
+    assert s.started == ["a", "b"]
+
+
+def test_a_method_of_an_extension_that_one_server_has_goes_there():
+    s = with_extensions(a={"x/one": {}}, b={"x/two": {}})
+    s.host_asks(1, "two/do", thing=7)
+    s.advance(0.3)
+    s.server_answers("a", "two/do", error={"code": -32601, "message": "Method not found"})
+    s.advance(0.3)
+    s.server_answers("b", "two/do", {"done": 7})
+    assert s.host_hears(1)["result"] == {"done": 7}
+    none = with_extensions(a={})
+    assert none.asks(1, "two/do")["error"]["code"] == -32601
+
+
+# ── lists ──
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1e999", "-1e999", "9" * 400])
+def test_an_entry_with_a_number_that_is_none_costs_no_other(number: str):
+    s = Script(["evil"], offers={"evil": {"tools/list": ...}})
+    entry = b'{"name":"odd","inputSchema":{"type":"object","properties":{"a":{"maximum":%b}}}}' % number.encode()
+    fine = b'{"name":"fine","inputSchema":{"type":"object"}}'
+    id = s.server_hears("evil", "tools/list")["id"]
+    s.server_sends("evil", b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[%b,%b]}}' % (id, entry, fine))
+    assert "evil__fine" in s.core.catalogue.tools
+
+
+def test_a_list_is_read_up_to_a_bound():
+    many = [TOOL | {"name": f"t{number}"} for number in range(mcpmux.ENTRIES_MOST + 5)]
+    s = Script(["evil", "good"], offers={"evil": {"tools/list": many}})
+    assert len(s.tools()) == mcpmux.ENTRIES_MOST + 1
+    assert any("evil: tools/list has more than 10000 entries" in line for line in s.logged)
+
+
+def test_a_template_of_too_many_expressions_is_left_out():
+    bomb = {"name": "t", "uriTemplate": "{+a}" * (mcpmux.EXPRESSIONS_MOST + 1)}
+    s = Script(["evil"], offers={"evil": {"resources/templates/list": [bomb, *TEMPLATE["resources/templates/list"]]}})
+    listed = s.asks(1, "resources/templates/list")["result"]["resourceTemplates"]
+    assert [one["uriTemplate"] for one in listed] == ["file:///{+path}"]
+
+
+def test_what_had_to_be_changed_in_the_lists_is_told_once():
+    s = Script(["a", "b"], offers={"a": RESOURCES, "b": RESOURCES})
+    s.asks(1, "resources/list")
+    for number in range(5):
+        s.offers["a"]["tools/list"] = [TOOL | {"name": f"t{number}"}]
+        s.server_sends("a", method="notifications/tools/list_changed")
+        s.advance(3)
+    assert len([line for line in s.logged if "mem://x is offered by a already" in line]) == 1
+
+
+def test_names_are_kept_for_the_next_run():
+    bare = {name: ServerOptions(command="x", prefix="") for name in ("evil", "good")}
+    first = Script(bare, offers={"evil": {"tools/list": []}})
+    assert first.tools() == ["log"]
+    second = Script(bare, names=first.names)
+    assert second.tools() == ["evil__log", "log"]
+    assert second.core.catalogue.tools["log"].server == "good"
+    assert Script(bare).core.catalogue.tools["log"].server == "evil"
