@@ -176,6 +176,9 @@ TASKS_MOST: Final = 1000  # remembered; ended ones are forgotten first
 ENTRIES_MOST: Final = 10_000  # in each of its lists
 TEMPLATES_MOST, EXPRESSIONS_MOST = 1000, 20  # and in each template
 LINKS_MOST: Final = 1000  # URIs that it gave out in results, the last ones
+INSTRUCTIONS_MOST: Final = 64 * 1024  # characters in the merged text
+CAPABILITIES_MOST: Final = 256 * 1024  # bytes
+NOTES_MOST: Final = 20  # lines a second that it causes in our log
 
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Megabytes = Annotated[float, Meta(gt=0, le=4096)]
@@ -393,6 +396,7 @@ _LONE_SURROGATE: Final = re.compile(
 OPEN_ESCAPE: Final = re.compile(  # at the end of a chunk: one that may go on in the next, perhaps as a pair
     rb"\\+(?:u(?:[0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?))?\Z"
 )
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _ID_AT_HEAD: Final = re.compile(rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*"?(\d{1,18})"?\s*[,}]')
 _ID_AT_TAIL: Final = re.compile(rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
 
@@ -590,6 +594,16 @@ def text_in(fields: Fields, key: str) -> str:
 def progress_token(params: Fields) -> bytes | None:
     token = object_of(params.get("_meta")).get("progressToken")
     return bytes(token) if token is not None and is_id(bytes(token)) else None
+
+
+def harmless(text: str) -> str:
+    """A peer's words for people, in a terminal or a log: what would move the cursor, hide text or turn it round is made
+    visible. New lines and tabs stay."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def in_a_line(text: str) -> str:
+    return harmless(text).replace("\n", "\\n")
 
 
 def is_object(raw: Raw | bytes) -> bool:
@@ -859,6 +873,18 @@ def capabilities_for_host(servers: Iterable[Fields]) -> dict[str, Any]:
     return OWN_CAPABILITIES | {key: value for key, value in extra.items() if isinstance(value, dict)}
 
 
+def fit_capabilities(declared: Raw | bytes | None) -> tuple[Fields, str | None]:
+    """What a server declares, copied, without what would fill every handshake with a host; and what was left out."""
+    text = b"{}" if declared is None else bytes(declared)
+    if len(text) <= CAPABILITIES_MOST:
+        return object_of(text), None
+    whole = object_of(text)
+    kept = {
+        key: whole[key].copy() for key in (*OWN_CAPABILITIES, *UNITED_CAPABILITIES) if len(whole.get(key, b"")) <= EDGE
+    }
+    return kept, f"declares capabilities of {len(text)} bytes"
+
+
 def is_sampled_locally(host: Fields, options: ServerOptions, *, with_tools: bool) -> bool:
     """Which of the two answers a server's sampling, where a local model is there: `auto` prefers the host."""
     host_can = offers(host, "sampling", "tools") if with_tools else offers(host, "sampling")
@@ -971,6 +997,26 @@ class Known(Struct, frozen=True):
     failed: str = ""
 
 
+_HEADING: Final = r"(?m)^( {0,3})(#{1,6}(?=\s|$))"
+_UNDERLINE: Final = r"(?m)^ {0,3}=+[ \t]*$"
+
+
+def merged_instructions(servers: Mapping[str, tuple[str, int]], notice: str) -> str:
+    """By server its instructions and how many tools it has. A line for each stands first, since hosts cut what is long;
+    then a chapter for each, whose own headings are pushed below that."""
+    lines, chapters = list[str](), [notice] if notice else []
+    for name, (text, count) in servers.items():
+        first = next((one.strip(" #*\t") for one in text.splitlines() if one.strip(" #*=-\t")), "")
+        tools = f"{count} {'tool' if count == 1 else 'tools'}"
+        lines.append(f"- {name} ({tools})" + (f": {first[:120]}" if first else ""))
+        if text:
+            below = re.sub(_UNDERLINE, "---", re.sub(_HEADING, r"\1#\2", text))
+            chapters.append(f"# {name}\n\n{below}")
+    if len(lines) > 1:
+        chapters.insert(1 if notice else 0, "Servers behind this one:\n" + "\n".join(lines))
+    return "\n\n".join(chapters)
+
+
 def table_key(options: ServerOptions) -> str:
     return hashlib.sha256(encode([__version__, options])).hexdigest()[:16]
 
@@ -995,7 +1041,7 @@ class Catalogue(Struct, frozen=True):
     pages: dict[str, str]  # URIs of MCP Apps
     schemes: dict[str, list[str]]  # of all these URIs, with the servers that have any
     names: Names
-    notes: list[str]
+    notes: list[tuple[str, str]]  # by server
 
     def owners_of(self, uri: str) -> list[str]:
         """The server that has listed this URI; else those that may have it, by their templates, the likeliest first."""
@@ -1242,7 +1288,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _name_all(
-    parts: list[Part], method: str, options: MuxOptions, owned: Mapping[str, tuple[str, str]], notes: list[str]
+    parts: list[Part],
+    method: str,
+    options: MuxOptions,
+    owned: Mapping[str, tuple[str, str]],
+    notes: list[tuple[str, str]],
 ) -> dict[str, tuple[Part, Entry]]:
     """A name for each entry, in config order: the one that it would have by itself, unless that is `owned` by another
     or reads as if it were another server's; then one that is free. Who has a name keeps it."""
@@ -1261,7 +1311,7 @@ def _name_all(
             continue
         if name in taken or name in owned or name.startswith(rivals[part.space(options)]):
             chosen = _free_name(name, part, entry, options, taken, owned)
-            notes.append(f"{part.server}: {name!r} is taken; its {entry.name!r} is offered as {chosen!r}")
+            notes.append((part.server, f"{name!r} is taken; its {entry.name!r} is offered as {chosen!r}"))
         given[me], taken[chosen] = chosen, (part, entry)
     return {given[part.server, entry.name]: (part, entry) for _, part, entry in wanted}
 
@@ -1294,7 +1344,7 @@ def _shares(sizes: Mapping[str, int], room: int) -> int:
 
 
 def _rendered(
-    method: str, named: Mapping[str, tuple[Part, Entry]], room: int, notes: list[str]
+    method: str, named: Mapping[str, tuple[Part, Entry]], room: int, notes: list[tuple[str, str]]
 ) -> tuple[bytes, bytes | None]:
     """A list as legacy and, where that differs, as modern hosts are shown it, with as much as they take."""
     shown = {name: entry.left + encode(name) + entry.right for name, (_, entry) in named.items()}
@@ -1312,7 +1362,7 @@ def _rendered(
                 had[part.server] += size
     for server, count in left_out.items():
         why = f"{method} would be longer than host_message_mb; they can be called all the same"
-        notes.append(f"{server}: {count} entries are left out: {why}")
+        notes.append((server, f"{count} entries are left out: {why}"))
     key = LISTS[method].key.encode()
     result = b'{"%b":[%b]}' % (key, b",".join(shown.values()))
     differing = {
@@ -1325,7 +1375,7 @@ def _rendered(
 
 def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None) -> Catalogue:
     """All parts, in config order, as one catalogue. `owned` are the names as they were given out so far."""
-    notes: list[str] = []
+    notes: list[tuple[str, str]] = []
     results, plain, names = dict[str, bytes](), dict[str, bytes](), Names()
     named: dict[str, dict[str, tuple[Part, Entry]]] = {}
     servers = {part.server for part in parts}
@@ -1341,7 +1391,7 @@ def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None) ->
                 for entry in part.lists.get(method, ()):
                     has = named[method].setdefault(entry.name, (part, entry))
                     if has[0] is not part:
-                        notes.append(f"{part.server}: {entry.name} is offered by {has[0].server} already and left out")
+                        notes.append((part.server, f"{entry.name} is offered by {has[0].server} already and left out"))
         results[method], modern = _rendered(method, named[method], int(options.host_message_mb * MB) - EDGE, notes)
         if modern is not None:
             plain[method] = modern
@@ -1786,6 +1836,7 @@ class Out:
         self.clogged: set[Name] = set()  # servers that are sent nothing: they ask, or are asked, and do not read
         self.effects: list[Effect] = []  # of that event
         self._timers: dict[TimerKey, float] = {}
+        self._noted: dict[Name, int] = {}  # lines that a peer has caused, in this second
 
     def put(self, effect: Effect) -> None:
         self.effects.append(effect)
@@ -1798,7 +1849,7 @@ class Out:
     def to_server(self, name: Name, line: bytes) -> bool:
         """Whether it is sent."""
         if name in self.clogged:  # what it would be told must not pile up
-            self.log("debug", f"{shown(name)}: does not read; {label(line)} was dropped")
+            self.note(name, f"does not read; {label(line)} was dropped", "debug")
             return False
         if self.is_tracing:
             self.trace(">", name, label(line), len(line))
@@ -1807,6 +1858,19 @@ class Out:
 
     def log(self, level: str, text: str) -> None:
         self.effects.append(Log(level, text))
+
+    def note(self, peer: Name, text: str, level: str = "warning") -> None:
+        """What a peer causes is told so many times a second, then counted: it could fill the log."""
+        count = self._noted[peer] = self._noted.get(peer, 0) + 1
+        if count == 1:
+            self.timer("noted", peer, self.now + 1)
+        if count <= NOTES_MOST:
+            self.log(level, f"{shown(peer)}: {text}")
+
+    def noted(self, peer: Name) -> None:
+        more = self._noted.pop(peer, 0) - NOTES_MOST
+        if more > 0:
+            self.log("warning", f"{shown(peer)}: {more} more lines within a second are not told")
 
     def trace(self, arrow: str, peer: Name, what: str, size: int) -> None:
         self.log("trace", f"{arrow} {shown(peer)} {what} {size} bytes")
@@ -2275,7 +2339,7 @@ class HostEnd:
         """A legacy host: kept until it has initialized. A modern one hears what it subscribed to, and no more."""
         if len(line) > self.limit:
             most = "is more than hosts take, and was dropped"
-            self._out.log("warning", f"{shown(source)}: a notification of {len(line)} bytes {most}")
+            self._out.note(source, f"a notification of {len(line)} bytes {most}")
         elif self.is_ready:
             self._out.to_host(source, line)
         elif self.revision and (is_request or sum(one.source == source for one in self._early) < HELD_FOR_HOST):
@@ -2315,7 +2379,7 @@ class Merged:
         self._out, _, self._host, self._servers = ground
         self._names = names  # who has which, as it was last kept
         self._made: Catalogue | None = None
-        self._noted: set[str] = set()
+        self._noted: set[tuple[str, str]] = set()
 
     @property
     def catalogue(self) -> Catalogue:
@@ -2324,7 +2388,7 @@ class Merged:
             self._made = merge(parts, self._host.options, self._names)
             for note in self._made.notes:
                 if note not in self._noted:
-                    self._out.log("warning", note)
+                    self._out.note(*note)
             self._noted = set(self._made.notes)
             if self._made.names != self._names:
                 self._names = self._made.names
@@ -2553,9 +2617,9 @@ class Calls(Asker):
         rises: anything else tears down some hosts' transport."""
         value = value_of(params.get("progress"))
         if pending is None or pending.peer != peer or pending.token is None:
-            self._out.log("debug", f"{shown(peer)}: progress for nothing that is open was dropped")
+            self._out.note(peer, "progress for nothing that is open was dropped", "debug")
         elif not isinstance(value, int | float) or isinstance(value, bool) or not value > pending.reached:
-            self._out.log("debug", f"{shown(peer)}: progress that does not rise was dropped")
+            self._out.note(peer, "progress that does not rise was dropped", "debug")
         else:
             pending.reached = value
             if pending.deadline < FOREVER:  # else the clock stands still, since a person is asked
@@ -2769,9 +2833,7 @@ class Tasks(Asker):
         if not isinstance(id, str):
             return
         if not book.add(id, task):
-            self._out.log(
-                "warning", f"{task.server}: its task {id!r} is not remembered: the id is another's, or too many"
-            )
+            self._out.note(task.server, f"its task {id!r} is not remembered: the id is another's, or too many")
         elif pending.token:
             task.pending = pending
             self._progress[pending.id] = book, id
@@ -2873,7 +2935,7 @@ class Tasks(Asker):
         id = value_of(params.get("taskId"))
         owner = self.owner(id)
         if owner not in (None, server.name):
-            self._out.log("warning", f"{server.name}: the status of a task of {owner} was dropped")
+            self._out.note(server.peer, f"the status of a task of {owner} was dropped")
             return False
         if owner and value_of(params.get("status")) in TERMINAL:
             self._is_over(self.of_servers, id)
@@ -3041,7 +3103,7 @@ class Subscriptions(Asker):
         whose = wanted.get(uri) if isinstance(uri, str) else None
         if whose is None:
             if isinstance(uri, str) and self._merged.catalogue.resources.get(uri, server.name) != server.name:
-                self._out.log("warning", f"{server.name}: an update of another server's resource was dropped")
+                self._out.note(server.peer, "an update of another server's resource was dropped")
                 return
             whose = {one for group in wanted.values() for one in group}
         if LEGACY_HOST in whose:
@@ -3213,7 +3275,7 @@ class Questions(Asker):
         id, method = bytes(message.id), message.method
         if not is_id(id) or server.modern:
             why = "in the modern era servers send none" if server.modern else "its id is neither string nor number"
-            self._out.log("warning", f"{server.name}: a request was dropped: {why}")
+            self._out.note(server.peer, f"a request was dropped: {why}")
             return
         try:
             if method == "ping":
@@ -4311,11 +4373,11 @@ class Reading:
                 self.problem = "" if is_none else f"failed: {value_of(error.get('message'))}"
                 return reply
             if bytes(body.get(key, b""))[:1] != b"[":
-                self._lists.note(f"{self.name}: {self.method} has no list of {key}")
+                self._lists.note(self.name, f"{self.method} has no list of {key}")
             self._take(items_of(body.get(key)))
             cursor = next_cursor(body, seen)
             if self._room < 0:
-                self._lists.note(f"{self.name}: {self.method} is longer than max_message_mb and was read no further")
+                self._lists.note(self.name, f"{self.method} is longer than max_message_mb and was read no further")
             if cursor is None or self._room <= 0:
                 return reply
             params = {"cursor": Raw(cursor)}
@@ -4324,7 +4386,7 @@ class Reading:
         most = TEMPLATES_MOST if self.method == "resources/templates/list" else ENTRIES_MOST
         for raw in page:
             if len(self.entries) >= most:
-                self._lists.note(f"{self.name}: {self.method} has more than {most} entries and was read no further")
+                self._lists.note(self.name, f"{self.method} has more than {most} entries and was read no further")
                 self._room = 0
                 return
             try:
@@ -4335,7 +4397,7 @@ class Reading:
                 self.entries.append(entry)
                 self._room -= len(entry.left) + len(entry.right)
             elif entry is not None:
-                self._lists.note(f"{self.name}: left out: {entry[:TEXT_MOST]}")
+                self._lists.note(self.name, f"left out: {entry[:TEXT_MOST]}")
 
     def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
         return self._lists.ask(step, exchange)
@@ -4377,14 +4439,14 @@ class Lists:
         params = UNSET if step.params is UNSET else encode(step.params)
         return self._calls.request(self._servers[step.server], step.method, params, exchange, step.patience)
 
-    def note(self, text: str) -> None:
-        self._out.log("warning", text)
+    def note(self, server: str, text: str) -> None:
+        self._out.note(server, text)
 
     def read(self, reading: Reading) -> None:
         """A list has been read, or could not be."""
         server, method = self._servers[reading.name], reading.method
         if reading.problem:
-            self.note(f"{reading.name}: {method} {reading.problem}")
+            self.note(reading.name, f"{method} {reading.problem}")
         former = server.lists.get(method, []) if reading.problem is not None else []
         server.lists[method] = reading.entries or former
         server.run.readings.discard(method)
@@ -4500,9 +4562,8 @@ class Life:
         run.up_at, run.stage = self._out.now, Stage.OPENING
         server.era, server.revision = met.era, met.revision
         server.info = bytes(met.info) if met.info is not None and is_object(met.info) else NOBODY.info
-        server.capabilities = object_of(bytes(met.body.get("capabilities", b"{}")))
         instructions = value_of(met.body.get("instructions"))
-        server.instructions = instructions if isinstance(instructions, str) else ""
+        self._describe(server, met.body.get("capabilities"), instructions if isinstance(instructions, str) else "")
         self._out.log("debug", f"= {server.name} ready ({met.revision})")
         if met.era == "modern":
             run.listens_for = {}
@@ -4512,6 +4573,15 @@ class Life:
             is_asking = any(one.peer is not Peer.NEXT for one in self._in_flight.asked_by(server.name))
             wait = server.options.startup_timeout_sec if is_asking else QUIET_AFTER_INITIALIZED
             self._out.timer("open", server.peer, self._out.now + wait)
+
+    def _describe(self, server: Facts, capabilities: Raw | bytes | None, instructions: str) -> None:
+        """What it says of itself, or the cache of it, within its share of the handshake with a host."""
+        server.capabilities, note = fit_capabilities(capabilities)
+        server.instructions = instructions[:INSTRUCTIONS_MOST]
+        if len(instructions) > INSTRUCTIONS_MOST:
+            note = f"has instructions of {len(instructions)} characters"
+        if note:
+            self._out.log("warning", f"{server.name}: {note}; the host is told a part of that")
 
     def open(self, server: Facts) -> None:
         """It has asked what it asks first, or asks nothing: now it gets what waited, and is listed."""
@@ -4694,8 +4764,8 @@ class Life:
                 best = server.saved = lists[0]
                 server.known, server.stale = True, best.told not in ("", told)
                 server.era, server.revision, server.info = best.era, best.revision, best.info
-                server.capabilities, server.instructions = object_of(best.capabilities), best.instructions
-                server.lists = dict(best.lists)
+                self._describe(server, best.capabilities, best.instructions)
+                server.lists = {method: entries[:ENTRIES_MOST] for method, entries in best.lists.items()}
             server.tried = server.tried or bool(found)
 
     def remember(self, server: Facts) -> None:
@@ -4807,7 +4877,7 @@ class Router:
             try:
                 messages, note = messages_in(line, self._host.options.max_message_mb, takes_batches=takes_batches)
                 if note:
-                    self._out.log("warning", f"host: {note}")
+                    self._out.note(Peer.HOST, note)
                 for message in messages:
                     self._from_host(message, len(line))
             except Exception as bug:
@@ -4821,7 +4891,7 @@ class Router:
                 takes_batches = server.revision in BATCH_REVISIONS
                 messages, note = messages_in(line, self._host.options.max_message_mb, takes_batches=takes_batches)
                 if note:
-                    self._out.log("warning", f"{server.name}: {note}")
+                    self._out.note(server.peer, note)
                 for message in messages:
                     if isinstance(message, Unread):
                         self._unread(server.peer, message)
@@ -4832,7 +4902,7 @@ class Router:
 
     def _unread(self, peer: Name, bad: Unread) -> None:
         """It costs itself, and a request that it shows to be an answer to."""
-        self._out.log("warning", f"{shown(peer)}: a line was not read: {bad.reason}")
+        self._out.note(peer, f"a line was not read: {bad.reason}")
         number = id_in_bad_line(bad.head, bad.tail)
         pending = self._in_flight.get(number)
         is_answer = b'"method"' not in bad.head[:EDGE] and b'"method"' not in bad.tail[-EDGE:]
@@ -4865,7 +4935,7 @@ class Router:
         elif message.id is not UNSET and (message.result is not UNSET or message.error is not UNSET):
             self._answer_of_host(message)
         elif message.error is not UNSET:
-            self._out.log("warning", "host: an error without an id")
+            self._out.note(Peer.HOST, "an error without an id")
         else:
             line = b'{"id":%b}' % (b"" if message.id is UNSET else bytes(message.id))
             wrong = "neither a request, a notification nor a response"
@@ -5211,7 +5281,7 @@ class Router:
     def _answer_of_host(self, message: Envelope) -> None:
         pending = self._in_flight.get(number_of_id(message.id) if message.id is not UNSET else None)
         if pending is None or pending.peer is not Peer.HOST:
-            self._out.log("debug", "host: an answer to nothing that is open was dropped")
+            self._out.note(Peer.HOST, "an answer to nothing that is open was dropped", "debug")
             return
         reply = reply_in(message, "the host")
         self._host.keep_roots(pending.method, reply)
@@ -5224,7 +5294,7 @@ class Router:
             self._out.trace("<", server.peer, what_is(message), size)
         if message.method is UNSET and message.id is UNSET:
             text = "a message that is neither request, notification nor response"
-            self._out.log("warning", f"{server.name}: {text}")
+            self._out.note(server.peer, text)
         elif message.method is UNSET:
             self._answer_of_server(server, message)
         elif message.id is UNSET:
@@ -5239,7 +5309,7 @@ class Router:
         pending = self._in_flight.get(number_of_id(message.id))
         if pending is None or pending.peer != server.peer or not pending.is_sent:
             level = "warning" if bytes(message.id) == JSON_NULL else "debug"  # an error with a null id is worth a look
-            self._out.log(level, f"{server.name}: an answer to nothing that is open was dropped")
+            self._out.note(server.peer, "an answer to nothing that is open was dropped", level)
             return
         reply, ask = reply_in(message, server.name), pending.ask
         if ask is None or not (server.modern or ask.caller.modern):
@@ -5329,6 +5399,7 @@ class Core:
         }
         self._timers: dict[str, Callable[[Name], None]] = {
             "calls": lambda name: calls.sweep(),
+            "noted": self.out.noted,
             "orphans": questions.orphans_due,
             "round": rounds.due,
         }
@@ -5423,11 +5494,13 @@ class Core:
         """What both eras' handshakes say: capabilities and instructions of all that is known."""
         self._recall()
         known = [server for server in self.servers.values() if server.lists]
-        chapters = [f"# {server.name}\n\n{server.instructions}" for server in known if server.instructions]
-        if self._notice:
-            chapters.insert(0, self._notice)
+        texts = {one.name: (one.instructions, len(one.lists.get("tools/list", ()))) for one in known}
         about: dict[str, Any] = {"capabilities": capabilities_for_host(server.capabilities for server in known)}
-        return about | ({"instructions": "\n\n".join(chapters)} if chapters else {})
+        for text in (merged_instructions(texts, self._notice), self._notice):
+            whole = about | ({"instructions": text} if text else {})
+            if len(encode(whole)) < self.host.limit - EDGE:
+                return whole
+        return {"capabilities": OWN_CAPABILITIES}  # so many servers, each within its share
 
     # ── hooks: what happens to a server concerns others ──
 
@@ -6167,7 +6240,7 @@ class Journal:
 
     def log(self, level: str, text: str) -> None:
         if LEVELS[level] >= self.threshold:
-            self._put("", f"mcpmux {level}: {self.redact(text)}\n".encode(errors="replace"))
+            self._put("", f"mcpmux {level}: {in_a_line(self.redact(text))}\n".encode(errors="replace"))
 
     def keep(self, server: str, data: bytes) -> None:
         """Output of a server, for its file."""
@@ -9953,7 +10026,6 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 STYLES: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 OF_STATES: Final = {"ready": "green", "enabled": "green", "failed": "red", "broken": "red", "starting": "yellow"}
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def moves(stream: TextIO | Any) -> bool:
@@ -9974,11 +10046,6 @@ def painted(text: str, style: str | None, stream: TextIO | None = None) -> str:
     if style is None or os.environ.get("NO_COLOR") or not moves(stream or sys.stdout):
         return text
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
-
-
-def harmless(text: str) -> str:
-    """A peer's words for a terminal: what would move its cursor, hide text or turn it round is made visible."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def to_stderr(text: str) -> None:

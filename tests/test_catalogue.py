@@ -155,8 +155,8 @@ def test_what_would_make_a_list_longer_than_hosts_take_is_left_out_and_can_still
     merged = mcpmux.merge([Part("a", None, {"tools/list": entries})], MuxOptions(host_message_mb=0.02))
     assert [tool["name"] for tool in json.loads(merged.results["tools/list"])["tools"]] == ["a__x", "a__z"]
     assert list(merged.tools) == ["a__x", "a__y", "a__z"]
-    (note,) = merged.notes
-    assert note.startswith("a: 1 entries are left out: tools/list would be longer than host_message_mb")
+    ((server, note),) = merged.notes
+    assert server == "a" and note.startswith("1 entries are left out: tools/list would be longer than host_message_mb")
 
 
 def test_the_server_with_the_most_gives_way_first():
@@ -321,7 +321,7 @@ def test_uris_are_not_rewritten_and_the_first_server_keeps_a_shared_one():
     )
     assert merged.resources == {"mem://1": "a", "mem://2": "b"}
     assert [one["uri"] for one in json.loads(merged.results[kind])["resources"]] == ["mem://1", "mem://2"]
-    assert merged.notes == ["b: mem://1 is offered by a already and left out"]
+    assert merged.notes == [("b", "mem://1 is offered by a already and left out")]
 
 
 @pytest.mark.parametrize(
