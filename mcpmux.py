@@ -878,10 +878,8 @@ def fit_capabilities(declared: Raw | bytes | None) -> tuple[Fields, str | None]:
     text = b"{}" if declared is None else bytes(declared)
     if len(text) <= CAPABILITIES_MOST:
         return object_of(text), None
-    whole = object_of(text)
-    kept = {
-        key: whole[key].copy() for key in (*OWN_CAPABILITIES, *UNITED_CAPABILITIES) if len(whole.get(key, b"")) <= EDGE
-    }
+    whole, keys = object_of(text), (*OWN_CAPABILITIES, *UNITED_CAPABILITIES)
+    kept = {key: whole[key].copy() for key in keys if key in whole and len(whole[key]) <= EDGE}
     return kept, f"declares capabilities of {len(text)} bytes"
 
 
