@@ -132,6 +132,10 @@ RELIST_QUIET: Final = 0.05  # one change often comes as a burst of list_changed
 RELIST_QUIET_MOST: Final = 30.0
 RELIST_CALM: Final = 10.0  # and one that announces changes that are none is read less and less often, until this calm
 RELIST_AT_MOST: Final = 1.0  # a server that never stops announcing changes is still listed
+RELIST_EACH: Final = 2e-4  # × its entries: one that has thousands and changes them all the time is read less often
+CHANGES_TOGETHER: Final = 5.0  # while servers are still being listed the host reads its lists again no more often
+# Of hosts that read a list once, or heed no change of it: how long they were seen to wait for the first one.
+LIST_PATIENCE: Final = {"claude-ai": 30.0, "codex-mcp-client": 8.0, "mcpmux": float("inf")}
 DISCOVER_SILENCE: Final = 10.0  # a legacy server may never answer `server/discover`; `initialize` then follows
 LISTEN_AGAIN, LISTEN_AGAIN_MOST = 1.0, 60.0  # a server that ends our subscription is not asked in a tight loop
 ASK_TOGETHER: Final = 0.01  # questions of a server that come this close travel to the host together
@@ -202,6 +206,8 @@ class MuxOptions(Struct, frozen=True, kw_only=True):
     host_message_mb: Megabytes = 10.0
     outbox_mb: Megabytes = 64.0  # waiting for a server that does not read; then its calls are refused
     input_timeout_sec: Seconds = 600.0  # for the host, or the person before it, to answer what a server asks
+    # how long a list waits for servers that are not known yet where others are; they are announced later
+    first_list_sec: Annotated[float, Meta(ge=0, le=30)] = 3.0
     env_file: str | None = None  # `KEY=value` lines for `${VAR}`; relative to the config file
 
 
@@ -748,6 +754,12 @@ class Caller(NamedTuple):
     def capabilities(self) -> Fields:
         return object_of(self.declared)
 
+    @property
+    def name(self) -> str:
+        """What it calls itself, in lower case."""
+        name = value_of(object_of(self.info).get("name"))
+        return name.lower() if isinstance(name, str) else ""
+
 
 NOBODY: Final = Caller(False, b"{}", encode(IMPLEMENTATION))
 
@@ -768,7 +780,7 @@ def caller_of(params: Fields) -> Caller | None:
     if not isinstance(version, str):
         raise RpcError(INVALID_PARAMS, f"params._meta: {VERSION_KEY} must be a string")
     if version not in MODERN_REVISIONS:
-        data = {"supported": [*MODERN_REVISIONS, *LEGACY_REVISIONS], "requested": version}
+        data = {"supported": MODERN_REVISIONS, "requested": version}  # what `server/discover` lists
         raise RpcError(UNSUPPORTED_VERSION, "Unsupported protocol version", data)
     declared, info, level = (meta.get(key) for key in (CAPABILITIES_KEY, INFO_KEY, LEVEL_KEY))
     if declared is None or not is_object(declared):
@@ -1232,11 +1244,29 @@ def _output_schema(raw: Raw) -> tuple[Raw, bool]:
     schema = value_of(raw)
     if isinstance(schema, dict) and schema.get("type") == "object":
         return _object_schema(raw), False
-    inner = schema if isinstance(schema, dict) else {} if schema else {"not": {}}
+    inner = _moved_inwards(schema) if isinstance(schema, dict) else {} if schema else {"not": {}}
     outer: dict[str, Any] = {"type": "object", "properties": {"result": inner}, "required": ["result"]}
-    # References are from the root.
-    outer |= {key: inner.pop(key) for key in ("$schema", "$defs", "definitions") if key in inner}
+    if "$schema" in inner:
+        outer["$schema"] = inner.pop("$schema")
     return Raw(encode(outer)), True
+
+
+def _moved_inwards(schema: Any) -> Any:
+    """A schema that is now at `properties.result`: what it refers to from its root is there too. One with an `$id` is
+    the root of its own references."""
+    if isinstance(schema, list):
+        return [_moved_inwards(one) for one in schema]
+    if not isinstance(schema, dict) or "$id" in schema:
+        return schema
+    moved = dict(schema)
+    for key, inner in schema.items():
+        if key in ("$ref", "$dynamicRef") and isinstance(inner, str) and (inner == "#" or inner.startswith("#/")):
+            moved[key] = f"#/properties/result{inner[1:]}"
+        elif key in _SCHEMA_IN:
+            moved[key] = _moved_inwards(inner)
+        elif (key in _SCHEMAS_IN or key == "properties") and isinstance(inner, dict):
+            moved[key] = {name: _moved_inwards(one) for name, one in inner.items()}
+    return moved
 
 
 def wrap_structured(result: Raw) -> bytes:
@@ -1968,6 +1998,7 @@ class Run(Struct):
     changed_since: float = 0.0
     listed_at: float | None = None  # when all had been read once
     quiet: float = RELIST_QUIET  # grows while it announces changes that are none
+    fitted: dict[str, dict[bytes, Entry]] = {}  # by list and a hash of what it sent: most of it will not change
     # Our subscription at a modern one.
     listen: Pending | None = None
     former_listens: list[Pending] = []  # to be ended when the present one is acknowledged
@@ -2036,6 +2067,7 @@ class Ask(Struct, eq=False):
     fields: Fields = {}  # its params
     caller: Caller = NOBODY
     blamed: str | None = None  # the server whose start it waits for, if it waits for one only
+    held_until: float | None = None  # a list that waits for servers does so no longer than this
     by: InHand | None = None  # who has it in hand; None while it is routed
     number: int = 0  # there: of what it waits for
 
@@ -4355,7 +4387,8 @@ class Reading:
         self.name, self.method = server.name, method
         self.entries: list[Entry] = []
         self.problem: str | None = None  # it was not read to its end
-        self._lists, self._options = lists, server.options
+        self.fitted: dict[bytes, Entry] = {}
+        self._lists, self._options, self._former = lists, server.options, server.run.fitted.get(method, {})
         self._room = most  # bytes that it may still have
 
     def steps(self) -> Steps:
@@ -4387,15 +4420,20 @@ class Reading:
                 self._lists.note(self.name, f"{self.method} has more than {most} entries and was read no further")
                 self._room = 0
                 return
-            try:
-                entry = fit_entry(self.method, raw, self._options)
-            except (msgspec.MsgspecError, ValueError, RecursionError) as wrong:  # a number that is none, say
-                entry = f"an entry of {self.method} that cannot be read: {wrong}"
+            digest = hashlib.blake2b(raw, digest_size=16).digest()
+            entry = self._former.get(digest) or self._fit(raw)
             if isinstance(entry, Entry):
                 self.entries.append(entry)
+                self.fitted[digest] = entry
                 self._room -= len(entry.left) + len(entry.right)
             elif entry is not None:
                 self._lists.note(self.name, f"left out: {entry[:TEXT_MOST]}")
+
+    def _fit(self, raw: Raw) -> Entry | str | None:
+        try:
+            return fit_entry(self.method, raw, self._options)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as wrong:  # a number that is none, say
+            return f"an entry of {self.method} that cannot be read: {wrong}"
 
     def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
         return self._lists.ask(step, exchange)
@@ -4447,6 +4485,7 @@ class Lists:
             self.note(reading.name, f"{method} {reading.problem}")
         former = server.lists.get(method, []) if reading.problem is not None else []
         server.lists[method] = reading.entries or former
+        server.run.fitted[method] = reading.fitted
         server.run.readings.discard(method)
         self._done(server)
 
@@ -4480,8 +4519,9 @@ class Lists:
         self._again_soon(server)
 
     def _again_soon(self, server: Facts) -> None:
-        at_most = server.run.changed_since + max(RELIST_AT_MOST, server.run.quiet)
-        self._out.timer("relist", server.name, min(self._out.now + server.run.quiet, at_most))
+        quiet = max(server.run.quiet, RELIST_EACH * sum(map(len, server.lists.values())))
+        at_most = server.run.changed_since + max(RELIST_AT_MOST, quiet)
+        self._out.timer("relist", server.name, min(self._out.now + quiet, at_most))
 
     def due(self, server: Facts) -> None:
         if server.name in self._out.clogged:  # what it is asked now would be dropped
@@ -4541,6 +4581,13 @@ class Life:
             case State.STARTING | State.READY | State.FAILED:
                 pass
 
+    def wait_for(self, server: Facts) -> None:
+        """Who asks for something of it waits until it is listed, once more."""
+        server.settling = True
+        self.use(server)
+        if server.state is State.READY:
+            self._out.timer("late", server.peer, self._out.now + server.options.startup_timeout_sec)
+
     def up(self, server: Facts) -> None:
         """The process runs and can be written to."""
         if server.state is not State.STARTING:
@@ -4594,6 +4641,7 @@ class Life:
         """It is known what it offers."""
         if server.ready_in is None:
             server.ready_in = self._out.now - server.run.started_at
+        server.trouble, server.hint = None, ""
         server.known, server.stale = True, False
         self._out.timer("late", server.peer, None)
         self.remember(server)
@@ -4612,9 +4660,10 @@ class Life:
         """No answer to the handshake: nobody waits for it any longer, and in the end it is stopped."""
         name, seconds = server.name, server.options.startup_timeout_sec
         if server.state is State.READY and server.settling:
-            self._out.log(
-                "warning", f"{name}: its lists were not complete within {seconds:g} s; they are announced later"
-            )
+            server.trouble = f"{name} has not listed all that it offers within {seconds:g} s"
+            server.hint = "call again in a while, or raise startup_timeout_sec in its table"
+            self._out.log("warning", server.why())
+            self.remember(server)  # the next start does not wait for it either
             self._settle(server)
         if server.state is not State.STARTING:
             return
@@ -4900,7 +4949,9 @@ class Router:
 
     def _unread(self, peer: Name, bad: Unread) -> None:
         """It costs itself, and a request that it shows to be an answer to."""
-        self._out.note(peer, f"a line was not read: {bad.reason}")
+        text = bad.head[:TEXT_MOST].decode(errors="replace").strip()
+        is_text = isinstance(peer, str) and bad.code == PARSE_ERROR and text[:1] not in ("{", "[")  # no payload
+        self._out.note(peer, "a line was not read: " + (f'"{text}" is not JSON' if is_text else bad.reason))
         number = id_in_bad_line(bad.head, bad.tail)
         pending = self._in_flight.get(number)
         is_answer = b'"method"' not in bad.head[:EDGE] and b'"method"' not in bad.tail[-EDGE:]
@@ -4980,9 +5031,21 @@ class Router:
         else:
             blamed = self._servers.get(ask.blamed)  # None: it has left the config meanwhile
             waits = blamed is not None and blamed.settling
+        if waits and ask.method in LISTS:
+            waits = self._has_patience(ask)
         if waits:
             self._host.hold(ask)
         return waits
+
+    def _has_patience(self, ask: Ask) -> bool:
+        """A list waits as long as its host may, but where nothing is known at all: an empty one is of no use."""
+        if ask.held_until is None:
+            seconds = max(self._host.options.first_list_sec, LIST_PATIENCE.get(ask.caller.name, 0.0))
+            is_any_known = any(server.known for server in self._servers.values())
+            ask.held_until = self._out.now + seconds if is_any_known else FOREVER
+        if self._out.now < ask.held_until < self._out.due_at("lists", Peer.HOST):
+            self._out.timer("lists", Peer.HOST, ask.held_until)
+        return ask.held_until > self._out.now
 
     def release(self) -> None:
         """Requests that were held go on, or are held for what is still to be known."""
@@ -5232,12 +5295,10 @@ class Router:
             return
         owner = self._server_by_prefix(name)
         if owner and not owner.known:
-            is_late = owner.run.stage is Stage.LATE
-            resting = owner.state in (State.IDLE, State.STOPPED, State.BACKOFF)
-            if ask.blamed is None and (resting or (owner.state is State.STARTING and not is_late)):
-                ask.blamed = shown(owner.name)
-                owner.settling = True
-                self._life.use(owner)
+            is_lost = owner.state in (State.FAILED, State.STOPPING) or owner.run.stage is Stage.LATE
+            if ask.blamed is None and not is_lost:
+                ask.blamed = owner.name
+                self._life.wait_for(owner)
                 self._hold(ask)
             else:
                 self._host.answer(ask, failed(owner.why()))
@@ -5291,8 +5352,9 @@ class Router:
         if self._out.is_tracing:
             self._out.trace("<", server.peer, what_is(message), size)
         if message.method is UNSET and message.id is UNSET:
+            harms = message.result is UNSET and message.error is UNSET  # else it has answered a notification
             text = "a message that is neither request, notification nor response"
-            self._out.note(server.peer, text)
+            self._out.note(server.peer, text, "warning" if harms else "debug")
         elif message.method is UNSET:
             self._answer_of_server(server, message)
         elif message.id is UNSET:
@@ -5397,6 +5459,8 @@ class Core:
         }
         self._timers: dict[str, Callable[[Name], None]] = {
             "calls": lambda name: calls.sweep(),
+            "changes": lambda name: self._tell_changes(at_once=True),
+            "lists": lambda name: self.router.release(),
             "noted": self.out.noted,
             "orphans": questions.orphans_due,
             "round": rounds.due,
@@ -5527,10 +5591,16 @@ class Core:
         self.questions.removed(server, text)
         self.rounds.removed(server.name, text)
 
-    def _tell_changes(self) -> None:
-        """Tells the host of each list that is not what it has; one that it never asked for it will ask for."""
-        if self._reloading:
+    def _tell_changes(self, *, at_once: bool = False) -> None:
+        """Tells the host of each list that is not what it has; one that it never asked for it will ask for. While more
+        is to come it is told now and then: each time it reads them whole."""
+        if self._reloading or not self.host.seen:
             return
+        if not at_once and any(one.state is State.STARTING or one.run.readings for one in self.servers.values()):
+            if self.out.due_at("changes", Peer.HOST) == FOREVER:
+                self.out.timer("changes", Peer.HOST, self.out.now + CHANGES_TOGETHER)
+            return
+        self.out.timer("changes", Peer.HOST, None)
         stale = self.host.stale_lists(self.merged.catalogue.results)
         for notification in dict.fromkeys(LISTS[method].changed for method in stale):
             self.host.tell(Peer.HOST, notification_line(notification))

@@ -108,6 +108,89 @@ def test_lists_do_not_wait_a_second_time_for_a_server_that_hangs():
     assert not s.saved["hung"].failed
 
 
+# ── the first list ──
+
+
+def test_a_list_waits_3_seconds_for_an_unknown_server_where_others_are_known():
+    s = Script(["git", "slow"], known=learned("git"), silent=("slow",))
+    s.host_asks(1, "tools/list")
+    s.advance(1)
+    s.host_asks(2, "tools/list")
+    s.host_asks(3, "tools/call", name="slow__log")  # a call has time
+    s.advance(1.9)
+    assert 1 not in s.answered
+    s.advance(0.2)
+    assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
+    assert 2 not in s.answered
+    s.advance(1)
+    assert [tool["name"] for tool in s.host_hears(2)["result"]["tools"]] == ["git__log"]
+    s.silent.clear()
+    s._server_gets("slow", s.server_hears("slow", "initialize"))
+    s.advance(0.3)
+    assert len(s.host_told("notifications/tools/list_changed")) == 1
+    assert s.tools() == ["git__log", "slow__log"]
+    s.server_answers("slow", "tools/call", {"content": []})
+    assert s.host_hears(3)["result"] == {"content": []}
+
+
+@pytest.mark.parametrize(("host", "seconds"), [("claude-ai", 30), ("codex-mcp-client", 8), ("Cline", 3)])
+def test_a_host_that_heeds_no_change_waits_longer(host: str, seconds: float):
+    s = Script(["git", "slow"], known=learned("git"), silent=("slow",), begin=False)
+    s.initialize(clientInfo={"name": host, "version": "1"})
+    s.host_asks(1, "tools/list")
+    s.advance(seconds - 1)
+    assert 1 not in s.answered
+    s.advance(1)
+    assert len(s.host_hears(1)["result"]["tools"]) == 1
+
+
+def test_a_list_waits_for_all_where_nothing_is_known_and_for_none_if_so_wished():
+    s = Script(["git", "slow"], silent=("slow", "git"))
+    s.host_asks(1, "tools/list")
+    s.advance(20)
+    assert 1 not in s.answered
+    options = mcpmux.MuxOptions(first_list_sec=0)
+    s = Script(["git", "slow"], known=learned("git"), silent=("slow",), options=options)
+    assert s.tools() == ["git__log"]
+
+
+def test_lists_do_not_wait_a_second_time_for_a_list_that_never_ends():
+    s = Script(["git", "hung"], offers={"hung": {"tools/list": ...}})
+    s.advance(31)
+    assert "hung has not listed all that it offers within 30 s" in s.saved["hung"].failed
+    s = Script(["hung"], offers={"hung": {"tools/list": ...}}, known={"hung": [s.saved["hung"]]})
+    assert s.tools() == []
+
+
+def test_a_call_waits_for_a_server_that_is_still_listing_and_is_told_if_that_is_too_long():
+    s = Script({"git": ServerOptions(command="git", startup_timeout_sec=5)}, offers={"git": {"tools/list": ...}})
+    s.advance(6)
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(4)
+    assert 1 not in s.answered
+    s.server_answers("git", "tools/list", {"tools": [TOOL]})
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"] == {"content": []}
+    s = Script({"git": ServerOptions(command="git", startup_timeout_sec=5)}, offers={"git": {"tools/list": ...}})
+    s.advance(6)
+    s.host_asks(1, "tools/call", name="git__log")
+    s.advance(6)
+    assert "git has not listed all that it offers within 5 s (call again in a while" in s.host_hears(1).text
+
+
+def test_while_servers_are_being_listed_the_host_is_told_of_changes_now_and_then():
+    names = [f"s{number}" for number in range(40)]
+    s = Script(["git", *names], known=learned("git"), silent=tuple(names))
+    s.advance(31)
+    assert s.tools() == ["git__log"]
+    s.silent.clear()
+    for number, name in enumerate(names):
+        s._server_gets(name, s.server_hears(name, "initialize"))
+        s.advance(0.5)
+    assert 3 <= len(s.host_told("notifications/tools/list_changed")) <= 6  # in 20 s
+    assert len(s.tools()) == 41
+
+
 def test_a_call_waits_for_a_server_that_is_tried_again_after_it_hung():
     s = Script(["git"], silent=("git",))
     s.advance(31)

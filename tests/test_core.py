@@ -1932,10 +1932,11 @@ def test_a_server_with_a_wrong_table_says_so_and_is_never_started():
 
 
 def test_a_server_that_never_answers_its_handshake_delays_the_lists_only_so_long():
-    s = Script({"git": server(), "mute": server(startup_timeout_sec=5)}, silent=("mute",))
-    s.host_asks(1, "tools/list")
+    s = Script({"git": server(), "mute": server(startup_timeout_sec=5)}, silent=("mute",), begin=False)
+    s.host_asks("init", "initialize", protocolVersion="2025-11-25")
+    s.host_asks(1, "tools/list")  # before anything is known
     s.host_asks(2, "tools/call", name="mute__x")
-    s.advance(4.7)
+    s.advance(4.9)
     assert 1 not in s.answered
     s.advance(0.2)
     assert [tool["name"] for tool in s.host_hears(1)["result"]["tools"]] == ["git__log"]
