@@ -755,6 +755,10 @@ class Caller(NamedTuple):
         return object_of(self.declared)
 
     @property
+    def era(self) -> str:
+        return "modern" if self.modern else "legacy"
+
+    @property
     def name(self) -> str:
         """What it calls itself, in lower case."""
         name = value_of(object_of(self.info).get("name"))
@@ -998,6 +1002,7 @@ class Known(Struct, frozen=True):
 
     key: str  # of its table and of this mcpmux
     told: str = ""  # of the capabilities that it was told; "" where its lists do not depend on them
+    host: str = "legacy"  # the era of the host for which it was started: some servers have both, and offer less in one
     era: str = ""
     revision: str = ""
     capabilities: bytes = b"{}"
@@ -2035,7 +2040,7 @@ class Facts:
         self.saved: Known | None = None  # what the cache has
         self.ready_in: float | None = None  # seconds from start to its first complete lists
         # What it said of itself: kept after its end, since its tools stay listed while it rests.
-        self.era = ""  # "legacy" or "modern": what worked last
+        self.eras: dict[str, str] = {}  # "legacy" or "modern": what worked last, by the host's
         self.modern = False
         self.revision = ""
         self.info = NOBODY.info  # its `serverInfo`
@@ -4302,11 +4307,11 @@ class Greeting(Asker):
         """The process runs: what was found of its era is used, or else it is looked for."""
         found = self._searches.get(server.peer)
         if found is None:
-            ways: Iterable[str] = WAYS["modern" if server.run.starter.modern else "legacy"]
+            ways: Iterable[str] = WAYS[server.run.starter.era]
             if server.options.protocol:
                 ways = [server.options.protocol]
-            elif server.era:
-                ways = [server.era, FRESH, *ways]
+            elif era := server.eras.get(server.run.starter.era):
+                ways = [era, FRESH, *ways]
             found = find_era(server.name, ways, is_free=server.options.protocol is None)
             self._searches[server.peer] = found
         self._go_on(server, found, None)
@@ -4605,7 +4610,7 @@ class Life:
         server.state = next_state(server.state, Moment.UP)
         server.trouble, server.hint = None, ""
         run.up_at, run.stage = self._out.now, Stage.OPENING
-        server.era, server.revision = met.era, met.revision
+        server.eras[run.starter.era], server.revision = met.era, met.revision
         server.info = bytes(met.info) if met.info is not None and is_object(met.info) else NOBODY.info
         instructions = value_of(met.body.get("instructions"))
         self._describe(server, met.body.get("capabilities"), instructions if isinstance(instructions, str) else "")
@@ -4802,15 +4807,17 @@ class Life:
     # ── what the cache has ──
 
     def recall(self, known: Mapping[str, list[Known]]) -> None:
-        """What the cache has of the servers, for a host with these capabilities if possible."""
+        """What the cache has of the servers: if possible for a host of this era, with these capabilities."""
+        host = self._host.caller
         for server in self._servers.values():
-            told = told_key(self._calls.told(server, self._host.caller))
+            told = told_key(self._calls.told(server, host))
             found = [one for one in known.get(server.name, ()) if one.key == table_key(server.options)]
-            lists = sorted((one for one in found if not one.failed), key=lambda one: one.told not in ("", told))
+            lists = [one for one in found if not one.failed]
+            server.eras = {one.host: one.era for one in lists}
             if lists:
-                best = server.saved = lists[0]
-                server.known, server.stale = True, best.told not in ("", told)
-                server.era, server.revision, server.info = best.era, best.revision, best.info
+                best = min(lists, key=lambda one: (one.host != host.era, one.told not in ("", told)))
+                server.saved, server.revision, server.info = best, best.revision, best.info
+                server.known, server.stale = True, best.host != host.era or best.told not in ("", told)
                 self._describe(server, best.capabilities, best.instructions)
                 server.lists = {method: entries[:ENTRIES_MOST] for method, entries in best.lists.items()}
             server.tried = server.tried or bool(found)
@@ -4824,7 +4831,8 @@ class Life:
             known = Known(
                 key,
                 "" if server.modern else told_key(server.run.told),
-                server.era,
+                server.run.starter.era,
+                "modern" if server.modern else "legacy",
                 server.revision,
                 encode(server.capabilities),
                 server.info,
@@ -6192,7 +6200,7 @@ def read_known(folder: Path, servers: Mapping[str, ServerOptions]) -> tuple[dict
 def write_known(folder: Path, server: str, known: Known) -> None:
     """Whole or not at all: hosts start several mcpmux at once. What it replaces is removed. Raises `OSError`."""
     end = f".{known.key}.cache"
-    path = folder / f"{server}.{'failed' if known.failed else known.told or 'any'}{end}"
+    path = folder / f"{server}.{'failed' if known.failed else known.host + known.told}{end}"
     write_whole(path, msgspec.msgpack.encode(known), lasting=False)
     for file in os.listdir(folder):
         if file.partition(".")[0] == server and (not file.endswith(end) or (".failed." in file and not known.failed)):

@@ -46,6 +46,25 @@ def test_the_era_that_worked_is_remembered(modern: tuple[str, ...]):
     assert hellos == ["server/discover" if modern else "initialize"]
 
 
+@pytest.mark.requirement("era-remembered")
+def test_what_is_remembered_of_a_server_is_by_the_era_of_its_host():
+    """WIRE 10. A server of both eras offers in each what it can, and one is not decided by the other."""
+    [legacy] = learned("git")["git"]
+    s = Script(["git"], known={"git": [legacy]}, modern=("git",), begin=False)
+    assert s.asks_modern(1, "tools/list")["result"]["tools"][0]["name"] == "git__log"  # served meanwhile
+    s.advance(0.3)
+    assert [m["method"] for m in s.to_server["git"]][0] == "server/discover"
+    modern = s.saved["git"]
+    assert (legacy.host, modern.host) == ("legacy", "modern")
+    for known in ([legacy, modern], [modern, legacy]):
+        again = Script(["git"], known={"git": known})
+        assert again.tools() == ["git__log"] and again.started == []
+        again.host_asks(1, "tools/call", name="git__log")
+        assert again.to_server["git"][0]["method"] == "initialize"
+        again = Script(["git"], known={"git": known}, modern=("git",), begin=False)
+        assert again.asks_modern(1, "tools/list")["result"]["tools"] and again.started == []
+
+
 def test_a_warm_initialize_has_the_instructions_and_the_capabilities():
     s = Script(["git"], known=learned("git"), begin=False)
     result = s.initialize()["result"]
@@ -184,7 +203,7 @@ def test_while_servers_are_being_listed_the_host_is_told_of_changes_now_and_then
     s.advance(31)
     assert s.tools() == ["git__log"]
     s.silent.clear()
-    for number, name in enumerate(names):
+    for name in names:
         s._server_gets(name, s.server_hears(name, "initialize"))
         s.advance(0.5)
     assert 3 <= len(s.host_told("notifications/tools/list_changed")) <= 6  # in 20 s
@@ -236,7 +255,8 @@ def test_what_is_written_is_read_and_replaces_what_it_makes_old(tmp_path: Path):
     mcpmux.write_known(tmp_path, "git", Known(known.key, failed="why"))
     mcpmux.write_known(tmp_path, "gitter", known)
     mcpmux.write_known(tmp_path, "git", known)
-    assert saved_in(tmp_path) == [f"git.{known.told}.{known.key}.cache", f"gitter.{known.told}.{known.key}.cache"]
+    end = f"legacy{known.told}.{known.key}.cache"
+    assert saved_in(tmp_path) == [f"git.{end}", f"gitter.{end}"]
     assert mcpmux.read_known(tmp_path, tables) == ({"git": [known]}, [])
 
 
