@@ -2543,9 +2543,9 @@ class Calls(Asker):
 
     def _dispatch(self, server: Facts, pending: Pending, params: Fields | UnsetType) -> None:
         """Writes it in its server's era. Between legacy peers nothing changes but the token."""
-        if pending.token is not None:
-            assert params is not UNSET
-            meta = object_of(params["_meta"]) | {"progressToken": Raw(b"%d" % pending.id)}
+        if pending.token is not None:  # a retry's, where the call that waits has none of its own
+            params = {} if params is UNSET else params
+            meta = object_of(params.get("_meta")) | {"progressToken": Raw(b"%d" % pending.id)}
             params = params | {"_meta": Raw(encode(meta))}
         ask = pending.ask
         if ask and server.modern:

@@ -53,7 +53,7 @@ def test_what_is_remembered_of_a_server_is_by_the_era_of_its_host():
     s = Script(["git"], known={"git": [legacy]}, modern=("git",), begin=False)
     assert s.asks_modern(1, "tools/list")["result"]["tools"][0]["name"] == "git__log"  # served meanwhile
     s.advance(0.3)
-    assert [m["method"] for m in s.to_server["git"]][0] == "server/discover"
+    assert next(m["method"] for m in s.to_server["git"]) == "server/discover"
     modern = s.saved["git"]
     assert (legacy.host, modern.host) == ("legacy", "modern")
     for known in ([legacy, modern], [modern, legacy]):

@@ -847,9 +847,12 @@ def test_a_call_that_waits_for_its_server_can_carry_what_that_asks_first():
     s.advance(0.02)
     [key] = s.host_hears(1)["result"]["inputRequests"]
     assert not s.server_heard("git", "tools/call")
-    retry(s, 2, state_of(s.host_hears(1)), {key: {"roots": []}})
+    retry(s, 2, state_of(s.host_hears(1)), {key: {"roots": []}}, meta={"progressToken": "of the retry"})
     assert s.answer_to_server("git", "r")["result"] == {"roots": []}
     s.advance(0.2)
+    call = called(s, "git")
+    s.server_sends("git", method="notifications/progress", params={"progressToken": call["id"], "progress": 1})
+    assert s.host_told("notifications/progress")[0]["params"]["progressToken"] == "of the retry"
     s.server_answers("git", "tools/call", {"content": []})
     assert s.host_hears(2)["result"]["content"] == []
 
