@@ -154,6 +154,12 @@ HOST_FLUSH: Final = 0.3  # a host that no longer reads must not keep the process
 SECRET_COMMAND_TIMEOUT: Final = 10.0  # `${cmd:…}` may ask for a fingerprint that nobody gives
 SAMPLER_SLACK: Final = 60.0  # the sampler's own timeout ends a request; this is for one that it loses, or loads for
 SAMPLER_IDLE: Final = 300.0  # litellm keeps 200 MB
+PAGE_IDLE: Final = 600.0  # a person may want to look again at what was decided
+# Of hosts that give up on a call: how long they were seen to wait. Others are taken for the least patient; one that
+# gave a progress token hears that the person is asked, and so waits longer, but for Claude Desktop.
+HOST_PATIENCE: Final = {"claude-ai": 55.0, "goose": 290.0, "claude-code": 1700.0, "mcpmux": float("inf")}
+HOST_PATIENCE_LEAST: Final = 55.0
+STILL_WAITING: Final = 10.0  # between two words of progress to a host whose call waits for the person
 BROWSER_START: Final = 5.0  # some browsers are waited for until they are closed
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
 RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
@@ -176,6 +182,7 @@ MB: Final = 1024 * 1024
 
 # What one server may have of what is shared; beyond that *it* is refused, with a reason.
 QUESTIONS_MOST: Final = 50  # open at once
+PAGE_MOST: Final = 10  # questions a minute to the person, on the page
 TASKS_MOST: Final = 1000  # remembered; ended ones are forgotten first
 ENTRIES_MOST: Final = 10_000  # in each of its lists
 TEMPLATES_MOST, EXPRESSIONS_MOST = 1000, 20  # and in each template
@@ -208,6 +215,8 @@ class MuxOptions(Struct, frozen=True, kw_only=True):
     input_timeout_sec: Seconds = 600.0  # for the host, or the person before it, to answer what a server asks
     # how long a list waits for servers that are not known yet where others are; they are announced later
     first_list_sec: Annotated[float, Meta(ge=0, le=30)] = 3.0
+    # mcpmux's own page in the browser asks where the host cannot: `"auto"`; `"always"`: in its place too; `"off"`
+    page: Literal["auto", "always", "off"] = "auto"
     env_file: str | None = None  # `KEY=value` lines for `${VAR}`; relative to the config file
 
 
@@ -262,8 +271,13 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     protocol: Literal["legacy", "modern"] | None = None
     # who answers when it asks for a model: `"auto"`, `"host"`, `"local"` or `"off"`, as [above](#sampling)
     sampling: Literal["auto", "host", "local", "off"] = "auto"
-    elicitation: bool = True  # may it ask the person?
+    # who asks the person what it asks: `"auto"`, `"host"`, `"local"` or `"off"`, as [there](#when-a-server-asks-you)
+    elicitation: bool | Literal["auto", "host", "local", "off"] = "auto"
     tools: dict[str, ToolOverride] = {}
+
+    def __post_init__(self) -> None:
+        if isinstance(self.elicitation, bool):
+            msgspec.structs.force_setattr(self, "elicitation", "auto" if self.elicitation else "off")
 
 
 class ModelOptions(Struct, frozen=True, kw_only=True):
@@ -899,31 +913,51 @@ def fit_capabilities(declared: Raw | bytes | None) -> tuple[Fields, str | None]:
     return kept, f"declares capabilities of {len(text)} bytes"
 
 
-def is_sampled_locally(host: Fields, options: ServerOptions, *, with_tools: bool) -> bool:
-    """Which of the two answers a server's sampling, where a local model is there: `auto` prefers the host."""
+class Own(NamedTuple):
+    """What mcpmux itself can answer with: a local model; a page that asks the person, if need be or `always`."""
+
+    model: bool = False
+    page: bool = False
+    always: bool = False
+
+
+NOTHING_OWN: Final = Own()
+
+
+def is_sampled_locally(host: Fields, options: ServerOptions, own: Own, *, with_tools: bool) -> bool:
+    """Which of the two answers a server's sampling: `auto` prefers the host. What a modern task asks for inside itself
+    is asked of the host, past us."""
+    if not own.model or offers(host, "extensions", TASKS_EXTENSION):
+        return False
     host_can = offers(host, "sampling", "tools") if with_tools else offers(host, "sampling")
     return options.sampling == "local" or (options.sampling == "auto" and not host_can)
 
 
-def capabilities_for_server(host: Fields, options: ServerOptions, *, has_model: bool = False) -> Fields:
+def is_asked_on_page(host: Fields, options: ServerOptions, own: Own, mode: str) -> bool:
+    """The same for a mode of elicitation."""
+    if not own.page or offers(host, "extensions", TASKS_EXTENSION):
+        return False
+    host_can = mode in elicitation_modes(host) and not own.always
+    return options.elicitation == "local" or (options.elicitation == "auto" and not host_can)
+
+
+def capabilities_for_server(host: Fields, options: ServerOptions, own: Own = NOTHING_OWN) -> Fields:
     """What a server is told: what the host declared, byte for byte, less what its table switches off, and what mcpmux
-    answers itself: roots of its table, and sampling. Never more: servers act on capabilities without asking again."""
+    answers itself: roots of its table, sampling, elicitation. Never more: servers act on that without asking again."""
     told = dict(host)
-    # What a modern task asks for inside itself is asked of the host, past us.
-    in_tasks = offers(host, "extensions", TASKS_EXTENSION)
-    local = has_model and not in_tasks and is_sampled_locally(host, options, with_tools=True)
-    off = [] if options.elicitation else ["elicitation"]
-    if options.sampling in ("local", "off"):
-        off.append("sampling")
-    for name in off:
-        told.pop(name, None)
+    here = {"elicitation": [mode for mode in ("form", "url") if is_asked_on_page(host, options, own, mode)]}
+    here["sampling"] = ["tools"] if is_sampled_locally(host, options, own, with_tools=True) else []
     tasks = value_of(told.get("tasks"))
-    for name in (*off, "sampling") if local else off:  # the local model answers at once, never by a task
-        if isinstance(tasks, dict) and isinstance(tasks.get("requests"), dict) and name in tasks["requests"]:
-            tasks["requests"].pop(name)
+    for name, parts in here.items():
+        if is_off := getattr(options, name) in ("local", "off"):
+            told.pop(name, None)
+        has = {mode: {} for mode in elicitation_modes(told)} if name == "elicitation" else {}
+        if parts:
+            told[name] = Raw(encode({**has, **object_of(told.get(name)), **{part: {} for part in parts}}))
+        requests = tasks.get("requests") if isinstance(tasks, dict) else None
+        if (is_off or parts) and isinstance(requests, dict) and name in requests:
+            requests.pop(name)  # what is answered here is answered at once, never by a task
             told["tasks"] = Raw(encode(tasks))
-    if local:
-        told["sampling"] = Raw(encode({**object_of(told.get("sampling")), "tools": {}}))
     if options.roots and not offers(told, "roots"):
         told["roots"] = Raw(b"{}")
     return told
@@ -1534,8 +1568,16 @@ class Locally(NamedTuple):
     """A model of the person's own answers it."""
 
 
+class OnPage(NamedTuple):
+    """The person answers it, on the page of mcpmux."""
+
+    params: Fields
+
+
+Verdict = Forward | Answer | Locally | OnPage
 QUESTIONS: Final = ("sampling/createMessage", "elicitation/create", "roots/list")
 DECLINE: Final = b'{"action":"decline"}'
+CANCEL: Final = b'{"action":"cancel"}'
 _NO_SAMPLING: Final = {
     "auto": "the host declared none, and there is no model of your own (`mcpmux check` says more)",
     "host": 'the host declared none, and its table says sampling = "host"',
@@ -1551,9 +1593,8 @@ def judge_question(
     options: ServerOptions,
     host: Fields,
     told: Fields,
-    *,
-    has_model: bool = False,
-) -> Forward | Answer | Locally:
+    own: Own = NOTHING_OWN,
+) -> Verdict:
     """What becomes of a server's question, given what the host of this call declared and what that server was told.
 
     Raises `RpcError` for a refusal (codes: 2025-11-25, client/elicitation, client/sampling, client/roots).
@@ -1573,7 +1614,7 @@ def judge_question(
             with_tools = any(value_of(asked.get(key)) is not None for key in ("tools", "toolChoice"))
             if with_tools and not offers(told, "sampling", "tools"):
                 raise RpcError(INVALID_PARAMS, "the host did not declare sampling.tools")
-            if has_model and is_sampled_locally(host, options, with_tools=with_tools):
+            if is_sampled_locally(host, options, own, with_tools=with_tools):
                 return Locally()
             if not offers(host, *(("sampling", "tools") if with_tools else ("sampling",))):
                 raise RpcError(METHOD_NOT_FOUND, "the host of this call declared no such sampling")
@@ -1585,11 +1626,33 @@ def judge_question(
                 return Answer(DECLINE)
             if not isinstance(mode, str) or mode not in elicitation_modes(told):
                 raise RpcError(INVALID_PARAMS, f"the host did not declare elicitation mode {mode!r}")
-            if mode not in elicitation_modes(host):
+            if is_asked_on_page(host, options, own, mode):
+                return OnPage(asked)
+            if mode not in elicitation_modes(host) or options.elicitation == "local":
                 return Answer(DECLINE)
             return Forward(encode(asked | {"message": named_message(asked, server)}))
         case _:
             raise Bug(f"{method} is no question")
+
+
+def page_question(asker: str, call: str, asked: Fields, waits: float, **more: Any) -> Fields:
+    """An elicitation as the page is told of it (section 20 says how)."""
+    told = ("mode", "message", "requestedSchema", "url")
+    about: dict[str, Any] = {"asker": asker, "call": call, "mode": "form", "waits": waits, "opens": bool(call)}
+    about |= {key: asked[key] for key in told if key in asked} | more
+    return {key: value if isinstance(value, Raw) else Raw(encode(value)) for key, value in about.items()}
+
+
+def said_on_page(reply: Reply) -> Reply:
+    """An elicitation's result. Whatever went wrong is no answer, and never accept."""
+    said = object_of(reply.result)
+    match value_of(said.get("action")):
+        case "accept":
+            return Reply(Raw(encode({key: said[key] for key in ("action", "content") if key in said})), None)
+        case "decline":
+            return Reply(Raw(DECLINE), None)
+        case _:
+            return Reply(Raw(CANCEL), None)
 
 
 def named_message(asked: Fields, server: str) -> Raw:
@@ -1617,8 +1680,8 @@ def fit_refusal(error: Raw | bytes, server: str, options: ServerOptions) -> Repl
     pages = pages_in(error)
     if not pages:
         return Reply(None, error)
-    if not options.elicitation:
-        return failed(f"mcpmux: {server} needs a page to be visited first, and its table says elicitation = false")
+    if options.elicitation == "off":
+        return failed(f'mcpmux: {server} needs a page to be visited first, and its table says elicitation = "off"')
     named = [one | {"message": Raw(encode(f"[{server}] {value_of(one.get('message'), '')}"))} for one in pages]
     body = object_of(error)
     data = object_of(body.get("data")) | {"elicitations": Raw(encode(named))}
@@ -1725,7 +1788,8 @@ class Peer(Enum):
 
     HOST = "host"
     NEXT = "host's next request"  # owes the answer to a question that a modern host has, or will have
-    SAMPLER = "sampler"  # a child process of ours
+    SAMPLER = "sampler"  # a child process of ours, as is the
+    PAGE = "page"
 
 
 Name = str | Peer
@@ -2077,6 +2141,11 @@ class Ask(Struct, eq=False):
     number: int = 0  # there: of what it waits for
 
     @property
+    def what(self) -> str:
+        """The tool, prompt or resource that it is about, as the host knows it."""
+        return str(value_of(self.fields.get("name", self.fields.get("uri", Raw(b'""')))))
+
+    @property
     def is_task(self) -> bool:
         """Augmented with a task (2025-11-25): what it begins with has no way to say that a tool failed."""
         return "task" in self.fields and not self.caller.modern
@@ -2127,6 +2196,7 @@ class Pending(Struct, eq=False):
     is_task: bool = False  # of a question: augmented with a task
     params: Fields | None = None  # those for its peer, of what may have to be put again
     calls: tuple[int, ...] = ()  # of a server's question: the host's calls in one of which it was asked
+    within: Pending | None = None  # of one to the person: the call, open or ended, whose host waits
     round: int = 0  # the open one that it takes part in
     rounds: int = 0  # how often its modern server has asked already
 
@@ -2480,7 +2550,7 @@ class Calls(Asker):
     def __init__(self, ground: Ground, use: Callable[[Facts], None]) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
         self.links = Links()
-        self.has_model = False  # a local one answers sampling
+        self.own = Own()
         self.last_used: dict[Name, float] = {}
         self._use = use
         self._waiting: dict[Name, dict[int, Fields | UnsetType]] = {}  # params by number, until their server is ready
@@ -2510,7 +2580,7 @@ class Calls(Asker):
         pending.wrapped, pending.token = wrapped, progress_token(params)
         ask.by, ask.number = self, pending.id
         is_open = server.run.stage is Stage.OPEN
-        if ask.method in CARRIERS and (ask.caller.modern or server.modern or not is_open):
+        if ask.method in CARRIERS and (ask.caller.modern or server.modern or self.own.page or not is_open):
             pending.params = params
         if pending.deadline < self._watched:
             self.watch(pending)
@@ -2582,7 +2652,7 @@ class Calls(Asker):
         is_legacy = not (caller.modern or server.modern)
         known = self._told.get(server.peer)
         if known is None or known[:2] != (caller.declared, is_legacy):
-            told = capabilities_for_server(caller.capabilities, server.options, has_model=self.has_model)
+            told = capabilities_for_server(caller.capabilities, server.options, self.own)
             if not is_legacy:
                 told.pop("tasks", None)  # those of the legacy era are between its peers
             known = self._told[server.peer] = caller.declared, is_legacy, told
@@ -2709,8 +2779,8 @@ class Calls(Asker):
         self.links.forget(server.name)
         self.fail_all(server, text)
 
-    def sampling_changed(self, has_model: bool) -> None:
-        self.has_model = has_model
+    def take_own(self, own: Own) -> None:
+        self.own = own
         self._told.clear()
 
     def process_gone(self, server: Facts, unread: list[bytes], *, keeps_waiting: bool, keeps_unread: bool) -> bool:
@@ -3291,16 +3361,30 @@ class Bridge(Protocol):
     def has_parked(self, server: str) -> bool: ...
 
 
+class PerMinute(dict[str, collections.deque[float]]):
+    """By server, when it did something within the last minute."""
+
+    def wait(self, server: str, most: int, now: float) -> float:
+        """Seconds until it may do that again; 0: it may now, and is counted."""
+        times = self.setdefault(server, collections.deque())
+        while times and times[0] <= now - 60:
+            times.popleft()
+        if len(times) >= most:
+            return times[0] + 60 - now
+        times.append(now)
+        return 0.0
+
+
 class Questions(Asker):
     """What servers ask, and the answers' way back to them. Asker of what legacy servers ask."""
 
-    def __init__(self, ground: Ground, calls: Calls, tasks: Tasks, sampler: Facts) -> None:
+    def __init__(self, ground: Ground, calls: Calls, tasks: Tasks, own: Mapping[Name, Facts]) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
         self.sampling: SamplingOptions | None = None  # where a local model is
         self.bridge: Bridge  # set when there are rounds
-        self._calls, self._tasks, self._sampler = calls, tasks, sampler
+        self._calls, self._tasks, self._own = calls, tasks, own
         self._orphans: dict[str, dict[int, Pending]] = {}  # by server: asked outside any call, or with all parked
-        self._minutes: dict[str, collections.deque[float]] = {}  # by server: when it asked the model, in a minute
+        self._of_model, self._on_page = PerMinute(), PerMinute()
 
     # ── who is to answer ──
 
@@ -3336,7 +3420,7 @@ class Questions(Asker):
         if not call and not self._host.revision:
             caller = server.run.starter
         verdict = self.judge(server, method, params, caller)
-        if isinstance(verdict, Forward) and self._is_listing(server):
+        if isinstance(verdict, Forward | OnPage) and self._is_listing(server):
             if method != QUESTIONS[0] or not self.sampling or server.options.sampling != "auto":
                 self.answer(name, id, self._from_memory(server, method))
                 return
@@ -3346,6 +3430,8 @@ class Questions(Asker):
                 self.answer(name, id, Reply(Raw(result), None))
             case Locally():
                 self.sample(server, id, params)
+            case OnPage(asked):
+                self.ask_page(server, id, asked, call)
             case Forward(shown_params) if call and caller.modern:
                 question = self._for_later(server, id, method, params)
                 self.bridge.join(server, call, question, shown_params)
@@ -3355,11 +3441,9 @@ class Questions(Asker):
             case Forward(shown_params):
                 self.ask_host(server, id, method, shown_params)
 
-    def judge(self, server: Facts, method: str, params: Raw | UnsetType, caller: Caller) -> Forward | Answer | Locally:
+    def judge(self, server: Facts, method: str, params: Raw | UnsetType, caller: Caller) -> Verdict:
         told = self._calls.told(server, caller) if server.modern else server.run.told
-        has_model = self.sampling is not None and not offers(told, "extensions", TASKS_EXTENSION)
-        name, host = server.name, caller.capabilities
-        return judge_question(method, params, name, server.options, host, told, has_model=has_model)
+        return judge_question(method, params, server.name, server.options, caller.capabilities, told, self._calls.own)
 
     def call_of(self, server: Facts) -> Pending | None:
         """The call in which a legacy server asks: its oldest one that is not parked."""
@@ -3379,7 +3463,7 @@ class Questions(Asker):
         roots = self._host.roots or (table_roots(server.options) if server.options.roots else None)
         if method == "roots/list" and roots:
             return Reply(Raw(roots), None)
-        return failed(f"the host cannot be asked while {server.name} is listing or completing")
+        return failed(f"nobody can be asked while {server.name} is listing or completing")
 
     def _ask_about_task(self, server: Facts, id: bytes, method: str, params: Raw | UnsetType) -> None:
         """A server follows a task that the host made for it."""
@@ -3404,8 +3488,8 @@ class Questions(Asker):
         name, seconds = server.name, self._host.options.input_timeout_sec
         now = self._out.now
         pending = self._in_flight.open(Peer.HOST, asker or self, method, now, seconds, server=name, server_id=id)
-        pending.calls = self._calls_of(server, params)
         fields = object_of(params)
+        pending.calls = self._calls_of(server, fields)
         server.run.remember_pages([fields])
         pending.is_task = "task" in fields
         pending.token = progress_token(fields)
@@ -3425,35 +3509,75 @@ class Questions(Asker):
         """A question for the local model. Raises `RpcError` beyond the limits that are a server's own."""
         assert self.sampling
         name, now, limits = server.name, self._out.now, self.sampling.limits
-        times = self._minutes.setdefault(name, collections.deque())
         busy = sum(one.server == name for one in self._in_flight.owed_by(Peer.SAMPLER))
         if busy >= limits.max_concurrency:
             text = f"{busy} requests of {name} are open; free again when one has ended"
             raise limit_reached("max_concurrency", text)
-        while times and times[0] <= now - 60:
-            times.popleft()
-        if len(times) >= limits.requests_per_minute:
-            wait = math.ceil(times[0] + 60 - now)
-            text = f"{name} has made {len(times)} requests in a minute; free again in {wait} s"
+        if wait := math.ceil(self._of_model.wait(name, limits.requests_per_minute, now)):
+            text = f"{name} has made {limits.requests_per_minute} requests in a minute; free again in {wait} s"
             raise limit_reached("requests_per_minute", text, wait)
-        times.append(now)
         seconds, method = self.sampling.timeout_sec + SAMPLER_SLACK, QUESTIONS[0]
         pending = self._in_flight.open(Peer.SAMPLER, asker or self, method, now, seconds, server=name, server_id=id)
-        pending.calls = self._calls_of(server, params)
+        pending.calls = self._calls_of(server, object_of(params))
         self._asked(server)
         body: Fields = {"server": Raw(encode(name)), "params": Raw(b"{}") if params is UNSET else params}
-        self._calls.put(self._sampler, pending, body)
+        self._calls.put(self._own[Peer.SAMPLER], pending, body)
         return pending
+
+    def ask_page(
+        self, server: Facts, id: bytes, asked: Fields, call: Pending | None, asker: Asker | None = None
+    ) -> Pending:
+        """An elicitation for the person. Raises `RpcError` for a server that asks too often."""
+        name, now, waits = server.name, self._out.now, self.patience(call)
+        if self._on_page.wait(name, PAGE_MOST, now):
+            raise RpcError(INTERNAL_ERROR, f"mcpmux: {name} has asked the person {PAGE_MOST} times within a minute")
+        pending = self._in_flight.open(Peer.PAGE, asker or self, "ask", now, waits, server=name, server_id=id)
+        pending.calls, pending.within = self._calls_of(server, asked), call
+        self._asked(server)
+        if self._out.due_at("still", Peer.PAGE) == FOREVER:
+            self._out.timer("still", Peer.PAGE, now + STILL_WAITING)
+        what = call.ask.what if call and call.ask else ""
+        self._calls.put(self._own[Peer.PAGE], pending, page_question(name, what, asked, waits))
+        return pending
+
+    def patience(self, call: Pending | None) -> float:
+        """How long the person may take, since hosts give up on a call."""
+        most, ask = self._host.options.input_timeout_sec, call and call.ask
+        if ask is None or (call and call.token is not None and ask.caller.name != "claude-ai"):
+            return most
+        return min(most, HOST_PATIENCE.get(ask.caller.name, HOST_PATIENCE_LEAST))
+
+    def still_waiting(self) -> None:
+        """Hosts whose calls wait for the person hear that they do."""
+        asked = self._in_flight.owed_by(Peer.PAGE)
+        for pending in asked:
+            call = pending.within
+            if call and call.ask and call.token and self._host.open.get(call.ask.id) is call.ask:
+                call.reached = max(call.reached, 0.0) + 1e-6
+                told = {"progress": call.reached, "message": "waiting for you on the page of mcpmux"}
+                body = encode({"progressToken": Raw(call.token), **told})
+                call.asker.progress(call, notification_line("notifications/progress", body))
+        if asked:
+            self._out.timer("still", Peer.PAGE, self._out.now + STILL_WAITING)
+
+    def said(self, question: Pending, reply: Reply) -> Reply:
+        """What a question has come to, for whoever asked it."""
+        if question.peer is not Peer.PAGE:
+            return reply
+        why = value_of(object_of(reply.result).get("reason")) or reply.failure
+        if why:
+            self._out.log("info", f"{question.server}: the person was not reached: {why}")
+        return said_on_page(reply)
 
     def _asked(self, server: Facts) -> None:
         """Calls wait until what a server asks first is answered, but not for ever."""
         if server.run.stage is Stage.OPENING:
             self._out.timer("open", server.name, server.run.up_at + server.options.startup_timeout_sec)
 
-    def _calls_of(self, server: Facts, params: Raw | bytes | UnsetType) -> tuple[int, ...]:
+    def _calls_of(self, server: Facts, params: Fields) -> tuple[int, ...]:
         """The host's calls that this server knows: a question does not say in which of them it is asked, unless it
         is asked in a task."""
-        if server.modern or RELATED_TASK in object_of(object_of(params).get("_meta")):
+        if server.modern or RELATED_TASK in object_of(params.get("_meta")):
             return ()  # those of a modern server end with their round
         owed = self._in_flight.owed_by(server.name)
         return tuple(call.id for call in owed if call.ask and call.is_sent and call.method in CARRIERS)
@@ -3464,7 +3588,7 @@ class Questions(Asker):
         name, now = server.name, self._out.now
         question = self._in_flight.open(Peer.NEXT, self, method, now, FOREVER, server=name, server_id=id)
         question.is_sent, question.params = False, object_of(params)
-        question.calls = self._calls_of(server, params)
+        question.calls = self._calls_of(server, question.params)
         return question
 
     def leave(self, question: Pending) -> None:
@@ -3483,11 +3607,15 @@ class Questions(Asker):
                 if isinstance(verdict, Forward):
                     self.bridge.join(server, call, question, verdict.params)
                     continue
-                if isinstance(verdict, Locally):
+                if isinstance(verdict, Answer):
+                    reply = Reply(Raw(verdict.result), None)
+                else:
                     self._in_flight.settle(question)
-                    self.sample(server, question.server_id, params)
+                    if isinstance(verdict, OnPage):
+                        self.ask_page(server, question.server_id, verdict.params, call)
+                    else:
+                        self.sample(server, question.server_id, params)
                     continue
-                reply = Reply(Raw(verdict.result), None)
             except RpcError as error:
                 reply = Reply(None, error_body(error))
             if self._in_flight.get(question.id) is question:
@@ -3514,7 +3642,7 @@ class Questions(Asker):
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         """On its way to the server that asked."""
-        name = pending.server
+        name, reply = pending.server, self.said(pending, reply)
         if reply.result is not None and pending.method == "tasks/list":
             reply = Reply(self._tasks.own_of_host(name, reply.result), None)
         elif reply.result is not None and pending.is_task:
@@ -3579,7 +3707,7 @@ class Questions(Asker):
         for pending in self._in_flight.asked_by(server.name):
             if self._in_flight.get(pending.id) is pending:
                 self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
-        for table in (self._orphans, self._minutes):
+        for table in (self._orphans, self._of_model, self._on_page):
             table.pop(server.name, None)
         self._out.timer("orphans", server.name, None)
 
@@ -3850,20 +3978,25 @@ class Rounds(Asker):
         call = found.call
         if call.params is not None and "_meta" in ask.fields:
             call.params = call.params | {"_meta": ask.fields["_meta"]}
-        call.reached = -FOREVER
+        call.token, call.reached = progress_token(ask.fields), -FOREVER
         self._wait_for(found, ask)
+        if not found.has_open:
+            self._complete(found)
+
+    def _complete(self, found: Round) -> None:
+        """All that was asked is answered."""
         declined = any(value_of(object_of(raw).get("action")) != "accept" for raw in found.answers.values())
         if found.pages and declined:
             self._fail(found, f"mcpmux: {found.server} needs a page to be visited first, and that was declined")
         elif not all(found.pages.values()):
             found.phase = next_phase(found.phase, Turn.VISIT)
             self._out.timer("round", str(found.id), self._out.now + URL_WAIT)
-        elif not found.has_open:
+        else:
             self._try_again(found, Turn.COMPLETE)
 
     def _wait_for(self, found: Round, ask: Ask) -> None:
         """A request of the host's stays open for this round."""
-        found.ask = ask
+        found.ask = found.call.ask = ask
         ask.by, ask.number = self, found.id
 
     def _expire(self, parked: Round) -> None:
@@ -3886,8 +4019,8 @@ class Rounds(Asker):
     # ── a server's answer that is a question ──
 
     def answered(self, server: Facts, call: Pending, reply: Reply) -> None:
-        """An answer where one of the two sides is modern: to the call's asker, unless it is a question."""
-        if not server.modern and _names_pages(call, reply):
+        """A refusal, or an answer where a side is modern: to the call's asker, unless it is a question."""
+        if not server.modern and self._wants_pages(server, call, reply):
             self._in_flight.settle(call)
             if call.round:
                 self._end(self._open[call.round])  # it ended before its questions went out
@@ -3917,7 +4050,7 @@ class Rounds(Asker):
 
     def _conclude(self, server: Facts, call: Pending, reply: Reply) -> None:
         """A legacy server's answer to a modern host, unless it is a question in the words of 2025-11-25."""
-        if _names_pages(call, reply):
+        if self._wants_pages(server, call, reply):
             self._pages_required(server, call, reply)
         else:
             call.asker.ended(call, reply)
@@ -3960,7 +4093,7 @@ class Rounds(Asker):
 
     def _judge_all(
         self, server: Facts, call: Pending, ask: Ask, state: Raw | None, requests: Fields
-    ) -> dict[str, Forward | Answer | Locally]:
+    ) -> dict[str, Verdict]:
         """By question, who is to answer it. Raises `RpcError` if the server has asked what it may not."""
         if state is None and not requests:
             raise RpcError(INTERNAL_ERROR, "input_required without inputRequests and requestState")
@@ -3968,7 +4101,7 @@ class Rounds(Asker):
             raise RpcError(INTERNAL_ERROR, f"{len(requests)} questions at once, more than {QUESTIONS_MOST}")
         if call.rounds >= MAX_ROUNDS:
             raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
-        verdicts: dict[str, Forward | Answer | Locally] = {}
+        verdicts: dict[str, Verdict] = {}
         for key, raw in requests.items():
             request = object_of(raw)
             method = value_of(request.get("method"))
@@ -3977,9 +4110,7 @@ class Rounds(Asker):
             verdicts[key] = self._questions.judge(server, method, request.get("params", UNSET), ask.caller)
         return verdicts
 
-    def _pass_on(
-        self, server: Facts, call: Pending, ask: Ask, body: Fields, verdicts: Mapping[str, Forward | Answer | Locally]
-    ) -> None:
+    def _pass_on(self, server: Facts, call: Pending, ask: Ask, body: Fields, verdicts: Mapping[str, Verdict]) -> None:
         """As it is, but for the server's name in what a person reads."""
         requests = object_of(body.get("inputRequests"))
         for key, verdict in verdicts.items():
@@ -3995,7 +4126,7 @@ class Rounds(Asker):
         server: Facts,
         opened: Round,
         key: str,
-        verdict: Forward | Answer | Locally,
+        verdict: Verdict,
         request: Fields,
         *,
         parks: bool,
@@ -4010,6 +4141,8 @@ class Rounds(Asker):
                     opened.answers[key], question.is_open = Raw(result), False
                 case Locally():
                     pending = self._questions.sample(server, id, request.get("params", UNSET), self)
+                case OnPage(asked):
+                    pending = self._questions.ask_page(server, id, asked, opened.call, self)
                 case Forward(params) if parks:
                     has_params: Fields = {} if params is UNSET else {"params": Raw(params)}
                     question.shown = Raw(encode(request | has_params))
@@ -4029,7 +4162,7 @@ class Rounds(Asker):
         if reply.result is not None:
             found.answers[key] = reply.result.copy()
             if found.phase is Phase.GATHERING and not found.has_open:
-                self._try_again(found, Turn.COMPLETE)
+                self._complete(found)
             return
         said = str(value_of(object_of(reply.error).get("message"), "an error"))
         text = f"mcpmux: {found.server} needs an answer that it cannot have: {said[:TEXT_MOST]}"
@@ -4060,31 +4193,50 @@ class Rounds(Asker):
 
     # ── pages to visit (-32042: 2025-11-25, client/elicitation) ──
 
+    def _wants_pages(self, server: Facts, call: Pending, reply: Reply) -> bool:
+        """Whether a legacy server's answer is a refusal until pages have been visited, which is not the host's own
+        affair."""
+        is_refusal = value_of(object_of(reply.error).get("code")) == URL_ELICITATION_REQUIRED
+        ask = call.ask if call.method in CARRIERS else None
+        return is_refusal and ask is not None and (ask.caller.modern or self._is_on_page(server, ask))
+
+    def _is_on_page(self, server: Facts, ask: Ask) -> bool:
+        return is_asked_on_page(ask.caller.capabilities, server.options, self._calls.own, "url")
+
     def _pages_required(self, server: Facts, call: Pending, refusal: Reply) -> None:
         """A legacy server has ended a call until the person has visited some pages. A modern host is asked to have
-        them visited, and its retry is a new call."""
+        them visited, and its retry is a new call; or our own page asks, and the call is made again."""
         ask = call.ask
         assert ask
-        pages = pages_in(refusal.error)
-        if not pages or not server.options.elicitation:
+        pages, on_page = pages_in(refusal.error), self._is_on_page(server, ask)
+        if not pages or server.options.elicitation == "off":
             call.asker.ended(call, refusal)
             return
-        if "url" not in elicitation_modes(ask.caller.capabilities):
+        if not on_page and "url" not in elicitation_modes(ask.caller.capabilities):
             data = {"requiredCapabilities": {"elicitation": {"url": {}}}}
             missing = RpcError(MISSING_CAPABILITY, f"{server.name} needs the person to visit a page first", data)
             self._host.answer(ask, Reply(None, error_body(missing)), server.name, as_it_is=True)
             call.asker.withdrawn(call)
             return
-        opened = self._begin(shown(call.peer), call, ask, Phase.PARKED)
-        for number, page in enumerate(pages):
-            name = value_of(page.get("elicitationId"))
-            if isinstance(name, str):
+        opened = self._begin(shown(call.peer), call, ask, Phase.GATHERING if on_page else Phase.PARKED)
+        for page in pages:
+            if isinstance(name := value_of(page.get("elicitationId")), str):
                 opened.pages[name] = False
-            message = encode(f"[{server.name}] {value_of(page.get('message'), '')}")
-            entry = embedded("elicitation/create", encode(page | {"mode": Raw(b'"url"'), "message": Raw(message)}))
-            opened.questions[f"{server.name}-{number}"] = Question(entry)
         opened.pages = opened.pages or {"": False}
-        self._put_to_host(opened, ask)
+        if on_page:
+            self._wait_for(opened, ask)
+        for number, page in enumerate(pages):
+            if opened.phase is Phase.OVER:
+                return  # one of them could not be asked
+            asked = page | {"mode": Raw(b'"url"'), "message": page.get("message", Raw(b'""'))}
+            asked.pop("elicitationId", None)
+            verdict = (
+                OnPage(asked) if on_page else Forward(encode(asked | {"message": named_message(asked, server.name)}))
+            )
+            request = {"method": Raw(encode(QUESTIONS[1]))}
+            self._fulfil(server, opened, f"{server.name}-{number}", verdict, request, parks=True)
+        if not on_page:
+            self._put_to_host(opened, ask)
 
     def page_visited(self, server: Facts, message: Envelope) -> None:
         """Told only of pages that this server has named itself."""
@@ -4104,7 +4256,7 @@ class Rounds(Asker):
         found = self._open[pending.round]
         if pending.server:
             key = next(key for key, one in found.questions.items() if one.number == pending.id)
-            self._gathered(found, key, reply)
+            self._gathered(found, key, self._questions.said(pending, reply))
         elif found.phase is Phase.PARKED:  # the retry gets it
             error = None if reply.error is None else bytes(reply.error)
             found.kept = Reply(None if reply.result is None else reply.result.copy(), error, reply.failure)
@@ -4137,12 +4289,6 @@ class Rounds(Asker):
                 self._fail(found, text)
             elif found.phase is Phase.PARKED:
                 found.kept = failed(text)
-
-
-def _names_pages(call: Pending, reply: Reply) -> bool:
-    """Whether a legacy server's answer to a modern host is a refusal until pages have been visited."""
-    is_carrier = call.ask is not None and call.ask.caller.modern and call.method in CARRIERS
-    return is_carrier and value_of(object_of(reply.error).get("code")) == URL_ELICITATION_REQUIRED
 
 
 # ══ 12. Servers ══════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -4940,7 +5086,7 @@ class Router:
 
     def server_lines(self, server: Facts, lines: Iterable[bytes | TooLong]) -> None:
         """As above, for a server or a process of ours."""
-        take = self._from_server if isinstance(server.peer, str) else self._from_sampler
+        take = self._from_server if isinstance(server.peer, str) else self._from_own
         for line in lines:
             try:
                 takes_batches = server.revision in BATCH_REVISIONS
@@ -5380,14 +5526,14 @@ class Router:
             self._out.note(server.peer, "an answer to nothing that is open was dropped", level)
             return
         reply, ask = reply_in(message, server.name), pending.ask
-        if ask is None or not (server.modern or ask.caller.modern):
+        if ask is None or not (server.modern or ask.caller.modern or reply.error is not None):
             self._calls.end(pending, reply)
         elif not self._out.survive(self._rounds.answered, server, pending, reply):
             self._host.end_by_bug(ask)
 
-    # ── from the sampler ──
+    # ── from child processes of ours ──
 
-    def _from_sampler(self, sampler: Facts, message: Envelope, size: int) -> None:
+    def _from_own(self, child: Facts, message: Envelope, size: int) -> None:
         """An answer, or a line for the log."""
         if message.method is not UNSET:
             params = object_of(message.params)
@@ -5395,8 +5541,8 @@ class Router:
             self._out.log(level if level in LEVELS else "info", str(value_of(params.get("text"))))
             return
         pending = None if message.id is UNSET else self._in_flight.get(number_of_id(message.id))
-        if pending and pending.peer is sampler.peer:  # else it was withdrawn meanwhile
-            self._calls.end(pending, reply_in(message, "the sampler"))
+        if pending and pending.peer is child.peer:  # else it was withdrawn meanwhile
+            self._calls.end(pending, reply_in(message, child.name))
 
 
 def expect_no_cursor(ask: Ask) -> None:
@@ -5416,8 +5562,8 @@ class Core:
     """The multiplexer without its pipes: `handle` takes an event and the time, and returns what is to be done.
 
     `broken` are servers whose table is wrong, with the reason; `known` is what the cache has of the others, `names` are
-    the names that were given out so far; `sampling` is there if a local model is; `chance` gives numbers in [0, 1), and
-    `secret` what nobody can guess.
+    the names that were given out so far; `sampling` is there if a local model is, and `has_page` says whether a browser
+    can be had; `chance` gives numbers in [0, 1), and `secret` what nobody can guess.
     """
 
     def __init__(
@@ -5432,23 +5578,29 @@ class Core:
         notice: str = "",
         chance: Callable[[], float] = lambda: 0.0,
         secret: Callable[[], str] = lambda: "",
+        has_page: bool = False,
     ) -> None:
+        self._has_page = has_page
         self.servers: dict[str, Facts] = {name: Facts(name, table) for name, table in servers.items()}
         self.servers |= {name: broken_server(name, reason) for name, reason in (broken or {}).items()}
         self.out, self.in_flight = Out(), InFlight()
         self.host = HostEnd(self.out, options)
         ground = Ground(self.out, self.in_flight, self.host, self.servers)
-        self.sampler = Facts(Peer.SAMPLER, ServerOptions(idle_timeout_sec=SAMPLER_IDLE))
+        idle = {Peer.SAMPLER: SAMPLER_IDLE, Peer.PAGE: PAGE_IDLE}
+        own: dict[Name, Facts] = {
+            peer: Facts(peer, ServerOptions(idle_timeout_sec=seconds)) for peer, seconds in idle.items()
+        }
+        self.sampler = own[Peer.SAMPLER]
         merged = self.merged = Merged(ground, names or {})
         calls = self.calls = Calls(ground, self._use)
         tasks = self.tasks = Tasks(ground, calls)
         subscriptions = self.subscriptions = Subscriptions(ground, merged, calls, tasks)
-        questions = self.questions = Questions(ground, calls, tasks, self.sampler)
+        questions = self.questions = Questions(ground, calls, tasks, own)
         rounds = self.rounds = Rounds(ground, calls, questions, secret)
         greeting = self.greeting = Greeting(ground, calls)
         lists = self.lists = Lists(ground, calls, merged)
         life = self.life = Life(ground, calls, greeting, lists, self, chance)
-        life.own[Peer.SAMPLER] = self.sampler
+        life.own |= own
         parts = Parts(merged, calls, tasks, subscriptions, questions, rounds, lists, life)
         self.router = Router(ground, parts, self.begin, self.about_us)
         self._known = known or {}
@@ -5470,6 +5622,7 @@ class Core:
             "changes": lambda name: self._tell_changes(at_once=True),
             "lists": lambda name: self.router.release(),
             "noted": self.out.noted,
+            "still": lambda name: questions.still_waiting(),
             "orphans": questions.orphans_due,
             "round": rounds.due,
         }
@@ -5479,7 +5632,9 @@ class Core:
         self.host.take_options(options)
         self.out.is_tracing = options.log_level == "trace"
         self.questions.sampling = sampling
-        self.calls.sampling_changed(sampling is not None)
+        self.calls.take_own(
+            Own(sampling is not None, self._has_page and options.page != "off", options.page == "always")
+        )
 
     @property
     def catalogue(self) -> Catalogue:
@@ -5575,11 +5730,11 @@ class Core:
     # ── hooks: what happens to a server concerns others ──
 
     def opened(self, server: Facts) -> None:
-        if server is not self.sampler:
+        if isinstance(server.peer, str):
             self.calls.tell_level(server)
             self.subscriptions.opened(server)
         self.calls.opened(server)
-        if server is not self.sampler:
+        if isinstance(server.peer, str):
             self.questions.opened(server)
             self.lists.opened(server)
 

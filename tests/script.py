@@ -24,7 +24,7 @@ CAPABILITIES: dict[str, Any] = {
 }
 
 
-SAMPLER = mcpmux.Peer.SAMPLER
+SAMPLER, PAGE = mcpmux.Peer.SAMPLER, mcpmux.Peer.PAGE
 PREFIX = "io.modelcontextprotocol/"
 
 
@@ -66,10 +66,13 @@ class Script:
         modern: tuple[str, ...] = (),
         known: dict[str, list[mcpmux.Known]] | None = None,
         names: mcpmux.Names | None = None,
+        page: bool = False,
         begin: bool = True,
     ) -> None:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
-        self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken, known=known, names=names)
+        self.core = Core(
+            options or MuxOptions(), tables, sampling=sampling, broken=broken, known=known, names=names, has_page=page
+        )
         self.now = 1000.0
         self.timers: list[tuple[float, int, mcpmux.TimerKey]] = []
         self.due: dict[mcpmux.TimerKey, float] = {}
@@ -84,6 +87,9 @@ class Script:
         self.to_host: list[Message] = []
         self.to_server: dict[str, list[Message]] = {name: [] for name in self.core.servers}
         self.to_model: list[Message] = []  # what the sampler process is told
+        self.to_page: list[Message] = []  # and the page's
+        self.page_starts = 0
+        self.said: list[int] = []  # answered there
         self.saved: dict[str, mcpmux.Known] = {}
         self.names = names or {}  # who has which
         self.started: list[mcpmux.Name] = []
@@ -209,6 +215,24 @@ class Script:
         if SAMPLER in self.runs:
             self.feed(mcpmux.ServerGone(SAMPLER, self.runs[SAMPLER], reason, "ask again", []))
 
+    # ── the page's part ──
+
+    def asked_on_page(self) -> list[Message]:
+        """What is open there."""
+        told = [one["params"]["requestId"] for one in self.to_page if one.get("method") == "notifications/cancelled"]
+        return [one for one in self.to_page if one.get("method") == "ask" and one["id"] not in (*told, *self.said)]
+
+    def page_says(self, action: str | None, number: int = -1, **more: Any) -> None:
+        """Answers one of those."""
+        id = self.asked_on_page()[number]["id"]
+        self.said.append(id)
+        line = json.dumps({"jsonrpc": "2.0", "id": id, "result": {"action": action, **more}}).encode()
+        self.feed(mcpmux.ServerLines(PAGE, self.runs[PAGE], [line]))
+
+    def page_dies(self) -> None:
+        self.to_page.clear()
+        self.feed(mcpmux.ServerGone(PAGE, self.runs[PAGE], "the page exited with code 1", "", []))
+
     # ── time ──
 
     def advance(self, seconds: float) -> None:
@@ -234,16 +258,17 @@ class Script:
                         is_modern = message["id"] in self.enveloped
                         assert "error" in message or not is_modern or "resultType" in message["result"]
                     self.to_host.append(message)
-                case mcpmux.SendServer(server, line) if server is SAMPLER:
-                    self.to_model.append(self._parse(line))
+                case mcpmux.SendServer(server, line) if server in (SAMPLER, PAGE):
+                    (self.to_model if server is SAMPLER else self.to_page).append(self._parse(line))
                 case mcpmux.SendServer(str(server), line):
                     self._server_gets(server, self._parse(line))
                 case mcpmux.Start(server, run):
                     self.runs[server] = run
-                    (self.started if server is not SAMPLER else self.sampler_starts).append(server)
+                    self.page_starts += server is PAGE
+                    (self.started if isinstance(server, str) else self.sampler_starts).append(server)
                     self.feed(mcpmux.ServerUp(server, run))
                 case mcpmux.Stop(server, run):
-                    (self.stopped if server is not SAMPLER else self.sampler_stops).append(server)
+                    (self.stopped if isinstance(server, str) else self.sampler_stops).append(server)
                 case mcpmux.SaveCatalogue(server, known):
                     self.saved[server] = known
                 case mcpmux.SaveNames(names):

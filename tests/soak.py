@@ -237,7 +237,7 @@ class Soak:
                 self.wrong.append(f"{call.kind} of {call.server} was refused with {text}")
         elif call.kind == "ask" and "while" in text and "listing" in text:
             self.counts["refused"] += 1
-            self.causes["the answer to a question: the host cannot be asked while SERVER is listing"] += 1
+            self.causes["the answer to a question: nobody can be asked while SERVER is listing"] += 1
         elif text != call.text:
             self.wrong.append(f"{call.kind} of {call.server} was answered with {text[:200]}")
         else:

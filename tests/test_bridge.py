@@ -31,9 +31,9 @@ def judge(method: str, params: dict[str, Any], host: dict[str, Any], *, has_mode
 def verdict_on(method: str, params: Any, host: dict[str, Any], *, has_model: bool = False, **table: Any) -> Any:
     declared = mcpmux.fields_of(msgspec.json.encode(host))
     options = ServerOptions(command="x", **table)
-    told = mcpmux.capabilities_for_server(declared, options, has_model=has_model)
+    told = mcpmux.capabilities_for_server(declared, options, mcpmux.Own(has_model))
     return mcpmux.judge_question(
-        method, mcpmux.Raw(msgspec.json.encode(params)), "git", options, declared, told, has_model=has_model
+        method, mcpmux.Raw(msgspec.json.encode(params)), "git", options, declared, told, mcpmux.Own(has_model)
     )
 
 
@@ -156,7 +156,7 @@ def test_what_is_put_to_the_host_although_there_is_a_model_is_as_the_server_sent
     """Our promise: byte for byte."""
     raw = b'{"maxTokens":1e2,"messages" : [],"x":1.0}'
     host = mcpmux.fields_of(b'{"sampling":{}}')
-    told = mcpmux.capabilities_for_server(host, ServerOptions(), has_model=True)
+    told = mcpmux.capabilities_for_server(host, ServerOptions(), mcpmux.Own(model=True))
     verdict = mcpmux.judge_question("sampling/createMessage", mcpmux.Raw(raw), "git", ServerOptions(), host, told)
     assert isinstance(verdict, Forward)
     assert bytes(verdict.params) == raw

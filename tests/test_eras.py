@@ -19,7 +19,7 @@ def raw(capabilities: dict[str, Any]) -> mcpmux.Fields:
 
 def told(host: dict[str, Any], *, has_model: bool = False, **table: Any) -> dict[str, Any]:
     options = ServerOptions(command="x", **table)
-    return json.loads(mcpmux.encode(mcpmux.capabilities_for_server(raw(host), options, has_model=has_model)))
+    return json.loads(mcpmux.encode(mcpmux.capabilities_for_server(raw(host), options, mcpmux.Own(has_model))))
 
 
 @pytest.mark.parametrize("revision", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
@@ -132,12 +132,12 @@ def test_what_a_server_is_told_of_sampling_is_what_it_then_gets(policy: Any, has
     options = ServerOptions(command="x", sampling=policy)
     for sampling, with_tools in itertools.product([None, {}, {"context": {}}, {"tools": {}}], [False, True]):
         host = raw({} if sampling is None else {"sampling": sampling})
-        offered = mcpmux.capabilities_for_server(host, options, has_model=has_model)
+        offered = mcpmux.capabilities_for_server(host, options, mcpmux.Own(has_model))
         params = b'{"messages":[],"maxTokens":1,"tools":[]}' if with_tools else b'{"messages":[],"maxTokens":1}'
         is_told = mcpmux.offers(offered, "sampling", "tools") if with_tools else mcpmux.offers(offered, "sampling")
         try:
             asked = ("sampling/createMessage", mcpmux.Raw(params), "git", options, host, offered)
-            mcpmux.judge_question(*asked, has_model=has_model)
+            mcpmux.judge_question(*asked, mcpmux.Own(has_model))
             is_served = True
         except mcpmux.RpcError:
             is_served = False
@@ -147,7 +147,7 @@ def test_what_a_server_is_told_of_sampling_is_what_it_then_gets(policy: Any, has
 def test_what_the_host_said_of_its_sampling_stays_as_it_was_beside_the_models_tools():
     """Our promise: what need not change passes byte for byte, here each member."""
     fields = mcpmux.fields_of(b'{"sampling":{"vendor/x":{"b":1.0,"a" : 1e2}}}')
-    offered = mcpmux.capabilities_for_server(fields, ServerOptions(), has_model=True)
+    offered = mcpmux.capabilities_for_server(fields, ServerOptions(), mcpmux.Own(model=True))
     assert mcpmux.encode(offered) == b'{"sampling":{"vendor/x":{"b":1.0,"a" : 1e2},"tools":{}}}'
 
 

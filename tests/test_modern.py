@@ -1003,7 +1003,7 @@ def test_pages_that_are_none_or_that_the_table_forbids_are_no_missing_capability
     if elicitation:
         assert s.host_hears(1)["error"]["code"] == -32603
     else:
-        assert "its table says elicitation = false" in s.host_hears(1).text
+        assert 'its table says elicitation = "off"' in s.host_hears(1).text
 
 
 @pytest.mark.requirement("pages-to-legacy")

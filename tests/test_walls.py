@@ -176,7 +176,7 @@ def test_a_legacy_host_is_sent_to_no_page_by_a_server_whose_table_forbids_it():
     s.host_asks(1, "tools/call", name="git__log")
     page = {"mode": "url", "elicitationId": "1", "url": "https://x", "message": "pay"}
     s.server_answers("git", "tools/call", error={"code": -32042, "message": "pay", "data": {"elicitations": [page]}})
-    assert "its table says elicitation = false" in s.host_hears(1).text
+    assert 'its table says elicitation = "off"' in s.host_hears(1).text
 
 
 # ── resources ──
