@@ -159,6 +159,7 @@ PAGE_IDLE: Final = 600.0  # a person may want to look again at what was decided
 # gave a progress token hears that the person is asked, and so waits longer, but for Claude Desktop.
 HOST_PATIENCE: Final = {"claude-ai": 55.0, "goose": 290.0, "claude-code": 1700.0, "mcpmux": float("inf")}
 HOST_PATIENCE_LEAST: Final = 55.0
+DECISION_KEPT: Final = 600.0  # for a call that is made again, once its host has given up on it
 STILL_WAITING: Final = 10.0  # between two words of progress to a host whose call waits for the person
 BROWSER_START: Final = 5.0  # some browsers are waited for until they are closed
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
@@ -182,6 +183,7 @@ MB: Final = 1024 * 1024
 
 # What one server may have of what is shared; beyond that *it* is refused, with a reason.
 QUESTIONS_MOST: Final = 50  # open at once
+ARGUMENTS_MOST: Final = 4000  # bytes of a call's, as far as hosts show them whole to the person who is to allow it
 PAGE_MOST: Final = 10  # questions a minute to the person, on the page
 TASKS_MOST: Final = 1000  # remembered; ended ones are forgotten first
 ENTRIES_MOST: Final = 10_000  # in each of its lists
@@ -273,11 +275,16 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     sampling: Literal["auto", "host", "local", "off"] = "auto"
     # who asks the person what it asks: `"auto"`, `"host"`, `"local"` or `"off"`, as [there](#when-a-server-asks-you)
     elicitation: bool | Literal["auto", "host", "local", "off"] = "auto"
+    # tools whose calls wait for the person: names or globs of its own names, `"destructive"` or `true`
+    approve: bool | Literal["destructive"] | list[str] = False
+    pin: bool = False  # a tool that is no longer as the person accepted it is withheld; `"destructive"` implies it
     tools: dict[str, ToolOverride] = {}
 
     def __post_init__(self) -> None:
         if isinstance(self.elicitation, bool):
             msgspec.structs.force_setattr(self, "elicitation", "auto" if self.elicitation else "off")
+        if self.approve == "destructive":  # by hints of its own, which it could change
+            msgspec.structs.force_setattr(self, "pin", True)
 
 
 class ModelOptions(Struct, frozen=True, kw_only=True):
@@ -1015,7 +1022,7 @@ class Route(NamedTuple):
 
     server: str
     name: str
-    wrapped: bool = False
+    entry: Entry
 
 
 class Part(NamedTuple):
@@ -1098,6 +1105,19 @@ class Catalogue(Struct, frozen=True):
             return [owner]
         text = UriText(uri)
         return list(dict.fromkeys(server for template, server in self.templates if text.matches(template)))
+
+
+def definition(entry: Entry) -> Fields:
+    """What of a tool makes it the one that a person has accepted."""
+    fields = object_of(entry.left + encode(entry.name) + entry.right)
+    told = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
+    return {key: fields[key] for key in told if key in fields}
+
+
+def digest_of(value: Any) -> str:
+    """The same for values that are equal, however they were spelt."""
+    text = msgspec.json.encode(decode_any(encode(value)), order="deterministic")
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | None:
@@ -1463,7 +1483,7 @@ def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None) ->
         if modern is not None:
             plain[method] = modern
     routes = {
-        method: {name: Route(part.server, entry.name, entry.wrapped) for name, (part, entry) in named[method].items()}
+        method: {name: Route(part.server, entry.name, entry) for name, (part, entry) in named[method].items()}
         for method in names
     }
     bare: dict[str, Route | None] = {}
@@ -1633,6 +1653,42 @@ def judge_question(
             return Forward(encode(asked | {"message": named_message(asked, server)}))
         case _:
             raise Bug(f"{method} is no question")
+
+
+def waits_for_approval(entry: Entry, options: ServerOptions) -> bool:
+    """Whether a call of this tool waits for the person."""
+    match options.approve:
+        case bool(all):
+            return all
+        case "destructive":
+            hints = object_of(definition(entry).get("annotations"))
+            return not value_of(hints.get("readOnlyHint")) and value_of(hints.get("destructiveHint")) is not False
+        case patterns:
+            return any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns)
+
+
+OURSELVES: Final = "mcpmux"  # who asks what mcpmux asks of its own
+DECISIONS: Final = {"once": "this call", "always": "this tool until mcpmux ends", "no": "deny"}
+
+
+def approval_form(tool: str, server: str, arguments: str) -> Fields:
+    """Whether a tool may be called, as an elicitation."""
+    decision = {
+        "type": "string",
+        "title": "Decision",
+        "oneOf": [{"const": k, "title": v} for k, v in DECISIONS.items()],
+    }
+    schema = {"type": "object", "properties": {"decision": decision}, "required": ["decision"]}
+    message = f"May {server} run {tool}?" + (f" With these arguments:\n{arguments}" if arguments else "")
+    return object_of(encode({"message": message, "requestedSchema": schema}))
+
+
+def decision_in(reply: Reply, decisions: Container[str], otherwise: str) -> str:
+    """What the person has decided: a refusal, unless an accepted form says what is allowed."""
+    said = object_of(reply.result)
+    decision = value_of(object_of(said.get("content")).get("decision"))
+    is_accepted = value_of(said.get("action")) == "accept" and isinstance(decision, str)
+    return decision if is_accepted and decision in decisions else otherwise
 
 
 def page_question(asker: str, call: str, asked: Fields, waits: float, **more: Any) -> Fields:
@@ -2127,6 +2183,15 @@ class Facts:
 # ── requests in flight ──
 
 
+class Matter(NamedTuple):
+    """What the person decides on: a call of a tool that is defined so, with these arguments."""
+
+    server: str
+    tool: str
+    definition: str  # hashes
+    arguments: str
+
+
 class Ask(Struct, eq=False):
     """A request of the host's, from its line to its ending."""
 
@@ -2139,6 +2204,7 @@ class Ask(Struct, eq=False):
     held_until: float | None = None  # a list that waits for servers does so no longer than this
     by: InHand | None = None  # who has it in hand; None while it is routed
     number: int = 0  # there: of what it waits for
+    approved: Matter | None = None  # the person has allowed it
 
     @property
     def what(self) -> str:
@@ -2235,6 +2301,7 @@ class InFlight:
         self._by_id[number] = pending
         self._owed.setdefault(peer, {})[number] = pending
         if server:
+            pending.server_id = server_id = server_id or b"%d" % number  # mcpmux's own have none
             self._asked.setdefault(server, {})[server_id] = pending
         return pending
 
@@ -3375,6 +3442,9 @@ class PerMinute(dict[str, collections.deque[float]]):
         return 0.0
 
 
+NOBODY_ASKS: Final = "the host asks nothing, and mcpmux has no page here (`mcpmux check` says why)"
+
+
 class Questions(Asker):
     """What servers ask, and the answers' way back to them. Asker of what legacy servers ask."""
 
@@ -3382,7 +3452,7 @@ class Questions(Asker):
         self._out, self._in_flight, self._host, self._servers = ground
         self.sampling: SamplingOptions | None = None  # where a local model is
         self.bridge: Bridge  # set when there are rounds
-        self._calls, self._tasks, self._own = calls, tasks, own
+        self._calls, self._tasks, self.own = calls, tasks, own
         self._orphans: dict[str, dict[int, Pending]] = {}  # by server: asked outside any call, or with all parked
         self._of_model, self._on_page = PerMinute(), PerMinute()
 
@@ -3505,6 +3575,17 @@ class Questions(Asker):
         self._host.tell(name, line, is_request=True)
         return pending
 
+    def ask_for_us(self, form: Fields, asker: Asker) -> Pending:
+        """A question of mcpmux's own, for a legacy host."""
+        seconds, method = self._host.options.input_timeout_sec, QUESTIONS[1]
+        pending = self._in_flight.open(Peer.HOST, asker, method, self._out.now, seconds, server=OURSELVES)
+        self._calls.watch(pending)
+        message = Raw(encode(f"[{OURSELVES}] {text_in(form, 'message')}"))
+        self._host.tell(
+            OURSELVES, request_line(pending.id, method, encode(form | {"message": message})), is_request=True
+        )
+        return pending
+
     def sample(self, server: Facts, id: bytes, params: Raw | UnsetType, asker: Asker | None = None) -> Pending:
         """A question for the local model. Raises `RpcError` beyond the limits that are a server's own."""
         assert self.sampling
@@ -3521,14 +3602,14 @@ class Questions(Asker):
         pending.calls = self._calls_of(server, object_of(params))
         self._asked(server)
         body: Fields = {"server": Raw(encode(name)), "params": Raw(b"{}") if params is UNSET else params}
-        self._calls.put(self._own[Peer.SAMPLER], pending, body)
+        self._calls.put(self.own[Peer.SAMPLER], pending, body)
         return pending
 
     def ask_page(
         self, server: Facts, id: bytes, asked: Fields, call: Pending | None, asker: Asker | None = None
     ) -> Pending:
         """An elicitation for the person. Raises `RpcError` for a server that asks too often."""
-        name, now, waits = server.name, self._out.now, self.patience(call)
+        name, now, waits = server.name, self._out.now, self.patience_of(call and call.ask)
         if self._on_page.wait(name, PAGE_MOST, now):
             raise RpcError(INTERNAL_ERROR, f"mcpmux: {name} has asked the person {PAGE_MOST} times within a minute")
         pending = self._in_flight.open(Peer.PAGE, asker or self, "ask", now, waits, server=name, server_id=id)
@@ -3537,13 +3618,13 @@ class Questions(Asker):
         if self._out.due_at("still", Peer.PAGE) == FOREVER:
             self._out.timer("still", Peer.PAGE, now + STILL_WAITING)
         what = call.ask.what if call and call.ask else ""
-        self._calls.put(self._own[Peer.PAGE], pending, page_question(name, what, asked, waits))
+        self._calls.put(self.own[Peer.PAGE], pending, page_question(name, what, asked, waits))
         return pending
 
-    def patience(self, call: Pending | None) -> float:
+    def patience_of(self, ask: Ask | None) -> float:
         """How long the person may take, since hosts give up on a call."""
-        most, ask = self._host.options.input_timeout_sec, call and call.ask
-        if ask is None or (call and call.token is not None and ask.caller.name != "claude-ai"):
+        most = self._host.options.input_timeout_sec
+        if ask is None or (progress_token(ask.fields) is not None and ask.caller.name != "claude-ai"):
             return most
         return min(most, HOST_PATIENCE.get(ask.caller.name, HOST_PATIENCE_LEAST))
 
@@ -3781,6 +3862,7 @@ class Round(Struct, eq=False):
     token: str = ""  # ours, while parked
     kept: Reply | None = None  # how the call ended while it was parked
     pages: dict[str, bool] = {}  # by elicitationId: whether the server said that it is complete
+    matter: Matter | None = None  # that the person is asked to allow, before any server has the call
 
     @property
     def is_waited_for(self) -> bool:
@@ -3794,6 +3876,8 @@ class Round(Struct, eq=False):
 
 class Rounds(Asker):
     """All open rounds. Asker of calls that wait for a person, and of what modern servers ask."""
+
+    decided: Callable[[Ask, Matter, Reply], None]  # a retry has brought what the person says to a call
 
     def __init__(self, ground: Ground, calls: Calls, questions: Questions, secret: Callable[[], str]) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
@@ -3853,6 +3937,13 @@ class Rounds(Asker):
         self._withdraw_open(failing)
         self._host.answer(failing.ask, failed(text), failing.server)
         failing.asker.withdrawn(failing.call)
+
+    def approve(self, ask: Ask, matter: Matter, form: Fields) -> None:
+        """A modern host is asked, before any server has the call; its retry brings the answer, and the call."""
+        call = Pending(0, matter.server, self._calls, ask.method, 0.0, self._out.now, FOREVER, FOREVER, ask)
+        opened = self._begin(matter.server, call, ask, Phase.PARKED)
+        opened.matter, opened.questions[OURSELVES] = matter, Question(embedded(QUESTIONS[1], encode(form)))
+        self._put_to_host(opened, ask)
 
     # ── a legacy server asks in a modern host's call ──
 
@@ -3929,10 +4020,15 @@ class Rounds(Asker):
             found.asker.withdrawn(found.call)
             return
         del self._of_token[token]
+        ask.approved = found.ask.approved
         self._take_answers(found, ask)
         if any(one.is_open and bytes(one.shown) for one in found.questions.values()) and not found.kept:
             found.phase = next_phase(found.phase, Turn.PARTIAL)
             self._put_to_host(found, ask)
+            return
+        if found.matter:
+            self._close(found, Turn.END)
+            self.decided(ask, found.matter, Reply(found.answers[OURSELVES], None))
             return
         found.phase = next_phase(found.phase, Turn.RETRY)
         self._out.timer("round", str(found.id), None)
@@ -4066,10 +4162,10 @@ class Rounds(Asker):
             return
         is_ours = state is not None and str(value_of(state)).startswith(STATE_PREFIX)
         forwarded = [key for key, verdict in verdicts.items() if isinstance(verdict, Forward)]
-        if ask.caller.modern and len(forwarded) == len(verdicts) and not is_ours:
+        if ask.caller.modern and len(forwarded) == len(verdicts) and not (is_ours or ask.approved):
             self._pass_on(server, call, ask, body, verdicts)
             return
-        parks = ask.caller.modern and bool(forwarded or is_ours)
+        parks = ask.caller.modern and bool(forwarded or is_ours or (ask.approved and not verdicts))
         opened = self._begin(shown(call.peer), call, ask, Phase.PARKED if parks else Phase.GATHERING)
         opened.state = None if state is None else state.copy()
         if not parks:
@@ -4289,6 +4385,158 @@ class Rounds(Asker):
                 self._fail(found, text)
             elif found.phase is Phase.PARKED:
                 found.kept = failed(text)
+
+
+# ── approvals ──
+
+
+class Approval(Struct, eq=False):
+    """One question to the person, from its asking to the decision."""
+
+    matter: Matter
+    asks: dict[bytes, Ask]  # the host's calls that wait for it
+
+
+class Approvals(Asker):
+    """Calls that wait until the person allows them: of tools that a table names, and in its server's place. Asker of
+    our own questions to a legacy host and to the page; a modern host's next request brings the answer by a round."""
+
+    again: Callable[[Ask], None]  # the router's way of a tools/call
+
+    def __init__(self, ground: Ground, calls: Calls, questions: Questions, rounds: Rounds) -> None:
+        self._out, self._in_flight, self._host, self._servers = ground
+        self._calls, self._questions, self._rounds = calls, questions, rounds
+        self._open: dict[int, Approval] = {}  # by the number of its question
+        self._allowed: set[tuple[str, str, str]] = set()  # until mcpmux ends
+        self._decided: dict[Matter, tuple[str, float]] = {}  # after its host had given up, and until when it counts
+        rounds.decided = self._back
+
+    def may_go_on(self, ask: Ask, route: Route) -> bool:
+        """Else it waits for the person, or has been answered. A decision holds for what it was shown for: server, tool,
+        definition and arguments."""
+        if not waits_for_approval(route.entry, self._servers[route.server].options):
+            return True
+        arguments = ask.fields.get("arguments", Raw(b"{}"))
+        matter = Matter(route.server, route.name, digest_of(definition(route.entry)), digest_of(arguments))
+        decision, until = self._decided.pop(matter, ("", 0.0))
+        if ask.approved == matter or matter[:3] in self._allowed:
+            ask.approved = matter
+            return True
+        if until > self._out.now:
+            return self._settled(ask, matter, decision)
+        waiting = next((number for number, one in self._open.items() if one.matter == matter), None)
+        if waiting is not None:
+            self._wait(waiting, ask)
+        else:
+            self._put(ask, matter, arguments)
+        return False
+
+    def _settled(self, ask: Ask, matter: Matter, decision: str) -> bool:
+        if decision != "no":
+            ask.approved = matter
+            return True
+        who = f"{matter.tool} of {matter.server}"
+        self._host.answer(
+            ask, failed(f"mcpmux: the person did not allow this call of {who}; do not try it again unasked")
+        )
+        return False
+
+    def _put(self, ask: Ask, matter: Matter, arguments: Raw) -> None:
+        """To the page, or to the host. What it would not show whole is for the page, or for nobody."""
+        caller, own = ask.caller, self._calls.own
+        host_can = "form" in elicitation_modes(caller.capabilities) and len(arguments) <= ARGUMENTS_MOST
+        text = msgspec.json.format(bytes(arguments)).decode() if bytes(arguments) != b"{}" else ""
+        form = approval_form(matter.tool, matter.server, "" if own.page and (own.always or not host_can) else text)
+        if own.page and (own.always or not host_can):
+            shown = [{"title": "Server", "text": matter.server}, {"title": "Tool", "text": matter.tool}]
+            shown += [{"title": "Arguments", "text": text}] if text else []
+            most = self._host.options.input_timeout_sec
+            question = page_question(OURSELVES, ask.what, form, most, shown=shown)
+            pending = self._in_flight.open(Peer.PAGE, self, "ask", self._out.now, most, server=OURSELVES)
+            self._calls.put(self._questions.own[Peer.PAGE], pending, question)
+        elif host_can and caller.modern:
+            self._rounds.approve(ask, matter, form)
+            return
+        elif host_can:
+            pending = self._questions.ask_for_us(form, self)
+        else:
+            why = "its arguments are too long for the host to show" if len(arguments) > ARGUMENTS_MOST else NOBODY_ASKS
+            who = f"{matter.tool} of {matter.server} waits for the person (approve in its table)"
+            self._host.answer(ask, failed(f"mcpmux: {who}, and nobody can be asked: {why}"))
+            return
+        self._open[pending.id] = Approval(matter, {})
+        self._wait(pending.id, ask)
+
+    def _wait(self, number: int, ask: Ask) -> None:
+        self._open[number].asks[ask.id] = ask
+        ask.by, ask.number = self, number
+        patience = self._questions.patience_of(ask)
+        if patience < self._host.options.input_timeout_sec:
+            self._out.timer("approval", str(number), self._out.now + patience)
+
+    def due(self, name: Name) -> None:
+        """The host gives up soon: the question stays, and its answer is for the call when it is made again."""
+        approval = self._open.get(int(shown(name)))
+        for ask in list(approval.asks.values()) if approval else ():
+            self._host.answer(
+                ask, failed("mcpmux: waiting for you on the page of mcpmux; call again when you have decided")
+            )
+        if approval:
+            approval.asks.clear()
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        approval = self._close(pending)
+        decision = decision_in(self._questions.said(pending, reply), DECISIONS, "no")
+        if decision == "always":
+            self._allowed.add(approval.matter[:3])
+        asks = list(approval.asks.values())
+        if not asks and decision != "always":
+            self._decided[approval.matter] = decision, self._out.now + DECISION_KEPT
+            if len(self._decided) > QUESTIONS_MOST:
+                del self._decided[next(iter(self._decided))]
+        for ask in asks:
+            is_meant = ask is asks[0] or decision == "no"  # *this call* is one call; the others are asked for anew
+            if not is_meant or self._settled(ask, approval.matter, decision):
+                ask.by = None
+                self._out.survive(self.again, ask)
+
+    def withdrawn(self, pending: Pending) -> None:
+        self._close(pending)
+
+    def _close(self, pending: Pending) -> Approval:
+        self._out.timer("approval", str(pending.id), None)
+        return self._open.pop(pending.id)
+
+    def _back(self, ask: Ask, matter: Matter, reply: Reply) -> None:
+        """A modern host's retry."""
+        decision = decision_in(reply, DECISIONS, "no")
+        if decision == "always":
+            self._allowed.add(matter[:3])
+        if self._settled(ask, matter, decision):
+            apart = ("inputResponses", "requestState")
+            ask.fields = {key: raw for key, raw in ask.fields.items() if key not in apart}
+            self.again(ask)
+
+    def dropped(self, ask: Ask, params: Fields) -> None:
+        """The host has cancelled a call. What its person is asked by it is withdrawn; the page still counts."""
+        approval = self._open[ask.number]
+        del approval.asks[ask.id]
+        pending = self._in_flight.get(ask.number)
+        if pending and pending.peer is Peer.HOST and not approval.asks:
+            self._calls.withdraw(pending, params)
+
+    def removed(self, server: str) -> None:
+        """Its table is no longer what it was: nothing that was decided holds."""
+        self._allowed = {one for one in self._allowed if one[0] != server}
+        self._decided = {one: kept for one, kept in self._decided.items() if one.server != server}
+        for number in [number for number, one in self._open.items() if one.matter.server == server]:
+            asks, pending = list(self._open[number].asks.values()), self._in_flight.get(number)
+            assert pending
+            self._calls.withdraw(pending, {"reason": Raw(encode(f"the table of {server} has changed"))})
+            for ask in asks:
+                self._host.answer(
+                    ask, failed(f"mcpmux: {server} was removed from the config, or its table has changed")
+                )
 
 
 # ══ 12. Servers ══════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -5002,12 +5250,13 @@ class Life:
 #   Subscriptions  Calls, Tasks
 #   Questions      Calls, Tasks
 #   Rounds         Calls, Questions
+#   Approvals      Calls, Questions, Rounds
 #   Greeting       Calls, Life
 #   Lists          Calls, Life
 #   Life           Calls, Greeting, Lists
-#   Parts          Calls, Tasks, Subscriptions, Questions, Rounds, Lists, Life
+#   Parts          Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Lists, Life
 #   Router         Parts
-#   Core           Parts, Calls, Tasks, Subscriptions, Questions, Rounds, Greeting, Lists, Life, Router
+#   Core           Parts, Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Greeting, Lists, Life, Router
 
 
 class Parts(NamedTuple):
@@ -5019,6 +5268,7 @@ class Parts(NamedTuple):
     subscriptions: Subscriptions
     questions: Questions
     rounds: Rounds
+    approvals: Approvals
     lists: Lists
     life: Life
 
@@ -5031,8 +5281,9 @@ class Router:
     ) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
         self._merged, self._calls, self._tasks, self._subscriptions = parts[:4]
-        self._questions, self._rounds, self._lists, self._life = parts[4:]
+        self._questions, self._rounds, self._approvals, self._lists, self._life = parts[4:]
         self._begin, self._about_us = begin, about_us
+        parts.approvals.again = self._call_tool
         self.of_host: dict[str, Callable[[Ask], None]] = {
             "initialize": self._initialize,
             "server/discover": self._discover,
@@ -5242,13 +5493,17 @@ class Router:
         if route is None:
             self._unknown_name(ask, name, "tool", catalogue.tools)
             return
+        if not self._approvals.may_go_on(ask, route):
+            return
         params = ask.fields | {"name": Raw(encode(route.name))}
         makes_task = "task" in ask.fields or declares_tasks(ask.caller.declared)
-        wrapped = route.wrapped and not ask.caller.modern
+        wrapped = route.entry.wrapped and not ask.caller.modern
         sent = self._tasks.refusal(route.server) if makes_task else None
         if sent is None:
             asker = self._tasks if makes_task else None
             sent = self._calls.forward(ask, route.server, params, asker, wrapped=wrapped)
+        if isinstance(sent, Pending) and ask.approved and ask.caller.modern:
+            sent.rounds = 1  # hosts count ours too
         self._sent(ask, sent)
 
     def _get_prompt(self, ask: Ask) -> None:
@@ -5597,11 +5852,12 @@ class Core:
         subscriptions = self.subscriptions = Subscriptions(ground, merged, calls, tasks)
         questions = self.questions = Questions(ground, calls, tasks, own)
         rounds = self.rounds = Rounds(ground, calls, questions, secret)
+        approvals = self.approvals = Approvals(ground, calls, questions, rounds)
         greeting = self.greeting = Greeting(ground, calls)
         lists = self.lists = Lists(ground, calls, merged)
         life = self.life = Life(ground, calls, greeting, lists, self, chance)
         life.own |= own
-        parts = Parts(merged, calls, tasks, subscriptions, questions, rounds, lists, life)
+        parts = Parts(merged, calls, tasks, subscriptions, questions, rounds, approvals, lists, life)
         self.router = Router(ground, parts, self.begin, self.about_us)
         self._known = known or {}
         self._notice = notice
@@ -5618,6 +5874,7 @@ class Core:
             "silent": greeting.silent,
         }
         self._timers: dict[str, Callable[[Name], None]] = {
+            "approval": approvals.due,
             "calls": lambda name: calls.sweep(),
             "changes": lambda name: self._tell_changes(at_once=True),
             "lists": lambda name: self.router.release(),
@@ -5753,6 +6010,7 @@ class Core:
     def removed(self, server: Facts, text: str) -> None:
         self.questions.removed(server, text)
         self.rounds.removed(server.name, text)
+        self.approvals.removed(server.name)
 
     def _tell_changes(self, *, at_once: bool = False) -> None:
         """Tells the host of each list that is not what it has; one that it never asked for it will ask for. While more

@@ -223,7 +223,7 @@ def test_overrides_replace_what_the_host_is_shown_and_not_what_the_server_is_cal
     assert isinstance(entry, Entry)
     assert shown(entry) == tool("fetch", title="Fetch", description="Fetches.")
     merged = mcpmux.merge([Part("s", None, {"tools/list": [entry]})], MuxOptions())
-    assert merged.tools == {"s__fetch": mcpmux.Route("s", "get")}
+    assert merged.tools == {"s__fetch": mcpmux.Route("s", "get", merged.tools["s__fetch"].entry)}
 
 
 # ── names ──
