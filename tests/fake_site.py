@@ -95,6 +95,8 @@ class FakeSite:
                 pass
 
         class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # a host may ask for many things at once
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # of a client that goes in the middle
 
