@@ -339,11 +339,8 @@ _decode_fields: Final = msgspec.json.Decoder(Fields).decode
 _decode_items: Final = msgspec.json.Decoder(list[Raw]).decode
 _decode_any: Final = msgspec.json.Decoder().decode
 _LONE_SURROGATE: Final = re.compile(
-    rb"(?<!\\)((?:\\\\)*)"  # after an even number of backslashes
+    rb"(?<!\\)((?:\\\\)*+)"  # after an even number of backslashes, however many: none is looked at twice
     rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
-_OPEN_ESCAPE: Final = re.compile(  # at the end of a chunk: one that may go on in the next, perhaps as a pair
-    rb"\\+(?:u(?:[0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?))?\Z"
 )
 _ID_AT_HEAD: Final = re.compile(rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*"?(\d{1,18})"?\s*[,}]')
 _ID_AT_TAIL: Final = re.compile(rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
@@ -958,6 +955,7 @@ def parameter_headers(schema: Any) -> dict[tuple[str, ...], str] | str:
     """Which arguments of a tool its calls repeat in headers, by their path; a string says why its schema is wrong.
     https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http#schema-extension"""
     found: dict[tuple[str, ...], str] = {}
+    taken: set[str] = set()
     todo: list[tuple[tuple[str, ...] | None, Any]] = [((), schema)]
     while todo:
         path, here = todo.pop()
@@ -973,8 +971,9 @@ def parameter_headers(schema: Any) -> dict[tuple[str, ...], str] | str:
                 return f"the x-mcp-header of {'.'.join(path)!r} is no name of a header"
             if kind not in ("string", "integer", "boolean"):
                 return f"the x-mcp-header of {'.'.join(path)!r} is at no string, integer or boolean"
-            if header.lower() in (other.lower() for other in found.values()):
+            if header.lower() in taken:
                 return f"two properties have the x-mcp-header {header!r}"
+            taken.add(header.lower())
             found[path] = header
         for key, inner in here.items():
             if key == "properties" and isinstance(inner, dict):
@@ -6148,6 +6147,7 @@ class Stream:
         self._limit = limit
         self.headers: dict[str, bytes] = {}  # that say where to go on; none where it cannot be gone on with
         self.pause = LISTEN_AFTER  # before it is asked for again
+        self._id = ""  # the last one that was looked at: a long one may stand for many events
         self.broke: Exception | None = None  # why its last connection ended, if not by itself
 
     async def events(self, response: Any) -> AsyncGenerator[tuple[str, bytes]]:
@@ -6161,8 +6161,9 @@ class Stream:
                 data = event.data.encode("latin-1")
                 if len(data) > self._limit:
                     raise Unreadable(*_SAID_TOO_MUCH)
-                if _IN_A_HEADER.fullmatch(event.id):
+                if event.id is not self._id and len(event.id) <= EDGE and _IN_A_HEADER.fullmatch(event.id):
                     self.headers = {"Last-Event-ID": event.id.encode("latin-1")}
+                self._id = event.id
                 if event.retry is not None:
                     self.pause = min(max(event.retry, 1000 * LISTEN_LEAST), 1000 * RETRY_MOST) / 1000
                 yield event.event, data
@@ -6193,10 +6194,10 @@ class Exchange(Struct, eq=False):
     key: int | str | None  # a request's id: the core's number, or a text where this connection itself asks
     is_early: bool  # sent before its session had answered anything
     scope: Any  # its POST, and what is done for it after that
-    taken: Any  # an event: the server has certainly got it, or it has failed
     answered: Any  # an event: nothing more is expected for it
     over: Any  # an event: its POST has ended
     is_out: bool = False  # perhaps in the server's hands
+    is_taken: bool = False  # the server has certainly got it, or it has failed
     lacks_headers: bool = False  # its server has said so: it is sent once more
     answer: bytes = b""
 
@@ -6233,11 +6234,13 @@ class HeaderBook:
         params, method = exchange.params, exchange.method
         name = params.get(NAMED_BY.get(method, ""))
         said = {VERSION: exchange.revision, "mcp-method": Raw(encode(method)), "mcp-name": name}
+
+        @functools.cache  # each object is looked into once, however many headers a tool wants
+        def members(path: tuple[str, ...]) -> Fields:
+            return object_of(members(path[:-1]).get(path[-1]) if path else params.get("arguments"))
+
         for path, header in self._of_tools.get(str(value_of(name)), {}).items() if method == "tools/call" else ():
-            value = params.get("arguments")
-            for key in path:
-                value = object_of(value).get(key)
-            said[f"mcp-param-{header}"] = value
+            said[f"mcp-param-{header}"] = members(path[:-1]).get(path[-1])
         return {header: header_value(raw) for header, raw in said.items() if value_of(raw) is not None}
 
 
@@ -6367,7 +6370,7 @@ class RemoteServer:
             await self._lost.wait()
             with self._anyio.move_on_after(EXIT_DRAIN):  # what is on its way may still tell that it was not taken
                 for one in list(self._exchanges.values()):
-                    await one.taken.wait()
+                    await one.answered.wait()
             self._end()
             self._tasks.cancel_scope.cancel()
 
@@ -6442,7 +6445,7 @@ class RemoteServer:
     def _exchange(self, line: bytes, message: Envelope, key: int | str | None) -> Exchange:
         new, method = self._anyio.Event, message.method or ""
         is_early, scope = not self._session.has_served, self._anyio.CancelScope()
-        exchange = Exchange(line, method, object_of(message.params), key, is_early, scope, new(), new(), new())
+        exchange = Exchange(line, method, object_of(message.params), key, is_early, scope, new(), new())
         if key is not None:
             self._exchanges[key] = exchange
         return exchange
@@ -6510,7 +6513,7 @@ class RemoteServer:
         if status in PERHAPS_LOST and not is_ours and await self._is_lost(exchange):
             raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
         if exchange.key is not None and error is not None:
-            self._answered(exchange, b"", Envelope(error=error), is_refusal=True)
+            await self._answered(exchange, b"", Envelope(error=error), is_refusal=True)
         elif exchange.method == "initialize" and status in (400, 404, 405) and self._transport is None:
             self._transport, self._not_http = "sse", wrong
             self._open.clear()
@@ -6625,7 +6628,7 @@ class RemoteServer:
                     raise Unreadable(*_NO_MESSAGE)
 
     async def _take(self, data: bytes, exchange: Exchange | None) -> bool:
-        """Hands on a message, or in 2025-03-26 several. False for what is none, unless that is for the core to judge."""
+        """Hands on a message, or in 2025-03-26 several. False for what is none, unless the core is to judge."""
         is_batch = self._session.revision == "2025-03-26" and data.lstrip()[:1] == b"["
         try:
             for line in decode_batch(tidy(data)[0]) if is_batch else (data,):
@@ -6633,7 +6636,7 @@ class RemoteServer:
                 if message.method is UNSET and message.result is UNSET and message.error is UNSET:
                     raise BadLine("neither a result nor an error")
                 if message.method is UNSET and (answers := await self._answers(message, exchange)):
-                    self._answered(answers, line, message)
+                    await self._answered(answers, line, message)
                 else:
                     self._hand_on(line)
         except BadLine:
@@ -6651,7 +6654,7 @@ class RemoteServer:
             raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
         return exchange
 
-    def _answered(self, exchange: Exchange, line: bytes, message: Envelope, is_refusal: bool = False) -> None:
+    async def _answered(self, exchange: Exchange, line: bytes, message: Envelope, is_refusal: bool = False) -> None:
         code, is_modern = value_of(object_of(message.error).get("code")), exchange.revision is not None
         if code == HEADER_MISMATCH and exchange.method == "tools/call" and is_modern and not exchange.lacks_headers:
             exchange.lacks_headers = True
@@ -6663,13 +6666,15 @@ class RemoteServer:
         elif exchange.method == "tools/list" and is_modern:
             self._book.learn(message.result)
         is_doubtful = code == INVALID_REQUEST or (is_refusal and code not in (METHOD_NOT_FOUND, INVALID_PARAMS))
-        if self._has_session and is_doubtful and not exchange.is_early and not exchange.is_own:
-            self._tasks.start_soon(self._guarded, self._look_after_session)
+        is_doubtful = is_doubtful and not exchange.is_early and not exchange.is_own and bool(self._session.id)
+        is_over = is_doubtful and not await self._lives()
         if exchange.method not in IN_TURN and not exchange.is_own:
             self._session.has_served = True
         if message.error is not UNSET:  # with its id, which it may have come without
             line = error_line(encode(exchange.key), message.error)
         self._finish(exchange, line)
+        if is_over:
+            self._lose(RemoteError(*_FORGOTTEN))
 
     def _hand_on(self, line: bytes) -> None:
         if not self._gone:
@@ -6678,8 +6683,8 @@ class RemoteServer:
     # ── endings ──
 
     def _taken(self, exchange: Exchange) -> None:
-        if not exchange.taken.is_set():
-            exchange.taken.set()
+        if not exchange.is_taken:
+            exchange.is_taken = True
             self._weigh(0 if exchange.is_own else -len(exchange.line))
 
     def _finish(self, exchange: Exchange, line: bytes) -> None:
@@ -6718,12 +6723,13 @@ class RemoteServer:
 
     def _is_end(self, wrong: RemoteError, exchange: Exchange | None) -> bool:
         """A server that cannot be reached is gone, unless it is answering a call right now."""
-        others = (one for one in self._exchanges.values() if one is not exchange and one.taken.is_set())
+        others = (one for one in self._exchanges.values() if one is not exchange and one.is_taken)
         return wrong.is_end and not (wrong.spares and any(one.method in CARRIERS for one in others))
 
     # ── sessions that are lost ──
     # No words tell: a new handshake does. What then comes again in the place of the answer to a first request is that
-    # answer, and from then on the session itself is asked, by a ping, before it is given up.
+    # answer, and from then on the session itself is asked, by a ping, before it is given up. It is asked too before an
+    # error counts that has our id, and may have been said of the session.
 
     @property
     def _has_session(self) -> bool:
@@ -6736,12 +6742,10 @@ class RemoteServer:
         self._session.refuses |= exchange.is_early
         return not exchange.is_early and not (self._session.refuses and await self._lives())
 
-    async def _look_after_session(self) -> None:
-        if not await self._lives():
-            raise RemoteError(*_FORGOTTEN)
-
     async def _lives(self) -> bool:
-        answer = await self._ask_itself("ping", {})
+        answer: Fields = {}
+        with self._anyio.move_on_after(IN_ORDER):
+            answer = await self._ask_itself("ping", {})
         return "result" in answer or value_of(object_of(answer.get("error")).get("code")) == METHOD_NOT_FOUND
 
 

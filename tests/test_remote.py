@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import functools
 import json
 import os
 import queue
@@ -381,9 +382,11 @@ def test_an_error_of_the_server_that_is_like_one_of_the_sdk_passes(calling: Call
 
 
 class Sessions:
-    """A legacy server that gives out sessions, and forgets them when it is told to; `GET` is answered by `stream`."""
+    """A legacy server that gives out sessions, and forgets them when it is told to: what is asked in one of those is
+    answered by `forgotten(key)`, and `GET` by `stream`."""
 
-    def __init__(self) -> None:
+    def __init__(self, forgotten: Callable[[Any], Reply] = lambda _: Reply(404)) -> None:
+        self.forgotten = forgotten
         self.given = 0
         self.alive: set[str] = set()
         self.stream: Answer = lambda _: Reply(405)
@@ -394,7 +397,7 @@ class Sessions:
             self.alive.add(f"s-{self.given}")
             return legacy_server(asked)._replace(headers={"Mcp-Session-Id": f"s-{self.given}"})
         if asked.headers.get("mcp-session-id") not in self.alive:
-            return Reply(404)
+            return self.forgotten(asked.message.get("id") if asked.body else None)
         return self.stream(asked) if asked.method == "GET" else legacy_server(asked)
 
 
@@ -417,6 +420,124 @@ def test_a_forgotten_session_is_begun_anew_and_the_call_is_answered(
     host.close()
     assert site.asked[-1].method == "DELETE"
     assert site.asked[-1].headers["mcp-session-id"] == "s-2"
+
+
+def error_body(id: Any, code: int = -32000, message: str = "Bad Request") -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}).encode()
+
+
+# How servers that have lost a session say so: none of their words count.
+FORGETTING: list[Callable[[Any], Reply]] = [
+    lambda _: Reply(404, b"<!DOCTYPE html>", "text/html"),
+    lambda _: Reply(404, error_body(None, -32001, "Session not found")),
+    lambda _: Reply(404, error_body("server-error")),
+    lambda _: Reply(400, b"No", "text/plain"),
+    lambda _: Reply(400, error_body(None, message="Bad Request: Server not initialized")),
+    lambda _: Reply(400, json.dumps({"error": {"code": -32000, "message": "No"}}).encode()),
+    lambda _: Reply(410),
+    lambda _: Reply(200, error_body(None, -32600)),
+    lambda _: Reply(200, error_body("server-error", -32600)),
+    lambda _: Reply(200, b"data: %b\n\n" % error_body(None, -32600), "text/event-stream"),
+]
+
+
+@pytest.mark.parametrize("reply", FORGETTING)
+def test_whatever_a_server_says_that_has_lost_a_session_one_new_handshake_and_the_call_is_answered(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], reply: Callable[[Any], Reply]
+):
+    server = Sessions(reply)
+    site = sites(server)
+    host = before(site)
+    assert says(host) == "Hello"
+    for given in (2, 3):
+        server.alive.clear()
+        numbers = [host.ask("tools/call", {"name": "x__hello"}) for _ in range(3)]
+        assert [host.answer(number)["result"]["content"][0]["text"] for number in numbers] == ["Hello"] * 3
+        assert server.given == given
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, -32001), (404, -32601), (400, -32602), (410, -32000), (200, -32600)]
+)
+def test_an_error_with_the_id_of_a_request_is_its_answer_in_a_session_too(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], status: int, code: int
+):
+    """2026-07-28 and 2025-11-25 alike; the session lives, and no word says otherwise."""
+    server = Sessions()
+
+    def call(asked: Asked) -> Reply:
+        return Reply(status, error_body(asked.message["id"], code, "Session not found"))
+
+    host = before(sites(on_call(call, server)))
+    host.tools()
+    for _ in range(2):
+        error = host.request("tools/call", {"name": "x__hello"})["error"]
+        assert error == {"code": code, "message": "Session not found"}
+    assert server.given == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, -32001), (400, -32000), (200, -32600)])
+def test_a_lost_session_that_is_told_as_the_answer_of_a_call_costs_that_call_only(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], status: int, code: int
+):
+    server = Sessions(lambda key: Reply(status, error_body(key, code)))
+    host = before(sites(server))
+    assert says(host) == "Hello"
+    server.alive.clear()
+    assert host.request("tools/call", {"name": "x__hello"})["error"]["code"] == code
+    assert says(host) == "Hello"
+    assert server.given == 2
+
+
+@pytest.mark.parametrize("reply", [Reply(400, b"Bad arguments"), Reply(404), Reply(410), Reply(400, error_body(None))])
+def test_a_server_that_refuses_a_call_in_a_new_session_too_is_believed(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], reply: Reply
+):
+    """One new handshake, and for later calls not even that: its session answers."""
+    server = Sessions()
+    refusing = on_call(lambda asked: reply, server)
+    site = sites(server)
+    host = before(site)
+    assert says(host) == "Hello"
+    site.answer = refusing
+    for _ in range(3):
+        answer = host.request("tools/call", {"name": "x__hello"})
+        assert f"HTTP {reply.status}" in answer["raw"].decode() or answer["error"]["message"] == "Bad Request"
+        assert server.given == 2
+    site.answer = server
+    assert says(host) == "Hello"
+    server.alive.clear()
+    assert says(host) == "Hello"
+    assert server.given == 3
+
+
+@pytest.mark.parametrize(
+    "reply", [Reply(404, b"Not Found"), Reply(400, b"Invalid session"), Reply(410), Reply(401), Reply(200, b"<html>")]
+)
+def test_a_server_without_a_stream_of_its_own_has_a_session_all_the_same(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], reply: Reply
+):
+    server = Sessions()
+    server.stream = lambda _: reply
+    site = sites(server)
+    host = before(site)
+    assert [says(host) for _ in range(3)] == ["Hello"] * 3
+    assert server.given == 1
+    assert [asked.method for asked in site.asked].count("GET") == 1
+
+
+def test_a_notification_that_is_not_found_says_nothing_of_the_session(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost]
+):
+    server = Sessions()
+
+    def answer(asked: Asked) -> Reply:
+        is_notification = asked.body and "id" not in asked.message
+        return Reply(404) if is_notification else server(asked)
+
+    host = before(sites(answer))
+    assert [says(host) for _ in range(3)] == ["Hello"] * 3
+    assert server.given == 1
 
 
 def test_a_stream_that_breaks_is_gone_on_with_where_it_stopped(
@@ -658,6 +779,87 @@ def test_an_error_passes_byte_for_byte_whatever_its_status(calling: Calling):
     error = b'{"data":%b,"code":-32602,"message":"\\u0041"}' % ODD
     host = calling(lambda asked: Reply(400, b'{"error":%b,\n"id":%d,"jsonrpc":"2.0"}' % (error, asked.message["id"])))
     assert b'"error":%b}' % error in host.request("tools/call", {"name": "x__hello"})["raw"]
+
+
+def assert_linear(work: Callable[[int], Callable[[], object]], size: int) -> None:
+    """`work(size)` makes something of that size ready to be done. Four times the size may cost seven times the
+    processor's time: sixteen would be quadratic. The least of some runs is what it costs."""
+
+    def cost(size: int) -> float:
+        todo, least = work(size), float("inf")
+        for _ in range(3):
+            before = time.process_time()
+            todo()
+            least = min(least, time.process_time() - before)
+        return least
+
+    assert cost(4 * size) < 7 * max(cost(size), 1e-3)
+
+
+@pytest.mark.parametrize("end", [b"", b"\\u", b"\\ud83d", b"u0041", b"x"])
+@pytest.mark.parametrize("part", [b"\\", b"\\\\x", b"\\ud83d", b"\\ud83d\\ude00", b"\\\\\\ud83d", b"\\u", b"\\ud8"])
+def test_mending_costs_no_more_than_a_look_at_each_byte(part: bytes, end: bytes):
+    def work(size: int) -> Callable[[], object]:
+        return functools.partial(mcpmux.mended, part * (size // len(part)) + end + b"\\u")
+
+    assert_linear(work, 500_000)
+
+
+STREAMS: dict[str, Callable[[int], bytes]] = {
+    "backslashes": lambda size: b"data: " + b"\\" * size,
+    "a comment": lambda size: b":" + b"x" * size,
+    "comments": lambda size: b":\n" * (size // 2),
+    "carriage returns": lambda size: b"\r" * size,
+    "lines of one event": lambda size: b"data\n" * (size // 5),
+    "events": lambda size: b"data:x\n\n" * (size // 8),
+    "events with a long id": lambda size: b"id: " + b"i" * size + b"\n" + b"data:x\n\n" * (size // 8),
+    "events with a sendable id": lambda size: b"id: " + b"i" * 4000 + b"\n" + b"data:x\n\n" * (size // 8),
+    "retries": lambda size: b"retry: 1\n" * (size // 9),
+    "an open field": lambda size: b"d" * size,
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("chunk", [7, 4096, 10**9])
+def test_no_stream_costs_more_than_its_length(name: str, chunk: int):
+    """Whatever a server says, and in whatever pieces, the others wait no longer than it takes to read it."""
+    http = mcpmux.load_http().http
+
+    async def read(body: bytes) -> None:
+        async def chunks():
+            for at in range(0, len(body), chunk):
+                yield body[at : at + chunk]
+
+        response = http.Response(200, content=chunks(), request=http.Request("GET", "http://a"))
+        async for _ in mcpmux.Stream(10**8).events(response):
+            pass
+
+    def work(size: int) -> Callable[[], object]:
+        body = STREAMS[name](size) + b"\n\n"
+        return lambda: asyncio.run(read(body))
+
+    assert_linear(work, 20_000 if chunk == 7 else 60_000)
+
+
+def test_many_headers_of_a_tool_cost_no_more_than_their_number():
+    def work(size: int) -> Callable[[], object]:
+        properties = {f"p{n}": REGION | {"x-mcp-header": f"H{n}"} for n in range(size)}
+        tools = {"tools": [{"name": "t", "inputSchema": schema(a=schema(**properties))}]}
+        result = mcpmux.Raw(json.dumps(tools).encode())
+        arguments = {"a": {f"p{n}": "x" for n in range(size)}}
+        params = {"name": "t", "arguments": arguments, "_meta": {mcpmux.VERSION_KEY: "2026-07-28"}}
+        fields = mcpmux.object_of(json.dumps(params).encode())
+
+        def headers() -> None:
+            book = mcpmux.HeaderBook()
+            book.learn(result)
+            never = None  # of its way over HTTP nothing is looked at
+            call = mcpmux.Exchange(b"", "tools/call", fields, 1, False, never, never, never)
+            assert len(book.of(call)) == 3 + size
+
+        return headers
+
+    assert_linear(work, 2000)
 
 
 SURROGATES = rb'"\ud83d cut \\ud83d \ud83d\ude00 \\\ude00 \ud83d"'
