@@ -67,6 +67,7 @@ import fnmatch
 import functools
 import hashlib
 import io
+import ipaddress
 import json
 import math
 import os
@@ -198,6 +199,7 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     http_headers: dict[str, str] = {}  # sent with each request
     env_http_headers: dict[str, str] = {}  # the same, by the variables that hold the values
     bearer_token_env_var: str | None = None  # the variable that holds a token
+    allow_http: bool = False  # `true` sends tokens even over plain `http://` to another machine
     scopes: list[str] = []  # what a login asks for; `[]`: what the server names
     oauth: OAuthOptions = OAuthOptions()  # for a login [with a client of your own](#a-client-of-your-own)
     enabled: bool = True  # `false` leaves it out
@@ -4173,7 +4175,7 @@ CODEX_KEYS: Final = frozenset(
 )
 # What goes with a program, and what with an address; the rest is any server's.
 LOCAL_KEYS: Final = ("args", "env", "env_vars", "cwd")
-REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "oauth")
+REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "allow_http", "oauth")
 _IN_WORDS: Final = {
     "str": "a string",
     "int": "an integer",
@@ -5439,12 +5441,25 @@ class Unreadable(RemoteError):
     """What a server says is too long, or no message."""
 
 
+def is_open(url: str) -> bool:
+    """Whether what is sent there can be read on its way: plain HTTP, to another machine."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = f".{host}".endswith(".localhost")
+    return parts.scheme == "http" and not is_here
+
+
 class Address(Struct, frozen=True):
     """A remote server's table, ready to be used."""
 
     url: str
     headers: dict[str, str]
     secrets: frozenset[str]
+    login: Path  # the file of its login, if there is one
+    may_be_open: bool  # tokens may go over plain HTTP
 
     @property
     def shown(self) -> str:
@@ -5455,6 +5470,28 @@ class Address(Struct, frozen=True):
     @property
     def has_credentials(self) -> bool:
         return any(name.lower() == "authorization" for name in self.headers)
+
+    def keeps_secret(self, url: str) -> None:
+        """Before a token or its like goes there. Raises `StartError` where anybody on the way could read it."""
+        if is_open(url) and not self.may_be_open:
+            host = urllib.parse.urlsplit(url).hostname
+            what = f"its token would go to {host} over plain http://, which others can read"
+            raise StartError(what, "use https://, or set allow_http = true in its table")
+
+
+def login_path(config: Path, name: str, url: str) -> Path:
+    """A login belongs to a table: two of them may have two accounts at one url."""
+    key = encode([os.path.normcase(os.path.realpath(config)), name, url.encode(errors="replace").decode()])
+    return state_folder() / "logins" / f"{hashlib.sha256(key).hexdigest()[:24]}.json"
+
+
+def take_over(login: Path, url: str) -> bool:
+    """Whether this login is there. Its file was once named by its url alone: the first table to look for it has it."""
+    if not login.exists():
+        with contextlib.suppress(OSError):
+            former = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:24]
+            (login.parent / f"{former}.json").rename(login)
+    return login.exists()
 
 
 async def locate(name: str, options: ServerOptions, config: Config) -> Address:
@@ -5486,7 +5523,12 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
             raise StartError(
                 f"its header {header} has a character that no header may have", f"correct it in {where} or its variable"
             )
-    return Address(url, headers, frozenset(secrets))
+    login = login_path(config.path, name, url)
+    address = Address(url, headers, frozenset(secrets), login, options.allow_http)
+    named = any(_SECRET_NAME.search(text) for text in (*headers, parts.query))
+    if named or parts.password or options.env_http_headers or take_over(login, url):
+        address.keeps_secret(url)
+    return address
 
 
 class Loaded(NamedTuple):
@@ -5494,7 +5536,7 @@ class Loaded(NamedTuple):
 
     http: Any  # the SDK's HTTP client, a module
     anyio: Any
-    trusted: Any  # certificates
+    transport: Any  # a class: each request's way to its host, by the proxy that is for that
 
 
 @functools.cache
@@ -5507,10 +5549,66 @@ def load_http() -> Loaded:
         import anyio  # noqa: PLC0415
         import httpx2  # noqa: PLC0415
 
-        return Loaded(httpx2, anyio, httpx2.create_ssl_context())
+        trusted = httpx2.create_ssl_context()
     except (ImportError, OSError) as wrong:  # a file of certificates that is not there, or none
         todo = "look at SSL_CERT_FILE and SSL_CERT_DIR in the host's environment"
         raise StartError(f"HTTP cannot be spoken here: {wrong}", todo) from None
+
+    class Transport(httpx2.AsyncBaseTransport):
+        """The client itself would make a way for each proxy of the environment, and fail for one that is not used."""
+
+        def __init__(self, **keys: Any) -> None:
+            self._keys = keys
+            self._ways: dict[str | None, Any] = {}
+
+        def way(self, url: str) -> Any:
+            """Raises `StartError`."""
+            if (proxy := proxy_for(url)) not in self._ways:
+                try:
+                    new = httpx2.AsyncHTTPTransport(verify=trusted, proxy=proxy, trust_env=False, **self._keys)
+                except ImportError:
+                    todo = "install socksio beside mcpmux (`uvx --with socksio mcpmux`), or add its host to NO_PROXY"
+                    raise StartError("a SOCKS proxy needs one more package, socksio", todo) from None
+                except (ValueError, httpx2.InvalidURL) as wrong:
+                    todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
+                    raise StartError(f"the proxy of the environment cannot be used: {wrong}", todo) from None
+                self._ways[proxy] = new
+            return self._ways[proxy]
+
+        async def handle_async_request(self, request: Any) -> Any:
+            return await self.way(str(request.url)).handle_async_request(request)
+
+        async def aclose(self) -> None:
+            for way in self._ways.values():
+                await way.aclose()
+
+    return Loaded(httpx2, anyio, Transport)
+
+
+def proxy_for(url: str) -> str | None:
+    """The environment's proxy for this address. NO_PROXY is read as other programs do, with networks and ports."""
+    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415
+
+    parts, proxies = urllib.parse.urlsplit(url), getproxies()
+    host, port = (parts.hostname or "").lower(), parts.port or {"https": 443}.get(parts.scheme, 80)
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found or proxy_bypass(host):
+        return None
+    for entry in proxies.get("no", "").lower().split(","):
+        name = entry.strip().rpartition("://")[2]
+        name = name.removesuffix(f":{port}") if name.count(":") == 1 or "]:" in name else name
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(name.strip("[]"), strict=False):
+                return None
+        ending = name.removeprefix("*").removeprefix(".")
+        if name == "*" or (ending and f".{host}".endswith(f".{ending}")):
+            return None
+    return re.sub(r"^socks(?=:)", "socks5", found if "://" in found else f"http://{found}")
+
+
+def plain(text: str) -> str:
+    """Words of a peer, for a person: one line, without what a terminal would obey."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text[:MB]).split())[:TEXT_MOST]
 
 
 def is_stream(response: Any) -> bool:
@@ -5528,6 +5626,8 @@ def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
         inner = [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
         below += [other for other in inner if other is not None and other not in below]
     kinds = {kind.__name__ for one in below for kind in type(one).__mro__}
+    if isinstance(wrong, StartError):
+        return f"cannot be reached: {wrong.args[0]}", wrong.args[1]
     certificate = next((one for one in below if isinstance(one, ssl.SSLCertVerificationError)), None)
     if certificate:
         todo = "correct the host in its url, or name your company's CA file in SSL_CERT_FILE"
@@ -5577,21 +5677,16 @@ class Login(Struct, frozen=True):
         return [one for one in (self.access_token, self.refresh_token, self.client_secret) if one]
 
 
-def login_path(url: str) -> Path:
-    return state_folder() / "logins" / f"{hashlib.sha256(url.encode(errors='replace')).hexdigest()[:24]}.json"
-
-
-def read_login(url: str) -> Login | None:
+def read_login(path: Path) -> Login | None:
     """None where there is none, or none that can be read: the next login writes it anew."""
     try:
-        return msgspec.json.decode(login_path(url).read_bytes(), type=Login)
+        return msgspec.json.decode(path.read_bytes(), type=Login)
     except (OSError, msgspec.MsgspecError):
         return None
 
 
-def write_login(login: Login) -> None:
+def write_login(path: Path, login: Login) -> None:
     """Whole or not at all, and for nobody else's eyes. Raises `OSError`."""
-    path = login_path(login.url)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_whole(path, encode(login), private=True)
 
@@ -5613,10 +5708,10 @@ def _locks(file: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def login_lock(url: str) -> AsyncGenerator[None]:
+async def login_lock(path: Path) -> AsyncGenerator[None]:
     """Of all mcpmux processes one at a time renews a login: a refresh token may be good for one use only. Raises
     `TimeoutError` and `OSError`."""
-    path = login_path(url).with_suffix(".lock")
+    path = path.with_suffix(".lock")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -5626,6 +5721,21 @@ async def login_lock(url: str) -> AsyncGenerator[None]:
         yield
     finally:
         os.close(file)
+
+
+async def read_whole(response: Any) -> Any:
+    """A response, its body read. An authorization server says little: what is over 1 MB is cut off."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > MB:
+            break
+    await response.aclose()
+    headers = [pair for pair in response.headers.items() if pair[0] in ("content-type", "location", "www-authenticate")]
+    make = load_http().http.Response
+    read = make(response.status_code, headers=headers, content=bytes(body[:MB]), request=response.request)
+    read.next_request = response.next_request
+    return read
 
 
 class InMemory:
@@ -5670,14 +5780,14 @@ def provider_of(login: Login) -> Any:
 
 
 class LoginKeeper:
-    """The login of one address while a server there is used: read from its file, renewed, and written back."""
+    """The login of one table while its server is used: read from its file, renewed, and written back."""
 
-    def __init__(self, url: str, journal: Journal) -> None:
-        self._url = url
+    def __init__(self, path: Path, journal: Journal) -> None:
+        self._path = path
         self._journal = journal
         self._lock = asyncio.Lock()
         self._refused: str | None = None  # a refresh token that is good for nothing any more
-        self._take(read_login(url))
+        self._take(read_login(path))
 
     def _take(self, login: Login | None) -> None:
         self._login = login
@@ -5704,10 +5814,10 @@ class LoginKeeper:
             try:
                 if self._login and self._login.access_token != used:
                     return True
-                if self._login is None and not login_path(self._url).exists():
+                if self._login is None and not self._path.exists():
                     return False
-                async with login_lock(self._url):
-                    self._take(read_login(self._url))  # another process may have renewed it
+                async with login_lock(self._path):
+                    self._take(read_login(self._path))  # another process may have renewed it
                     login = self._login
                     if login is None or login.access_token != used:
                         return login is not None
@@ -5719,30 +5829,33 @@ class LoginKeeper:
                         return False
                     self._take(renewed)
                     try:
-                        write_login(renewed)
+                        write_login(self._path, renewed)
                     except OSError as wrong:  # it serves here all the same
                         self._journal.log("warning", f"a renewed login cannot be kept: {wrong}")
                     return True
             except (OSError, TimeoutError) as wrong:
                 what = f"cannot be logged in to: the file of its login: {wrong or 'another mcpmux holds it'}"
-                raise RemoteError(what, f"look at {login_path(self._url)}") from None
+                raise RemoteError(what, f"look at {self._path}") from None
 
     async def _refresh(self, login: Login) -> Login | None:
         """None where the authorization server does not take the refresh token."""
-        http, _, trusted = await asyncio.to_thread(load_http)
+        http, _, transport = await asyncio.to_thread(load_http)
         provider = await asyncio.to_thread(provider_of, login)
         afterwards = http.Request("POST", login.url)  # never sent
         flow = provider.async_auth_flow(afterwards)
         place, status = urllib.parse.urlsplit(login.token_endpoint).netloc, 0
         try:
-            async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client, contextlib.aclosing(flow):
+            async with (
+                http.AsyncClient(transport=transport(), timeout=HTTP_PATIENCE) as client,
+                contextlib.aclosing(flow),
+            ):
                 request = await anext(flow)
                 while request is not afterwards:  # more than once where it is redirected
-                    response = await client.send(request)
+                    response = await read_whole(await client.send(request, stream=True))
                     if response.status_code in (400, 401, 403):
                         return None
                     status, request = response.status_code, await flow.asend(response)
-        except (http.TransportError, OSError) as wrong:
+        except (http.TransportError, OSError, StartError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
         tokens = provider.context.current_tokens
@@ -5758,6 +5871,12 @@ class LoginKeeper:
         )
 
 
+def one_issuer(one: str, other: str) -> bool:
+    """Whether two issuers are the same: with a slash after an empty path, and without."""
+    short, long = sorted((one, other), key=len)
+    return short == long or (f"{short}/" == long and not urllib.parse.urlsplit(short).path)
+
+
 class Browser:
     """How a person is asked: an address is opened, and a page on loopback is where the answer comes back (RFC 8252,
     7.3). `go` and `come_back` are what the SDK's provider wants for that."""
@@ -5766,12 +5885,14 @@ class Browser:
         self._scopes = scopes
         self._say = say
         self._answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
-        self._state: str | None = None  # what the answer must name: any page may send a browser here
+        self._state = ""  # what the answer must name, since any page may send a browser here; empty before it is asked
+        self.context: Any = None  # of the SDK's provider
 
     async def open(self, port: int) -> str:
         """The page's address. Raises `OSError`."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/callback"
+        self._host = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://{self._host}/callback"
 
     def close(self) -> None:
         self._server.close()
@@ -5781,7 +5902,7 @@ class Browser:
 
         parts = urllib.parse.urlsplit(url)
         query = dict(urllib.parse.parse_qsl(parts.query))
-        self._state = query.get("state")
+        self._state = query.get("state", "")
         if self._scopes:  # the SDK asks for what the server names
             query["scope"] = " ".join(self._scopes)
             url = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(query)))
@@ -5797,16 +5918,24 @@ class Browser:
         if "error" in answer:
             said = answer.get("error_description", answer["error"])
             raise OAuthFlowError(f"the login was refused: {said[:TEXT_MOST]}")
-        return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=answer.get("iss"))
+        issuer, known = answer.get("iss"), self.context.oauth_metadata
+        if issuer and known and one_issuer(issuer, str(known.issuer)):
+            issuer = str(known.issuer)
+        return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=issuer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        import hmac  # noqa: PLC0415
+
         try:
             async with asyncio.timeout(CONNECT_PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
             target = urllib.parse.urlsplit(head.split(b" ", 2)[1].decode())
             query = {key: values[0] for key, values in urllib.parse.parse_qs(target.query).items()}
-            is_answer = target.path == "/callback" and bool({"code", "error"} & query.keys())
-            is_answer = is_answer and query.get("state") == self._state
+            # A page elsewhere may have its name lead to this machine; the browser then says that name.
+            hosts = re.findall(rb"(?im)^host:[ \t]*(\S*)[ \t]*\r$", head)
+            is_ours = self._state and hmac.compare_digest(query.get("state", "").encode(), self._state.encode())
+            is_ours = is_ours and hosts == [self._host.encode()] and target.path == "/callback"
+            is_answer = is_ours and bool({"code", "error"} & query.keys())
             text = "mcpmux has its answer; this page may be closed." if is_answer else "There is nothing here."
             status = "200 OK" if is_answer else "404 Not Found"
             kind = "Content-Type: text/plain; charset=utf-8\r\nConnection: close"
@@ -5843,20 +5972,55 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
     )
     # What was there before must not stand in a new login's way: the storage begins empty.
     document = oauth.client_id if is_document else None
-    return OAuthClientProvider(url, metadata, InMemory(client), browser.go, browser.come_back, document)
+    provider = OAuthClientProvider(url, metadata, InMemory(client), browser.go, browser.come_back, document)
+    browser.context = provider.context
+    return provider
 
 
-async def knock(address: Address, provider: Any, methods: Iterable[str]) -> int:
+def auth_by(provider: Any, address: Address, insists: bool) -> Any:
+    """The SDK's provider for the HTTP client. It is told an issuer as the resource spells it, and nothing secret goes
+    over plain HTTP; with `insists` it is told that the server has refused, though it did not. Raises `StartError`."""
+    http = load_http().http
+
+    class Auth(http.Auth):
+        async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
+            async with contextlib.aclosing(provider.async_auth_flow(request)) as flow:
+                asked, is_refused = await anext(flow), insists
+                while True:
+                    if asked is not request or "authorization" in asked.headers:
+                        address.keeps_secret(str(asked.url))
+                    if asked is not request:
+                        response = yield asked
+                        await response.aread()
+                        body, wanted = object_of(response.content), provider.context.auth_server_url
+                        issuer = value_of(body.get("issuer"))
+                        if isinstance(issuer, str) and wanted and one_issuer(issuer, wanted):
+                            body["issuer"] = Raw(encode(wanted))
+                            response = http.Response(response.status_code, content=encode(body), request=asked)
+                    elif is_refused:
+                        response, is_refused = http.Response(401, request=request), False
+                    else:
+                        response = yield asked
+                    try:
+                        asked = await flow.asend(response)
+                    except StopAsyncIteration:
+                        return
+
+    return Auth()
+
+
+async def knock(address: Address, provider: Any, methods: Iterable[str], insists: bool = False) -> int:
     """Asks the server as a client would, so that the provider is asked for a login; the last status. Raises
-    `RemoteError`."""
+    `StartError`, `RemoteError`."""
     from mcp.client.auth import OAuthFlowError  # noqa: PLC0415
 
-    http, _, trusted = load_http()
+    http, _, transport = load_http()
     hello = {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": {}, "clientInfo": IMPLEMENTATION}
     headers = {"Accept": f"application/json, {EVENTS}", "Content-Type": "application/json"}
     status = 0
     try:
-        async with http.AsyncClient(auth=provider, verify=trusted, timeout=HTTP_PATIENCE) as client:
+        auth = auth_by(provider, address, insists)
+        async with http.AsyncClient(auth=auth, transport=transport(), timeout=HTTP_PATIENCE) as client:
             for method in methods:
                 body = None if method == "GET" else request_line(1, "initialize", encode(hello))
                 request = client.build_request(method, address.url, headers=address.headers | headers, content=body)
@@ -5873,8 +6037,22 @@ async def knock(address: Address, provider: Any, methods: Iterable[str]) -> int:
         raise RemoteError(*connection_trouble(wrong, urllib.parse.urlsplit(address.url).netloc)) from None
     except (OAuthFlowError, ValueError) as wrong:  # of the SDK's checks, some are pydantic's
         todo = "try again; where nobody may register by himself, give a client_id in its table's oauth"
-        raise RemoteError(f"cannot be logged in to: {' '.join(str(wrong).split())[:TEXT_MOST]}", todo) from None
+        raise RemoteError(f"cannot be logged in to: {plain(str(wrong))}", todo) from None
     return status
+
+
+async def says_how(address: Address) -> bool:
+    """Whether a server that has let us in publishes how to log in: it may ask for that in a tool call only."""
+    from mcp.client.auth.utils import build_protected_resource_metadata_discovery_urls as places  # noqa: PLC0415
+
+    http, _, transport = load_http()
+    async with http.AsyncClient(transport=transport(), timeout=HTTP_PATIENCE) as client:
+        for url in places(None, address.url):
+            with contextlib.suppress(http.TransportError, OSError):
+                response = await read_whole(await client.send(client.build_request("GET", url), stream=True))
+                if response.status_code == 200 and items_of(object_of(response.content).get("authorization_servers")):
+                    return True
+    return False
 
 
 def login_of(url: str, context: Any, status: int) -> Login | None:
@@ -5904,9 +6082,9 @@ def login_of(url: str, context: Any, status: int) -> Login | None:
     )
 
 
-async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Login | None:
+async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Path | None:
     """The whole way: what protects the server is found, mcpmux registers there, a person agrees in a browser, and the
-    answer becomes a login, which is kept. None where the server asks for none. Raises `StartError`, `RemoteError`."""
+    answer becomes a login: its file. None where the server asks for none. Raises `StartError`, `RemoteError`."""
     address = await locate(name, options, config)
     if address.has_credentials:
         raise StartError("has credentials in its table already", "take them out of it to log in instead")
@@ -5920,24 +6098,31 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
     try:
         own = msgspec.structs.replace(oauth, client_secret=secret)
         provider = new_provider(address.url, callback, own, options.scopes, browser)
-        status = await knock(address, provider, ("GET",) if options.transport == "sse" else ("POST", "GET"))
+        methods = ("GET",) if options.transport == "sse" else ("POST", "GET")
+        status = await knock(address, provider, methods)
+        if not provider.context.current_tokens and status not in (401, 403) and await says_how(address):
+            status = await knock(address, provider, methods, insists=True)
     finally:
         browser.close()
     login = login_of(address.url, provider.context, status)
     if login:
-        async with login_lock(login.url):
-            write_login(login)
-    return login
+        async with login_lock(address.login):
+            write_login(address.login, login)
+    return address.login if login else None
 
 
-async def log_out(url: str) -> tuple[bool, str | None]:
-    """Whether there was a login, and why it could not be revoked, if that was so. Its file is removed all the same."""
-    login = read_login(url)
+async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bool, str | None]:
+    """Whether there was a login, and why it could not be revoked, if that was so. Its file is removed all the same.
+    Raises `StartError`."""
+    url = await expand(options.url or "", f"mcp_servers.{name}.url", config.environment, set())
+    path = login_path(config.path, name, url)
+    take_over(path, url)
+    login = read_login(path)
     trouble: str | None = None
     if login and login.revocation_endpoint:
-        http, _, trusted = load_http()
+        http, _, transport = load_http()
         try:
-            async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client:
+            async with http.AsyncClient(transport=transport(), timeout=HTTP_PATIENCE) as client:
                 for token in [one for one in (login.refresh_token, login.access_token) if one]:
                     # An empty secret is as good as none (RFC 6749, 2.3.1); the SDK's own server wants one.
                     form = {"token": token, "client_id": login.client_id, "client_secret": ""}
@@ -5945,11 +6130,11 @@ async def log_out(url: str) -> tuple[bool, str | None]:
                     response = await client.post(login.revocation_endpoint, data=form, headers=headers)
                     if response.status_code >= 300:
                         trouble = f"HTTP {response.status_code}"
-        except (http.TransportError, OSError) as wrong:
+        except (http.TransportError, OSError, StartError) as wrong:
             trouble = connection_trouble(wrong, urllib.parse.urlsplit(login.revocation_endpoint).netloc)[0]
-    async with login_lock(url):
-        there = login_path(url).exists()
-        login_path(url).unlink(missing_ok=True)
+    async with login_lock(path):
+        there = path.exists()
+        path.unlink(missing_ok=True)
     return there, trouble
 
 
@@ -5986,27 +6171,25 @@ class Web:
     def __init__(self, name: str, address: Address, journal: Journal) -> None:
         self._name = name
         self._address = address
-        self._keeper = None if address.has_credentials else LoginKeeper(address.url, journal)
+        self._keeper = None if address.has_credentials else LoginKeeper(address.login, journal)
         self.has_answered = False  # the server has: it is one, and what goes wrong then is not the end of it
 
     def open(self) -> Any:
         """The client, to be used as a context. Raises `StartError`."""
-        http, self._anyio, trusted = load_http()
-        self._http, self._errors = http, (http.HTTPError, http.StreamError, OSError)
+        http, self._anyio, transport = load_http()
+        self._http, self._errors = http, (http.HTTPError, http.StreamError, OSError, StartError)
         try:
             http.URL(self._address.url)
         except http.InvalidURL as wrong:
             raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self._name}.url") from None
-        try:
-            self._client = http.AsyncClient(
-                verify=trusted,
-                timeout=http.Timeout(None, connect=CONNECT_PATIENCE),
-                limits=http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
-                headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
-            )
-        except (ValueError, ImportError, http.InvalidURL) as wrong:
-            todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
-            raise StartError(f"the proxy of the environment cannot be used: {wrong}", todo) from None
+        limits = http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE)
+        by_environment = transport(limits=limits)
+        by_environment.way(self._address.url)
+        self._client = http.AsyncClient(
+            transport=by_environment,
+            timeout=http.Timeout(None, connect=CONNECT_PATIENCE),
+            headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
+        )
         return self._client
 
     @contextlib.asynccontextmanager
@@ -6085,7 +6268,7 @@ class Web:
             kind = "credentials" if self._address.has_credentials else "expired"
         elif status == 403 and "insufficient_scope" in asked:
             kind = "scope"
-        text = "" if b"<html" in said[:EDGE].lower() else " ".join(said.decode(errors="replace").split())[:200]
+        text = "" if b"<html" in said[:EDGE].lower() else plain(said.decode(errors="replace"))[:200]
         after = headers.get("retry-after", "")
         words = {
             "name": self._name,
@@ -6093,7 +6276,7 @@ class Web:
             "status": status,
             "kind": media_type(response),
             "said": f': "{text}"' if text else "",
-            "to": headers.get("location", "nowhere").partition("?")[0],
+            "to": plain(headers.get("location", "nowhere").partition("?")[0]),
             "scopes": ", ".join(f'"{one}"' for one in scope[1].split()) if scope else "…",
             "later": f"in {after} s" if after.isdigit() else "later",
         }
@@ -6125,7 +6308,7 @@ class Web:
         return RemoteError(f"closed the connection before it answered{why}", todo, is_end=not self.has_answered)
 
     def _trouble(self, wrong: Exception) -> RemoteError:
-        if isinstance(wrong, self._http.ConnectError | self._http.ConnectTimeout | self._http.ProxyError):
+        if isinstance(wrong, self._http.ConnectError | self._http.ConnectTimeout | self._http.ProxyError | StartError):
             what, todo = connection_trouble(wrong, self._address.shown)
             return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
         if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
@@ -7430,7 +7613,7 @@ class Mux:
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
-        self._logins: dict[str, str] = {}  # by server: the address whose login it uses
+        self._logins: dict[str, Path] = {}  # by server: the file of its login
         self._done = threading.Event()  # ends the watch over config, logins and parent
         self._watches = watches
         self._for_sampler: list[bytes] = []  # lines that wait until it is started
@@ -7525,7 +7708,7 @@ class Mux:
             if table.url:
                 address = await locate(name, table, self._config)
                 self._journal.hide(address.secrets)
-                self._logins[name] = address.url
+                self._logins[name] = address.login
                 process = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
                 await process.start()
             else:
@@ -7668,8 +7851,8 @@ class Mux:
             if parent_is_gone():
                 self._in_loop(self.post, HostGone("the process that started mcpmux is gone"))
                 return
-            for name, url in list(self._logins.items()):
-                mark = mark_of(login_path(url))
+            for name, path_of_login in list(self._logins.items()):
+                mark = mark_of(path_of_login)
                 if mark and logins.get(name, mark) != mark:
                     self._in_loop(self.post, TryAgain(name))
                 logins[name] = mark
@@ -9846,27 +10029,24 @@ def _remote_table(arguments: argparse.Namespace) -> tuple[str, ServerOptions, Co
 def _login(arguments: argparse.Namespace) -> int:
     name, options, config = _remote_table(arguments)
     try:
-        login = asyncio.run(log_in(name, options, config, lambda text: print(text, flush=True)))
+        kept = asyncio.run(log_in(name, options, config, lambda text: print(text, flush=True)))
     except (StartError, RemoteError) as wrong:
         what, todo = wrong.args if isinstance(wrong, StartError) else (wrong.what, wrong.todo)
         print(f"mcpmux: {name} {what} ({todo})", file=sys.stderr)
         return 1
-    if login is None:
+    if kept is None:
         print(f"{name} asks for no login.")
     else:
         forget_failures(cache_folder(), name)
-        print(f"Logged in to {name}. The login is kept in {login_path(login.url)}; `mcpmux logout {name}` ends it.")
+        print(f"Logged in to {name}. The login is kept in {kept}; `mcpmux logout {name}` ends it.")
     return 0
 
 
 def _logout(arguments: argparse.Namespace) -> int:
     name, options, config = _remote_table(arguments)
 
-    async def run() -> tuple[bool, str | None]:
-        return await log_out(await expand(options.url or "", f"mcp_servers.{name}.url", config.environment, set()))
-
     try:
-        there, trouble = asyncio.run(run())
+        there, trouble = asyncio.run(log_out(name, options, config))
     except StartError as wrong:
         print(f"mcpmux: {name}: {'; '.join(wrong.args)}", file=sys.stderr)
         return 1

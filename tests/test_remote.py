@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import codecs
 import functools
+import hashlib
 import json
 import os
 import queue
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -131,6 +133,50 @@ def test_an_address_that_cannot_be_used_is_named(text: str, environment: dict[st
     with pytest.raises(mcpmux.StartError) as raised:
         located(text, environment)
     assert raised.value.args == trouble
+
+
+TOKENS = [
+    'bearer_token_env_var = "T"',
+    'env_http_headers = { X = "T" }',
+    'http_headers = { X-Api-Key = "plain" }',
+    'http_headers = { AUTHORIZATION = "Basic x" }',
+]
+
+
+@pytest.mark.parametrize(
+    "host", ["a.example", "192.168.1.2", "[fe80::1]", "localhost.a.example", "127.0.0.1.a.example"]
+)
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_goes_over_plain_http_to_this_machine_only(token: str, host: str):
+    with pytest.raises(mcpmux.StartError) as raised:
+        located(f'url = "http://{host}/mcp"\n{token}', {"T": "secret"})
+    what = f"its token would go to {host.strip('[]')} over plain http://, which others can read"
+    assert raised.value.args == (what, "use https://, or set allow_http = true in its table")
+    for fine in (f'url = "http://{host}/mcp"\nallow_http = true', f'url = "https://{host}/mcp"'):
+        assert located(f"{fine}\n{token}", {"T": "secret"}).headers
+    assert located(f'url = "http://{host}/mcp"\nhttp_headers = {{ X-Team = "a" }}', {}).headers == {"X-Team": "a"}
+
+
+@pytest.mark.parametrize("url", ["http://ada:pass@a.example/", "http://a.example/?api_key=x"])
+def test_what_is_secret_in_a_url_is_a_token_too(url: str):
+    with pytest.raises(mcpmux.StartError, match="over plain http"):
+        located(f'url = "{url}"', {})
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "127.1.2.3", "[::1]:5", "mcp.localhost"])
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_goes_to_this_machine_in_any_case(token: str, host: str):
+    assert located(f'url = "http://{host}/mcp"\n{token}', {"T": "secret"}).headers
+
+
+def test_a_login_goes_over_plain_http_to_this_machine_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mcpmux, "state_folder", lambda: tmp_path)
+    url = "http://a.example/mcp"
+    assert located(f'url = "{url}"', {}).url == url
+    mcpmux.write_login(mcpmux.login_path(Path("/x/mcpmux.toml"), "x", url), a_login(url=url))
+    with pytest.raises(mcpmux.StartError, match="over plain http"):
+        located(f'url = "{url}"', {})
+    assert located(f'url = "{url}"\nallow_http = true', {}).url == url
 
 
 # ── what goes wrong ──
@@ -304,13 +350,59 @@ def test_a_certificate_that_the_environment_names_is_trusted(
     ("env", "text"),
     [
         ({"SSL_CERT_FILE": "/nowhere"}, "x: HTTP cannot be spoken here: "),
-        ({"HTTPS_PROXY": "nonsense://x", "https_proxy": "nonsense://x"}, "x: the proxy of the environment cannot be"),
+        (
+            dict.fromkeys(("HTTP_PROXY", "http_proxy"), "nonsense://x"),
+            "x: the proxy of the environment cannot be used: ",
+        ),
+        (dict.fromkeys(("ALL_PROXY", "all_proxy"), "socks://x"), "x: a SOCKS proxy needs one more package, socksio ("),
     ],
 )
 def test_an_environment_that_http_cannot_be_spoken_in_is_told(
     sites: Callable[..., FakeSite], before: Callable[..., RawHost], env: dict[str, str], text: str
 ):
+    env |= dict.fromkeys(("NO_PROXY", "no_proxy"), "elsewhere.example")
     assert says(before(sites(), env=env)).startswith(f"mcpmux: {text}")
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://127.0.0.1:9", "socks://127.0.0.1:9/", "nonsense://x", "http://127.0.0.1:9"]
+)
+def test_a_proxy_that_an_address_does_not_use_is_in_nobodys_way(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], proxy: str
+):
+    env = dict.fromkeys(("ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"), proxy)
+    assert says(before(sites(), env=env)) == "Hello"
+
+
+PROXIED = {"http": "http://p"}
+WITHOUT = ("*", "x, *", "a.example", ".a.example", "*.a.example", "x,B.A.Example ", "b.a.example:80", "all://a.example")
+WITH = ("", ",", "b", "example.org", "xb.a.example", "b.a.example:81", "10.0.0.0/8", "a.example/8", "[")
+
+
+@pytest.mark.parametrize(
+    ("url", "proxies", "proxy"),
+    [
+        ("https://a.example/mcp", {"https": "http://p:1", "all": "http://q:2"}, "http://p:1"),
+        ("http://a.example/mcp", {"https": "http://p:1", "all": "q:2"}, "http://q:2"),
+        ("http://a.example/mcp", {"https": "http://p:1"}, None),
+        ("http://a.example/mcp", {"all": "socks://q:2"}, "socks5://q:2"),
+        ("http://a.example/mcp", {"all": "socks5h://q:2"}, "socks5h://q:2"),
+        *(("http://b.a.example:80/mcp", PROXIED | {"no": no}, None) for no in WITHOUT),
+        *(("http://b.a.example/mcp", PROXIED | {"no": no}, "http://p") for no in WITH),
+        *(("http://10.1.2.3/", PROXIED | {"no": no}, None) for no in ("10.0.0.0/8", "10.1.2.3", "x,10.1.2.3:80")),
+        ("http://10.1.2.3/mcp", PROXIED | {"no": "11.0.0.0/8,10.1.2.3:81"}, "http://p"),
+        *(("http://[::1]:5/mcp", PROXIED | {"no": no}, None) for no in ("::1", "[::1]", "[::1]:5", "::/64")),
+        ("http://[::1]:5/mcp", PROXIED | {"no": "fe80::/10,[::1]:6"}, "http://p"),
+    ],
+)
+def test_the_proxy_of_an_address_is_found_as_other_programs_find_it(
+    monkeypatch: pytest.MonkeyPatch, url: str, proxies: dict[str, str], proxy: str | None
+):
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in proxies.items():
+        monkeypatch.setenv(f"{name}_proxy", value)
+    assert mcpmux.proxy_for(url) == proxy
 
 
 def test_the_proxy_of_the_environment_is_used(sites: Callable[..., FakeSite], before: Callable[..., RawHost]):
@@ -1272,9 +1364,9 @@ def test_an_address_that_changes_in_the_file_is_another_server(
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(mcpmux, "state_folder", lambda: tmp_path / "state")
-    return tmp_path / "state"
+def kept(tmp_path: Path) -> Path:
+    """Where a login is kept."""
+    return tmp_path / "state" / "logins" / "x.json"
 
 
 def a_login(**keys: Any) -> mcpmux.Login:
@@ -1283,96 +1375,120 @@ def a_login(**keys: Any) -> mcpmux.Login:
     )
 
 
-def test_a_login_is_kept_for_its_owner_only_and_read_back(state: Path):
-    mcpmux.write_login(a_login(refresh_token="r-1"))
-    mcpmux.write_login(a_login(refresh_token="r-2"))
-    mcpmux.write_login(a_login(url="http://b"))
-    found = mcpmux.read_login("http://a")
-    assert found == a_login(refresh_token="r-2")
-    assert mcpmux.read_login("http://c") is None
-    files = list((state / "logins").iterdir())
+def test_a_login_is_kept_for_its_owner_only_and_read_back(kept: Path):
+    mcpmux.write_login(kept, a_login(refresh_token="r-1"))
+    mcpmux.write_login(kept, a_login(refresh_token="r-2"))
+    mcpmux.write_login(kept.with_name("y.json"), a_login(url="http://b"))
+    assert mcpmux.read_login(kept) == a_login(refresh_token="r-2")
+    assert mcpmux.read_login(kept.with_name("z.json")) is None
+    files = list(kept.parent.iterdir())
     assert len(files) == 2  # nothing of the writing is left
     if os.name != "nt":
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
-    mcpmux.login_path("http://a").write_bytes(b"{")
-    assert mcpmux.read_login("http://a") is None
+    kept.write_bytes(b"{")
+    assert mcpmux.read_login(kept) is None
 
 
-def test_a_login_that_cannot_be_written_leaves_the_former_one(state: Path, monkeypatch: pytest.MonkeyPatch):
-    mcpmux.write_login(a_login())
+def test_a_login_that_cannot_be_written_leaves_the_former_one(kept: Path, monkeypatch: pytest.MonkeyPatch):
+    mcpmux.write_login(kept, a_login())
 
     def full(*_: Any) -> int:
         raise OSError("full")
 
     monkeypatch.setattr(mcpmux.os, "fsync", full)
     with pytest.raises(OSError, match="full"):
-        mcpmux.write_login(a_login(access_token="t-2"))
-    assert mcpmux.read_login("http://a") == a_login()
-    assert len(list((state / "logins").iterdir())) == 1
+        mcpmux.write_login(kept, a_login(access_token="t-2"))
+    assert mcpmux.read_login(kept) == a_login()
+    assert len(list(kept.parent.iterdir())) == 1
 
 
-@pytest.mark.usefixtures("state")
-def test_one_refresh_token_is_used_once_however_many_want_it(sites: Callable[..., FakeSite]):
+def test_a_login_belongs_to_a_table_and_one_of_the_url_alone_is_taken_over_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two accounts at one url are two tables. Once a login's file was named by its url."""
+    monkeypatch.setattr(mcpmux, "state_folder", lambda: tmp_path)
+    url = "https://example.org/mcp"
+    former = tmp_path / "logins" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.json"
+    mcpmux.write_login(former, a_login(url=url))
+    config = mcpmux.read_config({"mcp_servers": {name: {"url": url} for name in ("home", "work")}}, tmp_path / "m.toml")
+    other = mcpmux.msgspec.structs.replace(config, path=tmp_path / "other.toml")
+
+    def login(name: str, config: mcpmux.Config) -> Path:
+        return asyncio.run(mcpmux.locate(name, config.servers[name], config)).login
+
+    places = [login("work", config), login("home", config), login("work", other)]
+    assert len({*places, former}) == 4
+    assert [mcpmux.read_login(place) for place in places] == [a_login(url=url), None, None]
+    assert not former.exists()
+    assert login("work", config) == places[0]
+
+
+def test_one_refresh_token_is_used_once_however_many_want_it(sites: Callable[..., FakeSite], kept: Path):
     """Two keepers stand for two processes: the lock is that of a file."""
     site = sites(lambda asked: Reply(200, b'{"access_token":"t-2","refresh_token":"r-2","expires_in":3600}'))
     login = a_login(url=site.url, token_endpoint=site.url, refresh_token="r-1", expires_at=time.time() - 1, scope="a b")
-    mcpmux.write_login(login)
+    mcpmux.write_login(kept, login)
     journal = mcpmux.Journal("error", None)
 
     async def play() -> list[str | None]:
-        keepers = [mcpmux.LoginKeeper(site.url, journal) for _ in range(2)]
+        keepers = [mcpmux.LoginKeeper(kept, journal) for _ in range(2)]
         return await asyncio.gather(*(keeper.token() for keeper in keepers * 5))
 
     assert set(asyncio.run(play())) == {"t-2"}
     assert len(site.asked) == 1
     assert site.asked[0].body == b"grant_type=refresh_token&refresh_token=r-1&client_id=c"
-    kept = mcpmux.read_login(site.url)
-    assert kept
-    assert (kept.access_token, kept.refresh_token, kept.scope) == ("t-2", "r-2", "a b")
+    found = mcpmux.read_login(kept)
+    assert found
+    assert (found.access_token, found.refresh_token, found.scope) == ("t-2", "r-2", "a b")
     assert journal.redact("t-2 r-2 r-1") == "t-2 r-2 r-1"  # too short to be hidden; real ones are not
     journal.close()
 
 
-@pytest.mark.usefixtures("state")
-@pytest.mark.parametrize(("status", "raises"), [(400, False), (500, True)])
-def test_a_refresh_that_fails_leaves_the_login_as_it_was(sites: Callable[..., FakeSite], status: int, raises: bool):
-    site = sites(lambda asked: Reply(status, b'{"error":"invalid_grant"}'))
+LONG = b'{"access_token":"t-2","x":"' + b"x" * 2**20 + b'"}'
+
+
+@pytest.mark.parametrize(
+    ("reply", "raises"), [(Reply(400, b'{"error":"invalid_grant"}'), 0), (Reply(500), 500), (Reply(200, LONG), 200)]
+)
+def test_a_refresh_that_fails_leaves_the_login_as_it_was(
+    sites: Callable[..., FakeSite], kept: Path, reply: Reply, raises: int
+):
+    site = sites(lambda asked: reply)
     login = a_login(url=site.url, token_endpoint=site.url, refresh_token="r-1")
-    mcpmux.write_login(login)
+    mcpmux.write_login(kept, login)
     journal = mcpmux.Journal("error", None)
 
     async def play() -> None:
-        keeper = mcpmux.LoginKeeper(site.url, journal)
+        keeper = mcpmux.LoginKeeper(kept, journal)
         for _ in range(2):
             if raises:
-                with pytest.raises(mcpmux.RemoteError, match="answered HTTP 500"):
+                with pytest.raises(mcpmux.RemoteError, match=f"answered HTTP {raises}"):
                     await keeper.renew("t-1")
             else:
                 assert not await keeper.renew("t-1")
 
     asyncio.run(play())
-    assert mcpmux.read_login(site.url) == login
+    assert mcpmux.read_login(kept) == login
     assert len(site.asked) == (2 if raises else 1)  # what is refused once is not tried again
     journal.close()
 
 
-@pytest.mark.usefixtures("state")
-def test_a_refresh_that_is_redirected_is_followed(sites: Callable[..., FakeSite]):
+def test_a_refresh_that_is_redirected_is_followed(sites: Callable[..., FakeSite], kept: Path):
     def answer(asked: Asked) -> Reply:
         moved = Reply(307, headers={"Location": "/new"})
         return Reply(200, b'{"access_token":"t-2"}') if asked.path == "/new" else moved
 
     site = sites(answer)
-    mcpmux.write_login(a_login(url=site.url, token_endpoint=site.url, refresh_token="r-1"))
+    mcpmux.write_login(kept, a_login(url=site.url, token_endpoint=site.url, refresh_token="r-1"))
     journal = mcpmux.Journal("error", None)
 
     async def play() -> bool:
-        return await mcpmux.LoginKeeper(site.url, journal).renew("t-1")
+        return await mcpmux.LoginKeeper(kept, journal).renew("t-1")
 
     assert asyncio.run(play())
-    kept = mcpmux.read_login(site.url)
-    assert kept
-    assert (kept.access_token, kept.refresh_token) == ("t-2", "r-1")
+    found = mcpmux.read_login(kept)
+    assert found
+    assert (found.access_token, found.refresh_token) == ("t-2", "r-1")
     assert [asked.path for asked in site.asked] == ["/mcp", "/new"]
     journal.close()
 
@@ -1381,6 +1497,7 @@ def test_a_renewal_that_fails_leaves_no_connection_open(
     sites: Callable[..., FakeSite],
     before: Callable[..., RawHost],
     home: dict[str, str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
     gone = sites()
@@ -1388,7 +1505,8 @@ def test_a_renewal_that_fails_leaves_no_connection_open(
     site = sites(on_call(lambda _: Reply(401, hold=True)))
     for key, value in home.items():
         monkeypatch.setenv(key, value)  # the same logins
-    mcpmux.write_login(a_login(url=site.url, token_endpoint=gone.url, refresh_token="r-1"))
+    login = mcpmux.login_path(tmp_path / "mcpmux.toml", "x", site.url)
+    mcpmux.write_login(login, a_login(url=site.url, token_endpoint=gone.url, refresh_token="r-1"))
     host = before(site)
     assert "cannot be logged in to: its authorization server cannot be reached" in says(host)
     assert site.closed.acquire(timeout=PATIENCE)
@@ -1442,7 +1560,7 @@ def test_a_login_as_a_client_of_ones_own(
     site = sites(protected)
     browser = Path(__file__).parent / "third_party" / "browser.py"
     env = {"NO_PROXY": "127.0.0.1", "SECRET": "hush", "BROWSER": f"{sys.executable} {browser} %s"}
-    config = tmp_path / "login.toml"
+    config = tmp_path / "mcpmux.toml"
     text = f'[mcp_servers.x]\nurl = "{site.url}"\nscopes = ["read", "more"]\n[mcp_servers.x.oauth]\n{table}\n'
     config.write_text(text)
     command = [*COMMAND, "login", "x", "--config", str(config)]
@@ -1485,3 +1603,176 @@ def test_a_login_where_none_is_wanted_or_possible_says_so(
     hint = "of servers with a url there are: open, shut, own"
     assert login("local") == (2, f"mcpmux: {config}: local runs on this machine and has no login; {hint}\n")
     assert login("opn") == (2, f"mcpmux: {config}: opn is not in it; of servers with a url did you mean open?\n")
+
+
+def logs_in(site: FakeSite, home: dict[str, str], tmp_path: Path, more: str = "", browser: str = "") -> tuple[int, str]:
+    """What `mcpmux login x` comes to: its code and what it says."""
+    config = tmp_path / "mcpmux.toml"
+    config.write_text(f'[mcp_servers.x]\nurl = "{site.url}"\n{more}')
+    agrees = f"{sys.executable} {Path(__file__).parent / 'third_party' / 'browser.py'} %s"
+    env = home | {"NO_PROXY": "127.0.0.1", "BROWSER": browser or agrees}
+    command = [*COMMAND, "login", "x", "--config", str(config)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+OWN_CLIENT = '[mcp_servers.x.oauth]\nclient_id = "abc"\n'
+
+
+@pytest.mark.parametrize("iss", [None, "", "/"])
+@pytest.mark.parametrize(("resource", "issuer"), [("", ""), ("/", ""), ("", "/"), ("/", "/")])
+def test_an_issuer_is_the_same_with_a_slash_after_an_empty_path_and_without(
+    sites: Callable[..., FakeSite], home: dict[str, str], tmp_path: Path, resource: str, issuer: str, iss: str | None
+):
+    """As Google's servers spell it, and others the other way round."""
+
+    def answer(asked: Asked) -> Reply:
+        reply, here = protected(asked), f"http://{asked.headers['host']}"
+        if "oauth-protected-resource" in asked.path:
+            return reply._replace(body=reply.body.replace(f'["{here}"]'.encode(), f'["{here}{resource}"]'.encode()))
+        if "oauth-authorization-server" in asked.path:
+            return reply._replace(
+                body=reply.body.replace(f'"issuer": "{here}"'.encode(), f'"issuer":"{here}{issuer}"'.encode())
+            )
+        if asked.path.startswith("/authorize") and iss is not None:
+            return Reply(302, headers={"Location": reply.headers["Location"] + "&" + urlencode({"iss": here + iss})})
+        return reply
+
+    code, text = logs_in(sites(answer), home, tmp_path, OWN_CLIENT)
+    assert "Logged in to x." in text
+    assert code == 0
+
+
+@pytest.mark.parametrize("issuer", ["/a", "/a/", "?a", "//"])
+def test_another_issuer_is_another(sites: Callable[..., FakeSite], home: dict[str, str], tmp_path: Path, issuer: str):
+    def answer(asked: Asked) -> Reply:
+        reply, here = protected(asked), f"http://{asked.headers['host']}"
+        return reply._replace(
+            body=reply.body.replace(f'"issuer": "{here}"'.encode(), f'"issuer":"{here}{issuer}"'.encode())
+        )
+
+    site = sites(answer)
+    code, text = logs_in(site, home, tmp_path, OWN_CLIENT)
+    assert code == 1
+    assert "issuer mismatch" in text
+    assert "/token" not in [asked.path for asked in site.asked]
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_login_that_only_a_tool_call_asks_for_is_made(
+    sites: Callable[..., FakeSite], serve: Callable[..., RawHost], home: dict[str, str], tmp_path: Path, published: bool
+):
+    """2026-07-28, basic/authorization: the server publishes how, whether or not it has refused anything so far."""
+
+    def answer(asked: Asked) -> Reply:
+        if asked.path.startswith("/.well-known/oauth-protected-resource") and not published:
+            return Reply(404)
+        is_call = asked.path == "/mcp" and asked.body and asked.message.get("method") == "tools/call"
+        return protected(asked) if is_call or asked.path != "/mcp" else legacy_server(asked)
+
+    site = sites(answer)
+    code, text = logs_in(site, home, tmp_path, OWN_CLIENT)
+    assert code == 0
+    if not published:
+        assert text == "x asks for no login.\n"
+        return
+    assert "Logged in to x." in text
+    host = serve(f'[mcp_servers.x]\nurl = "{site.url}"\n{OWN_CLIENT}', env={"NO_PROXY": "127.0.0.1"})
+    host.initialize()
+    assert says(host) == "Hello"
+
+
+def test_an_old_login_is_found_by_the_server_that_it_is_for(
+    sites: Callable[..., FakeSite],
+    before: Callable[..., RawHost],
+    home: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    site = sites(protected)
+    for key, value in home.items():
+        monkeypatch.setenv(key, value)
+    former = mcpmux.state_folder() / "logins" / f"{hashlib.sha256(site.url.encode()).hexdigest()[:24]}.json"
+    mcpmux.write_login(former, a_login(url=site.url, token_endpoint=site.url, access_token="token-1"))
+    assert says(before(site)) == "Hello"
+    assert not former.exists()
+
+
+class Knocker:
+    """A browser's page that knows the port and tries its luck there."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def __call__(self, query: str, host: str | None = None, path: str = "/callback", more: str = "") -> int:
+        """The status, or 0 where nobody listens."""
+        lines = [f"GET {path}?{query} HTTP/1.1", *([f"Host: {host}"] if host is not None else []), more]
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as connection:
+                connection.sendall("\r\n".join([*filter(None, lines), "", ""]).encode())
+                return int(connection.makefile("rb").readline().split()[1])
+        except ConnectionRefusedError:
+            return 0
+
+
+def test_only_the_browser_that_was_sent_brings_an_answer():
+    """RFC 8252, 8.10, and what a page elsewhere could try: before anybody is asked, with a state of its own, or under a
+    name that leads here."""
+
+    async def play() -> None:
+        said: list[str] = []
+        browser = mcpmux.Browser([], said.append)
+        callback = await browser.open(0)
+        port = int(callback.rpartition(":")[2].partition("/")[0])
+        knock, here = Knocker(port), f"127.0.0.1:{port}"
+
+        async def knocks(*arguments: str, **keys: str) -> int:
+            return await asyncio.to_thread(knock, *arguments, **keys)
+
+        for query in ("code=x", "code=x&state=", "error=x", "code=x&state=None"):
+            assert await knocks(query, here) == 404
+        browser._state = "s-1"  # as the SDK asks for it
+        for query in (
+            "code=x",
+            "code=x&state=",
+            "code=x&state=s-2",
+            "code=x&state=s-",
+            "state=s-1",
+            "error=x&state=%C3%A9",
+        ):
+            assert await knocks(query, here) == 404
+        for host in (
+            None,
+            "evil.example",
+            f"evil.example:{port}",
+            "127.0.0.1",
+            f"127.0.0.1:{port + 1}",
+            f"localhost:{port}",
+        ):
+            assert await knocks("code=x&state=s-1", host) == 404
+        assert await knocks("code=x&state=s-1", "evil.example", more=f"Host: {here}") == 404
+        assert await knocks("code=x&state=s-1", here, path="/other") == 404
+        assert not browser._answer.done()
+        assert await knocks("code=x&state=s-1", here) == 200
+        assert await browser._answer == {"code": "x", "state": "s-1"}
+        assert await knocks("code=y&state=s-1", here) == 200
+        assert await browser._answer == {"code": "x", "state": "s-1"}
+        browser.close()
+
+    asyncio.run(play())
+
+
+def test_words_of_an_authorization_server_cannot_move_the_terminal(
+    sites: Callable[..., FakeSite], home: dict[str, str], tmp_path: Path
+):
+    def answer(asked: Asked) -> Reply:
+        reply = protected(asked)
+        if asked.path.startswith("/authorize"):
+            query = dict(parse_qsl(asked.path.partition("?")[2]))
+            said = {"error": "x", "error_description": "\x1b]0;pwn\x07 go\nto \u202eevil", "state": query["state"]}
+            return Reply(302, headers={"Location": f"{query['redirect_uri']}?{urlencode(said)}"})
+        return reply
+
+    code, text = logs_in(sites(answer), home, tmp_path, OWN_CLIENT)
+    assert code == 1
+    assert "the login was refused: ]0;pwn go to evil (" in text
