@@ -6338,7 +6338,7 @@ class Stream:
         http, self.broke = load_http().http, None
         # In Latin-1 each byte is a character: they come through as they are. Its limit counts some of them twice.
         kind = {"Content-Type": f"{EVENTS}; charset=latin-1"}
-        plain = http.Response(200, headers=kind, content=_unmarked(response), request=response.request)
+        plain = http.Response(200, headers=kind, content=_bites(response), request=response.request)
         try:
             async for event in http.EventSource(plain, max_event_size=2 * self._limit + EDGE):
                 data = event.data.encode("latin-1")
@@ -6358,14 +6358,18 @@ class Stream:
             self.broke = wrong
 
 
-async def _unmarked(response: Any) -> AsyncGenerator[bytes]:
-    """A body without the byte order mark that it may begin with. What is shorter than one says nothing."""
-    begin = b""
+async def _bites(response: Any) -> AsyncGenerator[bytes]:
+    """A body without the byte order mark that it may begin with, in pieces between which others have their turn."""
+    held, is_begun = b"", False
     async for chunk in response.aiter_bytes():
-        if len(begin) >= len(codecs.BOM_UTF8):
-            yield chunk
-        elif len(begin := begin + chunk) >= len(codecs.BOM_UTF8):
-            yield begin.removeprefix(codecs.BOM_UTF8)
+        held += chunk
+        if not is_begun and len(held) < len(codecs.BOM_UTF8):
+            continue
+        held, is_begun = held if is_begun else held.removeprefix(codecs.BOM_UTF8), True
+        for at in range(0, len(held), FAIR_BITE):
+            yield held[at : at + FAIR_BITE]
+            await asyncio.sleep(0)
+        held = b""
 
 
 class Exchange(Struct, eq=False):

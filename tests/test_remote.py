@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import functools
+import gzip
 import hashlib
 import json
 import os
@@ -745,6 +746,41 @@ def test_a_server_that_knows_sse_only_is_spoken_to_and_its_failures_are_told(
     assert "x said more at once than it may (raise max_message_mb in [mux]" in host.log()
 
 
+@pytest.mark.parametrize("status", [400, 404, 410])
+def test_a_server_that_knows_sse_only_may_lose_a_session_too(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], status: int
+):
+    """Its session is its stream: another one is opened, and the call goes out again."""
+    server = OldServer()
+    refused = iter([Reply(status)])
+
+    def answer(asked: Asked) -> Reply:
+        is_call = asked.method == "POST" and asked.message.get("method") == "tools/call"
+        return (next(refused, None) if is_call and called else None) or server(asked)
+
+    called: list[str] = []
+    site = sites(answer)
+    host = before(site)
+    called.append(says(host))
+    assert says(host) == "Hello"
+    assert [asked.method for asked in site.asked].count("GET") == 2
+
+
+@pytest.mark.parametrize(
+    "place", ["http://127.0.0.1:9/mcp", "https://127.0.0.1/", "//evil.example/x", "http://[", "\xff"]
+)
+def test_messages_go_to_no_other_place_than_their_server(
+    sites: Callable[..., FakeSite], before: Callable[..., RawHost], place: str
+):
+    """They carry its tokens."""
+    event = b"event: endpoint\ndata: %b\n\n" % place.encode("latin-1")
+    site = sites(lambda asked: Reply(200, event, "text/event-stream", hold=True))
+    text = says(before(site, 'transport = "sse"'))
+    elsewhere = "wants its messages sent elsewhere, to " in text
+    assert elsewhere or text == "mcpmux: x: answered with something that is no message (tell those who run it)"
+    assert {asked.method for asked in site.asked} == {"GET"}
+
+
 UNSPOKEN = "opened an event stream and does not say where messages go (correct its url)"
 NO_SSE: list[tuple[Reply, str]] = [
     (Reply(404), "has no MCP at {url} (HTTP 404) (correct its url)"),
@@ -1076,6 +1112,107 @@ def test_an_event_that_is_no_message_ends_its_call_only(calling: Calling, text: 
     host = calling(lambda asked: next(replies) or legacy_server(asked))
     assert says(host) == "mcpmux: x answered with something that is no message (tell those who run it)"
     assert says(host) == "Hello"
+
+
+def raw(head: str, body: bytes = b"", **keys: Any) -> Reply:
+    return Reply(raw="\r\n".join([*head.split("|"), "", ""]).encode() + body, **keys)
+
+
+OK_JSON = "HTTP/1.1 200 OK|Content-Type: application/json"
+OK_EVENTS = "HTTP/1.1 200 OK|Content-Type: text/event-stream"
+CHUNKED = "|Transfer-Encoding: chunked"
+EVIL: dict[str, Reply] = {
+    "closes at once": Reply(raw=b""),
+    "no http": Reply(raw=b"\x00\xff" * 50_000),
+    "ends in its head": Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Ty"),
+    "huge headers": raw(OK_JSON + "|X: " + "x" * 1_000_000),
+    "many headers": raw(OK_JSON + "|X: y" * 100_000),
+    "endless headers": raw("HTTP/1.1 200 OK", b"X: y\r\n", endless=True),
+    "continues without end": Reply(raw=b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, hold=True),
+    "ends in its body": raw(OK_JSON + "|Content-Length: 1000", b'{"jsonrpc"'),
+    "a body with no end": raw(OK_JSON, b"[" * 1000, endless=True),
+    "no chunks": raw(OK_JSON + CHUNKED, b"xyz\r\n{}"),
+    "a chunk that is huge": raw(OK_JSON + CHUNKED, b"fffffffffffffff\r\nx", hold=True),
+    "white space without end": raw(OK_JSON, b" \n" * 1000, endless=True),
+    "half an event": raw(OK_EVENTS, b'data: {"jsonrpc":"2.0",'),
+    "half an event, held": raw(OK_EVENTS, b'data: {"jsonrpc":"2.0",', hold=True),
+    "an event with no end": raw(OK_EVENTS + "|", b"data: " + b"x" * 1000, endless=True),
+    "comments without end": raw(OK_EVENTS, b": x\n\n" * 1000, endless=True),
+    "empty events without end": raw(OK_EVENTS, b"data:\n\n" * 1000, endless=True),
+    "messages without end": raw(
+        OK_EVENTS, b'data: {"jsonrpc":"2.0","method":"notifications/x"}\n\n' * 99, endless=True
+    ),
+    "answers to nobody": raw(OK_EVENTS, b'data: {"jsonrpc":"2.0","id":[7],"result":{}}\n\n' * 9),
+    "an answer with another id": raw(OK_JSON, b'{"jsonrpc":"2.0","id":123456,"result":{}}'),
+    "an id that is no id": raw(OK_JSON, b'{"jsonrpc":"2.0","id":{"a":[1]},"result":{}}'),
+    "a long number for an id": raw(OK_JSON, b'{"jsonrpc":"2.0","id":%b,"result":{}}' % (b"9" * 100_000)),
+    "neither result nor error": raw(OK_JSON, b'{"jsonrpc":"2.0","id":null}'),
+    "accepted": Reply(202),
+    "no content": Reply(204),
+    "accepted with no end": raw("HTTP/1.1 202 Accepted", b" " * 1000, endless=True),
+    "an error with no end": raw("HTTP/1.1 500 Oops", b"x" * 1000, endless=True),
+    "an error with no body": raw("HTTP/1.1 500 Oops|Content-Length: 10", hold=True),
+    "to itself": Reply(307, headers={"Location": "/mcp"}),
+    "to nowhere": Reply(307, headers={"Location": "http://["}),
+    "to elsewhere": Reply(308, headers={"Location": "http://127.0.0.1:9/mcp"}),
+    "to a file": Reply(307, headers={"Location": "file:///etc/passwd"}),
+    "a status that is none": Reply(raw=b"HTTP/1.1 999 What\r\n\r\n"),
+    "a login of its own": Reply(401, headers={"WWW-Authenticate": 'Bearer scope="' + "x" * 10_000}),
+    "resumed without end": raw(OK_EVENTS, b"id: 1\nretry: 0\n\n"),
+    "never resumed": raw(OK_EVENTS, b"id: 1\nretry: 99999999999999999999999\n\n"),
+    "a bomb": raw(OK_JSON + "|Content-Encoding: gzip", gzip.compress(b" " * 50_000_000)),
+    "slow": Reply(hold=True, raw=b"H"),
+}
+# Of these nothing comes to an end but by their host's patience.
+HELD = {
+    *("continues without end", "a chunk that is huge", "half an event, held", "comments without end", "never resumed"),
+    *("empty events without end", "messages without end", "an error with no body", "slow"),
+}
+
+
+@pytest.fixture(scope="module")
+def evil_and_good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RawHost, FakeSite]]:
+    """An mcpmux before one server that does its worst when a tool is called, and one that does not."""
+    folder = tmp_path_factory.mktemp("evil")
+    evil, good = FakeSite(Sessions()), FakeSite(legacy_server)
+    config = folder / "mcpmux.toml"
+    tables = f'[mcp_servers.evil]\nurl = "{evil.url}"\n[mcp_servers.good]\nurl = "{good.url}"\n'
+    config.write_text(f"[mux]\nmax_message_mb = 1\n{tables}")
+    host = RawHost([*COMMAND, "--config", str(config)], empty_home(folder / "home") | {"NO_PROXY": "127.0.0.1"})
+    host.initialize()
+    assert says(host, "evil") == says(host, "good") == "Hello"
+    yield host, evil
+    host.close()
+    for site in (evil, good):
+        site.close()
+    assert "bug" not in host.log()
+    assert_lines_are_clean(host)
+
+
+@pytest.mark.parametrize("kind", EVIL)
+def test_whatever_a_server_does_its_call_ends_once_and_the_others_do_not_wait(
+    evil_and_good: tuple[RawHost, FakeSite], kind: str
+):
+    host, evil = evil_and_good
+    server, arrived = evil.answer, threading.Semaphore(0)
+
+    def call(asked: Asked) -> Reply:
+        arrived.release()
+        return EVIL[kind]
+
+    evil.answer = on_call(call, server)
+    numbers = [host.ask("tools/call", {"name": "evil__hello"}) for _ in range(3)]
+    assert all(arrived.acquire(timeout=PATIENCE) for _ in numbers)
+    assert [says(host, "good") for _ in range(3)] == ["Hello"] * 3
+    if kind in HELD:
+        assert not [message for message in host.seen if message.get("id") in numbers]
+        for number in numbers:
+            host.cancel(number)
+    else:
+        answers = [host.answer(number) for number in numbers]
+        assert all("error" in answer or answer["result"]["isError"] for answer in answers)
+    evil.answer = server
+    assert says(host, "evil") == "Hello"
 
 
 def test_a_stream_that_cannot_be_decoded_ends_its_call_only(calling: Calling):
