@@ -5441,17 +5441,6 @@ class Unreadable(RemoteError):
     """What a server says is too long, or no message."""
 
 
-def is_open(url: str) -> bool:
-    """Whether what is sent there can be read on its way: plain HTTP, to another machine."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
-    try:
-        is_here = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_here = f".{host}".endswith(".localhost")
-    return parts.scheme == "http" and not is_here
-
-
 class Address(Struct, frozen=True):
     """A remote server's table, ready to be used."""
 
@@ -5471,12 +5460,18 @@ class Address(Struct, frozen=True):
     def has_credentials(self) -> bool:
         return any(name.lower() == "authorization" for name in self.headers)
 
-    def keeps_secret(self, url: str) -> None:
-        """Before a token or its like goes there. Raises `StartError` where anybody on the way could read it."""
-        if is_open(url) and not self.may_be_open:
-            host = urllib.parse.urlsplit(url).hostname
-            what = f"its token would go to {host} over plain http://, which others can read"
-            raise StartError(what, "use https://, or set allow_http = true in its table")
+
+def refuse_open(url: str, may_be_open: bool) -> None:
+    """Before a token or its like goes there. Raises `StartError` where anybody on the way could read it."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = f".{host}".endswith(".localhost")
+    if parts.scheme == "http" and not is_here and not may_be_open:
+        what = f"its token would go to {host} over plain http://, which others can read"
+        raise StartError(what, "use https://, or set allow_http = true in its table")
 
 
 def login_path(config: Path, name: str, url: str) -> Path:
@@ -5524,11 +5519,10 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
                 f"its header {header} has a character that no header may have", f"correct it in {where} or its variable"
             )
     login = login_path(config.path, name, url)
-    address = Address(url, headers, frozenset(secrets), login, options.allow_http)
     named = any(_SECRET_NAME.search(text) for text in (*headers, parts.query))
     if named or parts.password or options.env_http_headers or take_over(login, url):
-        address.keeps_secret(url)
-    return address
+        refuse_open(url, options.allow_http)
+    return Address(url, headers, frozenset(secrets), login, options.allow_http)
 
 
 class Loaded(NamedTuple):
@@ -5536,7 +5530,7 @@ class Loaded(NamedTuple):
 
     http: Any  # the SDK's HTTP client, a module
     anyio: Any
-    transport: Any  # a class: each request's way to its host, by the proxy that is for that
+    trusted: Any  # certificates
 
 
 @functools.cache
@@ -5549,40 +5543,24 @@ def load_http() -> Loaded:
         import anyio  # noqa: PLC0415
         import httpx2  # noqa: PLC0415
 
-        trusted = httpx2.create_ssl_context()
+        return Loaded(httpx2, anyio, httpx2.create_ssl_context())
     except (ImportError, OSError) as wrong:  # a file of certificates that is not there, or none
         todo = "look at SSL_CERT_FILE and SSL_CERT_DIR in the host's environment"
         raise StartError(f"HTTP cannot be spoken here: {wrong}", todo) from None
 
-    class Transport(httpx2.AsyncBaseTransport):
-        """The client itself would make a way for each proxy of the environment, and fail for one that is not used."""
 
-        def __init__(self, **keys: Any) -> None:
-            self._keys = keys
-            self._ways: dict[str | None, Any] = {}
-
-        def way(self, url: str) -> Any:
-            """Raises `StartError`."""
-            if (proxy := proxy_for(url)) not in self._ways:
-                try:
-                    new = httpx2.AsyncHTTPTransport(verify=trusted, proxy=proxy, trust_env=False, **self._keys)
-                except ImportError:
-                    todo = "install socksio beside mcpmux (`uvx --with socksio mcpmux`), or add its host to NO_PROXY"
-                    raise StartError("a SOCKS proxy needs one more package, socksio", todo) from None
-                except (ValueError, httpx2.InvalidURL) as wrong:
-                    todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
-                    raise StartError(f"the proxy of the environment cannot be used: {wrong}", todo) from None
-                self._ways[proxy] = new
-            return self._ways[proxy]
-
-        async def handle_async_request(self, request: Any) -> Any:
-            return await self.way(str(request.url)).handle_async_request(request)
-
-        async def aclose(self) -> None:
-            for way in self._ways.values():
-                await way.aclose()
-
-    return Loaded(httpx2, anyio, Transport)
+def new_client(url: str, **keys: Any) -> Any:
+    """An HTTP client for one host, by the proxy that is for it: by itself it would make a way for each proxy of the
+    environment, and fail for one that is not used. Raises `StartError`."""
+    http, _, trusted = load_http()
+    try:
+        return http.AsyncClient(verify=trusted, proxy=proxy_for(url), trust_env=False, **keys)
+    except ImportError:
+        todo = "install socksio beside mcpmux (`uvx --with socksio mcpmux`), or add its host to NO_PROXY"
+        raise StartError("a SOCKS proxy needs one more package, socksio", todo) from None
+    except (ValueError, http.InvalidURL) as wrong:
+        todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
+        raise StartError(f"the proxy of the environment cannot be used: {wrong}", todo) from None
 
 
 def proxy_for(url: str) -> str | None:
@@ -5655,6 +5633,7 @@ LOCK_PATIENCE: Final = 20.0  # another mcpmux that renews the same login may han
 LOCK_LOOK: Final = 0.05
 LOGIN_PATIENCE: Final = 600.0  # nobody may ever come back from the browser
 HTTP_PATIENCE: Final = 30.0  # of one request of a login
+REFUSED: Final = (400, 401, 403)  # how an authorization server answers to a refresh token that it does not take
 
 
 class Login(Struct, frozen=True):
@@ -5723,19 +5702,32 @@ async def login_lock(path: Path) -> AsyncGenerator[None]:
         os.close(file)
 
 
-async def read_whole(response: Any) -> Any:
-    """A response, its body read. An authorization server says little: what is over 1 MB is cut off."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > MB:
-            break
-    await response.aclose()
-    headers = [pair for pair in response.headers.items() if pair[0] in ("content-type", "location", "www-authenticate")]
-    make = load_http().http.Response
-    read = make(response.status_code, headers=headers, content=bytes(body[:MB]), request=response.request)
+async def fetch(request: Any, may_be_open: bool, reads: bool = True) -> Any:
+    """A request of a login: its response, with as much of the body as authorization servers say. Raises `StartError`,
+    and what HTTP raises."""
+    refuse_open(str(request.url), may_be_open)
+    async with new_client(str(request.url), timeout=HTTP_PATIENCE) as client:
+        response = await client.send(request, stream=True)
+        body = bytearray()
+        if reads:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MB:
+                    break
+        await response.aclose()
+    headers = [pair for pair in response.headers.items() if pair[0] not in ("content-encoding", "content-length")]
+    read = load_http().http.Response(response.status_code, headers=headers, content=bytes(body[:MB]), request=request)
     read.next_request = response.next_request
     return read
+
+
+async def play(flow: Any, answer: Callable[[Any], Awaitable[Any]]) -> None:
+    """An auth flow of the SDK's, with `answer` in the place of an HTTP client: a response for a request; None stops."""
+    async with contextlib.aclosing(flow):
+        request = await anext(flow)
+        with contextlib.suppress(StopAsyncIteration):
+            while (response := await answer(request)) is not None:
+                request = await flow.asend(response)
 
 
 class InMemory:
@@ -5782,8 +5774,9 @@ def provider_of(login: Login) -> Any:
 class LoginKeeper:
     """The login of one table while its server is used: read from its file, renewed, and written back."""
 
-    def __init__(self, path: Path, journal: Journal) -> None:
+    def __init__(self, path: Path, may_be_open: bool, journal: Journal) -> None:
         self._path = path
+        self._may_be_open = may_be_open
         self._journal = journal
         self._lock = asyncio.Lock()
         self._refused: str | None = None  # a refresh token that is good for nothing any more
@@ -5839,28 +5832,26 @@ class LoginKeeper:
 
     async def _refresh(self, login: Login) -> Login | None:
         """None where the authorization server does not take the refresh token."""
-        http, _, transport = await asyncio.to_thread(load_http)
+        http = (await asyncio.to_thread(load_http)).http
         provider = await asyncio.to_thread(provider_of, login)
         afterwards = http.Request("POST", login.url)  # never sent
-        flow = provider.async_auth_flow(afterwards)
-        place, status = urllib.parse.urlsplit(login.token_endpoint).netloc, 0
+        place, statuses = urllib.parse.urlsplit(login.token_endpoint).netloc, [0]
+
+        async def answer(request: Any) -> Any:
+            response = None if request is afterwards else await fetch(request, self._may_be_open)
+            statuses.append(response.status_code if response else statuses[-1])
+            return None if statuses[-1] in REFUSED else response
+
         try:
-            async with (
-                http.AsyncClient(transport=transport(), timeout=HTTP_PATIENCE) as client,
-                contextlib.aclosing(flow),
-            ):
-                request = await anext(flow)
-                while request is not afterwards:  # more than once where it is redirected
-                    response = await read_whole(await client.send(request, stream=True))
-                    if response.status_code in (400, 401, 403):
-                        return None
-                    status, request = response.status_code, await flow.asend(response)
+            await play(provider.async_auth_flow(afterwards), answer)
         except (http.TransportError, OSError, StartError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
+        if statuses[-1] in REFUSED:
+            return None
         tokens = provider.context.current_tokens
         if tokens is None:
-            what = f"cannot be logged in to: {place} answered HTTP {status} without a token"
+            what = f"cannot be logged in to: {place} answered HTTP {statuses[-1]} without a token"
             raise RemoteError(what, "try again later")
         return msgspec.structs.replace(
             login,
@@ -5977,60 +5968,33 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
     return provider
 
 
-def auth_by(provider: Any, address: Address, insists: bool) -> Any:
-    """The SDK's provider for the HTTP client. It is told an issuer as the resource spells it, and nothing secret goes
-    over plain HTTP; with `insists` it is told that the server has refused, though it did not. Raises `StartError`."""
-    http = load_http().http
-
-    class Auth(http.Auth):
-        async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
-            async with contextlib.aclosing(provider.async_auth_flow(request)) as flow:
-                asked, is_refused = await anext(flow), insists
-                while True:
-                    if asked is not request or "authorization" in asked.headers:
-                        address.keeps_secret(str(asked.url))
-                    if asked is not request:
-                        response = yield asked
-                        await response.aread()
-                        body, wanted = object_of(response.content), provider.context.auth_server_url
-                        issuer = value_of(body.get("issuer"))
-                        if isinstance(issuer, str) and wanted and one_issuer(issuer, wanted):
-                            body["issuer"] = Raw(encode(wanted))
-                            response = http.Response(response.status_code, content=encode(body), request=asked)
-                    elif is_refused:
-                        response, is_refused = http.Response(401, request=request), False
-                    else:
-                        response = yield asked
-                    try:
-                        asked = await flow.asend(response)
-                    except StopAsyncIteration:
-                        return
-
-    return Auth()
-
-
-async def knock(address: Address, provider: Any, methods: Iterable[str], insists: bool = False) -> int:
-    """Asks the server as a client would, so that the provider is asked for a login; the last status. Raises
-    `StartError`, `RemoteError`."""
+async def knock(address: Address, provider: Any, method: str, insists: bool) -> int:
+    """Asks the server as a client would, so that the provider is asked for a login; the last status. With `insists` the
+    provider is told that the server has refused, though it did not. Raises `StartError`, `RemoteError`."""
     from mcp.client.auth import OAuthFlowError  # noqa: PLC0415
 
-    http, _, transport = load_http()
+    http, status = load_http().http, 0
     hello = {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": {}, "clientInfo": IMPLEMENTATION}
-    headers = {"Accept": f"application/json, {EVENTS}", "Content-Type": "application/json"}
-    status = 0
+    body = None if method == "GET" else request_line(1, "initialize", encode(hello))
+    headers = address.headers | {"Accept": f"application/json, {EVENTS}", "Content-Type": "application/json"}
+    request = http.Request(method, address.url, headers=headers, content=body)
+
+    async def answer(asked: Any) -> Any:
+        nonlocal status
+        if asked is not request:
+            return _respelled(await fetch(asked, address.may_be_open), provider.context.auth_server_url)
+        has_token = "authorization" in asked.headers
+        if insists and not has_token:
+            return http.Response(401, request=asked)
+        response = await fetch(asked, address.may_be_open or not has_token, reads=False)
+        status = response.status_code
+        if session := response.headers.get(SESSION):
+            same = {name: value for name, value in asked.headers.items() if not name.startswith("content-")}
+            await fetch(http.Request("DELETE", address.url, headers={**same, SESSION: session}), True, reads=False)
+        return response
+
     try:
-        auth = auth_by(provider, address, insists)
-        async with http.AsyncClient(auth=auth, transport=transport(), timeout=HTTP_PATIENCE) as client:
-            for method in methods:
-                body = None if method == "GET" else request_line(1, "initialize", encode(hello))
-                request = client.build_request(method, address.url, headers=address.headers | headers, content=body)
-                response = await client.send(request, stream=True)
-                session, status = response.headers.get(SESSION), response.status_code
-                await response.aclose()
-                if session:
-                    await client.delete(address.url, headers=address.headers | {SESSION: session})
-                if provider.context.current_tokens or status not in (404, 405):
-                    break
+        await play(provider.async_auth_flow(request), answer)
     except TimeoutError:
         raise RemoteError("was not logged in to: nobody came back from the browser", "try again") from None
     except (http.TransportError, OSError) as wrong:
@@ -6041,17 +6005,26 @@ async def knock(address: Address, provider: Any, methods: Iterable[str], insists
     return status
 
 
+def _respelled(response: Any, wanted: str | None) -> Any:
+    """An authorization server's metadata with its issuer as its resource spells it: the SDK compares letters."""
+    body = object_of(response.content)
+    issuer = value_of(body.get("issuer"))
+    if not isinstance(issuer, str) or not wanted or not one_issuer(issuer, wanted):
+        return response
+    content = encode({**body, "issuer": wanted})
+    return load_http().http.Response(response.status_code, content=content, request=response.request)
+
+
 async def says_how(address: Address) -> bool:
     """Whether a server that has let us in publishes how to log in: it may ask for that in a tool call only."""
     from mcp.client.auth.utils import build_protected_resource_metadata_discovery_urls as places  # noqa: PLC0415
 
-    http, _, transport = load_http()
-    async with http.AsyncClient(transport=transport(), timeout=HTTP_PATIENCE) as client:
-        for url in places(None, address.url):
-            with contextlib.suppress(http.TransportError, OSError):
-                response = await read_whole(await client.send(client.build_request("GET", url), stream=True))
-                if response.status_code == 200 and items_of(object_of(response.content).get("authorization_servers")):
-                    return True
+    http = load_http().http
+    for url in places(None, address.url):
+        with contextlib.suppress(http.TransportError, OSError):
+            response = await fetch(http.Request("GET", url), True)
+            if response.status_code == 200 and items_of(object_of(response.content).get("authorization_servers")):
+                return True
     return False
 
 
@@ -6098,10 +6071,12 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
     try:
         own = msgspec.structs.replace(oauth, client_secret=secret)
         provider = new_provider(address.url, callback, own, options.scopes, browser)
-        methods = ("GET",) if options.transport == "sse" else ("POST", "GET")
-        status = await knock(address, provider, methods)
+        method = "GET" if options.transport == "sse" else "POST"
+        status = await knock(address, provider, method, insists=False)
+        if method == "POST" and status in (404, 405):  # an old server
+            method, status = "GET", await knock(address, provider, "GET", insists=False)
         if not provider.context.current_tokens and status not in (401, 403) and await says_how(address):
-            status = await knock(address, provider, methods, insists=True)
+            status = await knock(address, provider, method, insists=True)
     finally:
         browser.close()
     login = login_of(address.url, provider.context, status)
@@ -6120,16 +6095,15 @@ async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bo
     login = read_login(path)
     trouble: str | None = None
     if login and login.revocation_endpoint:
-        http, _, transport = load_http()
+        http = load_http().http
         try:
-            async with http.AsyncClient(transport=transport(), timeout=HTTP_PATIENCE) as client:
-                for token in [one for one in (login.refresh_token, login.access_token) if one]:
-                    # An empty secret is as good as none (RFC 6749, 2.3.1); the SDK's own server wants one.
-                    form = {"token": token, "client_id": login.client_id, "client_secret": ""}
-                    form, headers = provider_of(login).context.prepare_token_auth(form, {})
-                    response = await client.post(login.revocation_endpoint, data=form, headers=headers)
-                    if response.status_code >= 300:
-                        trouble = f"HTTP {response.status_code}"
+            for token in [one for one in (login.refresh_token, login.access_token) if one]:
+                # An empty secret is as good as none (RFC 6749, 2.3.1); the SDK's own server wants one.
+                form = {"token": token, "client_id": login.client_id, "client_secret": ""}
+                form, headers = provider_of(login).context.prepare_token_auth(form, {})
+                request = http.Request("POST", login.revocation_endpoint, data=form, headers=headers)
+                response = await fetch(request, options.allow_http)
+                trouble = f"HTTP {response.status_code}" if response.status_code >= 300 else trouble
         except (http.TransportError, OSError, StartError) as wrong:
             trouble = connection_trouble(wrong, urllib.parse.urlsplit(login.revocation_endpoint).netloc)[0]
     async with login_lock(path):
@@ -6171,23 +6145,21 @@ class Web:
     def __init__(self, name: str, address: Address, journal: Journal) -> None:
         self._name = name
         self._address = address
-        self._keeper = None if address.has_credentials else LoginKeeper(address.login, journal)
+        self._keeper = None if address.has_credentials else LoginKeeper(address.login, address.may_be_open, journal)
         self.has_answered = False  # the server has: it is one, and what goes wrong then is not the end of it
 
     def open(self) -> Any:
         """The client, to be used as a context. Raises `StartError`."""
-        http, self._anyio, transport = load_http()
-        self._http, self._errors = http, (http.HTTPError, http.StreamError, OSError, StartError)
+        http, self._anyio, _ = load_http()
+        self._http, self._errors = http, (http.HTTPError, http.StreamError, OSError)
         try:
             http.URL(self._address.url)
         except http.InvalidURL as wrong:
             raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self._name}.url") from None
-        limits = http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE)
-        by_environment = transport(limits=limits)
-        by_environment.way(self._address.url)
-        self._client = http.AsyncClient(
-            transport=by_environment,
+        self._client = new_client(
+            self._address.url,
             timeout=http.Timeout(None, connect=CONNECT_PATIENCE),
+            limits=http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
             headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
         )
         return self._client
@@ -6308,7 +6280,7 @@ class Web:
         return RemoteError(f"closed the connection before it answered{why}", todo, is_end=not self.has_answered)
 
     def _trouble(self, wrong: Exception) -> RemoteError:
-        if isinstance(wrong, self._http.ConnectError | self._http.ConnectTimeout | self._http.ProxyError | StartError):
+        if isinstance(wrong, self._http.ConnectError | self._http.ConnectTimeout | self._http.ProxyError):
             what, todo = connection_trouble(wrong, self._address.shown)
             return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
         if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):

@@ -1568,7 +1568,7 @@ def test_one_refresh_token_is_used_once_however_many_want_it(sites: Callable[...
     journal = mcpmux.Journal("error", None)
 
     async def play() -> list[str | None]:
-        keepers = [mcpmux.LoginKeeper(kept, journal) for _ in range(2)]
+        keepers = [mcpmux.LoginKeeper(kept, False, journal) for _ in range(2)]
         return await asyncio.gather(*(keeper.token() for keeper in keepers * 5))
 
     assert set(asyncio.run(play())) == {"t-2"}
@@ -1596,7 +1596,7 @@ def test_a_refresh_that_fails_leaves_the_login_as_it_was(
     journal = mcpmux.Journal("error", None)
 
     async def play() -> None:
-        keeper = mcpmux.LoginKeeper(kept, journal)
+        keeper = mcpmux.LoginKeeper(kept, False, journal)
         for _ in range(2):
             if raises:
                 with pytest.raises(mcpmux.RemoteError, match=f"answered HTTP {raises}"):
@@ -1620,7 +1620,7 @@ def test_a_refresh_that_is_redirected_is_followed(sites: Callable[..., FakeSite]
     journal = mcpmux.Journal("error", None)
 
     async def play() -> bool:
-        return await mcpmux.LoginKeeper(kept, journal).renew("t-1")
+        return await mcpmux.LoginKeeper(kept, False, journal).renew("t-1")
 
     assert asyncio.run(play())
     found = mcpmux.read_login(kept)
