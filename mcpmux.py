@@ -6482,6 +6482,7 @@ class RemoteServer:
         try:
             await self._ready
         except (asyncio.CancelledError, StartError):
+            self._gone = True
             self._living.cancel()
             raise
 
@@ -6520,18 +6521,21 @@ class RemoteServer:
     # ── its life ──
 
     async def _live(self, client: Any) -> None:
-        async with client, self._anyio.create_task_group() as self._tasks:
-            if self._transport == "sse":
-                self._tasks.start_soon(self._guarded, self._hear_old)
-            else:
-                self._begin()
-            self._tasks.start_soon(self._guarded, self._send_all)
-            await self._lost.wait()
-            with self._anyio.move_on_after(EXIT_DRAIN):  # what is on its way may still tell that it was not taken
-                for one in list(self._exchanges.values()):
-                    await one.answered.wait()
+        try:
+            async with client, self._anyio.create_task_group() as self._tasks:
+                if self._transport == "sse":
+                    self._tasks.start_soon(self._guarded, self._hear_old)
+                else:
+                    self._begin()
+                self._tasks.start_soon(self._guarded, self._send_all)
+                await self._lost.wait()
+                with self._anyio.move_on_after(EXIT_DRAIN):  # what is on its way may still tell that it was not taken
+                    for one in list(self._exchanges.values()):
+                        await one.answered.wait()
+                self._end()  # before anything is closed: what the core sends until it knows would be lost
+                self._tasks.cancel_scope.cancel()
+        finally:
             self._end()
-            self._tasks.cancel_scope.cancel()
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         """A part of the connection: with it goes all of it."""
@@ -6562,13 +6566,13 @@ class RemoteServer:
 
     def _end(self) -> None:
         """Once: the core is told, and gets back what was not sent."""
-        if self._gone or self._why is None:
+        if self._gone:
             return
         self._gone = True
+        why = self._why or RemoteError("was lost", "the next call connects it again")
         kept = [one.line for one in self._exchanges.values() if not one.is_out and not one.is_own]
-        reason = self._journal.redact(f"{self.name} {self._why.what}")
-        unread = [*self._unread, *kept, *self._lines]
-        self._post(ServerGone(self.name, self.run, reason, self._why.todo, [], unread))
+        reason = self._journal.redact(f"{self.name} {why.what}")
+        self._post(ServerGone(self.name, self.run, reason, why.todo, [], [*self._unread, *kept, *self._lines]))
         self.exited.set()
 
     # ── lines to the server ──
@@ -6613,8 +6617,9 @@ class RemoteServer:
         """A message, to its ending. Whatever goes wrong ends it, or the server; a bug ends it and no more."""
         try:
             with exchange.scope:
-                exchange.is_out = True
-                await self._carry(exchange)
+                if not exchange.answered.is_set():  # it may have been cancelled by now
+                    exchange.is_out = True
+                    await self._carry(exchange)
         except RemoteError as wrong:
             self._fail(wrong, exchange)
         except Exception as bug:

@@ -498,13 +498,18 @@ REQUIREMENTS: dict[str, list[str]] = {
         "test_remote.py::test_a_tool_with_a_wrong_x_mcp_header_is_left_out_over_http_only",
         "test_remote.py::test_every_request_of_the_modern_era_has_its_headers",
     ],
-    "JSON and streams are taken alike": ["test_remote.py::test_a_result_passes_equal_with_all_its_members_in_order"],
+    "JSON and streams are taken alike, byte for byte": [
+        "test_remote.py::test_payloads_pass_byte_for_byte_both_ways",
+        "test_remote.py::test_a_stream_says_the_same_whatever_its_chunks",
+        "test_remote.py::test_a_batch_is_taken_apart_where_the_revision_has_them",
+    ],
     "A modern request is cancelled by the end of its stream, a legacy one by a notification": [
         "test_remote.py::test_a_cancelled_call_is_the_end_of_its_stream_and_of_nothing_else",
         "third_party/test_remote.py::test_progress_arrives_step_by_step_and_a_call_that_its_host_cancels_is_cancelled",
     ],
     "The body's error counts more than the status": [
         "test_remote.py::test_the_protocols_own_error_counts_more_than_the_status",
+        "test_remote.py::test_an_error_with_the_id_of_a_request_is_its_answer_in_a_session_too",
     ],
     "A server that knows SSE only is found out": [
         "third_party/test_remote.py::test_what_a_server_asks_in_the_middle_of_a_request_is_answered",
@@ -512,6 +517,12 @@ REQUIREMENTS: dict[str, list[str]] = {
     ],
     "A session is named in each request, ended at the end, and begun anew where it was forgotten": [
         "test_remote.py::test_a_forgotten_session_is_begun_anew_and_the_call_is_answered",
+    ],
+    "What is refused in a session may mean that it is lost: one new handshake, whatever the words": [
+        "test_remote.py::test_whatever_a_server_says_that_has_lost_a_session_one_new_handshake_and_the_call_is_answered",
+        "test_remote.py::test_a_server_that_refuses_a_call_in_a_new_session_too_is_believed",
+        "test_remote.py::test_a_server_without_a_stream_of_its_own_has_a_session_all_the_same",
+        "test_remote.py::test_a_notification_that_is_not_found_says_nothing_of_the_session",
     ],
     "A stream that breaks is asked for again from its last event, after the time that its server gave": [
         "test_remote.py::test_a_stream_that_breaks_is_gone_on_with_where_it_stopped",
@@ -523,10 +534,15 @@ REQUIREMENTS: dict[str, list[str]] = {
     "The way to a login is found, with PKCE and the resource named, as a client of any of the three kinds": [
         "third_party/test_remote.py::test_a_login_is_made_used_renewed_revoked_and_forgotten",
         "test_remote.py::test_a_login_as_a_client_of_ones_own",
+        "test_remote.py::test_an_issuer_is_the_same_with_a_slash_after_an_empty_path_and_without",
+        "test_remote.py::test_a_login_that_only_a_tool_call_asks_for_is_made",
+        "test_remote.py::test_only_the_browser_that_was_sent_brings_an_answer",
     ],
     "A login is renewed, once whoever wants it, and is for its owner's eyes": [
         "test_remote.py::test_one_refresh_token_is_used_once_however_many_want_it",
         "test_remote.py::test_a_login_is_kept_for_its_owner_only_and_read_back",
+        "test_remote.py::test_a_login_belongs_to_a_table_and_one_of_the_url_alone_is_taken_over_once",
+        "test_remote.py::test_a_login_goes_over_plain_http_to_this_machine_only",
     ],
     "maxTokens is kept to": [
         "test_bridge.py::test_the_model_is_allowed_as_many_tokens_as_were_asked_for_and_never_more_than_the_limit",
