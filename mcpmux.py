@@ -6723,8 +6723,7 @@ class RemoteServer:
         exchange = self._exchange(line, decode_line(line), key)
         try:
             await self._ask(exchange)
-            with self._anyio.move_on_after(IN_ORDER):
-                await exchange.answered.wait()
+            await exchange.answered.wait()  # over SSE that comes elsewhere
         finally:
             self._finish(exchange, b"")
         return object_of(exchange.answer)

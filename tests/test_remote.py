@@ -1311,25 +1311,35 @@ def test_a_call_that_has_not_gone_out_when_its_server_is_lost_is_made_again(
     server = Sessions()
     stream: queue.Queue[bytes] = queue.Queue()
     server.stream = lambda _: Reply(200, b"retry: 1\n\n", "text/event-stream", said=stream)
-    arrived, gate = threading.Event(), threading.Event()
+    called, asked_back, gate, end = threading.Event(), threading.Event(), threading.Event(), threading.Event()
 
     def answer(asked: Asked) -> Reply:
         if asked.body and asked.message.get("id") == "ours":
-            arrived.set()
-            assert gate.wait(PATIENCE)
+            asked_back.set()
+            assert end.wait(PATIENCE)
             return Reply(202)
+        if asked.body and asked.message.get("method") == "tools/call" and warm and not called.is_set():
+            called.set()
+            assert gate.wait(PATIENCE)
         return server(asked)
 
-    host = before(sites(answer))
-    assert says(host) == "Hello"
+    warm: list[str] = []
+    site = sites(answer)
+    host = before(site)
+    warm.append(says(host))
+    numbers = [host.ask("tools/call", {"name": "x__hello"})]
+    assert called.wait(PATIENCE)
     stream.put(b'data: {"jsonrpc":"2.0","id":"ours","method":"ping"}\n\n')
-    assert arrived.wait(PATIENCE)
-    numbers = [host.ask("tools/call", {"name": "x__hello"}) for _ in range(3)]
+    assert asked_back.wait(PATIENCE)
+    numbers += [host.ask("tools/call", {"name": "x__hello"}) for _ in range(2)]
     assert host.request("ping")["result"] == {}
     server.alive.clear()
-    stream.put(b"")
-    assert [host.answer(number)["result"]["content"][0]["text"] for number in numbers] == ["Hello"] * 3
     gate.set()
+    assert [host.answer(number)["result"]["content"][0]["text"] for number in numbers] == ["Hello"] * 3
+    methods = [asked.message.get("method") for asked in site.asked if asked.body]
+    assert methods.count("tools/call") == 5  # one before, the one that was refused, and these three
+    end.set()
+    stream.put(b"")
 
 
 # ── the modern era ──
