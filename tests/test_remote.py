@@ -1463,7 +1463,7 @@ def test_a_call_that_is_being_answered_outlives_another_that_cannot_be_sent(
 def test_the_http_client_is_loaded_with_the_first_server_over_http_and_no_more_of_the_sdk(
     sites: Callable[..., FakeSite], home: dict[str, str], tmp_path: Path
 ):
-    """Nobody waits for it before such a server is used. All of the SDK would take half a second, and 37 MB."""
+    """Nobody waits for it before such a server is used. All of the SDK would take 0.3 s, and 36 MB."""
     config = tmp_path / "mcpmux.toml"
     config.write_text(f'[mcp_servers.x]\nurl = "{sites().url}"\n')
     command = [sys.executable, "-X", "importtime", str(MCPMUX), "--config", str(config)]
