@@ -5986,7 +5986,12 @@ async def knock(address: Address, provider: Any, method: str, insists: bool) -> 
         has_token = "authorization" in asked.headers
         if insists and not has_token:
             return http.Response(401, request=asked)
-        response = await fetch(asked, address.may_be_open or not has_token, reads=False)
+        may_be_open = address.may_be_open or not has_token
+        response = await fetch(asked, may_be_open, reads=False)
+        for _ in range(REDIRECTS):
+            target = response.next_request
+            if target and target.method == method and stays(response.request.url, target.url):
+                response = await fetch(target, may_be_open, reads=False)
         status = response.status_code
         if session := response.headers.get(SESSION):
             same = {name: value for name, value in asked.headers.items() if not name.startswith("content-")}

@@ -1836,6 +1836,19 @@ def test_a_login_that_only_a_tool_call_asks_for_is_made(
     assert says(host) == "Hello"
 
 
+def test_a_login_is_made_where_the_address_is_redirected_within_its_place(
+    sites: Callable[..., FakeSite], home: dict[str, str], tmp_path: Path
+):
+    def answer(asked: Asked) -> Reply:
+        if asked.path == "/mcp":
+            return Reply(307, headers={"Location": "/mcp/"})
+        return protected(asked._replace(path="/mcp") if asked.path == "/mcp/" else asked)
+
+    code, text = logs_in(sites(answer), home, tmp_path, OWN_CLIENT)
+    assert "Logged in to x." in text
+    assert code == 0
+
+
 def test_an_old_login_is_found_by_the_server_that_it_is_for(
     sites: Callable[..., FakeSite],
     before: Callable[..., RawHost],
