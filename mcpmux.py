@@ -11,8 +11,7 @@
 """mcpmux: one MCP server over stdio that stands for many.
 
 A host (Claude Desktop, VS Code, Codex, ...) starts mcpmux; mcpmux starts the servers that one TOML file names, is
-a client of each, and offers what they offer as if it were one server. What it need not change passes byte for byte
-(over HTTP, through the official SDK: equal as values).
+a client of each, and offers what they offer as if it were one server. What it need not change passes byte for byte.
 
                  bytes            lines             events            effects
     host  <--->  host pipes  <->  wire     ------>  core    ------->  mux  ---> host pipes, processes, timers, log
@@ -69,13 +68,16 @@ Invariants:
 
 Serving uses asyncio directly rather than through anyio, for two measured reasons: anyio's asyncio backend adds 85 ms to
 a start of about 200 ms, and asyncio's subprocess *protocol* tells of a process's exit even while a grandchild holds
-its pipes open (`Process.wait` does not return then).
+its pipes open (`Process.wait` does not return then). Remote servers, whose HTTP client loads anyio anyway, use it for
+what it is good at: task groups and scopes that can be cancelled.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import codecs
 import collections
 import contextlib
 import difflib
@@ -84,6 +86,7 @@ import functools
 import hashlib
 import heapq
 import io
+import ipaddress
 import itertools
 import json
 import math
@@ -101,10 +104,8 @@ import threading
 import time
 import tomllib
 import urllib.parse
-import weakref
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Container,
@@ -255,6 +256,7 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     http_headers: dict[str, str] = {}  # sent with each request
     env_http_headers: dict[str, str] = {}  # the same, by the variables that hold the values
     bearer_token_env_var: str | None = None  # the variable that holds a token
+    allow_http: bool = False  # `true` sends tokens even over plain `http://` to another machine
     scopes: list[str] = []  # what a login asks for; `[]`: what the server names
     oauth: OAuthOptions = OAuthOptions()  # for a login [with a client of your own](#a-client-of-your-own)
     enabled: bool = True  # `false` leaves it out
@@ -417,11 +419,8 @@ _decode_fields: Final = msgspec.json.Decoder(Fields).decode
 _decode_items: Final = msgspec.json.Decoder(list[Raw]).decode
 decode_any: Final = msgspec.json.Decoder().decode
 _LONE_SURROGATE: Final = re.compile(
-    rb"(?<!\\)((?:\\\\)*)"  # after an even number of backslashes
+    rb"(?<!\\)((?:\\\\)*+)"  # after an even number of backslashes, however many: none is looked at twice
     rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
-OPEN_ESCAPE: Final = re.compile(  # at the end of a chunk: one that may go on in the next, perhaps as a pair
-    rb"\\+(?:u(?:[0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?))?\Z"
 )
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _ID_AT_HEAD: Final = re.compile(rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*"?(\d{1,18})"?\s*[,}]')
@@ -1227,6 +1226,7 @@ def parameter_headers(schema: Any) -> dict[tuple[str, ...], str] | str:
     """Which arguments of a tool its calls repeat in headers, by their path; a string says why its schema is wrong.
     https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http#schema-extension"""
     found: dict[tuple[str, ...], str] = {}
+    taken: set[str] = set()
     todo: list[tuple[tuple[str, ...] | None, Any]] = [((), schema)]
     while todo:
         path, here = todo.pop()
@@ -1242,8 +1242,9 @@ def parameter_headers(schema: Any) -> dict[tuple[str, ...], str] | str:
                 return f"the x-mcp-header of {'.'.join(path)!r} is no name of a header"
             if kind not in ("string", "integer", "boolean"):
                 return f"the x-mcp-header of {'.'.join(path)!r} is at no string, integer or boolean"
-            if header.lower() in (other.lower() for other in found.values()):
+            if header.lower() in taken:
                 return f"two properties have the x-mcp-header {header!r}"
+            taken.add(header.lower())
             found[path] = header
         for key, inner in here.items():
             if key == "properties" and isinstance(inner, dict):
@@ -6122,7 +6123,7 @@ CODEX_KEYS: Final = frozenset(
 )
 # What goes with a program, and what with an address; the rest is any server's.
 LOCAL_KEYS: Final = ("args", "env", "env_vars", "cwd")
-REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "oauth")
+REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_token_env_var", "allow_http", "oauth")
 # What a server has, what it then has not, and what goes with that.
 _KINDS: Final = (("command", "url", REMOTE_KEYS), ("url", "command", LOCAL_KEYS))
 _MODEL_KEYS: Final = ("model", "api_key", "api_base", "params")  # of the one model that stands in [sampling] itself
@@ -7430,33 +7431,38 @@ def reap(known: Iterable[int]) -> None:
 
 
 # ══ 18. Remote ════════════════════════════════════════════════════════════════════════════════════════════════════════
-# Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out. The wire
-# is the official SDK's: its transports, which are loaded with the first such server and delay it by half a second.
-# They know messages as values, so here a message passes equal, not byte for byte; and they say little of what went
-# wrong, so every HTTP request of theirs goes through our hands.
+# Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out, byte for
+# byte. Underneath is the SDK's HTTP client alone (`httpx2`), loaded with the first such server: the SDK's transports
+# would decode every message, and hide why a request failed. The tasks of a connection live in one group of anyio's,
+# and each request in a scope: closing that is how it is cancelled.
 # https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http and, for the legacy era,
 # https://modelcontextprotocol.io/specification/2025-11-25/basic/transports
 
 IN_ORDER: Final = 5.0  # what changes a session is waited for before the next line goes out, but not for ever
 CONNECT_PATIENCE: Final = 10.0  # a host that drops packets would hold a call until its timeout
-LISTEN_AFTER: Final = 1.0  # before the stream of a server that cannot be reached for a moment is asked for again
+LISTEN_AFTER: Final = 1.0  # before a stream that ended, or cannot be had for a moment, is asked for again
 LISTEN_AFTER_MOST: Final = 30.0
 LISTEN_LEAST: Final = 0.2  # between two askings: a server may say `retry: 0`, and end each stream at once
+RETRY_MOST: Final = 3600.0  # a server may also say to come back in a thousand years
+RESUMES: Final = 2  # how often in a row the rest of an answer is asked for in vain
 KEPT_IDLE: Final = 3.0  # many servers close an idle connection after 5 s, and a request may then be lost on it
 READ_OUT: Final = 0.1  # a server that does not end an answered request's stream would keep its task
 REDIRECTS: Final = 5
 # Requests that change what the lines after them mean; the others run side by side.
 IN_TURN: Final = frozenset({"initialize", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
 SESSION: Final = "mcp-session-id"
-DEEP: Final = 200  # levels of nesting that the SDK is sure to write
+VERSION: Final = "mcp-protocol-version"
+EVENTS: Final = "text/event-stream"
+# By the method that has one: which of its params goes into a header too.
+NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+_IN_A_HEADER: Final = re.compile(r"[!-~\x80-\xff](?:[ -~\x80-\xff]*[!-~\x80-\xff])?")
 _SAID_TOO_MUCH: Final = ("said more at once than it may", "raise max_message_mb in [mux], or tell those who run it")
 _NO_MESSAGE: Final = ("answered with something that is no message", "tell those who run it")
-_SDK_SAYS: Final = {  # of what it cannot read: its error's code and first words (a server says the like too), and ours
-    (-32000, "SSE stream failed:"): _SAID_TOO_MUCH,
-    (-32000, "SSE stream ended"): _NO_MESSAGE,
-    (PARSE_ERROR, "Failed to parse SSE message:"): _NO_MESSAGE,
-    (PARSE_ERROR, "Failed to parse JSON response:"): _NO_MESSAGE,
-}
+_FORGOTTEN: Final = (
+    "has forgotten the session: it was restarted, or the session was too old",
+    "the next call begins a new one",
+)
+PERHAPS_LOST: Final = (400, 404, 410)  # the statuses with which servers say that they do not know a session
 
 
 class RemoteError(McpmuxError):
@@ -7471,12 +7477,18 @@ class RemoteError(McpmuxError):
         self.is_end, self.was_taken, self.spares = is_end, was_taken, spares
 
 
+class Unreadable(RemoteError):
+    """What a server says is too long, or no message."""
+
+
 class Address(Struct, frozen=True):
     """A remote server's table, ready to be used."""
 
     url: str
     headers: dict[str, str]
     secrets: frozenset[str]
+    login: Path  # the file of its login, if there is one
+    may_be_open: bool  # tokens may go over plain HTTP
 
     @property
     def shown(self) -> str:
@@ -7487,6 +7499,34 @@ class Address(Struct, frozen=True):
     @property
     def has_credentials(self) -> bool:
         return any(name.lower() == "authorization" for name in self.headers)
+
+
+def refuse_open(url: str, may_be_open: bool) -> None:
+    """Before a token or its like goes there. Raises `StartError` where anybody on the way could read it."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = f".{host}".endswith(".localhost")
+    if parts.scheme == "http" and not is_here and not may_be_open:
+        what = f"its token would go to {host} over plain http://, which others can read"
+        raise StartError(what, "use https://, or set allow_http = true in its table")
+
+
+def login_path(config: Path, name: str, url: str) -> Path:
+    """A login belongs to a table: two of them may have two accounts at one url."""
+    key = encode([os.path.normcase(os.path.realpath(config)), name, url.encode(errors="replace").decode()])
+    return state_folder() / "logins" / f"{hashlib.sha256(key).hexdigest()[:24]}.json"
+
+
+def take_over(login: Path, url: str) -> bool:
+    """Whether this login is there. Its file was once named by its url alone: the first table to look for it has it."""
+    if not login.exists():
+        with contextlib.suppress(OSError):
+            former = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:24]
+            (login.parent / f"{former}.json").rename(login)
+    return login.exists()
 
 
 async def locate(name: str, options: ServerOptions, config: Config) -> Address:
@@ -7518,117 +7558,83 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
             raise StartError(
                 f"its header {header} has a character that no header may have", f"correct it in {where} or its variable"
             )
-    return Address(url, headers, frozenset(secrets))
+    login = login_path(config.path, name, url)
+    named = any(SECRET_NAME.search(text) for text in (*headers, parts.query))
+    if named or parts.password or options.env_http_headers or take_over(login, url):
+        refuse_open(url, options.allow_http)
+    return Address(url, headers, frozenset(secrets), login, options.allow_http)
 
 
-def _of_the_sdk(error: Any) -> tuple[str, str] | None:
-    """What to say in place of an error that the SDK has made itself."""
-    ours = (said for (code, words), said in _SDK_SAYS.items() if error.code == code and error.message.startswith(words))
-    return next(ours, None)
+class Loaded(NamedTuple):
+    """What servers over HTTP need, and nothing else does."""
 
-
-def _answers(body: bytes, id: bytes) -> bool:
-    try:
-        message = decode_line(body)
-    except BadLine:
-        return False
-    return message.method is UNSET and isinstance(message.id, Raw) and number_of_id(message.id) == number_of_id(id)
-
-
-def _media_type(response: Any) -> str:
-    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-class Sdk(NamedTuple):
-    """What remote servers need of the official SDK."""
-
-    http: Any  # the module of its HTTP client
+    http: Any  # the SDK's HTTP client, a module
+    anyio: Any
     trusted: Any  # certificates
-    client: Any  # of HTTP, whose requests go through a function of ours
-    watched: Any  # a stream of events that we look after
-    streamable_http: Any
-    sse: Any
-    inbound: Any  # the module that knows of headers
-    message: Any  # makes of a message's bytes what the transports take
 
 
 @functools.cache
-def load_sdk() -> Sdk:
-    """Takes half a second, and 40 MB. Raises `StartError`."""
-    http, trusted = load_http()
-    from mcp.client.sse import sse_client  # noqa: PLC0415
-    from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415
-    from mcp.shared import inbound  # noqa: PLC0415
-    from mcp.shared.message import ClientMessageMetadata, SessionMessage  # noqa: PLC0415
-    from mcp_types import jsonrpc_message_adapter  # noqa: PLC0415
-
-    def message(line: bytes, headers: dict[str, str]) -> SessionMessage:
-        """Raises `ValueError` and its like."""
-        found = jsonrpc_message_adapter.validate_python(msgspec.json.decode(mended(line)), by_name=False)
-        if line.count(b"[") + line.count(b"{") > DEEP:  # what the SDK cannot write would end the connection
-            found.model_dump(by_alias=True, mode="json", exclude_unset=True)
-        return SessionMessage(found, metadata=ClientMessageMetadata(headers=headers))
-
-    class Client(http.AsyncClient):
-        """Its responses are those of `through(request, send)`, where `send` is the network's way."""
-
-        def __init__(self, through: Callable[[Any, Callable[[Any], Awaitable[Any]]], Awaitable[Any]], **keys: Any):
-            super().__init__(**keys)
-            self._through = through
-
-        async def send(self, request: Any, **keys: Any) -> Any:
-            return await self._through(request, functools.partial(super().send, **keys))
-
-    class Watched(http.AsyncByteStream):
-        """A response's body. Where it breaks it ends; `ended` is told why, or None. Lone surrogates are mended."""
-
-        def __init__(self, stream: Any, ended: Callable[[Exception | None], None]) -> None:
-            self._stream, self._chunks, self._ended = stream, aiter(stream), ended
-            self.is_over = False
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            held = b""  # an escape whose end is still to come
-            wrong: Exception | None = None
-            try:
-                async for chunk in self._chunks:
-                    data = held + chunk
-                    open = OPEN_ESCAPE.search(data, max(0, len(data) - EDGE))
-                    at = open.start() if open else len(data)
-                    held = data[at:]
-                    yield mended(data[:at])
-            except (http.HTTPError, http.StreamError, OSError) as one:
-                wrong = one
-            yield mended(held)
-            self.is_over = True
-            self._ended(wrong)
-
-        async def aclose(self) -> None:
-            """To its end, if that follows at once: a connection that is read out serves the next request."""
-            try:
-                async with asyncio.timeout(READ_OUT):
-                    async for _ in self._chunks:
-                        pass
-            except (TimeoutError, RuntimeError, http.HTTPError, http.StreamError, OSError):
-                pass
-            finally:
-                await self._stream.aclose()
-
-    return Sdk(http, trusted, Client, Watched, streamable_http_client, sse_client, inbound, message)
-
-
-@functools.cache
-def load_http() -> tuple[Any, Any]:
-    """The HTTP client's module, and what it knows of certificates. Takes a quarter of a second. Raises `StartError`."""
+def load_http() -> Loaded:
+    """Takes an eighth of a second. Raises `StartError`."""
     import logging  # noqa: PLC0415
 
-    logging.getLogger("mcp").addHandler(logging.NullHandler())  # what the SDK logs it tells too
+    logging.getLogger("mcp").addHandler(logging.NullHandler())  # what the SDK's login logs it tells too
     try:
-        import httpx2  # noqa: PLC0415 - for remote servers only
+        import anyio  # noqa: PLC0415
+        import httpx2  # noqa: PLC0415
 
-        return httpx2, httpx2.create_ssl_context()
+        return Loaded(httpx2, anyio, httpx2.create_ssl_context())
     except (ImportError, OSError) as wrong:  # a file of certificates that is not there, or none
         todo = "look at SSL_CERT_FILE and SSL_CERT_DIR in the host's environment"
         raise StartError(f"HTTP cannot be spoken here: {wrong}", todo) from None
+
+
+def new_client(url: str, **keys: Any) -> Any:
+    """An HTTP client for one host, by the proxy that is for it: by itself it would make a way for each proxy of the
+    environment, and fail for one that is not used. Raises `StartError`."""
+    http, _, trusted = load_http()
+    try:
+        return http.AsyncClient(verify=trusted, proxy=proxy_for(url), trust_env=False, **keys)
+    except ImportError:
+        todo = "install socksio beside mcpmux (`uvx --with socksio mcpmux`), or add its host to NO_PROXY"
+        raise StartError("a SOCKS proxy needs one more package, socksio", todo) from None
+    except (ValueError, http.InvalidURL) as wrong:
+        todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
+        raise StartError(f"the proxy of the environment cannot be used: {wrong}", todo) from None
+
+
+def proxy_for(url: str) -> str | None:
+    """The environment's proxy for this address. NO_PROXY is read as other programs do, with networks and ports."""
+    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415
+
+    parts, proxies = urllib.parse.urlsplit(url), getproxies()
+    host, port = (parts.hostname or "").lower(), parts.port or {"https": 443}.get(parts.scheme, 80)
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found or proxy_bypass(host):
+        return None
+    for entry in proxies.get("no", "").lower().split(","):
+        name = entry.strip().rpartition("://")[2]
+        name = name.removesuffix(f":{port}") if name.count(":") == 1 or "]:" in name else name
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(name.strip("[]"), strict=False):
+                return None
+        ending = name.removeprefix("*").removeprefix(".")
+        if name == "*" or (ending and f".{host}".endswith(f".{ending}")):
+            return None
+    return re.sub(r"^socks(?=:)", "socks5", found if "://" in found else f"http://{found}")
+
+
+def plain(text: str) -> str:
+    """Words of a peer, for a person: one line, without what a terminal would obey."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text[:MB]).split())[:TEXT_MOST]
+
+
+def is_stream(response: Any) -> bool:
+    return response.is_success and media_type(response) == EVENTS
+
+
+def media_type(response: Any) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
@@ -7638,6 +7644,8 @@ def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
         inner = [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
         below += [other for other in inner if other is not None and other not in below]
     kinds = {kind.__name__ for one in below for kind in type(one).__mro__}
+    if isinstance(wrong, StartError):
+        return f"cannot be reached: {wrong.args[0]}", wrong.args[1]
     certificate = next((one for one in below if isinstance(one, ssl.SSLCertVerificationError)), None)
     if certificate:
         todo = "correct the host in its url, or name your company's CA file in SSL_CERT_FILE"
@@ -7663,6 +7671,7 @@ def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
 LOGIN_SLACK: Final = 30.0  # an access token that runs out so soon is renewed before it is used
 LOGIN_PATIENCE: Final = 600.0  # nobody may ever come back from the browser
 HTTP_PATIENCE: Final = 30.0  # of one request of a login
+REFUSED: Final = (400, 401, 403)  # how an authorization server answers to a refresh token that it does not take
 
 
 class Login(Struct, frozen=True):
@@ -7685,30 +7694,25 @@ class Login(Struct, frozen=True):
         return [one for one in (self.access_token, self.refresh_token, self.client_secret) if one]
 
 
-def login_path(url: str) -> Path:
-    return state_folder() / "logins" / f"{hashlib.sha256(url.encode(errors='replace')).hexdigest()[:24]}.json"
-
-
-def read_login(url: str) -> Login | None:
+def read_login(path: Path) -> Login | None:
     """None where there is none, or none that can be read: the next login writes it anew."""
     try:
-        return msgspec.json.decode(login_path(url).read_bytes(), type=Login)
+        return msgspec.json.decode(path.read_bytes(), type=Login)
     except (OSError, msgspec.MsgspecError):
         return None
 
 
-def write_login(login: Login) -> None:
+def write_login(path: Path, login: Login) -> None:
     """Whole or not at all, and for nobody else's eyes. Raises `OSError`."""
-    path = login_path(login.url)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_whole(path, encode(login), private=True)
 
 
 @contextlib.asynccontextmanager
-async def login_lock(url: str) -> AsyncGenerator[None]:
+async def login_lock(path: Path) -> AsyncGenerator[None]:
     """Of all mcpmux processes one at a time renews a login: a refresh token may be good for one use only. Raises
     `TimeoutError` and `OSError`."""
-    path = login_path(url).with_suffix(".lock")
+    path = path.with_suffix(".lock")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -7718,6 +7722,34 @@ async def login_lock(url: str) -> AsyncGenerator[None]:
         yield
     finally:
         os.close(file)
+
+
+async def fetch(request: Any, may_be_open: bool, reads: bool = True) -> Any:
+    """A request of a login: its response, with as much of the body as authorization servers say. Raises `StartError`,
+    and what HTTP raises."""
+    refuse_open(str(request.url), may_be_open)
+    async with new_client(str(request.url), timeout=HTTP_PATIENCE) as client:
+        response = await client.send(request, stream=True)
+        body = bytearray()
+        if reads:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MB:
+                    break
+        await response.aclose()
+    headers = [pair for pair in response.headers.items() if pair[0] not in ("content-encoding", "content-length")]
+    read = load_http().http.Response(response.status_code, headers=headers, content=bytes(body[:MB]), request=request)
+    read.next_request = response.next_request
+    return read
+
+
+async def play(flow: Any, answer: Callable[[Any], Awaitable[Any]]) -> None:
+    """An auth flow of the SDK's, with `answer` in the place of an HTTP client: a response for a request; None stops."""
+    async with contextlib.aclosing(flow):
+        request = await anext(flow)
+        with contextlib.suppress(StopAsyncIteration):
+            while (response := await answer(request)) is not None:
+                request = await flow.asend(response)
 
 
 class InMemory:
@@ -7742,41 +7774,35 @@ class InMemory:
 def provider_of(login: Login) -> Any:
     """The SDK's keeper of this login, which finds that its access token has run out."""
     from mcp.client.auth import OAuthClientProvider  # noqa: PLC0415
-    from mcp.shared.auth import (  # noqa: PLC0415
-        OAuthClientInformationFull,
-        OAuthClientMetadata,
-        OAuthMetadata,
-        OAuthToken,
-        ProtectedResourceMetadata,
-    )
+    from mcp.shared import auth  # noqa: PLC0415
 
-    tokens = OAuthToken(access_token=login.access_token, refresh_token=login.refresh_token, scope=login.scope)
-    client = OAuthClientInformationFull(
+    tokens = auth.OAuthToken(access_token=login.access_token, refresh_token=login.refresh_token, scope=login.scope)
+    client = auth.OAuthClientInformationFull(
         redirect_uris=None,
         client_id=login.client_id,
         client_secret=login.client_secret,
         token_endpoint_auth_method=login.auth_method,
     )
-    provider = OAuthClientProvider(login.url, OAuthClientMetadata(redirect_uris=None), InMemory(client, tokens))
-    provider.context.client_info = client
-    provider.context.token_expiry_time = 1.0
-    provider.context.oauth_metadata = OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
+    provider = OAuthClientProvider(login.url, auth.OAuthClientMetadata(redirect_uris=None), InMemory(client, tokens))
+    context = provider.context
+    context.client_info, context.token_expiry_time = client, 1.0
+    context.oauth_metadata = auth.OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
     if login.resource:
-        provider.context.protected_resource_metadata = ProtectedResourceMetadata.model_construct(
-            resource=login.resource
-        )
+        prm = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
+        context.protected_resource_metadata = prm
     return provider
 
 
 class LoginKeeper:
-    """The login of one address while a server there is used: read from its file, renewed, and written back."""
+    """The login of one table while its server is used: read from its file, renewed, and written back."""
 
-    def __init__(self, url: str, journal: Journal) -> None:
-        self._url = url
+    def __init__(self, path: Path, may_be_open: bool, journal: Journal) -> None:
+        self._path = path
+        self._may_be_open = may_be_open
         self._journal = journal
         self._lock = asyncio.Lock()
         self._refused: str | None = None  # a refresh token that is good for nothing any more
-        self._take(read_login(url))
+        self._take(read_login(path))
 
     def _take(self, login: Login | None) -> None:
         self._login = login
@@ -7803,10 +7829,10 @@ class LoginKeeper:
             try:
                 if self._login and self._login.access_token != used:
                     return True
-                if self._login is None and not login_path(self._url).exists():
+                if self._login is None and not self._path.exists():
                     return False
-                async with login_lock(self._url):
-                    self._take(read_login(self._url))  # another process may have renewed it
+                async with login_lock(self._path):
+                    self._take(read_login(self._path))  # another process may have renewed it
                     login = self._login
                     if login is None or login.access_token != used:
                         return login is not None
@@ -7818,35 +7844,36 @@ class LoginKeeper:
                         return False
                     self._take(renewed)
                     try:
-                        write_login(renewed)
+                        write_login(self._path, renewed)
                     except OSError as wrong:  # it serves here all the same
                         self._journal.log("warning", f"a renewed login cannot be kept: {wrong}")
                     return True
             except (OSError, TimeoutError) as wrong:
                 what = f"cannot be logged in to: the file of its login: {wrong or 'another mcpmux holds it'}"
-                raise RemoteError(what, f"look at {login_path(self._url)}") from None
+                raise RemoteError(what, f"look at {self._path}") from None
 
     async def _refresh(self, login: Login) -> Login | None:
         """None where the authorization server does not take the refresh token."""
-        http, trusted = await asyncio.to_thread(load_http)
+        http = (await asyncio.to_thread(load_http)).http
         provider = await asyncio.to_thread(provider_of, login)
         afterwards = http.Request("POST", login.url)  # never sent
-        flow = provider.async_auth_flow(afterwards)
-        place, status = urllib.parse.urlsplit(login.token_endpoint).netloc, 0
+        place, statuses = urllib.parse.urlsplit(login.token_endpoint).netloc, [0]
+
+        async def answer(request: Any) -> Any:
+            response = None if request is afterwards else await fetch(request, self._may_be_open)
+            statuses.append(response.status_code if response else statuses[-1])
+            return None if statuses[-1] in REFUSED else response
+
         try:
-            async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client, contextlib.aclosing(flow):
-                request = await anext(flow)
-                while request is not afterwards:  # more than once where it is redirected
-                    response = await client.send(request)
-                    if response.status_code in (400, 401, 403):
-                        return None
-                    status, request = response.status_code, await flow.asend(response)
-        except (http.TransportError, OSError) as wrong:
+            await play(provider.async_auth_flow(afterwards), answer)
+        except (http.TransportError, OSError, StartError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
+        if statuses[-1] in REFUSED:
+            return None
         tokens = provider.context.current_tokens
         if tokens is None:
-            what = f"cannot be logged in to: {place} answered HTTP {status} without a token"
+            what = f"cannot be logged in to: {place} answered HTTP {statuses[-1]} without a token"
             raise RemoteError(what, "try again later")
         return msgspec.structs.replace(
             login,
@@ -7857,220 +7884,579 @@ class LoginKeeper:
         )
 
 
-class WayBack:
-    """The page on loopback to which a browser brings the answer (RFC 8252, 7.3)."""
+def one_issuer(one: str, other: str) -> bool:
+    """Whether two issuers are the same: with a slash after an empty path, and without."""
+    short, long = sorted((one, other), key=len)
+    return short == long or (f"{short}/" == long and not urllib.parse.urlsplit(short).path)
 
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
-        self.state: str | None = None  # what the answer must name: any page may send a browser here
+
+class Browser:
+    """How a person is asked: an address is opened, and a page on loopback is where the answer comes back (RFC 8252,
+    7.3). `go` and `come_back` are what the SDK's provider wants for that."""
+
+    def __init__(self, scopes: list[str], say: Callable[[str], None]) -> None:
+        self._scopes = scopes
+        self._say = say
+        self._answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        self._state = ""  # what the answer must name, since any page may send a browser here; empty before it is asked
+        self.context: Any = None  # of the SDK's provider
 
     async def open(self, port: int) -> str:
-        """Its address. Raises `OSError`."""
+        """The page's address. Raises `OSError`."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/callback"
+        self._host = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://{self._host}/callback"
+
+    def close(self) -> None:
+        self._server.close()
+
+    async def go(self, url: str) -> None:
+        import webbrowser  # noqa: PLC0415
+
+        parts = urllib.parse.urlsplit(url)
+        query = dict(urllib.parse.parse_qsl(parts.query))
+        self._state = query.get("state", "")
+        if self._scopes:  # the SDK asks for what the server names
+            query["scope"] = " ".join(self._scopes)
+            url = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(query)))
+        self._say(f"Your browser is opened for the login. If it is not, open this address:\n\n  {url}\n")
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+    async def come_back(self) -> Any:
+        """Raises `TimeoutError`, and the SDK's `OAuthFlowError` where the answer is no."""
+        from mcp.client.auth import AuthorizationCodeResult, OAuthFlowError  # noqa: PLC0415
+
+        async with asyncio.timeout(LOGIN_PATIENCE):
+            answer = await self._answer
+        if "error" in answer:
+            said = answer.get("error_description", answer["error"])
+            raise OAuthFlowError(f"the login was refused: {said[:TEXT_MOST]}")
+        issuer, known = answer.get("iss"), self.context.oauth_metadata
+        if issuer and known and one_issuer(issuer, str(known.issuer)):
+            issuer = str(known.issuer)
+        return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=issuer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        import hmac  # noqa: PLC0415
+
         try:
             async with asyncio.timeout(CONNECT_PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
             target = urllib.parse.urlsplit(head.split(b" ", 2)[1].decode())
             query = {key: values[0] for key, values in urllib.parse.parse_qs(target.query).items()}
-            is_answer = target.path == "/callback" and bool({"code", "error"} & query.keys())
-            is_answer = is_answer and query.get("state") == self.state
+            # A page elsewhere may have its name lead to this machine; the browser then says that name.
+            hosts = re.findall(rb"(?im)^host:[ \t]*(\S*)[ \t]*\r$", head)
+            is_ours = self._state and hmac.compare_digest(query.get("state", "").encode(), self._state.encode())
+            is_ours = is_ours and hosts == [self._host.encode()] and target.path == "/callback"
+            is_answer = is_ours and bool({"code", "error"} & query.keys())
             text = "mcpmux has its answer; this page may be closed." if is_answer else "There is nothing here."
             status = "200 OK" if is_answer else "404 Not Found"
             kind = "Content-Type: text/plain; charset=utf-8\r\nConnection: close"
             writer.write(f"HTTP/1.1 {status}\r\n{kind}\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
             await writer.drain()
-            if is_answer and not self.answer.done():
-                self.answer.set_result(query)
+            if is_answer and not self._answer.done():
+                self._answer.set_result(query)
         except (OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # not a browser, or one that went
         finally:
             writer.close()
 
-    def close(self) -> None:
-        self._server.close()
 
-
-async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Login | None:
-    """The whole way: what protects the server is found, mcpmux registers there, a person agrees in a browser, and the
-    answer becomes a login, which is kept. None where the server asks for none. Raises `StartError`, `RemoteError`."""
-    import webbrowser  # noqa: PLC0415
-
-    from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider, OAuthFlowError  # noqa: PLC0415
+def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str], browser: Browser) -> Any:
+    """The SDK's provider for a new login: of a client of one's own (`oauth`, expanded), or of one that registers."""
+    from mcp.client.auth import OAuthClientProvider  # noqa: PLC0415
     from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata  # noqa: PLC0415
     from pydantic import AnyUrl  # noqa: PLC0415
 
-    address = await locate(name, options, config)
-    if address.has_credentials:
-        raise StartError("has credentials in its table already", "take them out of it to log in instead")
-    http, trusted = load_http()
-    where = f"mcp_servers.{name}.oauth"
-    oauth = options.oauth
-    secret = oauth.client_secret and await expand(oauth.client_secret, where, config.environment, set())
-    back = WayBack()
-    try:
-        callback = await back.open(oauth.callback_port)
-    except OSError as wrong:
-        raise StartError(
-            f"port {oauth.callback_port} cannot be used: {wrong}", f"change {where}.callback_port"
-        ) from None
+    client = None
     is_document = bool(oauth.client_id and re.match(r"https://[^/]+/.", oauth.client_id))
-
-    client = (
-        OAuthClientInformationFull(
+    if oauth.client_id and not is_document:
+        client = OAuthClientInformationFull(
             client_id=oauth.client_id,
-            client_secret=secret,
+            client_secret=oauth.client_secret,
             redirect_uris=[AnyUrl(callback)],
-            token_endpoint_auth_method="client_secret_post" if secret else "none",
+            token_endpoint_auth_method="client_secret_post" if oauth.client_secret else "none",
         )
-        if oauth.client_id and not is_document
-        else None
+    metadata = OAuthClientMetadata(
+        client_name="mcpmux",
+        redirect_uris=[AnyUrl(callback)],
+        scope=" ".join(scopes) or None,
+        token_endpoint_auth_method="none",  # noqa: S106
     )
+    # What was there before must not stand in a new login's way: the storage begins empty.
+    document = oauth.client_id if is_document else None
+    provider = OAuthClientProvider(url, metadata, InMemory(client), browser.go, browser.come_back, document)
+    browser.context = provider.context
+    return provider
 
-    async def send_there(url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        query = dict(urllib.parse.parse_qsl(parts.query))
-        back.state = query.get("state")
-        if options.scopes:  # the SDK asks for what the server names
-            query["scope"] = " ".join(options.scopes)
-            url = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(query)))
-        say(f"Your browser is opened for the login. If it is not, open this address:\n\n  {url}\n")
-        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-    async def come_back() -> AuthorizationCodeResult:
-        async with asyncio.timeout(LOGIN_PATIENCE):
-            answer = await back.answer
-        if "error" in answer:
-            said = answer.get("error_description", answer["error"])
-            raise OAuthFlowError(f"the login was refused: {said[:TEXT_MOST]}")
-        return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=answer.get("iss"))
+async def knock(address: Address, provider: Any, method: str, insists: bool) -> int:
+    """Asks the server as a client would, so that the provider is asked for a login; the last status. With `insists` the
+    provider is told that the server has refused, though it did not. Raises `StartError`, `RemoteError`."""
+    from mcp.client.auth import OAuthFlowError  # noqa: PLC0415
 
-    provider = OAuthClientProvider(
-        address.url,
-        OAuthClientMetadata(
-            client_name="mcpmux",
-            redirect_uris=[AnyUrl(callback)],
-            scope=" ".join(options.scopes) or None,
-            token_endpoint_auth_method="none",  # noqa: S106
-        ),
-        InMemory(client),  # what was there before must not stand in a new login's way
-        send_there,
-        come_back,
-        client_metadata_url=oauth.client_id if is_document else None,
-    )
+    http, status = load_http().http, 0
     hello = {"protocolVersion": LEGACY_REVISIONS[0], "capabilities": {}, "clientInfo": IMPLEMENTATION}
-    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
-    place = urllib.parse.urlsplit(address.url).netloc
-    response: Any = None
+    body = None if method == "GET" else request_line(1, "initialize", encode(hello))
+    headers = address.headers | {"Accept": f"application/json, {EVENTS}", "Content-Type": "application/json"}
+    request = http.Request(method, address.url, headers=headers, content=body)
+
+    async def answer(asked: Any) -> Any:
+        nonlocal status
+        if asked is not request:
+            return _respelled(await fetch(asked, address.may_be_open), provider.context.auth_server_url)
+        has_token = "authorization" in asked.headers
+        if insists and not has_token:
+            return http.Response(401, request=asked)
+        may_be_open = address.may_be_open or not has_token
+        response = await fetch(asked, may_be_open, reads=False)
+        for _ in range(REDIRECTS):
+            target = response.next_request
+            if target and target.method == method and stays(response.request.url, target.url):
+                response = await fetch(target, may_be_open, reads=False)
+        status = response.status_code
+        if session := response.headers.get(SESSION):
+            same = {name: value for name, value in asked.headers.items() if not name.startswith("content-")}
+            await fetch(http.Request("DELETE", address.url, headers={**same, SESSION: session}), True, reads=False)
+        return response
+
     try:
-        async with http.AsyncClient(auth=provider, verify=trusted, timeout=HTTP_PATIENCE) as client:
-            for method in ("GET",) if options.transport == "sse" else ("POST", "GET"):
-                body = None if method == "GET" else request_line(1, "initialize", encode(hello))
-                request = client.build_request(method, address.url, headers=address.headers | headers, content=body)
-                response = await client.send(request, stream=True)
-                session = response.headers.get(SESSION)
-                await response.aclose()
-                if session:
-                    await client.delete(address.url, headers=address.headers | {SESSION: session})
-                if provider.context.current_tokens or response.status_code not in (404, 405):
-                    break
+        await play(provider.async_auth_flow(request), answer)
     except TimeoutError:
         raise RemoteError("was not logged in to: nobody came back from the browser", "try again") from None
     except (http.TransportError, OSError) as wrong:
-        what, todo = connection_trouble(wrong, place)
-        raise RemoteError(what, todo) from None
+        raise RemoteError(*connection_trouble(wrong, urllib.parse.urlsplit(address.url).netloc)) from None
     except (OAuthFlowError, ValueError) as wrong:  # of the SDK's checks, some are pydantic's
         todo = "try again; where nobody may register by himself, give a client_id in its table's oauth"
-        raise RemoteError(f"cannot be logged in to: {' '.join(str(wrong).split())[:TEXT_MOST]}", todo) from None
-    finally:
-        back.close()
-    context = provider.context
-    tokens, client_info = context.current_tokens, context.client_info
-    if tokens is None or client_info is None:
-        if response.status_code in (401, 403):
-            what = f"refuses (HTTP {response.status_code}) and does not say how to log in"
+        raise RemoteError(f"cannot be logged in to: {plain(str(wrong))}", todo) from None
+    return status
+
+
+def _respelled(response: Any, wanted: str | None) -> Any:
+    """An authorization server's metadata with its issuer as its resource spells it: the SDK compares letters."""
+    body = object_of(response.content)
+    issuer = value_of(body.get("issuer"))
+    if not isinstance(issuer, str) or not wanted or not one_issuer(issuer, wanted):
+        return response
+    content = encode({**body, "issuer": wanted})
+    return load_http().http.Response(response.status_code, content=content, request=response.request)
+
+
+async def says_how(address: Address) -> bool:
+    """Whether a server that has let us in publishes how to log in: it may ask for that in a tool call only."""
+    from mcp.client.auth.utils import build_protected_resource_metadata_discovery_urls as places  # noqa: PLC0415
+
+    http = load_http().http
+    for url in places(None, address.url):
+        with contextlib.suppress(http.TransportError, OSError):
+            response = await fetch(http.Request("GET", url), True)
+            if response.status_code == 200 and items_of(object_of(response.content).get("authorization_servers")):
+                return True
+    return False
+
+
+def login_of(url: str, context: Any, status: int) -> Login | None:
+    """What the SDK's provider was given, as it is kept; None where the server wants none. Raises `RemoteError`."""
+    tokens, client, found = context.current_tokens, context.client_info, context.oauth_metadata
+    is_refused = status in (401, 403)
+    if tokens is None or client is None:
+        if is_refused:
+            what = f"refuses (HTTP {status}) and does not say how to log in"
             raise RemoteError(what, "ask those who run it for a token, and give it by bearer_token_env_var")
         return None
-    if response.status_code in (401, 403):
-        what = f"does not take the login that it has just given (HTTP {response.status_code})"
+    if is_refused:
+        what = f"does not take the login that it has just given (HTTP {status})"
         raise RemoteError(what, "try again, with `scopes` in its table if it names any")
-    found = context.oauth_metadata
-    revocation = found.revocation_endpoint if found else None
-    login = Login(
-        address.url,
+    return Login(
+        url,
         tokens.access_token,
-        str(found.token_endpoint) if found else urllib.parse.urljoin(address.url, "/token"),
-        client_info.client_id,
-        client_info.client_secret,
-        client_info.token_endpoint_auth_method,
+        str(found.token_endpoint) if found else urllib.parse.urljoin(url, "/token"),
+        client.client_id,
+        client.client_secret,
+        client.token_endpoint_auth_method,
         tokens.refresh_token,
         None if tokens.expires_in is None else time.time() + tokens.expires_in,
         context.get_resource_url() if context.should_include_resource_param(context.protocol_version) else None,
         tokens.scope,
-        str(revocation) if revocation else None,
+        str(found.revocation_endpoint) if found and found.revocation_endpoint else None,
     )
-    async with login_lock(address.url):
-        write_login(login)
-    return login
 
 
-async def log_out(url: str) -> tuple[bool, str | None]:
-    """Whether there was a login, and why it could not be revoked, if that was so. Its file is removed all the same."""
-    login = read_login(url)
+async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Path | None:
+    """The whole way: what protects the server is found, mcpmux registers there, a person agrees in a browser, and the
+    answer becomes a login: its file. None where the server asks for none. Raises `StartError`, `RemoteError`."""
+    address = await locate(name, options, config)
+    if address.has_credentials:
+        raise StartError("has credentials in its table already", "take them out of it to log in instead")
+    where, oauth, browser = f"mcp_servers.{name}.oauth", options.oauth, Browser(options.scopes, say)
+    secret = oauth.client_secret and await expand(oauth.client_secret, where, config.environment, set())
+    try:
+        callback = await browser.open(oauth.callback_port)
+    except OSError as wrong:
+        what = f"port {oauth.callback_port} cannot be used: {wrong}"
+        raise StartError(what, f"change {where}.callback_port") from None
+    try:
+        own = msgspec.structs.replace(oauth, client_secret=secret)
+        provider = new_provider(address.url, callback, own, options.scopes, browser)
+        method = "GET" if options.transport == "sse" else "POST"
+        status = await knock(address, provider, method, insists=False)
+        if method == "POST" and status in (404, 405):  # an old server
+            method, status = "GET", await knock(address, provider, "GET", insists=False)
+        if not provider.context.current_tokens and status not in (401, 403) and await says_how(address):
+            status = await knock(address, provider, method, insists=True)
+    finally:
+        browser.close()
+    login = login_of(address.url, provider.context, status)
+    if login:
+        async with login_lock(address.login):
+            write_login(address.login, login)
+    return address.login if login else None
+
+
+async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bool, str | None]:
+    """Whether there was a login, and why it could not be revoked, if that was so. Its file is removed all the same.
+    Raises `StartError`."""
+    url = await expand(options.url or "", f"mcp_servers.{name}.url", config.environment, set())
+    path = login_path(config.path, name, url)
+    take_over(path, url)
+    login = read_login(path)
     trouble: str | None = None
     if login and login.revocation_endpoint:
-        http, trusted = load_http()
+        http = load_http().http
         try:
-            async with http.AsyncClient(verify=trusted, timeout=HTTP_PATIENCE) as client:
-                for token in [one for one in (login.refresh_token, login.access_token) if one]:
-                    # An empty secret is as good as none (RFC 6749, 2.3.1); the SDK's own server wants one.
-                    form = {"token": token, "client_id": login.client_id, "client_secret": ""}
-                    form, headers = provider_of(login).context.prepare_token_auth(form, {})
-                    response = await client.post(login.revocation_endpoint, data=form, headers=headers)
-                    if response.status_code >= 300:
-                        trouble = f"HTTP {response.status_code}"
-        except (http.TransportError, OSError) as wrong:
+            for token in [one for one in (login.refresh_token, login.access_token) if one]:
+                # An empty secret is as good as none (RFC 6749, 2.3.1); the SDK's own server wants one.
+                form = {"token": token, "client_id": login.client_id, "client_secret": ""}
+                form, headers = provider_of(login).context.prepare_token_auth(form, {})
+                request = http.Request("POST", login.revocation_endpoint, data=form, headers=headers)
+                response = await fetch(request, options.allow_http)
+                trouble = f"HTTP {response.status_code}" if response.status_code >= 300 else trouble
+        except (http.TransportError, OSError, StartError) as wrong:
             trouble = connection_trouble(wrong, urllib.parse.urlsplit(login.revocation_endpoint).netloc)[0]
-    async with login_lock(url):
-        there = login_path(url).exists()
-        login_path(url).unlink(missing_ok=True)
+    async with login_lock(path):
+        there = path.exists()
+        path.unlink(missing_ok=True)
     return there, trouble
 
 
 # ── a connection ──
 
+# What a status means: what is the matter, and what to do. What is not named counts by its hundreds.
+STATUS_WORDS: Final[dict[int | str, tuple[str, str]]] = {
+    2: ("answered a request for events with {kind}", "correct its url"),
+    3: ("redirects {shown} to {to}", "put that address into its url, if you trust it"),
+    4: ("refused a message (HTTP {status}){said}", "check its url and headers"),
+    5: ("failed (HTTP {status}){said}", "try again later, or tell those who run it"),
+    401: ("needs a login", "run `mcpmux login {name}`"),
+    "expired": ("does not take its login any more", "run `mcpmux login {name}`"),
+    "credentials": (
+        "refuses the credentials of its table (HTTP 401){said}",
+        "correct bearer_token_env_var, http_headers or the variable",
+    ),
+    403: ("forbids this (HTTP 403){said}", "check what you may do there, or `mcpmux login {name}`"),
+    "scope": (
+        "asks for more than the login gives (HTTP 403)",
+        "add scopes = [{scopes}] to its table and run `mcpmux login {name}`",
+    ),
+    404: ("has no MCP at {shown} (HTTP {status})", "correct its url"),
+    405: ("has no MCP at {shown} (HTTP {status})", "correct its url"),
+    407: ("cannot be reached: the proxy asks for a login (HTTP 407)", "correct HTTPS_PROXY"),
+    429: ("is busy (HTTP {status}){said}", "try again {later}"),
+    503: ("is busy (HTTP {status}){said}", "try again {later}"),
+}
+
+
+class Web:
+    """One address: requests with its headers and its login. Whatever goes wrong comes out as a `RemoteError`."""
+
+    def __init__(self, name: str, address: Address, journal: Journal) -> None:
+        self._name = name
+        self._address = address
+        self._keeper = None if address.has_credentials else LoginKeeper(address.login, address.may_be_open, journal)
+        self.has_answered = False  # the server has: it is one, and what goes wrong then is not the end of it
+
+    def open(self) -> Any:
+        """The client, to be used as a context. Raises `StartError`."""
+        http, self._anyio, _ = load_http()
+        self._http, self._errors = http, (http.HTTPError, http.StreamError, OSError)
+        try:
+            http.URL(self._address.url)
+        except http.InvalidURL as wrong:
+            raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self._name}.url") from None
+        self._client = new_client(
+            self._address.url,
+            timeout=http.Timeout(None, connect=CONNECT_PATIENCE),
+            limits=http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
+            headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
+        )
+        return self._client
+
+    @contextlib.asynccontextmanager
+    async def ask(
+        self, method: str, headers: Mapping[str, str | bytes], body: bytes | None = None, url: str | None = None
+    ) -> AsyncGenerator[Any]:
+        """The response, of whatever status, its body still to be read. A redirect is followed where it stays at the
+        same place and keeps the message; a login that is not taken is renewed once."""
+        kinds = {"Accept": EVENTS if method == "GET" else f"application/json, {EVENTS}"}
+        kinds |= {} if body is None else {"Content-Type": "application/json"}
+        request = self._client.build_request(
+            method, url or self._address.url, headers={**kinds, **headers}, content=body
+        )
+        response = await self._follow(request)
+        try:
+            yield response
+        finally:
+            await self._close(response)
+
+    async def _follow(self, request: Any) -> Any:
+        followed, renewed = 0, False
+        while True:
+            token = await self._keeper.token() if self._keeper else None
+            if token:
+                request.headers["Authorization"] = f"Bearer {token}"
+            try:
+                response = await self._client.send(request, stream=True)
+            except self._errors as wrong:
+                raise self._trouble(wrong) from None
+            target = response.next_request
+            if response.status_code == 401 and self._keeper and not renewed:
+                await response.aclose()  # its words are not needed, and a renewal may fail or take long
+                if not await self._keeper.renew(token):
+                    return response
+                renewed = True
+            elif target and target.method == request.method and followed < REDIRECTS and stays(request.url, target.url):
+                await self._close(response)
+                request, followed = target, followed + 1
+            else:
+                return response
+
+    async def _close(self, response: Any) -> None:
+        """Read out, if that takes no time: then its connection serves the next request."""
+        try:
+            with self._anyio.move_on_after(READ_OUT):
+                async for _ in response.aiter_raw():
+                    pass
+        except self._errors:  # it was read already, or is broken
+            pass
+        finally:
+            with self._anyio.move_on_after(STOP_LAST, shield=True):
+                await response.aclose()
+
+    async def body(self, response: Any, most: int) -> bytes:
+        """All of it. Raises `RemoteError`, also where that is over `most` bytes."""
+        body = bytearray()
+        try:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > most:
+                    raise Unreadable(*_SAID_TOO_MUCH)
+        except self._http.DecodingError:
+            raise Unreadable(*_NO_MESSAGE) from None
+        except self._errors as wrong:
+            raise self.cut_off(wrong) from None
+        return bytes(body)
+
+    async def status_trouble(self, response: Any) -> tuple[RemoteError, bytes]:
+        """What a status says, in words, and its body as far as it comes soon."""
+        status, headers, said = response.status_code, response.headers, b""
+        with self._anyio.move_on_after(CONNECT_PATIENCE), contextlib.suppress(RemoteError):
+            said = await self.body(response, MB)
+        scope = re.search(r'scope="([^"]*)"', asked := headers.get("www-authenticate", ""))
+        kind: int | str = status if status in STATUS_WORDS else status // 100
+        if status == 401 and (self._address.has_credentials or (self._keeper and self._keeper.is_there)):
+            kind = "credentials" if self._address.has_credentials else "expired"
+        elif status == 403 and "insufficient_scope" in asked:
+            kind = "scope"
+        text = "" if b"<html" in said[:EDGE].lower() else plain(said.decode(errors="replace"))[:200]
+        after = headers.get("retry-after", "")
+        words = {
+            "name": self._name,
+            "shown": self._address.shown,
+            "status": status,
+            "kind": media_type(response),
+            "said": f': "{text}"' if text else "",
+            "to": plain(headers.get("location", "nowhere").partition("?")[0]),
+            "scopes": ", ".join(f'"{one}"' for one in scope[1].split()) if scope else "…",
+            "later": f"in {after} s" if after.isdigit() else "later",
+        }
+        what, todo = STATUS_WORDS.get(kind, STATUS_WORDS[4])
+        return RemoteError(what.format(**words), todo.format(**words)), said
+
+    def place(self, response: Any, data: bytes) -> str:
+        """Where messages go, as an event says it: with our headers, so it has to be at the same place."""
+        try:
+            place = response.url.join(data.decode())
+        except (UnicodeDecodeError, self._http.InvalidURL):
+            raise Unreadable(*_NO_MESSAGE) from None
+        if not stays(response.url, place):
+            what = f"wants its messages sent elsewhere, to {place.host}"
+            raise RemoteError(what, "correct its url, if you trust that place")
+        return str(place)
+
+    def no_answer(self, response: Any) -> RemoteError:
+        """What came in the place of an answer."""
+        kind, todo = media_type(response), "correct its url, or tell those who run it"
+        what = f"answered with something that is no answer (HTTP {response.status_code} {kind})"
+        if kind == "text/html":
+            what, todo = f"answered with a web page ({self._address.shown})", "correct its url"
+        return RemoteError(what, todo, is_end=not self.has_answered)
+
+    def cut_off(self, wrong: Exception | None) -> RemoteError:
+        why = f" ({str(wrong) or type(wrong).__name__})" if wrong else ""
+        todo = "it may have done what was asked; look before you ask again"
+        return RemoteError(f"closed the connection before it answered{why}", todo, is_end=not self.has_answered)
+
+    def _trouble(self, wrong: Exception) -> RemoteError:
+        if isinstance(wrong, self._http.ConnectError | self._http.ConnectTimeout | self._http.ProxyError):
+            what, todo = connection_trouble(wrong, self._address.shown)
+            return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
+        if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
+            return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
+        return self.cut_off(wrong)
+
+
+def stays(here: Any, there: Any) -> bool:
+    """Whether an address that a server names is at the same place, or only goes over to TLS."""
+    place = (there.scheme, there.host, there.port)
+    is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
+    return place == (here.scheme, here.host, here.port) or is_upgrade
+
+
+class Stream:
+    """Events, over as many connections as it takes, and what is needed to go on with them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.headers: dict[str, bytes] = {}  # that say where to go on; none where it cannot be gone on with
+        self.pause = LISTEN_AFTER  # before it is asked for again
+        self._id = ""  # the last one that was looked at: a long one may stand for many events
+        self.broke: Exception | None = None  # why its last connection ended, if not by itself
+
+    async def events(self, response: Any) -> AsyncGenerator[tuple[str, bytes]]:
+        """The kind and the data of each, until the connection ends. Raises `RemoteError` for what cannot be read."""
+        http, self.broke = load_http().http, None
+        # In Latin-1 each byte is a character: they come through as they are. Its limit counts some of them twice.
+        kind = {"Content-Type": f"{EVENTS}; charset=latin-1"}
+        plain = http.Response(200, headers=kind, content=_bites(response), request=response.request)
+        try:
+            async for event in http.EventSource(plain, max_event_size=2 * self._limit + EDGE):
+                data = event.data.encode("latin-1")
+                if len(data) > self._limit:
+                    raise Unreadable(*_SAID_TOO_MUCH)
+                if event.id is not self._id and len(event.id) <= EDGE and _IN_A_HEADER.fullmatch(event.id):
+                    self.headers = {"Last-Event-ID": event.id.encode("latin-1")}
+                self._id = event.id
+                if event.retry is not None:
+                    self.pause = min(max(event.retry, 1000 * LISTEN_LEAST), 1000 * RETRY_MOST) / 1000
+                yield event.event, data
+        except http.SSEError:
+            raise Unreadable(*_SAID_TOO_MUCH) from None
+        except http.DecodingError:
+            raise Unreadable(*_NO_MESSAGE) from None
+        except (http.HTTPError, http.StreamError, OSError) as wrong:
+            self.broke = wrong
+
+
+async def _bites(response: Any) -> AsyncGenerator[bytes]:
+    """A body without the byte order mark that it may begin with, in pieces between which others have their turn."""
+    held, is_begun = b"", False
+    async for chunk in response.aiter_bytes():
+        held += chunk
+        if not is_begun and len(held) < len(codecs.BOM_UTF8):
+            continue
+        held, is_begun = held if is_begun else held.removeprefix(codecs.BOM_UTF8), True
+        for at in range(0, len(held), FAIR_BITE):
+            yield held[at : at + FAIR_BITE]
+            await asyncio.sleep(0)
+        held = b""
+
 
 class Sent(Struct, eq=False):
-    """A request on its way over HTTP. What is not a request has none: nothing comes back for it."""
+    """A message on its way over HTTP, and, if it is a request, back."""
 
     line: bytes
-    id: bytes
     method: str
     params: Fields
-    taken: asyncio.Future[None]  # the server has certainly got it, or it has failed
-    answered: asyncio.Future[bytes]  # or given up
-    is_own: bool = False  # asked by this connection itself
+    key: int | str | None  # a request's id: the core's number, or a text where this connection itself asks
+    is_early: bool  # sent before its session had answered anything
+    scope: Any  # its POST, and what is done for it after that
+    answered: Any  # an event: nothing more is expected for it
+    over: Any  # an event: its POST has ended
     is_out: bool = False  # perhaps in the server's hands
-    is_second: bool = False  # sent again, with the headers that it lacked
-    cause: RemoteError | None = None  # why its stream ended before its answer
+    is_taken: bool = False  # the server has certainly got it, or it has failed
+    lacks_headers: bool = False  # its server has said so: it is sent once more
+    answer: bytes = b""
 
     @property
-    def key(self) -> str:
-        return str(value_of(self.id))
+    def is_own(self) -> bool:
+        return isinstance(self.key, str)
 
     @property
-    def is_modern(self) -> bool:
-        return VERSION_KEY in object_of(self.params.get("_meta"))
+    def revision(self) -> Raw | None:
+        """Where it is of the modern era."""
+        return object_of(self.params.get("_meta")).get(VERSION_KEY)
+
+
+def key_of(id: Raw | UnsetType) -> int | str | None:
+    number = None if id is UNSET else number_of_id(id)
+    text = value_of(None if id is UNSET else id)
+    return number if number is not None else text if isinstance(text, str) else None
+
+
+class HeaderBook:
+    """What the modern era wants said outside of a message too; of its arguments, where its tool's schema says so.
+    (`mcp.shared.inbound` could do it, but with it comes all of `mcp`: 0.3 s and 36 MB for these lines.)"""
+
+    def __init__(self) -> None:
+        self._of_tools: dict[str, dict[tuple[str, ...], str]] = {}
+
+    def learn(self, result: Raw | UnsetType) -> None:
+        """From a list of tools."""
+        for tool in map(object_of, items_of(object_of(result).get("tools"))):
+            wanted = parameter_headers(value_of(tool.get("inputSchema")))
+            self._of_tools[str(value_of(tool.get("name")))] = wanted if isinstance(wanted, dict) else {}
+
+    def of(self, exchange: Sent) -> dict[str, str]:
+        params, method = exchange.params, exchange.method
+        name = params.get(NAMED_BY.get(method, ""))
+        said = {VERSION: exchange.revision, "mcp-method": Raw(encode(method)), "mcp-name": name}
+
+        @functools.cache  # each object is looked into once, however many headers a tool wants
+        def members(path: tuple[str, ...]) -> Fields:
+            return object_of(members(path[:-1]).get(path[-1]) if path else params.get("arguments"))
+
+        for path, header in self._of_tools.get(str(value_of(name)), {}).items() if method == "tools/call" else ():
+            said[f"mcp-param-{header}"] = members(path[:-1]).get(path[-1])
+        return {header: header_value(raw) for header, raw in said.items() if value_of(raw) is not None}
+
+
+def header_value(raw: Raw | None) -> str:
+    """A string's text, or a number or boolean as it is spelled; in Base64 what a header might not bring over."""
+    value = value_of(raw)
+    text = value if isinstance(value, str) else bytes(raw or b"").decode()
+    is_plain = text.isascii() and text.isprintable() and text == text.strip() and not text.startswith("=?base64?")
+    return text if is_plain else f"=?base64?{base64.b64encode(text.encode()).decode()}?="
+
+
+class Session(Struct):
+    """What a legacy handshake has come to."""
+
+    id: str | None = None
+    revision: str | None = None
+    has_served: bool = False  # it has answered something after the handshake
+    refuses: bool = False  # what it refuses it refuses in a new session too
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name: value for name, value in ((SESSION, self.id), (VERSION, self.revision)) if value}
 
 
 class RemoteServer:
     """One connection to a remote server, from its handshake to its end. Everything here happens in the loop's thread.
 
-    The SDK's transport is given the lines, as its messages, and gives back what is heard; each of its HTTP requests
-    goes through `_ask`, which knows of logins and of what went wrong, and says so in words: it answers a request that
-    failed itself, so that to the SDK it has come to its end.
+    Each message is a POST of its own, with a task of its own (`_ask`) until it has its one ending. Streamable HTTP
+    answers on that POST; a server of 2024-11-05 answers on the one stream that `_hear_old` reads, and says on it where
+    POSTs go. A legacy server's own stream is `_listen`'s.
     """
 
     def __init__(
@@ -8090,73 +8476,55 @@ class RemoteServer:
         self._post = post
         self._limit = limit
         self._most = outbox
-        self._address = address
         self._journal = journal
         self._transport = transport  # None: to be found out
         self._not_http: RemoteError | None = None  # why SSE is tried
+        self._place: str | None = None  # where messages go, as SSE says
         self._lines: collections.deque[bytes] = collections.deque()
         self._waiting = 0  # bytes that the server has not taken
         self._clogged = False
         self._wake = asyncio.Event()
         self._readable = asyncio.Event()
         self._readable.set()
-        self._turn = asyncio.Event()  # this way of talking is over
-        self._exchanges: dict[str, Sent] = {}
-        self._unread: list[bytes] = []  # requests that it has certainly not taken
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._met = False  # it has answered something
-        self._session: str | None = None
-        self._revision: str | None = None  # what a legacy handshake came to
-        self._listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # it has been asked for that
-        self._posts: weakref.WeakKeyDictionary[Any, Sent] = weakref.WeakKeyDictionary()  # by the SDK's task
-        self._asked: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # when it may ask for a stream
-        self._stream: Any = None  # the last one on which it spoke unasked
-        self._headers_of: dict[str, dict[tuple[str, ...], str]] = {}  # by tool: the arguments that headers repeat
-        self._losing = False
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._open = asyncio.Event()  # it is known where messages go
+        self._listening = asyncio.Event()  # it has been asked for its own stream
+        self._lost = asyncio.Event()
+        self._why: RemoteError | None = None  # not None once it is being given up
         self._gone = False
-        self._keeper = None if address.has_credentials else LoginKeeper(address.url, journal)
+        self._exchanges: dict[int | str, Sent] = {}
+        self._unread: list[bytes] = []  # requests that it has certainly not taken
+        self._own = 0  # requests of this connection itself, so far
+        self._session = Session()
+        self._book = HeaderBook()
+        self._web = Web(name, address, journal)
 
     # ── what the mux does ──
 
     async def start(self) -> None:
         """Raises `StartError` if it cannot be spoken to at all. Whether it is there, the first line tells."""
-        self._sdk = sdk = await asyncio.to_thread(load_sdk)
-        self._errors = (sdk.http.HTTPError, sdk.http.StreamError, OSError)
+        self._anyio = (await asyncio.to_thread(load_http)).anyio
+        client = self._web.open()
+        self._living = asyncio.get_running_loop().create_task(self._live(client))
         try:
-            sdk.http.URL(self._address.url)
-        except sdk.http.InvalidURL as wrong:
-            raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self.name}.url") from None
-        try:
-            self._client = sdk.client(
-                self._ask,
-                verify=sdk.trusted,
-                timeout=sdk.http.Timeout(None, connect=CONNECT_PATIENCE),
-                limits=sdk.http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
-                headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
-            )
-        except (ValueError, ImportError, sdk.http.InvalidURL) as wrong:
-            todo = "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the host's environment"
-            raise StartError(f"the proxy of the environment cannot be used: {wrong}", todo) from None
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._living = asyncio.get_running_loop().create_task(self._live(ready))
-        try:
-            await asyncio.wait([ready, self._living], return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
+            await self._ready
+        except (asyncio.CancelledError, StartError):
+            self._gone = True
             self._living.cancel()
             raise
-        if not ready.done():
-            wrong = self._living.result()
-            raise StartError(wrong.what, wrong.todo)
-        self._living.add_done_callback(lambda living: living.cancelled() or self._lose(living.result()))
 
     def flush(self) -> None:
-        self._waiting += sum(map(len, self.outbox))
         self._lines += self.outbox
+        self._weigh(sum(map(len, self.outbox)))
         self.outbox.clear()
         self._wake.set()
-        if self._waiting > self._most and not self._clogged:
-            self._clogged = True
-            self._post(ServerClogged(self.name, self.run, True))
+
+    def _weigh(self, more: int) -> None:
+        self._waiting += more
+        clogged = self._waiting > (0 if self._clogged else self._most)
+        if clogged != self._clogged:
+            self._clogged = clogged
+            self._post(ServerClogged(self.name, self.run, clogged))
 
     def read(self, wanted: bool) -> None:
         """Stops or resumes reading what it sends."""
@@ -8167,566 +8535,408 @@ class RemoteServer:
 
     async def stop(self) -> None:
         """Its session is ended, if it takes that soon, and whatever is open is closed."""
-        self._losing = True
-        await self._leave(STOP_STEP)
-        self._end(RemoteError("was disconnected", "the next call connects it again"))
+        if self._why is None:
+            self._why = RemoteError("was disconnected", "the next call connects it again")
+            with self._anyio.move_on_after(STOP_STEP), contextlib.suppress(RemoteError):
+                if self._session.id:
+                    async with self._web.ask("DELETE", self._session.headers):
+                        pass
+        self._living.cancel()
+        await asyncio.wait([self._living], timeout=STOP_LAST)
+        self._end()
 
-    # ── the connection ──
+    # ── its life ──
 
-    async def _live(self, ready: asyncio.Future[None]) -> RemoteError:
-        """All of it, and why it ended. One task: the SDK closes what it opened where it opened it."""
-        sdk, url, client = self._sdk, self._address.url, self._client
-        wrong = RemoteError("closed its event stream", "the next call opens it again")
+    async def _live(self, client: Any) -> None:
         try:
-            async with client:
-                if self._transport != "sse":
-                    async with sdk.streamable_http(url, http_client=client, max_sse_event_size=self._limit) as streams:
-                        ready.set_result(None)
-                        await self._talk(*streams)
-                if self._transport == "sse":  # perhaps since it was found out just now
-                    async with contextlib.AsyncExitStack() as opened:
-                        opening = sdk.sse(url, httpx_client_factory=lambda **_: contextlib.nullcontext(client))
-                        try:
-                            async with asyncio.timeout(CONNECT_PATIENCE):
-                                streams = await opened.enter_async_context(opening)
-                        except (TimeoutError, ExceptionGroup):
-                            what = "opened an event stream and does not say where messages go"
-                            raise RemoteError(what, "correct its url") from None
-                        self._met = True
-                        if not ready.done():
-                            ready.set_result(None)
-                        await self._talk(*streams)
-        except RemoteError as one:
-            wrong = one
+            async with client, self._anyio.create_task_group() as self._tasks:
+                if self._transport == "sse":
+                    self._tasks.start_soon(self._guarded, self._hear_old)
+                else:
+                    self._begin()
+                self._tasks.start_soon(self._guarded, self._send_all)
+                await self._lost.wait()
+                with self._anyio.move_on_after(EXIT_DRAIN):  # what is on its way may still tell that it was not taken
+                    for one in list(self._exchanges.values()):
+                        await one.answered.wait()
+                self._end()  # before anything is closed: what the core sends until it knows would be lost
+                self._tasks.cancel_scope.cancel()
+        finally:
+            self._end()
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A part of the connection: with it goes all of it."""
+        try:
+            await work()
+        except RemoteError as wrong:
+            self._lose(wrong)
         except Exception as bug:
-            if isinstance(bug, ExceptionGroup) and bug.subgroup(sdk.http.SSEError):
-                wrong = RemoteError("said more than 1 MB at once", "over SSE that is the most")
-            else:
-                self._journal.log("error", f"{self.name}: its connection met with a bug, please report it: {bug!r}")
-                wrong = RemoteError(f"was lost: {bug!r}", "the next call connects it again")
-        if self._not_http and not self._met:
+            self._journal.log("error", f"{self.name}: its connection met with a bug, please report it: {bug!r}")
+            self._lose(RemoteError(f"was lost: {bug!r}", "the next call connects it again"))
+
+    def _begin(self) -> None:
+        self._open.set()
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _lose(self, wrong: RemoteError) -> None:
+        """It is over. Before it has begun, that is for whoever starts it to tell."""
+        if self._not_http and not self._place:
             what = f"speaks neither Streamable HTTP ({self._not_http.what}) nor SSE ({wrong.what})"
             wrong = RemoteError(what, self._not_http.todo)
-        return wrong
+        if self._why is None:
+            self._why = wrong
+            self._lost.set()
+        if not self._ready.done():
+            self._gone = True
+            self._ready.set_exception(StartError(wrong.what, wrong.todo))
 
-    async def _talk(self, heard: Any, say: Any) -> None:
-        """Until its turn is over, or there is nothing more to hear."""
-        if not self._losing:
-            self._turn.clear()
-        self._say = say
-        self._wake.set()  # a line may be left from the turn before
-        tasks = [self._spawn(work) for work in (self._hear_all(heard), self._send_all(), self._turn.wait())]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _end(self) -> None:
+        """Once: the core is told, and gets back what was not sent."""
+        if self._gone:
+            return
+        self._gone = True
+        why = self._why or RemoteError("was lost", "the next call connects it again")
+        kept = [one.line for one in self._exchanges.values() if not one.is_out and not one.is_own]
+        reason = self._journal.redact(f"{self.name} {why.what}")
+        self._post(ServerGone(self.name, self.run, reason, why.todo, [], [*self._unread, *kept, *self._lines]))
+        self.exited.set()
 
     # ── lines to the server ──
 
     async def _send_all(self) -> None:
-        """Takes line by line. What changes the session is taken by the server before the next one is sent."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._lines and not self._losing and not self._turn.is_set():
-                line = self._lines.popleft()
-                message = decode_line(line)
-                method = message.method if isinstance(message.method, str) else ""
-                params = object_of(message.params)
-                if method and isinstance(message.id, Raw):
-                    exchange = self._exchange(line, bytes(message.id), method, params)
-                    await self._send(line, exchange)
-                    if method in IN_TURN:
-                        await asyncio.wait([exchange.answered], timeout=IN_ORDER)
-                    continue
-                cancelled = None
-                if method == "notifications/cancelled":
-                    cancelled = self._exchanges.get(str(value_of(params.get("requestId"))))
-                    self._finish(cancelled, b"")
-                await self._send(line, None)
-                self._less(len(line))
-                if cancelled and self._revision:  # such a server may never end its stream; the SDK ends it where its
-                    await self._send(cancelled.line, None)  # id is used again, and `_ask` lets this one not out
-                if method == "notifications/initialized" and self._session:  # what it says unasked from then on
-                    await asyncio.wait([self._listening], timeout=IN_ORDER)
+            while self._lines and self._why is None:
+                await self._open.wait()
+                await self._send(self._lines.popleft())
 
-    def _exchange(self, line: bytes, id: bytes, method: str, params: Fields, is_own: bool = False) -> Sent:
-        future = asyncio.get_running_loop().create_future
-        exchange = Sent(line, id, method, params, future(), future(), is_own)
-        self._exchanges[exchange.key] = exchange
+    async def _send(self, line: bytes) -> None:
+        """What changes the session is taken by the server before this returns; so is all where it goes out in turn."""
+        message = decode_line(line)
+        exchange = self._exchange(line, message, key_of(message.id) if message.method else None)
+        is_cancellation = exchange.method == "notifications/cancelled"
+        if is_cancellation and (cancelled := self._exchanges.get(value_of(exchange.params.get("requestId")))):
+            self._finish(cancelled, b"")
+        if is_cancellation and not self._session.revision:  # a modern server is told by the end of its stream
+            self._weigh(-len(line))
+            return
+        self._tasks.start_soon(self._ask, exchange)
+        with self._anyio.move_on_after(IN_ORDER):
+            if (self._place or exchange.key is None) and not is_cancellation:
+                await exchange.over.wait()
+            if exchange.method in IN_TURN:
+                await exchange.answered.wait()
+            if exchange.method == "notifications/initialized" and self._session.id:
+                self._tasks.start_soon(self._guarded, self._listen)
+                await self._listening.wait()  # what it says unasked from then on is heard
+
+    def _exchange(self, line: bytes, message: Envelope, key: int | str | None) -> Sent:
+        new, method = self._anyio.Event, message.method or ""
+        is_early, scope = not self._session.has_served, self._anyio.CancelScope()
+        exchange = Sent(line, method, object_of(message.params), key, is_early, scope, new(), new())
+        if key is not None:
+            self._exchanges[key] = exchange
         return exchange
 
-    async def _send(self, line: bytes, exchange: Sent | None) -> None:
-        """Gives it to the SDK, which takes the next one when this one has been sent, or is a request."""
-        headers = self._headers(exchange) if exchange else {}
-        if self._revision:
-            headers[self._sdk.inbound.MCP_PROTOCOL_VERSION_HEADER] = self._revision  # as the SDK looks for it
+    async def _ask(self, exchange: Sent) -> None:
+        """A message, to its ending. Whatever goes wrong ends it, or the server; a bug ends it and no more."""
         try:
-            message = self._sdk.message(line, headers)
-        except (ValueError, RecursionError, msgspec.MsgspecError) as wrong:
-            why = " ".join(str(wrong).split())[:TEXT_MOST]
-            trouble = RemoteError(f"cannot be sent this: {why}", "over HTTP it cannot be said")
-            if exchange:
-                self._fail(trouble, exchange)
-                return
-            self._journal.log("warning", f"{self.name} {trouble.what} ({trouble.todo}); {label(line)} was lost")
-            id = decode_line(line).id
-            if not isinstance(id, Raw):
-                return
-            error = error_body(RpcError(INTERNAL_ERROR, "mcpmux: the answer cannot be said over HTTP"))
-            message = self._sdk.message(error_line(bytes(id), error), headers)
-        if exchange and exchange.method == "server/discover" and self._transport == "sse":
-            self._fail(RemoteError("speaks SSE", "it knows the legacy era only"), exchange)
-        else:
-            await self._say.send(message)
+            with exchange.scope:
+                if not exchange.answered.is_set():  # it may have been cancelled by now
+                    exchange.is_out = True
+                    await self._carry(exchange)
+        except RemoteError as wrong:
+            self._fail(wrong, exchange)
+        except Exception as bug:
+            self._journal.log("error", f"{self.name}: {label(exchange.line)} met with a bug, please report it: {bug!r}")
+            self._fail(RemoteError(f"cannot be asked: {bug!r}", "the log says more"), exchange)
+        finally:
+            self._taken(exchange)
+            exchange.over.set()
 
-    def _headers(self, exchange: Sent) -> dict[str, str]:
-        """What the modern era wants said outside of the message too."""
-        if not exchange.is_modern:
-            return {}
-        params, inbound = exchange.params, self._sdk.inbound
-        version = value_of(object_of(params.get("_meta")).get(VERSION_KEY))
-        headers = {
-            inbound.MCP_PROTOCOL_VERSION_HEADER: str(version),
-            inbound.MCP_METHOD_HEADER: inbound.encode_header_value(exchange.method),
-        }
-        name = value_of(params.get(inbound.NAME_BEARING_METHODS.get(exchange.method, "")))
-        if isinstance(name, str):
-            headers[inbound.MCP_NAME_HEADER] = inbound.encode_header_value(name)
-            arguments = value_of(params.get("arguments"))
-            if isinstance(arguments, dict):
-                headers |= inbound.mcp_param_headers(self._headers_of.get(name, {}), arguments)
-        return headers
+    async def _carry(self, exchange: Sent) -> None:
+        """Raises `RemoteError` unless it comes to an answer, where there is to be one on this way."""
+        stream = Stream(self._limit)
+        await self._deliver(exchange, stream)
+        if exchange.lacks_headers and not exchange.answered.is_set():
+            await self._learn_all(exchange)
+            await self._deliver(exchange, stream)
+        if exchange.key is not None and not self._place:
+            await self._go_on(exchange, stream)
 
-    def _less(self, size: int) -> None:
-        self._waiting -= size
-        if self._clogged and not self._waiting:
-            self._clogged = False
-            self._post(ServerClogged(self.name, self.run, False))
+    async def _deliver(self, exchange: Sent, stream: Stream) -> None:
+        if self._place and exchange.method == "server/discover":
+            raise RemoteError("speaks SSE", "it knows the legacy era only")
+        headers = self._book.of(exchange) if exchange.revision else self._session.headers
+        async with self._web.ask("POST", headers, exchange.line.strip(), self._place) as response:
+            if not 200 <= response.status_code < 300:
+                await self._refused(exchange, response)
+            elif exchange.key is not None and not self._place:
+                self._taken(exchange)
+                await self._read_answer(exchange, stream, response)
 
-    def _taken(self, exchange: Sent) -> None:
-        if not exchange.taken.done():
-            exchange.taken.set_result(None)
-            if not exchange.is_own:
-                self._less(len(exchange.line))
-
-    # ── what comes back ──
-
-    def _hear(self, lines: list[bytes | TooLong]) -> None:
-        if not self._gone:
-            self._post(ServerLines(self.name, self.run, lines))
-
-    async def _hear_all(self, heard: Any) -> None:
-        async for one in heard:
-            if isinstance(one, Exception):  # whom it harms, nobody can tell
-                self._journal.log("warning", f"{self.name} sent something that is no message")
-            else:
-                self._take(one.message)
-            await self._readable.wait()
-
-    def _take(self, message: Any) -> None:
-        exchange: Sent | None = None
-        if not hasattr(message, "method"):
-            exchange = self._exchanges.get(str(message.id))
-            if exchange is None and message.id is not None:
-                return  # it was answered here, or nobody waits for it any more
-        line = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
-        if exchange is None:
-            self._hear([line])
+    async def _read_answer(self, exchange: Sent, stream: Stream, response: Any) -> None:
+        if exchange.method == "initialize" and (session := response.headers.get(SESSION)):
+            if not re.fullmatch(r"[!-~]+", session):
+                what = "gives out a session that no header can hold"
+                raise RemoteError(what, "tell those who run it", is_end=True)
+            self._session.id = session
+        if is_stream(response):
+            await self._hear(response, stream, exchange)
             return
-        error = getattr(message, "error", None)
-        if error is None:
-            self._met = True
-            if exchange.method == "initialize":
-                revision = message.result.get("protocolVersion")
-                self._revision = revision if isinstance(revision, str) else None
-            elif exchange.method == "tools/list":
-                self._learn(message.result)
-            self._finish(exchange, line)
-        elif exchange.cause:
-            self._fail(exchange.cause, exchange)
-        elif wrong := _of_the_sdk(error):
-            self._fail(RemoteError(*wrong), exchange)
-        elif error.code == HEADER_MISMATCH and exchange.method == "tools/call" and not exchange.is_second:
-            exchange.is_second = True
-            self._spawn(self._send_with_headers(exchange))
-        else:
-            self._met = True
-            self._finish(exchange, line)
+        await self._readable.wait()
+        is_page = media_type(response) == "text/html"  # all else is taken for JSON, whatever it is called
+        body = b"" if is_page else await self._web.body(response, self._limit)
+        is_message = body.strip() and await self._take(body, exchange)
+        if not is_message or not (exchange.answered.is_set() or exchange.lacks_headers):
+            raise self._web.no_answer(response)
 
-    def _finish(self, exchange: Sent | None, line: bytes) -> None:
-        """Nothing more is expected for it."""
-        if exchange is None or exchange.answered.done():
-            return
-        del self._exchanges[exchange.key]
-        self._taken(exchange)
-        exchange.answered.set_result(line)
-        if line and not exchange.is_own:
-            self._hear([line])
-
-    def _fail(self, wrong: RemoteError, exchange: Sent) -> None:
-        """Ends the request, or the server, if by this it is gone."""
-        if self._is_end(wrong, exchange):
-            if not wrong.was_taken and not exchange.is_own:
-                self._unread.append(exchange.line)
+    async def _refused(self, exchange: Sent, response: Any) -> None:
+        """Another status than 2xx. The protocol's own error counts more, if it came with one."""
+        status, (wrong, said) = response.status_code, await self._web.status_trouble(response)
+        message = object_of(tidy(said)[0])
+        error = message.get("error")
+        if error is not None and (status in (401, 403) or not error_is_valid(error)):
+            error = None
+        is_ours = error is not None and key_of(message.get("id", UNSET)) == exchange.key
+        if status in PERHAPS_LOST and not is_ours and await self._is_lost(exchange):
+            raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+        if exchange.key is not None and error is not None:
+            await self._answered(exchange, b"", Envelope(error=error), is_refusal=True)
+        elif exchange.method == "initialize" and status in (400, 404, 405) and self._transport is None:
+            self._transport, self._not_http = "sse", wrong
+            self._open.clear()
             self._finish(exchange, b"")
-            self._lose(wrong)
-            return
-        text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
-        if exchange.method == "server/discover":  # as a legacy server says it: it may still know `initialize`
-            error: Raw | bytes | None = error_body(RpcError(METHOD_NOT_FOUND, text))
-            result = None
-        else:  # what a task begins with has no way to say that a tool failed
-            result, error, _ = failure("" if "task" in exchange.params else exchange.method, text)
-        line = error_line(exchange.id, error) if error is not None else result_line(exchange.id, result or b"{}")
-        self._finish(exchange, line)
+            self._lines.appendleft(exchange.line)
+            self._weigh(len(exchange.line))
+            self._wake.set()
+            self._tasks.start_soon(self._guarded, self._hear_old)
+        else:
+            if exchange.method != "server/discover" or status >= 500 or status in (401, 403, 407, 429):
+                wrong.is_end = not self._web.has_answered
+            raise wrong
 
-    def _is_end(self, wrong: RemoteError, exchange: Sent | None) -> bool:
-        """A server that cannot be reached is gone, unless it is answering a call right now."""
-        others = (one for one in self._exchanges.values() if one is not exchange and one.taken.done())
-        return wrong.is_end and not (wrong.spares and any(one.method in CARRIERS for one in others))
+    async def _go_on(self, exchange: Sent, stream: Stream) -> None:
+        """A stream that ended before its answer: a legacy server may have the rest of it."""
+        tries = RESUMES
+        while tries and stream.headers and not exchange.answered.is_set() and not exchange.revision:
+            await self._anyio.sleep(stream.pause)
+            try:
+                tries = RESUMES if await self._hear_more(stream, exchange) else tries - 1
+            except Unreadable:
+                raise
+            except RemoteError:
+                tries -= 1
+        if not exchange.answered.is_set():
+            raise self._web.cut_off(stream.broke)
 
-    # ── arguments in headers ──
-
-    def _learn(self, result: dict[str, Any]) -> None:
-        tools = result.get("tools")
-        for tool in tools if isinstance(tools, list) else []:
-            if isinstance(tool, dict):
-                wanted = parameter_headers(tool.get("inputSchema"))
-                self._headers_of[str(tool.get("name"))] = wanted if isinstance(wanted, dict) else {}
-
-    async def _send_with_headers(self, call: Sent) -> None:
+    async def _learn_all(self, call: Sent) -> None:
         """A call lacked headers that its tool wants: its list is read, which nobody has done yet in this run."""
         meta = {key: raw for key, raw in object_of(call.params.get("_meta")).items() if key in ENVELOPE_KEYS}
         seen: set[bytes] = set()
         params: Fields | None = {"_meta": Raw(encode(meta))}
         while params is not None:
-            id = encode(f"mcpmux-{call.key}")
-            line = encode({"jsonrpc": "2.0", "id": Raw(id), "method": "tools/list", "params": params})
-            listing = self._exchange(line, id, "tools/list", params, is_own=True)
-            await self._send(line, listing)
-            answer = await listing.answered
-            cursor = next_cursor(object_of(object_of(answer).get("result")), seen)
+            answer = await self._ask_itself("tools/list", params)
+            cursor = next_cursor(object_of(answer.get("result")), seen)
             params = None if cursor is None else {**params, "cursor": Raw(cursor)}
-        if call.key in self._exchanges:
-            await self._send(call.line, call)
 
-    # ── HTTP ──
-
-    async def _ask(self, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
-        """What the SDK gets for this request in the place of the network's response."""
-        reply = functools.partial(self._sdk.http.Response, request=request)
-        if request.method == "GET":
-            return await self._listen(request, send)
-        if request.method == "DELETE":
-            if not self._gone:
-                with contextlib.suppress(TimeoutError, RemoteError):
-                    async with asyncio.timeout(STOP_STEP):
-                        await (await self._through(request, send)).aclose()
-            return reply(200)
-        message = decode_line(request.content)
-        exchange: Sent | None = None
-        if isinstance(message.method, str) and isinstance(message.id, Raw):
-            exchange = self._exchanges.get(str(value_of(message.id)))
-            if exchange is None:
-                return reply(202)  # it has ended before it went out
-            exchange.is_out = True
-        carrying = self._carry(request, send, exchange)
-        if exchange and self._transport != "sse":
-            return await carrying or reply(202)
-        sending = self._spawn(carrying)
-        if message.method != "notifications/cancelled":  # the SDK sends these one after the other
-            await asyncio.wait([sending], timeout=IN_ORDER)
-        return reply(202)
-
-    async def _carry(self, request: Any, send: Callable[[Any], Awaitable[Any]], exchange: Sent | None) -> Any:
-        """A POST: its response, or None where there is nothing more for the SDK to do. Whatever goes wrong ends its
-        request, or the server; a bug, of the HTTP client's or ours, ends its request and no more."""
-        response = given = None
+    async def _ask_itself(self, method: str, params: Fields) -> Fields:
+        """The answer to a request of this connection's own; nothing where there was none."""
+        self._own += 1
+        key = f"mcpmux-{self._own}"
+        line = encode({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
+        exchange = self._exchange(line, decode_line(line), key)
         try:
-            response = await self._through(request, send)
-            if exchange and self._transport != "sse":
-                self._posts[asyncio.current_task()] = exchange
-                given = await self._answer(response, exchange)
-            elif response.status_code >= 300:
-                raise self._status_trouble(response, await self._beginning(response))
-            elif exchange:
-                self._taken(exchange)
-        except RemoteError as wrong:
-            if exchange:
-                self._fail(wrong, exchange)
-            elif self._is_end(wrong, None):
-                self._lose(wrong)
-            elif not self._losing:
-                what = label(request.content)
-                self._journal.log("warning", f"{self.name} {wrong.what} ({wrong.todo}); {what} was lost")
-        except Exception as bug:
-            what = label(request.content)
-            self._journal.log("error", f"{self.name}: {what} met with a bug, please report it: {bug!r}")
-            if exchange:
-                self._fail(RemoteError(f"cannot be asked: {bug!r}", "the log says more"), exchange)
+            await self._ask(exchange)
+            await exchange.answered.wait()  # over SSE that comes elsewhere
         finally:
-            if response is not None and given is not response:
-                await self._watched(response, None).aclose()
-        return given
-
-    async def _through(self, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
-        """The response, of whatever status, its body still to be read. A redirect is followed where it stays at the
-        same place and keeps the message; a login that is not taken is renewed once. Raises `RemoteError`."""
-        followed, renewed = 0, False
-        while True:
-            token = await self._keeper.token() if self._keeper else None
-            if token:
-                request.headers["Authorization"] = f"Bearer {token}"
-            try:
-                response = await send(request)
-            except self._errors as wrong:
-                raise self._trouble(wrong) from None
-            target = response.next_request
-            if response.status_code == 401 and self._keeper and not renewed:
-                await response.aclose()  # its words are not needed, and a renewal may fail or take long
-                if not await self._keeper.renew(token):
-                    return response
-                renewed = True
-            elif target is None or target.method != request.method or followed == REDIRECTS:
-                return response
-            elif self._same_place(request.url, target.url):
-                request, followed = target, followed + 1
-                await response.aclose()
-            else:
-                return response
-
-    def _same_place(self, here: Any, there: Any) -> bool:
-        place = (there.scheme, there.host, there.port)
-        is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
-        return place == (here.scheme, here.host, here.port) or is_upgrade
-
-    async def _answer(self, response: Any, exchange: Sent) -> Any:
-        """What the SDK is to read: a message, or a stream that ends with it. Raises `RemoteError`."""
-        if not 200 <= response.status_code < 300:
-            return await self._answer_in_error(response, exchange)
-        self._taken(exchange)
-        if exchange.method == "initialize":
-            self._session = response.headers.get(SESSION)
-            if not (self._session or "").isascii():
-                raise RemoteError("gives out a session that no header can hold", "tell those who run it", is_end=True)
-        kind = _media_type(response)
-        if kind == "text/event-stream":
-            return self._watched(response, exchange)
-        if kind == "text/html":
-            what = f"answered with a web page ({self._address.shown})"
-            raise RemoteError(what, "correct its url", is_end=not self._met)
-        try:  # JSON, whatever it is called
-            body = await self._body(response, self._limit)
-        except self._errors as wrong:
-            raise self._cut_off(wrong) from None
-        if len(body) > self._limit:
-            raise RemoteError(*_SAID_TOO_MUCH)
-        body = mended(tidy(body)[0])
-        if not _answers(body, exchange.id):
-            what = f"answered with something that is no answer (HTTP {response.status_code} {kind})"
-            raise RemoteError(what, "correct its url, or tell those who run it", is_end=not self._met)
-        return self._in_json(response, body)
-
-    async def _answer_in_error(self, response: Any, exchange: Sent) -> Any:
-        """A request that came back with another status than 2xx: often the protocol's own error, which then counts."""
-        status = response.status_code
-        said = await self._beginning(response)
-        wrong = self._status_trouble(response, said)
-        error = object_of(said).get("error")
-        if not wrong.is_end and status not in (401, 403) and error is not None and error_is_valid(error):
-            return self._in_json(response, error_line(exchange.id, error))
-        if exchange.method == "initialize" and status in (400, 404, 405) and self._transport is None:
-            self._transport, self._not_http = "sse", wrong
-            self._turn.set()
             self._finish(exchange, b"")
-            self._lines.appendleft(exchange.line)
-            self._waiting += len(exchange.line)
-            return None
-        if exchange.method != "server/discover" or status >= 500 or status in (401, 403, 407, 429):
-            wrong.is_end = wrong.is_end or not self._met
-        raise wrong
+        return object_of(exchange.answer)
 
-    def _in_json(self, response: Any, body: bytes) -> Any:
-        headers = {"Content-Type": "application/json"} | ({SESSION: self._session} if self._session else {})
-        return self._sdk.http.Response(200, headers=headers, content=body, request=response.request)
+    # ── what comes back ──
 
-    def _watched(self, response: Any, exchange: Sent | None) -> Any:
-        """Of an exchange's stream it is remembered that it ended, and why: then it had no answer."""
+    async def _hear_old(self) -> None:
+        """The one stream of a server of 2024-11-05: where messages go, and then all that it says."""
+        patience = self._anyio.CancelScope(deadline=self._anyio.current_time() + CONNECT_PATIENCE)
+        async with self._web.ask("GET", {}) as response:
+            if not is_stream(response):
+                raise (await self._web.status_trouble(response))[0]
+            with patience:
+                async with contextlib.aclosing(Stream(self._limit).events(response)) as events:
+                    async for kind, data in events:
+                        if kind == "endpoint":
+                            self._place = self._web.place(response, data)
+                            patience.deadline, self._web.has_answered = math.inf, True
+                            self._begin()
+                        elif kind == "message" and data and self._place:
+                            await self._readable.wait()
+                            await self._take(data, None)
+        if self._place is None:
+            raise RemoteError("opened an event stream and does not say where messages go", "correct its url")
+        raise RemoteError("closed its event stream", "the next call opens it again")
 
-        def ended(wrong: Exception | None) -> None:
-            if exchange:
-                exchange.cause = self._cut_off(wrong)
-
-        response.stream = self._sdk.watched(response.stream, ended)
-        return response
-
-    async def _listen(self, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
-        """A stream that is asked for: to go on with that of a request; SSE's; or the one on which a legacy server
-        speaks unasked: till that is there, or the server gone, or without one. Raises `RemoteError`."""
-        task, now = asyncio.current_task(), asyncio.get_running_loop().time()
-        await asyncio.sleep(self._asked.get(task, now) - now)
-        self._asked[task] = asyncio.get_running_loop().time() + LISTEN_LEAST
-        if task in self._posts:
-            exchange = self._posts[task]
-            if exchange.answered.done():  # it was cancelled
-                return self._sdk.http.Response(404, request=request)
-            response = await self._through(request, send)
-            exchange.cause = None if response.status_code == 200 else exchange.cause
-            return self._watched(response, exchange)
-        if self._transport != "sse" and self._stream and not self._stream.is_over:
-            self._journal.log("warning", f"{self.name} said something unasked that cannot be read, and is passed over")
-            request.headers.pop("Last-Event-ID", None)
-        wait = LISTEN_AFTER
+    async def _listen(self) -> None:
+        """What a legacy server says unasked, as long as it has a stream for that."""
+        stream, wait = Stream(self._limit), LISTEN_AFTER
         while True:
+            pause, wait = wait, min(2 * wait, LISTEN_AFTER_MOST)
             try:
-                response = await self._through(request, send)
-                if response.status_code == 200 and _media_type(response) == "text/event-stream":
-                    self._stream = self._watched(response, None).stream
-                    break
-                said = await self._beginning(response)
-                await response.aclose()
-                if response.status_code == 200:
-                    what = f"answered a request for events with {_media_type(response)}"
-                    wrong = RemoteError(what, "correct its url")
+                if await self._hear_more(stream, None):
+                    pause, wait = stream.pause, LISTEN_AFTER
+                elif stream.headers:
+                    stream.headers = {}  # it cannot be gone on with: perhaps there is a new one
                 else:
-                    wrong = self._status_trouble(response, said)
-                if wrong.is_end or self._transport == "sse":
-                    raise wrong
-                break  # it has none (405), or none any more
+                    return  # it has none (405, but 404 too)
+            except Unreadable:
+                said = "said something unasked that cannot be read, and is passed over"
+                self._journal.log("warning", f"{self.name} {said}")
+                stream.headers = {}
             except RemoteError as wrong:
-                if self._transport == "sse":
+                if self._is_end(wrong, None):
                     raise
-                if self._is_end(wrong, None) or self._losing:
-                    self._lose(wrong)
-                    raise
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, LISTEN_AFTER_MOST)
-        if not self._listening.done():
-            self._listening.set_result(None)
-        return response
+            self._listening.set()
+            await self._anyio.sleep(pause)
 
-    async def _body(self, response: Any, most: int = MB) -> bytes:
-        """All of it, or little more than `most` bytes. Raises what HTTP raises."""
-        body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > most:
-                break
-        return bytes(body)
+    async def _hear_more(self, stream: Stream, exchange: Sent | None) -> bool:
+        """Goes on with a stream, or begins one, until it ends; whether there is one."""
+        async with self._web.ask("GET", {**self._session.headers, **stream.headers}) as response:
+            self._listening.set()
+            if is_stream(response):
+                await self._hear(response, stream, exchange)
+            elif response.status_code >= 500 or response.status_code == 429:
+                raise (await self._web.status_trouble(response))[0]
+            return is_stream(response)
 
-    async def _beginning(self, response: Any) -> bytes:
-        """Of a body that is not a message, or only an error."""
+    async def _hear(self, response: Any, stream: Stream, exchange: Sent | None) -> None:
+        """Until the stream ends; an exchange's has `READ_OUT` for that once it has its answer."""
+        async with contextlib.aclosing(stream.events(response)) as events:
+            async for kind, data in events:
+                await self._readable.wait()
+                if kind == "message" and data and not await self._take(data, exchange):
+                    raise Unreadable(*_NO_MESSAGE)
+
+    async def _take(self, data: bytes, exchange: Sent | None) -> bool:
+        """Hands on a message, or in 2025-03-26 several. False for what is none, unless the core is to judge."""
+        is_batch = self._session.revision == "2025-03-26" and data.lstrip()[:1] == b"["
         try:
-            return await self._body(response)
-        except self._errors:
-            return b""
+            for line in decode_batch(tidy(data)[0]) if is_batch else (data,):
+                message = decode_line(tidy(line)[0])
+                if message.method is UNSET and message.result is UNSET and message.error is UNSET:
+                    raise BadLine("neither a result nor an error")
+                if message.method is UNSET and (answers := await self._answers(message, exchange)):
+                    await self._answered(answers, line, message)
+                else:
+                    self._hand_on(line)
+        except BadLine:
+            if exchange:
+                return False
+            self._hand_on(data)
+        return True
 
-    # ── what goes wrong ──
+    async def _answers(self, message: Envelope, exchange: Sent | None) -> Sent | None:
+        """Which request this ends. An error without its id can only be about the one on whose way it comes."""
+        key = key_of(message.id)
+        if key in self._exchanges or exchange is None or exchange.answered.is_set() or message.error is UNSET:
+            return None if key is None else self._exchanges.get(key)
+        if await self._is_lost(exchange):
+            raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+        return exchange
 
-    def _trouble(self, wrong: Exception) -> RemoteError:
-        kinds = (self._sdk.http.ConnectError, self._sdk.http.ConnectTimeout, self._sdk.http.ProxyError)
-        if isinstance(wrong, kinds):
-            what, todo = connection_trouble(wrong, self._address.shown)
-            return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
-        if isinstance(wrong, self._sdk.http.UnsupportedProtocol | self._sdk.http.LocalProtocolError):
-            return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
-        return self._cut_off(wrong)
+    async def _answered(self, exchange: Sent, line: bytes, message: Envelope, is_refusal: bool = False) -> None:
+        code, is_modern = value_of(object_of(message.error).get("code")), exchange.revision is not None
+        if code == HEADER_MISMATCH and exchange.method == "tools/call" and is_modern and not exchange.lacks_headers:
+            exchange.lacks_headers = True
+            return
+        self._web.has_answered = True
+        if exchange.method == "initialize":
+            revision = value_of(object_of(message.result).get("protocolVersion"))
+            self._session.revision = revision if isinstance(revision, str) else None
+        elif exchange.method == "tools/list" and is_modern:
+            self._book.learn(message.result)
+        is_doubtful = code == INVALID_REQUEST or (is_refusal and code not in (METHOD_NOT_FOUND, INVALID_PARAMS))
+        is_doubtful = is_doubtful and not exchange.is_early and not exchange.is_own and bool(self._session.id)
+        is_over = is_doubtful and not await self._lives()
+        if exchange.method not in IN_TURN and not exchange.is_own:
+            self._session.has_served = True
+        if message.error is not UNSET:  # with its id, which it may have come without
+            line = error_line(encode(exchange.key), message.error)
+        self._finish(exchange, line)
+        if is_over:
+            self._lose(RemoteError(*_FORGOTTEN))
 
-    def _cut_off(self, wrong: Exception | None) -> RemoteError:
-        why = f" ({str(wrong) or type(wrong).__name__})" if wrong else ""
-        todo = "it may have done what was asked; look before you ask again"
-        return RemoteError(f"closed the connection before it answered{why}", todo, is_end=not self._met)
-
-    def _status_trouble(self, response: Any, said: bytes) -> RemoteError:
-        """What a status says, in words."""
-        status = response.status_code
-        shown = self._address.shown
-        text = "" if b"<html" in said[:EDGE].lower() else " ".join(said.decode(errors="replace").split())[:200]
-        quoted = f': "{text}"' if text else ""
-        has_session = self._session or (self._transport == "sse" and self._met)
-        if has_session and (status == 404 or (status == 400 and b"session" in said.lower())):
-            what = "has forgotten the session: it was restarted, or the session was too old"
-            return RemoteError(what, "the next call begins a new one", is_end=True, was_taken=False)
-        if 300 <= status < 400:
-            to = response.headers.get("location", "nowhere").partition("?")[0]
-            return RemoteError(f"redirects {shown} to {to}", "put that address into its url, if you trust it")
-        match status:
-            case 401 if self._address.has_credentials:
-                return RemoteError(
-                    f"refuses the credentials of its table (HTTP 401){quoted}",
-                    "correct bearer_token_env_var, http_headers or the variable",
-                )
-            case 401:
-                what = "does not take its login any more" if self._keeper and self._keeper.is_there else "needs a login"
-                return RemoteError(what, f"run `mcpmux login {self.name}`")
-            case 403 if "insufficient_scope" in (asked := response.headers.get("www-authenticate", "")):
-                scope = re.search(r'scope="([^"]*)"', asked)
-                listed = ", ".join(f'"{one}"' for one in scope[1].split()) if scope else "…"
-                todo = f"add scopes = [{listed}] to its table and run `mcpmux login {self.name}`"
-                return RemoteError("asks for more than the login gives (HTTP 403)", todo)
-            case 403:
-                return RemoteError(
-                    f"forbids this (HTTP 403){quoted}", f"check what you may do there, or `mcpmux login {self.name}`"
-                )
-            case 404 | 405:
-                return RemoteError(f"has no MCP at {shown} (HTTP {status})", "correct its url")
-            case 407:
-                return RemoteError("cannot be reached: the proxy asks for a login (HTTP 407)", "correct HTTPS_PROXY")
-            case 429 | 503:
-                after = response.headers.get("retry-after", "")
-                wait = f"try again in {after} s" if after.isdigit() else "try again later"
-                return RemoteError(f"is busy (HTTP {status}){quoted}", wait)
-            case _ if status >= 500:
-                return RemoteError(f"failed (HTTP {status}){quoted}", "try again later, or tell those who run it")
-            case _:
-                return RemoteError(f"refused a message (HTTP {status}){quoted}", "check its url and headers")
-
-    # ── the end ──
-
-    def _lose(self, wrong: RemoteError) -> None:
-        """The server is gone. What is on its way to it may still tell that it was not taken."""
-        if not self._losing:
-            self._losing = True
-            self._spawn(self._lose_all(wrong))
-
-    async def _lose_all(self, wrong: RemoteError) -> None:
-        if untaken := [one.taken for one in self._exchanges.values() if not one.taken.done()]:
-            await asyncio.wait(untaken, timeout=EXIT_DRAIN)
-        for one in [one for one in self._exchanges.values() if not one.is_out and not one.is_own]:
-            self._unread.append(one.line)
-            self._finish(one, b"")
-        self._unread += self._lines
-        self._end(wrong)
-        await self._leave(STOP_LAST)
-
-    def _end(self, wrong: RemoteError) -> None:
-        """Once: the core is told."""
+    def _hand_on(self, line: bytes) -> None:
         if not self._gone:
-            self._gone = True
-            reason = self._journal.redact(f"{self.name} {wrong.what}")
-            self._post(ServerGone(self.name, self.run, reason, wrong.todo, [], self._unread))
-            self.exited.set()
+            self._post(ServerLines(self.name, self.run, [line.replace(b"\n", b" ")]))
 
-    async def _leave(self, patience: float) -> None:
-        """The SDK closes what is open; what takes longer than `patience` is cut short."""
-        self._turn.set()
-        await asyncio.wait([self._living], timeout=patience)
-        self._living.cancel()
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait([self._living, *tasks], timeout=STOP_LAST)
+    # ── endings ──
+
+    def _taken(self, exchange: Sent) -> None:
+        if not exchange.is_taken:
+            exchange.is_taken = True
+            self._weigh(0 if exchange.is_own else -len(exchange.line))
+
+    def _finish(self, exchange: Sent, line: bytes) -> None:
+        """Nothing more is expected for it."""
+        if exchange.key is None or exchange.answered.is_set():
+            return
+        del self._exchanges[exchange.key]
+        self._taken(exchange)
+        exchange.answer = line
+        exchange.answered.set()
+        exchange.scope.deadline = self._anyio.current_time() + READ_OUT
+        if line and not exchange.is_own:
+            self._hand_on(line)
+
+    def _fail(self, wrong: RemoteError, exchange: Sent) -> None:
+        """Ends the message, or the server, if by this it is gone."""
+        if exchange.answered.is_set():
+            return
+        if self._is_end(wrong, exchange):
+            if not wrong.was_taken and exchange.key is not None and not exchange.is_own:
+                self._unread.append(exchange.line)
+            self._finish(exchange, b"")
+            self._lose(wrong)
+        elif exchange.key is None:
+            if self._why is None:
+                what = f"{self.name} {wrong.what} ({wrong.todo}); {label(exchange.line)} was lost"
+                self._journal.log("warning", what)
+        else:
+            text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
+            # What a task begins with has no way to say that a tool failed.
+            result, error, _ = failure("" if "task" in exchange.params else exchange.method, text)
+            if exchange.method == "server/discover":  # as a legacy server says it: it may still know `initialize`
+                error = error_body(RpcError(METHOD_NOT_FOUND, text))
+            id = encode(exchange.key)
+            self._finish(exchange, error_line(id, error) if error is not None else result_line(id, result or b"{}"))
+
+    def _is_end(self, wrong: RemoteError, exchange: Sent | None) -> bool:
+        """A server that cannot be reached is gone, unless it is answering a call right now."""
+        others = (one for one in self._exchanges.values() if one is not exchange and one.is_taken)
+        return wrong.is_end and not (wrong.spares and any(one.method in CARRIERS for one in others))
+
+    # ── sessions that are lost ──
+    # No words tell: a new handshake does. What then comes again in the place of the answer to a first request is that
+    # answer, and from then on the session itself is asked, by a ping, before it is given up. It is asked too before an
+    # error counts that has our id, and may have been said of the session.
+
+    @property
+    def _has_session(self) -> bool:
+        return bool(self._session.id or (self._place and self._session.revision))
+
+    async def _is_lost(self, exchange: Sent) -> bool:
+        """Whether its server, which has just refused this, seems to have forgotten the session."""
+        if not self._has_session or exchange.is_own or exchange.key is None:
+            return False
+        self._session.refuses |= exchange.is_early
+        return not exchange.is_early and not (self._session.refuses and await self._lives())
+
+    async def _lives(self) -> bool:
+        answer: Fields = {}
+        with self._anyio.move_on_after(IN_ORDER):
+            answer = await self._ask_itself("ping", {})
+        return "result" in answer or value_of(object_of(answer.get("error")).get("code")) == METHOD_NOT_FOUND
 
 
 # ══ 19. Sampler ═══════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -9428,7 +9638,7 @@ class Mux:
         self._starting: dict[Name, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._ended = False
-        self._logins: dict[str, str] = {}  # by server: the address whose login it uses
+        self._logins: dict[str, Path] = {}  # by server: the file of its login
         self._done = threading.Event()  # ends the watch over config, logins and parent
         self._watches = watches
 
@@ -9532,7 +9742,7 @@ class Mux:
         if table.url:
             address = await locate(name, table, self._config)
             self._journal.hide(address.secrets)
-            self._logins[name] = address.url
+            self._logins[name] = address.login
             remote = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
             await remote.start()
             return remote
@@ -9612,8 +9822,8 @@ class Mux:
             if parent_is_gone():
                 self._in_loop(self.post, HostGone("the process that started mcpmux is gone"))
                 return
-            for name, url in list(self._logins.items()):
-                mark = mark_of(login_path(url))
+            for name, path_of_login in list(self._logins.items()):
+                mark = mark_of(path_of_login)
                 if mark and logins.get(name, mark) != mark:
                     self._in_loop(self.post, TryAgain(name))
                 logins[name] = mark
@@ -11490,16 +11700,16 @@ def _login(arguments: argparse.Namespace) -> int:
     Example: mcpmux login github"""
     name, options, config = _remote_table(arguments)
     try:
-        login = asyncio.run(log_in(name, options, config, lambda text: print(text, flush=True)))
+        kept = asyncio.run(log_in(name, options, config, lambda text: print(text, flush=True)))
     except (StartError, RemoteError) as wrong:
         what, todo = wrong.args if isinstance(wrong, StartError) else (wrong.what, wrong.todo)
         print(f"mcpmux: {name} {what} ({todo})", file=sys.stderr)
         return 1
-    if login is None:
+    if kept is None:
         print(f"{name} asks for no login.")
     else:
         forget_failures(cache_folder(), name)
-        print(f"Logged in to {name}. The login is kept in {login_path(login.url)}; `mcpmux logout {name}` ends it.")
+        print(f"Logged in to {name}. The login is kept in {kept}; `mcpmux logout {name}` ends it.")
     return 0
 
 
@@ -11508,11 +11718,8 @@ def _logout(arguments: argparse.Namespace) -> int:
     Example: mcpmux logout github"""
     name, options, config = _remote_table(arguments)
 
-    async def run() -> tuple[bool, str | None]:
-        return await log_out(await expand(options.url or "", f"mcp_servers.{name}.url", config.environment, set()))
-
     try:
-        there, trouble = asyncio.run(run())
+        there, trouble = asyncio.run(log_out(name, options, config))
     except StartError as wrong:
         print(f"mcpmux: {name}: {'; '.join(wrong.args)}", file=sys.stderr)
         return 1

@@ -30,7 +30,8 @@ class Asked(NamedTuple):
 
 class Reply(NamedTuple):
     """What it is answered. `hold` keeps the connection open after the body until the client closes it; `late`, until
-    the site has more to say; `said` is all that it says then, up to nothing."""
+    the site has more to say; `said` is all that it says then, up to nothing. `raw` is all that is sent, in the place of
+    a response, and again and again if it is `endless`."""
 
     status: int = 200
     body: bytes = b""
@@ -39,6 +40,8 @@ class Reply(NamedTuple):
     hold: bool = False
     late: bool = False
     said: queue.Queue[bytes] | None = None
+    raw: bytes | None = None
+    endless: bool = False
 
 
 Answer = Callable[[Asked], Reply]
@@ -65,6 +68,9 @@ class FakeSite:
                 asked = Asked(self.command, self.path, headers, body, self.client_address[1])
                 site.asked.append(asked)
                 reply = site.answer(asked)
+                if reply.raw is not None:
+                    self.send_raw(reply)
+                    return
                 self.send_response(reply.status)
                 for name, value in ({"Content-Type": reply.kind} | dict(reply.headers)).items():
                     self.send_header(name, value)
@@ -89,6 +95,18 @@ class FakeSite:
                         pass
                     site.closed.release()
 
+            def send_raw(self, reply: Reply) -> None:
+                self.close_connection = True
+                assert reply.raw is not None
+                try:
+                    self.wfile.write(reply.raw)
+                    while reply.endless:
+                        self.wfile.write(reply.raw.rpartition(b"\r\n\r\n")[2])
+                    while reply.hold and self.connection.recv(1):
+                        pass
+                except OSError:  # the client had enough
+                    pass
+
             do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 - so they are called
 
             def log_message(self, format: str, *args: Any) -> None:
@@ -96,6 +114,7 @@ class FakeSite:
 
         class Server(ThreadingHTTPServer):
             allow_reuse_port = True  # beside what holds it
+            request_queue_size = 128  # a host may ask for many things at once
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # of a client that goes in the middle

@@ -221,7 +221,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 # ── what is wrong with it ──
 
 KNOWN = (
-    "args, bearer_token_env_var, command, cwd, disabled_tools, elicitation, enabled, enabled_tools, env, "
+    "allow_http, args, bearer_token_env_var, command, cwd, disabled_tools, elicitation, enabled, enabled_tools, env, "
     "env_http_headers, env_vars, http_headers, idle_timeout_sec, oauth, prefix, protocol, roots, sampling, scopes, "
     "start, startup_timeout_sec, tool_timeout_sec, tools, transport, url"
 )

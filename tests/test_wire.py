@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -135,6 +137,23 @@ def test_a_lone_surrogate_escape_is_mended_and_a_pair_is_not(escaped: bytes, rea
     message = mcpmux.decode_line(b'{"id":1,"result":{"a":"\\ud800 ' + escaped + b'"}}')
     assert isinstance(message.result, Raw)
     assert json.loads(bytes(message.result))["a"] == "\ufffd " + read
+
+
+PIECES = [b"\\", b"\\\\", rb"\ud83d", rb"\uDE00", rb"\u0041", rb"\ud8", b"u", b"d83d", b"x", b'"']
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join))
+def test_mending_agrees_with_a_reading_of_one_escape_after_the_other(text: bytes):
+    def read() -> Iterator[bytes]:
+        rest = text
+        while rest:
+            pair = re.match(rb"(?i)\\u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})", rest)
+            lone = re.match(rb"(?i)\\ud[89a-f][0-9a-f]{2}", rest)
+            found = pair[0] if pair else lone[0] if lone else rest[: 2 if rest[:1] == b"\\" else 1]
+            yield rb"\ufffd" if lone and not pair else found
+            rest = rest[len(found) :]
+
+    assert mcpmux.mended(text) == b"".join(read())
 
 
 @pytest.mark.requirement("our-ids")
