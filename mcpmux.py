@@ -1098,6 +1098,10 @@ class Catalogue(Struct, frozen=True):
     names: Names
     notes: list[tuple[str, str]]  # by server
 
+    def tool(self, name: str) -> Route | None:
+        """Also by its own name, where one server has it: a page of an MCP App knows no other."""
+        return self.tools.get(name) or self.bare.get(name)
+
     def owners_of(self, uri: str) -> list[str]:
         """The server that has listed this URI; else those that may have it, by their templates, the likeliest first."""
         if owner := self.resources.get(uri) or self.pages.get(uri):
@@ -3879,6 +3883,7 @@ class Rounds(Asker):
     """All open rounds. Asker of calls that wait for a person, and of what modern servers ask."""
 
     decided: Callable[[Ask, Matter, Reply], None]  # a retry has brought what the person says to a call
+    holds: Callable[[Ask], bool]  # what the person has allowed is still what would be done
 
     def __init__(self, ground: Ground, calls: Calls, questions: Questions, secret: Callable[[], str]) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
@@ -4271,6 +4276,9 @@ class Rounds(Asker):
 
     def _try_again(self, found: Round, turn: Turn) -> None:
         """All that its server wanted is there: the call is made once more."""
+        if found.ask.approved and not self.holds(found.ask):
+            self._fail(found, f"mcpmux: {found.ask.what} has changed since it was allowed: call it again")
+            return
         self._close(found, turn)
         call = found.call
         apart = ("inputResponses", "requestState")
@@ -4404,21 +4412,20 @@ class Approvals(Asker):
 
     again: Callable[[Ask], None]  # the router's way of a tools/call
 
-    def __init__(self, ground: Ground, calls: Calls, questions: Questions, rounds: Rounds) -> None:
+    def __init__(self, ground: Ground, merged: Merged, calls: Calls, questions: Questions, rounds: Rounds) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
-        self._calls, self._questions, self._rounds = calls, questions, rounds
+        self._merged, self._calls, self._questions, self._rounds = merged, calls, questions, rounds
         self._open: dict[int, Approval] = {}  # by the number of its question
         self._allowed: set[tuple[str, str, str]] = set()  # until mcpmux ends
         self._decided: dict[Matter, tuple[str, float]] = {}  # after its host had given up, and until when it counts
-        rounds.decided = self._back
+        rounds.decided, rounds.holds = self._back, self._holds
 
     def may_go_on(self, ask: Ask, route: Route) -> bool:
         """Else it waits for the person, or has been answered. A decision holds for what it was shown for: server, tool,
         definition and arguments."""
         if not waits_for_approval(route.entry, self._servers[route.server].options):
             return True
-        arguments = ask.fields.get("arguments", Raw(b"{}"))
-        matter = Matter(route.server, route.name, digest_of(definition(route.entry)), digest_of(arguments))
+        matter = self._matter(ask, route)
         decision, until = self._decided.pop(matter, ("", 0.0))
         if ask.approved == matter or matter[:3] in self._allowed:
             ask.approved = matter
@@ -4429,8 +4436,16 @@ class Approvals(Asker):
         if waiting is not None:
             self._wait(waiting, ask)
         else:
-            self._put(ask, matter, arguments)
+            self._put(ask, matter, ask.fields.get("arguments", Raw(b"{}")))
         return False
+
+    def _matter(self, ask: Ask, route: Route) -> Matter:
+        arguments = ask.fields.get("arguments", Raw(b"{}"))
+        return Matter(route.server, route.name, digest_of(definition(route.entry)), digest_of(arguments))
+
+    def _holds(self, ask: Ask) -> bool:
+        route = self._merged.catalogue.tool(ask.what)
+        return route is not None and self._matter(ask, route) == ask.approved
 
     def _settled(self, ask: Ask, matter: Matter, decision: str) -> bool:
         if decision != "no":
@@ -5490,7 +5505,7 @@ class Router:
 
     def _call_tool(self, ask: Ask) -> None:
         name, catalogue = text_in(ask.fields, "name"), self._merged.catalogue
-        route = catalogue.tools.get(name) or catalogue.bare.get(name)  # an MCP App's page knows its server's name only
+        route = catalogue.tool(name)
         if route is None:
             self._unknown_name(ask, name, "tool", catalogue.tools)
             return
@@ -5853,7 +5868,7 @@ class Core:
         subscriptions = self.subscriptions = Subscriptions(ground, merged, calls, tasks)
         questions = self.questions = Questions(ground, calls, tasks, own)
         rounds = self.rounds = Rounds(ground, calls, questions, secret)
-        approvals = self.approvals = Approvals(ground, calls, questions, rounds)
+        approvals = self.approvals = Approvals(ground, merged, calls, questions, rounds)
         greeting = self.greeting = Greeting(ground, calls)
         lists = self.lists = Lists(ground, calls, merged)
         life = self.life = Life(ground, calls, greeting, lists, self, chance)
