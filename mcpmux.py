@@ -185,6 +185,8 @@ MB: Final = 1024 * 1024
 # What one server may have of what is shared; beyond that *it* is refused, with a reason.
 QUESTIONS_MOST: Final = 50  # open at once
 ARGUMENTS_MOST: Final = 4000  # bytes of a call's, as far as hosts show them whole to the person who is to allow it
+SHOWN_MOST: Final = 20  # tools that have changed, in one question
+PINS_MOST: Final = 20  # definitions of one tool that are accepted
 PAGE_MOST: Final = 10  # questions a minute to the person, on the page
 TASKS_MOST: Final = 1000  # remembered; ended ones are forgotten first
 ENTRIES_MOST: Final = 10_000  # in each of its lists
@@ -1110,6 +1112,40 @@ class Catalogue(Struct, frozen=True):
         return list(dict.fromkeys(server for template, server in self.templates if text.matches(template)))
 
 
+class Pin(Struct):
+    """A tool as a person has accepted it. Its definition may differ by what its server was told."""
+
+    accepted: list[str] = []  # digests, the last one last
+    shown: str = ""  # its definition then
+
+
+Pins = dict[str, dict[str, Pin]]  # by server and its own name
+
+
+class Unlike(NamedTuple):
+    """A tool that is no longer as it was accepted."""
+
+    entry: Entry
+    digest: str
+    pin: Pin
+
+
+def what_changed(before: list[Entry], after: list[Entry]) -> str:
+    """Of two lists of tools, in words; empty where they are alike."""
+    old, new = {one.name: one for one in before}, {one.name: one for one in after}
+    kinds = {
+        "new": [name for name in new if name not in old],
+        "gone": [name for name in old if name not in new],
+        "different": [name for name in new if name in old and new[name] != old[name]],
+    }
+    return "; ".join(f"{kind}: {', '.join(names)}"[:TEXT_MOST] for kind, names in kinds.items() if names)
+
+
+@functools.lru_cache(maxsize=4096)
+def pin_digest(entry: Entry) -> str:
+    return digest_of(definition(entry))
+
+
 def definition(entry: Entry) -> Fields:
     """What of a tool makes it the one that a person has accepted."""
     fields = object_of(entry.left + encode(entry.name) + entry.right)
@@ -1676,15 +1712,13 @@ OURSELVES: Final = "mcpmux"  # who asks what mcpmux asks of its own
 DECISIONS: Final = {"once": "this call", "always": "this tool until mcpmux ends", "no": "deny"}
 
 
-def approval_form(tool: str, server: str, arguments: str) -> Fields:
-    """Whether a tool may be called, as an elicitation."""
-    decision = {
-        "type": "string",
-        "title": "Decision",
-        "oneOf": [{"const": k, "title": v} for k, v in DECISIONS.items()],
-    }
+CHANGED: Final = {"yes": "use them", "no": "go on without them"}
+
+
+def choice_form(message: str, choices: Mapping[str, str]) -> Fields:
+    """A question of ours with these answers, as an elicitation."""
+    decision = {"type": "string", "title": "Decision", "oneOf": [{"const": k, "title": v} for k, v in choices.items()]}
     schema = {"type": "object", "properties": {"decision": decision}, "required": ["decision"]}
-    message = f"May {server} run {tool}?" + (f" With these arguments:\n{arguments}" if arguments else "")
     return object_of(encode({"message": message, "requestedSchema": schema}))
 
 
@@ -1922,6 +1956,12 @@ class ConfigChanged(Struct):
     sampling: SamplingOptions | None
 
 
+class PinsRead(Struct):
+    """Another mcpmux, or a command, has accepted tools."""
+
+    pins: Pins
+
+
 class TryAgain(Struct):
     """What kept a server from serving may be over: somebody has logged in."""
 
@@ -1932,7 +1972,18 @@ class TimerDue(Struct):
     key: TimerKey
 
 
-Event = HostLines | HostGone | ServerUp | ServerLines | ServerClogged | ServerGone | ConfigChanged | TryAgain | TimerDue
+Event = (
+    HostLines
+    | HostGone
+    | ServerUp
+    | ServerLines
+    | ServerClogged
+    | ServerGone
+    | ConfigChanged
+    | PinsRead
+    | TryAgain
+    | TimerDue
+)
 
 
 # ── effects ──
@@ -1971,6 +2022,12 @@ class SaveNames(Struct):
     names: Names
 
 
+class SavePins(Struct):
+    """What was accepted besides."""
+
+    pins: Pins
+
+
 class SetTimer(Struct):
     key: TimerKey
     at: float | None  # None: forget it
@@ -1981,7 +2038,7 @@ class Log(Struct):
     text: str
 
 
-Effect = SendHost | SendServer | Start | Stop | SaveCatalogue | SaveNames | SetTimer | Log
+Effect = SendHost | SendServer | Start | Stop | SaveCatalogue | SaveNames | SavePins | SetTimer | Log
 
 
 class Out:
@@ -2552,17 +2609,22 @@ class Ground(NamedTuple):
 class Merged:
     """What all servers offer, as one catalogue: made anew when it is next looked at after a change."""
 
-    def __init__(self, ground: Ground, names: Names) -> None:
+    def __init__(self, ground: Ground, names: Names, pins: Pins) -> None:
         self._out, _, self._host, self._servers = ground
-        self._names = names  # who has which, as it was last kept
+        self._names, self.pins = names, pins  # who has which, and what was accepted, as it was last kept
+        self.withheld: dict[str, dict[str, Unlike]] = {}  # by server: its tools that are not as they were accepted
         self._made: Catalogue | None = None
         self._noted: set[tuple[str, str]] = set()
 
     @property
     def catalogue(self) -> Catalogue:
         if self._made is None:
-            parts = [Part(one.name, one.options.prefix, one.lists) for one in self._servers.values()]
+            self.withheld = {}
+            parts = [Part(one.name, one.options.prefix, self._lists(one)) for one in self._servers.values()]
             self._made = merge(parts, self._host.options, self._names)
+            for server, tools in self.withheld.items():
+                text = f"withheld, since they have changed: {', '.join(tools)} (`mcpmux accept {server}` shows how)"
+                self._made.notes.append((server, text))
             for note in self._made.notes:
                 if note not in self._noted:
                     self._out.note(*note)
@@ -2571,6 +2633,36 @@ class Merged:
                 self._names = self._made.names
                 self._out.put(SaveNames(self._names))
         return self._made
+
+    def _lists(self, server: Facts) -> Mapping[str, list[Entry]]:
+        """What it offers, without what its person has not accepted. What is seen first is."""
+        if not server.options.pin:
+            return server.lists
+        pins, kept, first = self.pins.setdefault(server.name, {}), list[Entry](), list[Entry]()
+        for entry in server.lists.get("tools/list", ()):
+            digest, pin = pin_digest(entry), pins.get(entry.name)
+            if pin is None:
+                first.append(entry)
+            elif digest not in pin.accepted:
+                self.withheld.setdefault(server.name, {})[entry.name] = Unlike(entry, digest, pin)
+                continue
+            kept.append(entry)
+        self.accept(server.name, first)
+        return {**server.lists, "tools/list": kept}
+
+    def accept(self, server: str, entries: Iterable[Entry]) -> None:
+        pins = self.pins.setdefault(server, {})
+        new = {one.name: Pin([pin_digest(one)], encode(definition(one)).decode()) for one in entries}
+        for name, pin in new.items():
+            former = pins[name].accepted if name in pins else []
+            pins[name] = Pin([*former, *pin.accepted][-PINS_MOST:], pin.shown)
+        if new:
+            self._out.put(SavePins({server: new}))
+
+    def withheld_tool(self, name: str) -> str | None:
+        """The server whose tool has this exposed name, and is withheld."""
+        server, own = self._names.get("tools/list", {}).get(name, ("", ""))
+        return server if own in self.withheld.get(server, {}) else None
 
     def changed(self) -> Mapping[str, bytes] | None:
         """It is to be made anew; what it was, if it was made."""
@@ -4404,6 +4496,7 @@ class Approval(Struct, eq=False):
 
     matter: Matter
     asks: dict[bytes, Ask]  # the host's calls that wait for it
+    unlike: list[Entry] = []  # or tools that have changed
 
 
 class Approvals(Asker):
@@ -4411,6 +4504,7 @@ class Approvals(Asker):
     our own questions to a legacy host and to the page; a modern host's next request brings the answer by a round."""
 
     again: Callable[[Ask], None]  # the router's way of a tools/call
+    accepted: Callable[[], None]  # tools that had changed: the lists have, by it
 
     def __init__(self, ground: Ground, merged: Merged, calls: Calls, questions: Questions, rounds: Rounds) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
@@ -4441,7 +4535,7 @@ class Approvals(Asker):
 
     def _matter(self, ask: Ask, route: Route) -> Matter:
         arguments = ask.fields.get("arguments", Raw(b"{}"))
-        return Matter(route.server, route.name, digest_of(definition(route.entry)), digest_of(arguments))
+        return Matter(route.server, route.name, pin_digest(route.entry), digest_of(arguments))
 
     def _holds(self, ask: Ask) -> bool:
         route = self._merged.catalogue.tool(ask.what)
@@ -4462,26 +4556,48 @@ class Approvals(Asker):
         caller, own = ask.caller, self._calls.own
         host_can = "form" in elicitation_modes(caller.capabilities) and len(arguments) <= ARGUMENTS_MOST
         text = msgspec.json.format(bytes(arguments)).decode() if bytes(arguments) != b"{}" else ""
-        form = approval_form(matter.tool, matter.server, "" if own.page and (own.always or not host_can) else text)
-        if own.page and (own.always or not host_can):
+        on_page = own.page and (own.always or not host_can)
+        message = f"May {matter.server} run {matter.tool}?"
+        form = choice_form(message + (f" With these arguments:\n{text}" if text and not on_page else ""), DECISIONS)
+        if on_page:
             shown = [{"title": "Server", "text": matter.server}, {"title": "Tool", "text": matter.tool}]
             shown += [{"title": "Arguments", "text": text}] if text else []
-            most = self._host.options.input_timeout_sec
-            question = page_question(OURSELVES, ask.what, form, most, shown=shown)
-            pending = self._in_flight.open(Peer.PAGE, self, "ask", self._out.now, most, server=OURSELVES)
-            self._calls.put(self._questions.own[Peer.PAGE], pending, question)
+            number = self._to_page(Approval(matter, {}), ask.what, form, shown)
         elif host_can and caller.modern:
             self._rounds.approve(ask, matter, form)
             return
         elif host_can:
-            pending = self._questions.ask_for_us(form, self)
+            number = self._questions.ask_for_us(form, self).id
+            self._open[number] = Approval(matter, {})
         else:
             why = "its arguments are too long for the host to show" if len(arguments) > ARGUMENTS_MOST else NOBODY_ASKS
             who = f"{matter.tool} of {matter.server} waits for the person (approve in its table)"
             self._host.answer(ask, failed(f"mcpmux: {who}, and nobody can be asked: {why}"))
             return
-        self._open[pending.id] = Approval(matter, {})
-        self._wait(pending.id, ask)
+        self._wait(number, ask)
+
+    def compare(self, server: str) -> None:
+        """Tools that have changed are shown to a person who looks at the page; it is not opened for them."""
+        unlike = list(self._merged.withheld.get(server, {}).values())[:SHOWN_MOST]
+        is_asked = any(one.unlike and one.matter.server == server for one in self._open.values())
+        if not unlike or is_asked or not self._calls.own.page:
+            return
+        texts = [(one.entry.name, one.pin.shown, encode(definition(one.entry)).decode()) for one in unlike]
+        shown = [
+            {"title": f"{name} {when}", "text": msgspec.json.format(text)}
+            for name, before, after in texts
+            for when, text in (("as you accepted it", before), ("now", after))
+        ]
+        form = choice_form(f"Tools of {server} have changed. Use them as they are now?", CHANGED)
+        self._to_page(Approval(Matter(server, "", "", ""), {}, [one.entry for one in unlike]), "", form, shown)
+
+    def _to_page(self, approval: Approval, call: str, form: Fields, shown: list[dict[str, str]]) -> int:
+        most = self._host.options.input_timeout_sec
+        pending = self._in_flight.open(Peer.PAGE, self, "ask", self._out.now, most, server=OURSELVES)
+        self._open[pending.id] = approval
+        question = page_question(OURSELVES, call, form, most, shown=shown)
+        self._calls.put(self._questions.own[Peer.PAGE], pending, question)
+        return pending.id
 
     def _wait(self, number: int, ask: Ask) -> None:
         self._open[number].asks[ask.id] = ask
@@ -4502,6 +4618,11 @@ class Approvals(Asker):
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         approval = self._close(pending)
+        if approval.unlike:
+            if decision_in(self._questions.said(pending, reply), CHANGED, "no") == "yes":
+                self._merged.accept(approval.matter.server, approval.unlike)
+                self.accepted()
+            return
         decision = decision_in(self._questions.said(pending, reply), DECISIONS, "no")
         if decision == "always":
             self._allowed.add(approval.matter[:3])
@@ -5059,6 +5180,10 @@ class Life:
         server.trouble, server.hint = None, ""
         server.known, server.stale = True, False
         self._out.timer("late", server.peer, None)
+        if server.saved and not server.saved.failed and server.lists != server.saved.lists:
+            text = what_changed(*(lists.get("tools/list", []) for lists in (server.saved.lists, server.lists)))
+            if text:
+                self._out.log("info", f"{server.name}: its tools have changed ({text})")
         self.remember(server)
         self._settle(server)
         self._hooks.listed(server)
@@ -5506,6 +5631,10 @@ class Router:
     def _call_tool(self, ask: Ask) -> None:
         name, catalogue = text_in(ask.fields, "name"), self._merged.catalogue
         route = catalogue.tool(name)
+        if route is None and (server := self._merged.withheld_tool(name)):
+            text = f"mcpmux: {name} has changed and is withheld until you accept it: `mcpmux accept {server}` shows how"
+            self._host.answer(ask, failed(text))
+            return
         if route is None:
             self._unknown_name(ask, name, "tool", catalogue.tools)
             return
@@ -5845,6 +5974,7 @@ class Core:
         sampling: SamplingOptions | None = None,
         known: Mapping[str, list[Known]] | None = None,
         names: Names | None = None,
+        pins: Pins | None = None,
         broken: Mapping[str, str] | None = None,
         notice: str = "",
         chance: Callable[[], float] = lambda: 0.0,
@@ -5862,13 +5992,14 @@ class Core:
             peer: Facts(peer, ServerOptions(idle_timeout_sec=seconds)) for peer, seconds in idle.items()
         }
         self.sampler = own[Peer.SAMPLER]
-        merged = self.merged = Merged(ground, names or {})
+        merged = self.merged = Merged(ground, names or {}, pins or {})
         calls = self.calls = Calls(ground, self._use)
         tasks = self.tasks = Tasks(ground, calls)
         subscriptions = self.subscriptions = Subscriptions(ground, merged, calls, tasks)
         questions = self.questions = Questions(ground, calls, tasks, own)
         rounds = self.rounds = Rounds(ground, calls, questions, secret)
         approvals = self.approvals = Approvals(ground, merged, calls, questions, rounds)
+        approvals.accepted = self._lists_changed
         greeting = self.greeting = Greeting(ground, calls)
         lists = self.lists = Lists(ground, calls, merged)
         life = self.life = Life(ground, calls, greeting, lists, self, chance)
@@ -5946,6 +6077,9 @@ class Core:
                     self.life.gone(server, event)
             case ConfigChanged():
                 self._reconfigure(event)
+            case PinsRead(pins):
+                self.merged.pins = pins
+                self._lists_changed()
             case TryAgain(name):
                 if server := self.life.alive(name):
                     self.life.try_again(server)
@@ -5994,11 +6128,17 @@ class Core:
         known = [server for server in self.servers.values() if server.lists]
         texts = {one.name: (one.instructions, len(one.lists.get("tools/list", ()))) for one in known}
         about: dict[str, Any] = {"capabilities": capabilities_for_host(server.capabilities for server in known)}
-        for text in (merged_instructions(texts, self._notice), self._notice):
+        notice = "\n".join(filter(None, [self._notice, self._withheld()]))
+        for text in (merged_instructions(texts, notice), notice):
             whole = about | ({"instructions": text} if text else {})
             if len(encode(whole)) < self.host.limit - EDGE:
                 return whole
         return {"capabilities": OWN_CAPABILITIES}  # so many servers, each within its share
+
+    def _withheld(self) -> str:
+        assert self.merged.catalogue  # it is made here, if need be
+        tools = [f"{', '.join(unlike)} of {server}" for server, unlike in self.merged.withheld.items()]
+        return f"Withheld by mcpmux, since they have changed: {'; '.join(tools)}."[:TEXT_MOST] if tools else ""
 
     # ── hooks: what happens to a server concerns others ──
 
@@ -6012,6 +6152,11 @@ class Core:
             self.lists.opened(server)
 
     def listed(self, server: Facts) -> None:
+        self._tell_changes()
+        self.approvals.compare(server.name)
+
+    def _lists_changed(self) -> None:
+        self.merged.changed()
         self._tell_changes()
 
     def settled(self, server: Facts) -> None:
@@ -6675,21 +6820,43 @@ def locked(path: Path) -> Generator[None]:
         os.close(file)
 
 
-def names_path(config: Path) -> Path:
-    return state_folder() / "names" / f"{hashlib.sha256(os.fsencode(config)).hexdigest()[:24]}.json"
+def kept_path(what: str, config: Path) -> Path:
+    """Where it is kept what belongs to a config: the names, or the pins."""
+    return state_folder() / what / f"{hashlib.sha256(os.fsencode(config)).hexdigest()[:24]}.json"
+
+
+def read_kept(what: str, config: Path, kind: Any) -> Any:
+    """Empty where there is nothing, or nothing that can be read."""
+    try:
+        return msgspec.json.decode(kept_path(what, config).read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError):
+        return kind()
 
 
 def read_names(config: Path) -> Names:
-    """Empty where there are none, or none that can be read."""
-    try:
-        return msgspec.json.decode(names_path(config).read_bytes(), type=Names)
-    except (OSError, msgspec.MsgspecError):
-        return {}
+    return read_kept("names", config, Names)
+
+
+def read_pins(config: Path) -> Pins:
+    return read_kept("pins", config, Pins)
+
+
+def write_pins(config: Path, new: Pins) -> None:
+    """Beside what others have accepted. Raises `OSError`."""
+    path = kept_path("pins", config)
+    with locked(path.with_suffix(".lock")):
+        there = read_pins(config)
+        for server, pins in new.items():
+            for name, pin in pins.items():
+                former = there.setdefault(server, {}).get(name, Pin()).accepted
+                accepted = [*(one for one in former if one not in pin.accepted), *pin.accepted]
+                there[server][name] = Pin(accepted[-PINS_MOST:], pin.shown)
+        write_whole(path, encode(there), private=True)
 
 
 def write_names(config: Config, names: Names) -> None:
     """What another mcpmux has given out meanwhile stays as it is. Raises `OSError`."""
-    path = names_path(config.path)
+    path = kept_path("names", config.path)
     with locked(path.with_suffix(".lock")):
         there = read_names(config.path)
         kept = {
@@ -9638,6 +9805,7 @@ class Mux:
             sampling=config.sampling if config.sampling and has_litellm() else None,
             known=known,
             names=read_names(config.path) if config.exists else {},
+            pins=read_pins(config.path),
             broken=config.broken,
             notice=notice,
             chance=any_chance,
@@ -9713,6 +9881,8 @@ class Mux:
                         self._journal.later(functools.partial(write_known, cache_folder(), server, known))
                     case SaveNames(names):
                         self._journal.later(functools.partial(write_names, self._config, names))
+                    case SavePins(pins):
+                        self._journal.later(functools.partial(write_pins, self._config.path, pins))
                     case Start(server, run):
                         self._starting[server] = self._loop.create_task(self._start(server, run))
                     case Stop(server, run):
@@ -9829,6 +9999,8 @@ class Mux:
         path = self._config.path
         seen = taken = self._config.mark
         logins: dict[str, tuple[int, int] | None] = {}
+        pins = kept_path("pins", path)
+        pinned = mark_of(pins)
         trim, worked = memory_trimmer(), time.process_time()
         while not self._done.wait(WATCH_TICK):
             if time.process_time() - worked > TRIM_AFTER:
@@ -9842,6 +10014,8 @@ class Mux:
                 if mark and logins.get(name, mark) != mark:
                     self._in_loop(self.post, TryAgain(name))
                 logins[name] = mark
+            if pinned != (pinned := mark_of(pins)):
+                self._in_loop(self.post, PinsRead(read_pins(path)))
             former, seen = seen, mark_of(path)
             if seen == taken or seen != former:
                 continue

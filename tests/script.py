@@ -6,6 +6,7 @@ Each message to the host is checked as it comes: valid, and no request answered 
 
 from __future__ import annotations
 
+import copy
 import heapq
 import json
 from typing import Any
@@ -66,13 +67,13 @@ class Script:
         modern: tuple[str, ...] = (),
         known: dict[str, list[mcpmux.Known]] | None = None,
         names: mcpmux.Names | None = None,
+        pins: mcpmux.Pins | None = None,
         page: bool = False,
         begin: bool = True,
     ) -> None:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
-        self.core = Core(
-            options or MuxOptions(), tables, sampling=sampling, broken=broken, known=known, names=names, has_page=page
-        )
+        of_disk: Any = {"known": known, "names": names, "pins": copy.deepcopy(pins)}
+        self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken, has_page=page, **of_disk)
         self.now = 1000.0
         self.timers: list[tuple[float, int, mcpmux.TimerKey]] = []
         self.due: dict[mcpmux.TimerKey, float] = {}
@@ -92,6 +93,7 @@ class Script:
         self.said: list[int] = []  # answered there
         self.saved: dict[str, mcpmux.Known] = {}
         self.names = names or {}  # who has which
+        self.pins: mcpmux.Pins = copy.deepcopy(pins) or {}  # what was accepted
         self.started: list[mcpmux.Name] = []
         self.stopped: list[mcpmux.Name] = []
         self.sampler_starts: list[mcpmux.Name] = []
@@ -273,6 +275,9 @@ class Script:
                     self.saved[server] = known
                 case mcpmux.SaveNames(names):
                     self.names = names
+                case mcpmux.SavePins(pins):
+                    for server, new in pins.items():
+                        self.pins.setdefault(server, {}).update(copy.deepcopy(new))
                 case mcpmux.SetTimer(key, at):
                     self.due.pop(key, None)
                     if at is not None:
