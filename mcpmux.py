@@ -3971,6 +3971,30 @@ class Round(Struct, eq=False):
         return any(one.is_open for one in self.questions.values())
 
 
+def known_result(call: Pending, reply: Reply, body: Fields, info: bytes) -> Reply:
+    """A modern server's result with a type that the host knows."""
+    assert call.ask and reply.result is not None
+    kind = value_of(body.get("resultType"), "complete")
+    if "resultType" not in body and call.ask.caller.modern:  # we may take that for complete, and not say it
+        reply = Reply(Raw(modern_result(call.method, reply.result, info)), None)
+    is_of_extension = isinstance(kind, str) and offers(call.ask.caller.capabilities, "extensions")
+    if kind != "complete" and (kind == "input_required" or not is_of_extension):
+        wrong = f"{call.peer} sent a result of type {str(kind)[:TEXT_MOST]!r}, which nobody here knows"
+        reply = Reply(None, error_body(RpcError(INTERNAL_ERROR, wrong)))
+    return reply
+
+
+def with_named_messages(body: Fields, verdicts: Mapping[str, Verdict]) -> Raw:
+    """What a modern server asks, as it is but for its name in what a person reads."""
+    requests = object_of(body.get("inputRequests"))
+    for key, verdict in verdicts.items():
+        request = object_of(requests[key])
+        if value_of(request.get("method")) == QUESTIONS[1] and isinstance(verdict, Forward):
+            requests[key] = Raw(encode(request | {"params": Raw(verdict.params or b"{}")}))
+            body["inputRequests"] = Raw(encode(requests))
+    return Raw(encode(body))
+
+
 class Rounds(Asker):
     """All open rounds. Asker of calls that wait for a person, and of what modern servers ask."""
 
@@ -4228,19 +4252,8 @@ class Rounds(Asker):
                 self._in_flight.settle(call)
                 self._input_required(server, call, call.ask, body)
                 return
-            reply = self._checked(server, call, reply, body, kind)
+            reply = known_result(call, reply, body, server.info)
         self._calls.end(call, reply)
-
-    def _checked(self, server: Facts, call: Pending, reply: Reply, body: Fields, kind: Any) -> Reply:
-        """A modern server's result with a type that the host knows."""
-        assert call.ask and reply.result is not None
-        if "resultType" not in body and call.ask.caller.modern:  # we may take that for complete, and not say it
-            reply = Reply(Raw(modern_result(call.method, reply.result, server.info)), None)
-        is_of_extension = isinstance(kind, str) and offers(call.ask.caller.capabilities, "extensions")
-        if kind != "complete" and (kind == "input_required" or not is_of_extension):
-            wrong = f"{call.peer} sent a result of type {str(kind)[:TEXT_MOST]!r}, which nobody here knows"
-            reply = Reply(None, error_body(RpcError(INTERNAL_ERROR, wrong)))
-        return reply
 
     def _conclude(self, server: Facts, call: Pending, reply: Reply) -> None:
         """A legacy server's answer to a modern host, unless it is a question in the words of 2025-11-25."""
@@ -4261,7 +4274,8 @@ class Rounds(Asker):
         is_ours = state is not None and str(value_of(state)).startswith(STATE_PREFIX)
         forwarded = [key for key, verdict in verdicts.items() if isinstance(verdict, Forward)]
         if ask.caller.modern and len(forwarded) == len(verdicts) and not (is_ours or ask.approved):
-            self._pass_on(server, call, ask, body, verdicts)
+            self._host.answer(ask, Reply(with_named_messages(body, verdicts), None), server.name, as_it_is=True)
+            call.asker.withdrawn(call)
             return
         parks = ask.caller.modern and bool(forwarded or is_ours or (ask.approved and not verdicts))
         opened = self._begin(shown(call.peer), call, ask, Phase.PARKED if parks else Phase.GATHERING)
@@ -4303,17 +4317,6 @@ class Rounds(Asker):
                 raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
             verdicts[key] = self._questions.judge(server, method, request.get("params", UNSET), ask.caller)
         return verdicts
-
-    def _pass_on(self, server: Facts, call: Pending, ask: Ask, body: Fields, verdicts: Mapping[str, Verdict]) -> None:
-        """As it is, but for the server's name in what a person reads."""
-        requests = object_of(body.get("inputRequests"))
-        for key, verdict in verdicts.items():
-            request = object_of(requests[key])
-            if value_of(request.get("method")) == "elicitation/create" and isinstance(verdict, Forward):
-                requests[key] = Raw(encode(request | {"params": Raw(verdict.params or b"{}")}))
-                body["inputRequests"] = Raw(encode(requests))
-        self._host.answer(ask, Reply(Raw(encode(body)), None), server.name, as_it_is=True)
-        call.asker.withdrawn(call)
 
     def _fulfil(
         self,
@@ -4514,6 +4517,8 @@ class Approvals(Asker):
         self._decided: dict[Matter, tuple[str, float]] = {}  # after its host had given up, and until when it counts
         rounds.decided, rounds.holds = self._back, self._holds
 
+    # ── which calls wait ──
+
     def may_go_on(self, ask: Ask, route: Route) -> bool:
         """Else it waits for the person, or has been answered. A decision holds for what it was shown for: server, tool,
         definition and arguments."""
@@ -4550,6 +4555,8 @@ class Approvals(Asker):
             ask, failed(f"mcpmux: the person did not allow this call of {who}; do not try it again unasked")
         )
         return False
+
+    # ── the person is asked ──
 
     def _put(self, ask: Ask, matter: Matter, arguments: Raw) -> None:
         """To the page, or to the host. What it would not show whole is for the page, or for nobody."""
@@ -4615,6 +4622,8 @@ class Approvals(Asker):
             )
         if approval:
             approval.asks.clear()
+
+    # ── and has decided ──
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         approval = self._close(pending)
@@ -5396,7 +5405,8 @@ class Life:
 #   Lists          Calls, Life
 #   Life           Calls, Greeting, Lists
 #   Parts          Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Lists, Life
-#   Router         Parts
+#   Finder         Parts
+#   Router         Parts, Finder
 #   Core           Parts, Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Greeting, Lists, Life, Router
 
 
@@ -5414,6 +5424,143 @@ class Parts(NamedTuple):
     life: Life
 
 
+class Finder:
+    """Which server a request is for that names none of its tools or prompts: by its URI, by its extension, or by what
+    else its params name. `hold` keeps it back while servers are started; `sent` cares for what was sent."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        parts: Parts,
+        hold: Callable[[Ask], bool],
+        sent: Callable[[Ask, Pending | Reply], None],
+    ) -> None:
+        self._out, _, self._host, self._servers = ground
+        self._merged, self._calls, self._tasks, self._subscriptions = parts[:4]
+        self._hold, self._sent = hold, sent
+
+    def by_uri(self, ask: Ask) -> None:
+        uri = text_in(ask.fields, "uri")
+        owners = self._owners_of(uri)
+        if ask.method == "resources/unsubscribe" and (subscribed := self._subscriptions.subscribed_at(uri)):
+            owners = [subscribed]
+        if not owners and self._hold(ask):
+            return
+        if ask.method in ("resources/subscribe", "resources/unsubscribe"):
+            owners = self._subscribable(owners or self._guesses(uri), uri)
+            if (server := self._servers[owners[0]]).modern:
+                wanted = ask.method == "resources/subscribe"
+                (self._subscriptions.want if wanted else self._subscriptions.unwant)(server, uri)
+                self._host.reply(ask, b"{}")
+                return
+        elif len(owners) == 1:
+            self._sent(ask, self._calls.forward(ask, owners[0], ask.fields))
+            return
+        self._calls.run(ask, self._in_turn(ask, uri, owners))
+
+    def _owners_of(self, uri: str) -> list[str]:
+        """Who has listed it; else who gave it out, and those whose templates it matches."""
+        catalogue = self._merged.catalogue
+        owners = catalogue.owners_of(uri)
+        linked = None if uri in catalogue.resources else self._calls.links.owner(uri)
+        return list(dict.fromkeys([linked, *owners])) if linked else owners
+
+    def _guesses(self, uri: str) -> list[str]:
+        """For a URI that nobody has listed: servers that have others of its scheme; of a scheme that is nobody's those
+        that list no resources at all. Those that are ready come first; the others are started."""
+        catalogue = self._merged.catalogue
+        known = set(catalogue.resources.values()) | {server for _, server in catalogue.templates}
+        silent = [one.name for one in self._servers.values() if offers(one.capabilities, "resources")]
+        names = catalogue.schemes.get(uri.partition(":")[0]) or [name for name in silent if name not in known]
+        return sorted(names, key=lambda name: not self._servers[name].is_open)
+
+    def _subscribable(self, names: list[str], uri: str) -> list[str]:
+        """Of these, the servers that offer subscriptions; of one era. Raises `RpcError` where there is none."""
+        able = [name for name in names if offers(self._servers[name].capabilities, "resources", "subscribe")]
+        if not able and names:
+            raise RpcError(METHOD_NOT_FOUND, f"{names[0]} offers no subscriptions to its resources")
+        if not able:
+            raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
+        return [name for name in able if self._servers[name].modern == self._servers[able[0]].modern]
+
+    def _in_turn(self, ask: Ask, uri: str, owners: list[str]) -> Steps:
+        """Each server that may have a URI is asked, until one knows it: by a template a match is a guess too, and one
+        that is a mere guess is not waited for as long."""
+        refusal = None
+        is_subscription = ask.method in ("resources/subscribe", "resources/unsubscribe")
+        for name in owners or self._guesses(uri):
+            server = self._servers.get(name)  # it may have left the config meanwhile
+            if server is None or name in self._out.clogged:
+                continue
+            start = 0.0 if server.is_open else server.options.startup_timeout_sec
+            patience = None if owners else URI_PROBE_TIMEOUT + start
+            if is_subscription:
+                reply = yield from self._subscriptions.steps(ask, name, uri, patience)
+            else:
+                reply = yield Step(name, ask.method, ask.fields, patience)
+            if isinstance(reply, bytes) or reply.error is None:
+                return reply
+            refusal = Reply(None, bytes(reply.error), reply.failure)
+            code = value_of(object_of(reply.error).get("code"))
+            if owners and code not in (RESOURCE_NOT_FOUND, INVALID_PARAMS):
+                return refusal
+        if refusal:
+            return refusal
+        raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
+
+    def list_merged(self, ask: Ask) -> None:
+        """A list of an extension, of all servers that have it."""
+        expect_no_cursor(ask)
+        extension, key = MERGED_METHODS[ask.method]
+        having = [one.name for one in self._servers.values() if offers(one.capabilities, "extensions", extension)]
+        if not having and not self._hold(ask):
+            raise RpcError(METHOD_NOT_FOUND, f"no server has the extension {extension}")
+        if having:
+            self._calls.run(ask, self._merge(ask, key, having))
+
+    def _merge(self, ask: Ask, key: str, names: list[str]) -> Steps:
+        entries: list[bytes] = []
+        for name in names:
+            seen, params, most = set[bytes](), dict(ask.fields), len(entries) + ENTRIES_MOST
+            while name in self._servers and len(entries) < most:
+                reply = yield Step(name, ask.method, params)
+                body = object_of(reply.result)
+                entries += [bytes(one) for one in items_of(body.get(key))][: most - len(entries)]
+                cursor = next_cursor(body, seen)
+                if cursor is None:
+                    break
+                params["cursor"] = Raw(cursor)
+        return b'{"%b":[%b]}' % (key.encode(), b",".join(entries))
+
+    def pass_on(self, ask: Ask) -> None:
+        """A method of the future: if its params name something that has an owner, the owner is asked; else those that
+        have an extension which nobody else has."""
+        params, catalogue = dict(ask.fields), self._merged.catalogue
+        name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
+        owner = self._tasks.owner(task)
+        if owner is None and isinstance(uri, str):
+            owner = next(iter(catalogue.owners_of(uri)), None)
+        if owner is None and isinstance(name, str):
+            route = catalogue.tools.get(name) or catalogue.prompts.get(name)
+            if route:
+                owner, params["name"] = route.server, Raw(encode(route.name))
+        if owner is not None:
+            self._sent(ask, self._calls.forward(ask, owner, params))
+        else:
+            self._calls.run(ask, self._by_extension(ask))
+
+    def _by_extension(self, ask: Ask) -> Steps:
+        having = {one.name: object_of(one.capabilities.get("extensions")) for one in self._servers.values()}
+        owners = collections.Counter(id for ids in having.values() for id in ids if id not in EXTENSIONS)
+        refusal: Reply | None = None
+        for name in [name for name, ids in having.items() if any(owners[id] == 1 for id in ids)]:
+            if name in self._servers:
+                refusal = yield Step(name, ask.method, ask.fields)
+                if value_of(object_of(refusal.error).get("code")) != METHOD_NOT_FOUND:
+                    return refusal
+        raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method[:TEXT_MOST]}")
+
+
 class Router:
     """Which part cares for what, by method and by name."""
 
@@ -5425,6 +5572,7 @@ class Router:
         self._questions, self._rounds, self._approvals, self._lists, self._life = parts[4:]
         self._begin, self._about_us = begin, about_us
         parts.approvals.again = self._call_tool
+        find = self._find = Finder(ground, parts, self._hold, self._sent)
         self.of_host: dict[str, Callable[[Ask], None]] = {
             "initialize": self._initialize,
             "server/discover": self._discover,
@@ -5432,13 +5580,13 @@ class Router:
             **dict.fromkeys(LISTS, self._list),
             "tools/call": self._call_tool,
             "prompts/get": self._get_prompt,
-            "resources/read": self._by_uri,
-            "resources/subscribe": self._by_uri,
-            "resources/unsubscribe": self._by_uri,
+            "resources/read": find.by_uri,
+            "resources/subscribe": find.by_uri,
+            "resources/unsubscribe": find.by_uri,
             "completion/complete": self._complete,
             "logging/setLevel": self._set_level,
-            **dict.fromkeys(METHODS_BY_URI, self._by_uri),
-            **dict.fromkeys(MERGED_METHODS, self._list_merged),
+            **dict.fromkeys(METHODS_BY_URI, find.by_uri),
+            **dict.fromkeys(MERGED_METHODS, find.list_merged),
             "tasks/list": self._list_tasks,
             **dict.fromkeys(("tasks/get", "tasks/result", "tasks/cancel", "tasks/update"), self._about_task),
             "subscriptions/listen": self._listen,
@@ -5554,7 +5702,7 @@ class Router:
                     return
             elif ask.method in MODERN_ONLY or not (self._host.is_ready or ask.method in BEFORE_INITIALIZED):
                 self._expect_legacy(ask)
-            self.of_host.get(ask.method, self._pass_on)(ask)
+            self.of_host.get(ask.method, self._find.pass_on)(ask)
         except RpcError as error:
             self._host.refuse(ask, error)
         except Exception as bug:
@@ -5630,7 +5778,7 @@ class Router:
 
     def _call_tool(self, ask: Ask) -> None:
         name, catalogue = text_in(ask.fields, "name"), self._merged.catalogue
-        route = catalogue.tool(name)
+        route = catalogue.tools.get(name) or catalogue.tool(name)
         if route is None and (server := self._merged.withheld_tool(name)):
             text = f"mcpmux: {name} has changed and is withheld until you accept it: `mcpmux accept {server}` shows how"
             self._host.answer(ask, failed(text))
@@ -5638,7 +5786,7 @@ class Router:
         if route is None:
             self._unknown_name(ask, name, "tool", catalogue.tools)
             return
-        if not self._approvals.may_go_on(ask, route):
+        if self._servers[route.server].options.approve and not self._approvals.may_go_on(ask, route):
             return
         params = ask.fields | {"name": Raw(encode(route.name))}
         makes_task = "task" in ask.fields or declares_tasks(ask.caller.declared)
@@ -5667,99 +5815,6 @@ class Router:
             self._host.answer(ask, sent)
         elif ask.caller.modern and ask.method in CARRIERS:
             self._questions.carry(self._servers[shown(sent.peer)], sent)
-
-    def _by_uri(self, ask: Ask) -> None:
-        uri = text_in(ask.fields, "uri")
-        owners = self._owners_of(uri)
-        if ask.method == "resources/unsubscribe" and (subscribed := self._subscriptions.subscribed_at(uri)):
-            owners = [subscribed]
-        if not owners and self._hold(ask):
-            return
-        if ask.method in ("resources/subscribe", "resources/unsubscribe"):
-            owners = self._subscribable(owners or self._guesses(uri), uri)
-            if (server := self._servers[owners[0]]).modern:
-                wanted = ask.method == "resources/subscribe"
-                (self._subscriptions.want if wanted else self._subscriptions.unwant)(server, uri)
-                self._host.reply(ask, b"{}")
-                return
-        elif len(owners) == 1:
-            self._sent(ask, self._calls.forward(ask, owners[0], ask.fields))
-            return
-        self._calls.run(ask, self._in_turn(ask, uri, owners))
-
-    def _owners_of(self, uri: str) -> list[str]:
-        """Who has listed it; else who gave it out, and those whose templates it matches."""
-        catalogue = self._merged.catalogue
-        owners = catalogue.owners_of(uri)
-        linked = None if uri in catalogue.resources else self._calls.links.owner(uri)
-        return list(dict.fromkeys([linked, *owners])) if linked else owners
-
-    def _guesses(self, uri: str) -> list[str]:
-        """For a URI that nobody has listed: servers that have others of its scheme; of a scheme that is nobody's those
-        that list no resources at all. Those that are ready come first; the others are started."""
-        catalogue = self._merged.catalogue
-        known = set(catalogue.resources.values()) | {server for _, server in catalogue.templates}
-        silent = [one.name for one in self._servers.values() if offers(one.capabilities, "resources")]
-        names = catalogue.schemes.get(uri.partition(":")[0]) or [name for name in silent if name not in known]
-        return sorted(names, key=lambda name: not self._servers[name].is_open)
-
-    def _subscribable(self, names: list[str], uri: str) -> list[str]:
-        """Of these, the servers that offer subscriptions; of one era. Raises `RpcError` where there is none."""
-        able = [name for name in names if offers(self._servers[name].capabilities, "resources", "subscribe")]
-        if not able and names:
-            raise RpcError(METHOD_NOT_FOUND, f"{names[0]} offers no subscriptions to its resources")
-        if not able:
-            raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
-        return [name for name in able if self._servers[name].modern == self._servers[able[0]].modern]
-
-    def _in_turn(self, ask: Ask, uri: str, owners: list[str]) -> Steps:
-        """Each server that may have a URI is asked, until one knows it: by a template a match is a guess too, and one
-        that is a mere guess is not waited for as long."""
-        refusal = None
-        is_subscription = ask.method in ("resources/subscribe", "resources/unsubscribe")
-        for name in owners or self._guesses(uri):
-            server = self._servers.get(name)  # it may have left the config meanwhile
-            if server is None or name in self._out.clogged:
-                continue
-            start = 0.0 if server.is_open else server.options.startup_timeout_sec
-            patience = None if owners else URI_PROBE_TIMEOUT + start
-            if is_subscription:
-                reply = yield from self._subscriptions.steps(ask, name, uri, patience)
-            else:
-                reply = yield Step(name, ask.method, ask.fields, patience)
-            if isinstance(reply, bytes) or reply.error is None:
-                return reply
-            refusal = Reply(None, bytes(reply.error), reply.failure)
-            code = value_of(object_of(reply.error).get("code"))
-            if owners and code not in (RESOURCE_NOT_FOUND, INVALID_PARAMS):
-                return refusal
-        if refusal:
-            return refusal
-        raise RpcError(RESOURCE_NOT_FOUND, f"Resource not found: no server offers {uri}", {"uri": uri})
-
-    def _list_merged(self, ask: Ask) -> None:
-        """A list of an extension, of all servers that have it."""
-        expect_no_cursor(ask)
-        extension, key = MERGED_METHODS[ask.method]
-        having = [one.name for one in self._servers.values() if offers(one.capabilities, "extensions", extension)]
-        if not having and not self._hold(ask):
-            raise RpcError(METHOD_NOT_FOUND, f"no server has the extension {extension}")
-        if having:
-            self._calls.run(ask, self._merge(ask, key, having))
-
-    def _merge(self, ask: Ask, key: str, names: list[str]) -> Steps:
-        entries: list[bytes] = []
-        for name in names:
-            seen, params, most = set[bytes](), dict(ask.fields), len(entries) + ENTRIES_MOST
-            while name in self._servers and len(entries) < most:
-                reply = yield Step(name, ask.method, params)
-                body = object_of(reply.result)
-                entries += [bytes(one) for one in items_of(body.get(key))][: most - len(entries)]
-                cursor = next_cursor(body, seen)
-                if cursor is None:
-                    break
-                params["cursor"] = Raw(cursor)
-        return b'{"%b":[%b]}' % (key.encode(), b",".join(entries))
 
     def _listen(self, ask: Ask) -> None:
         if uris_of(ask):
@@ -5815,34 +5870,6 @@ class Router:
             data = {"requiredCapabilities": {"extensions": {TASKS_EXTENSION: {}}}}
             raise RpcError(MISSING_CAPABILITY, f"{ask.method} is of the tasks extension, which was not declared", data)
         self._calls.run(ask, self._tasks.about_one(ask))
-
-    def _pass_on(self, ask: Ask) -> None:
-        """A method of the future: if its params name something that has an owner, the owner is asked; else those that
-        have an extension which nobody else has."""
-        params, catalogue = dict(ask.fields), self._merged.catalogue
-        name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
-        owner = self._tasks.owner(task)
-        if owner is None and isinstance(uri, str):
-            owner = next(iter(catalogue.owners_of(uri)), None)
-        if owner is None and isinstance(name, str):
-            route = catalogue.tools.get(name) or catalogue.prompts.get(name)
-            if route:
-                owner, params["name"] = route.server, Raw(encode(route.name))
-        if owner is not None:
-            self._sent(ask, self._calls.forward(ask, owner, params))
-        else:
-            self._calls.run(ask, self._by_extension(ask))
-
-    def _by_extension(self, ask: Ask) -> Steps:
-        having = {one.name: object_of(one.capabilities.get("extensions")) for one in self._servers.values()}
-        owners = collections.Counter(id for ids in having.values() for id in ids if id not in EXTENSIONS)
-        refusal: Reply | None = None
-        for name in [name for name, ids in having.items() if any(owners[id] == 1 for id in ids)]:
-            if name in self._servers:
-                refusal = yield Step(name, ask.method, ask.fields)
-                if value_of(object_of(refusal.error).get("code")) != METHOD_NOT_FOUND:
-                    return refusal
-        raise RpcError(METHOD_NOT_FOUND, f"Method not found: {ask.method[:TEXT_MOST]}")
 
     def _unknown_name(self, ask: Ask, name: str, noun: str, known: Mapping[str, Route]) -> None:
         if self._hold(ask):
@@ -6864,6 +6891,17 @@ def write_names(config: Config, names: Names) -> None:
             for method, given in names.items()
         }
         write_whole(path, encode(kept), private=True, lasting=False)
+
+
+def save(effect: SaveCatalogue | SaveNames | SavePins, config: Config) -> None:
+    """What the core wants kept. Raises `OSError`."""
+    match effect:
+        case SaveCatalogue(server, known):
+            write_known(cache_folder(), server, known)
+        case SaveNames(names):
+            write_names(config, names)
+        case SavePins(pins):
+            write_pins(config.path, pins)
 
 
 def forget_failures(folder: Path, server: str) -> None:
@@ -9877,12 +9915,8 @@ class Mux:
                         self._journal.log(level, text)
                     case SetTimer(key, at):
                         self._set_timer(key, at)
-                    case SaveCatalogue(server, known):
-                        self._journal.later(functools.partial(write_known, cache_folder(), server, known))
-                    case SaveNames(names):
-                        self._journal.later(functools.partial(write_names, self._config, names))
-                    case SavePins(pins):
-                        self._journal.later(functools.partial(write_pins, self._config.path, pins))
+                    case SaveCatalogue() | SaveNames() | SavePins():
+                        self._journal.later(functools.partial(save, effect, self._config))
                     case Start(server, run):
                         self._starting[server] = self._loop.create_task(self._start(server, run))
                     case Stop(server, run):
