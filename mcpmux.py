@@ -6038,26 +6038,30 @@ class Core:
         self._begun = False  # the servers have been started for the first time
         self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
         self._former_runs = 0  # no process of a server that was removed had a higher number
+        self._set_up_timers()
+        self._take_options(options, sampling)
+
+    def _set_up_timers(self) -> None:
+        """What is to be done when one is due: of a server, or by itself."""
         self._timers_of_servers: dict[str, Callable[[Facts], None]] = {
-            "idle": lambda server: life.idle(server, self._is_busy(server)),
-            "late": life.late,
-            "listen": subscriptions.due,
-            "open": life.open,
-            "relist": lists.due,
-            "rested": life.rested,
-            "silent": greeting.silent,
+            "idle": lambda server: self.life.idle(server, self._is_busy(server)),
+            "late": self.life.late,
+            "listen": self.subscriptions.due,
+            "open": self.life.open,
+            "relist": self.lists.due,
+            "rested": self.life.rested,
+            "silent": self.greeting.silent,
         }
         self._timers: dict[str, Callable[[Name], None]] = {
-            "approval": approvals.due,
-            "calls": lambda name: calls.sweep(),
+            "approval": self.approvals.due,
+            "calls": lambda name: self.calls.sweep(),
             "changes": lambda name: self._tell_changes(at_once=True),
             "lists": lambda name: self.router.release(),
             "noted": self.out.noted,
-            "still": lambda name: questions.still_waiting(),
-            "orphans": questions.orphans_due,
-            "round": rounds.due,
+            "still": lambda name: self.questions.still_waiting(),
+            "orphans": self.questions.orphans_due,
+            "round": self.rounds.due,
         }
-        self._take_options(options, sampling)
 
     def _take_options(self, options: MuxOptions, sampling: SamplingOptions | None) -> None:
         self.host.take_options(options)
