@@ -6539,9 +6539,13 @@ def _unknown(where: str, key: str, known: list[str]) -> str:
 def _in_words(where: str, wrong: str) -> str:
     """msgspec's message with the config's path and without its type names."""
     text, _, at = wrong.partition(" - at `$")
-    text = re.sub(r"`(\w+)((?: \| null)?)`", lambda match: _IN_WORDS.get(match[1], match[0]), text)
+    text = re.sub(r"`(\w+(?: \| \w+)*)`", lambda match: _kinds_in_words(match[1]), text)
     text = re.sub("Expected a string matching regex .*", "May have A-Z a-z 0-9 _ - only", text)
     return f"{where}{at.replace('`', '')}: {text[:1].lower()}{text[1:]}"
+
+
+def _kinds_in_words(kinds: str) -> str:
+    return " or ".join(_IN_WORDS.get(kind, f"`{kind}`") for kind in kinds.removesuffix(" | null").split(" | "))
 
 
 # ══ 15. Places ════════════════════════════════════════════════════════════════════════════════════════════════════════

@@ -235,9 +235,9 @@ class Soak:
             self.causes[re.sub(r'"[^"]*"|\d[\d.]*|/\S*', "…", re.sub(rf"\b({NAMES})\b", "SERVER", text))[:110]] += 1
             if call.server not in text or call.server == STEADY:
                 self.wrong.append(f"{call.kind} of {call.server} was refused with {text}")
-        elif call.kind == "ask" and "while" in text and "listing" in text:
+        elif call.kind == "ask" and (cause := re.search("while .* is listing|questions open", text)):
             self.counts["refused"] += 1
-            self.causes["the answer to a question: nobody can be asked while SERVER is listing"] += 1
+            self.causes[f"the answer to a question: {re.sub(NAMES, 'SERVER', cause[0])}"] += 1
         elif text != call.text:
             self.wrong.append(f"{call.kind} of {call.server} was answered with {text[:200]}")
         else:

@@ -404,8 +404,8 @@ def test_call_finds_a_tool_by_the_name_that_the_host_sees(config: Path, home: di
         server_table("new", *fake_list({"name": "echo"})) + '[mcp_servers.new.tools.echo]\nname = "repeat"\n',
     )
     names = [tool["name"] for tool in json.loads(run(home, "tools", "--json").stdout)["tools"]]
-    assert {"one__echo", "two__echo", "echo", "new__repeat"} <= set(names)
-    for name in ("one__pid", "two__echo", "echo", "new__repeat"):
+    assert {"x__echo", "two__echo", "echo", "new__repeat"} <= set(names)
+    for name in ("x__pid", "two__echo", "echo", "new__repeat"):
         assert call(home, name).returncode == 0, name
 
 

@@ -221,8 +221,9 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 # ── what is wrong with it ──
 
 KNOWN = (
-    "allow_http, args, bearer_token_env_var, command, cwd, disabled_tools, elicitation, enabled, enabled_tools, env, "
-    "env_http_headers, env_vars, http_headers, idle_timeout_sec, oauth, prefix, protocol, roots, sampling, scopes, "
+    "allow_http, approve, args, bearer_token_env_var, command, cwd, disabled_tools, elicitation, enabled, "
+    "enabled_tools, env, env_http_headers, env_vars, http_headers, idle_timeout_sec, oauth, pin, prefix, protocol, "
+    "roots, sampling, scopes, "
     "start, startup_timeout_sec, tool_timeout_sec, tools, transport, url"
 )
 
@@ -248,7 +249,7 @@ KNOWN = (
         ("env_vars = [{ source = 'local' }]", ".env_vars[0]: expected a string, got a table"),
         ("env_vars = [{ name = 5 }]", ".env_vars[0]: expected a string, got an integer"),
         ("enabled = 'no'", ".enabled: expected true or false, got a string"),
-        ("elicitation = 1", ".elicitation: expected true or false, got an integer"),
+        ("elicitation = 1", ".elicitation: expected true or false or a string, got an integer"),
         ("startup_timeout_sec = '30'", ".startup_timeout_sec: expected a number, got a string"),
         ("tool_timeout_sec = true", ".tool_timeout_sec: expected a number, got true or false"),
         ("enabled_tools = 'all'", ".enabled_tools: expected a list, got a string"),
