@@ -6410,6 +6410,8 @@ def read_server(name: str, table: Any, notes: list[str]) -> tuple[ServerOptions 
     if not isinstance(table, dict):
         return None, [_NO_TABLE.format(where)]
     problems = [] if SERVER_NAME.fullmatch(name) else [f"{where}: {NAME_RULE}"]
+    names = {where: name, f"{where}.prefix": table.get("prefix")}
+    problems += [f"{at}: {OURSELVES} is what mcpmux calls itself" for at, text in names.items() if text == OURSELVES]
     table = _without_codex(table, where, problems, notes)
     options = _read_table(ServerOptions, table, where, problems)
     match [row for row in _KINDS if row[0] in table]:
@@ -11500,6 +11502,62 @@ def _type_of(schema: Any) -> str:
     return " | ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
 
 
+def _accept(arguments: argparse.Namespace) -> int:
+    """Shows how the tools of a server with `pin` in its table have changed, and takes them as they are now.
+    Example: mcpmux accept time"""
+    config = load_config(config_path(arguments.config))
+    name = arguments.server
+    _expect_server(config, name)
+    if not config.servers[name].pin:
+        raise ConfigError(f"{name} has no pin = true in its table in {config.path}: all its tools are used as they are")
+    seen = [one.lists for one in read_known(cache_folder(), config.servers)[0].get(name, ()) if not one.failed]
+    if not seen:
+        lists, failed = learn(config, [name])
+        if name in failed:
+            raise ConfigError(failed[name])
+        seen = list(lists.values())
+    pins, new = read_pins(config.path).get(name, {}), dict[str, Pin]()
+    for entry in (
+        one for lists in seen for one in lists.get("tools/list", ())
+    ):  # by what its hosts can do, they differ
+        pin, digest = pins.get(entry.name, Pin()), pin_digest(entry)
+        if digest not in pin.accepted + new.get(entry.name, Pin()).accepted:
+            now = encode(definition(entry)).decode()
+            new[entry.name] = Pin([*new.get(entry.name, Pin()).accepted, digest], now)
+            print("\n".join(how_it_changed(entry.name, pin.shown, now)))
+    if not new:
+        print(f"Nothing has changed: all tools of {name} are as they were accepted.")
+    elif arguments.yes or is_yes(f"Use {_count(len(new), 'tool')} of {name} as above?"):
+        write_pins(config.path, {name: new})
+        print(f"Accepted: {', '.join(new)}. A running mcpmux hears of it within seconds.")
+    else:
+        print("Nothing was accepted.")
+        return 1
+    return 0
+
+
+def how_it_changed(tool: str, before: str, after: str) -> Iterator[str]:
+    """Two definitions line by line, as a person reads them."""
+    old, new = (harmless(msgspec.json.format(text)).splitlines() if text else [] for text in (before, after))
+    for line in difflib.unified_diff(old, new, f"{tool}, as you accepted it", f"{tool}, now", lineterm="", n=2):
+        yield painted(line, {"+": "green", "-": "red"}.get(line[0]))
+
+
+def is_yes(question: str) -> bool:
+    """What a person says at a terminal; without one, no."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        print(f"{question} Say --yes where nobody can be asked.")
+        return False
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 # ── call ──
 
 
@@ -12461,6 +12519,7 @@ ARGUMENTS: Final = {
     "server": _argument("server", metavar="SERVER", help="its name in the config"),
     "source": _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
     "tool": _argument("tool", metavar="TOOL", help="its name, as `mcpmux tools` shows it"),
+    "yes": _argument("--yes", "-y", action="store_true", help="do it unasked"),
     "url": _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
 }
 
@@ -12468,6 +12527,7 @@ SUBCOMMANDS: Final = (
     Subcommand("add", _add, "put a server into the config", "name url env config", "COMMAND [ARGUMENT ...]"),
     Subcommand("list", _list_servers, "the servers of the config, and what is known of them", "config json"),
     Subcommand("tools", _tools, "the tools and their arguments", "one config json"),
+    Subcommand("accept", _accept, "see how a pinned server's tools have changed, and take them", "server yes config"),
     Subcommand("call", _call, "call a tool", "tool given output config as-it-came"),
     Subcommand("check", _check, "start every server and say how each does", "config json"),
     Subcommand("login", _login, "log in to a remote server, in your browser", "server config"),

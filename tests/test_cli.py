@@ -101,7 +101,11 @@ def site() -> Iterator[FakeSite]:
 
 def test_each_help_has_an_example_and_the_example_runs(tmp_path: Path, home: dict[str, str], site: FakeSite):
     """An example that does not run is worse than none. This one place runs them all, the demo too, two at once."""
-    time = ["[mcp_servers.time]", f"command = {json.dumps(sys.executable)}", 'args = ["-m", "mcp_server_time"]']
+    time = [
+        "[mcp_servers.time]",
+        f"command = {json.dumps(sys.executable)}",
+        'args = ["-m", "mcp_server_time"]\npin = true',
+    ]
     remote = f'[mcp_servers.github]\nurl = "{site.url}"\n'
 
     def examples_run(command: list[str]) -> None:

@@ -362,6 +362,30 @@ def test_a_reader_that_goes_away_is_no_traceback(config: Path, home: dict[str, s
     assert b"Exception" not in said
 
 
+def test_accept_shows_what_has_changed_and_takes_it(config: Path, home: dict[str, str]):
+    def says(description: str) -> None:
+        tools = fake_list({"name": "log", "description": description}, {"name": "other"})
+        written(config, server_table("git", *tools, pin=True), server_table("free", *tools))
+
+    says("Shows the log")
+    assert run(home, "accept", "git").stdout == "Nothing has changed: all tools of git are as they were accepted.\n"
+    says("Sends \x1b[2Jyour keys away")
+    shown = run(home, "accept", "git")
+    assert shown.returncode == 1
+    assert '-  "description": "Shows the log"' in shown.stdout and '+  "description": "Sends' in shown.stdout
+    assert "\x1b" not in shown.stdout
+    assert shown.stdout.endswith(
+        "Use 1 tool of git as above? Say --yes where nobody can be asked.\nNothing was accepted.\n"
+    )
+    assert run(home, "accept", "git", "--yes").stdout.endswith(
+        "Accepted: log. A running mcpmux hears of it within seconds.\n"
+    )
+    assert run(home, "accept", "git").returncode == 0
+    free = run(home, "accept", "free")
+    assert free.returncode == 2
+    assert "free has no pin = true in its table" in free.stderr
+
+
 # ── call ──
 
 

@@ -398,6 +398,15 @@ def test_a_servers_name_is_part_of_tools_names(name: str):
 
 
 @pytest.mark.parametrize(
+    ("name", "table", "at"), [("mcpmux", {}, ""), ("a", {"prefix": "mcpmux"}, ".prefix")], ids=["name", "prefix"]
+)
+def test_nobody_is_called_what_mcpmux_calls_itself(name: str, table: dict[str, str], at: str):
+    config = mcpmux.read_config({"mcp_servers": {name: {"command": "a"} | table}}, FILE)
+    problem = f"mcp_servers.{name}{at}: mcpmux is what mcpmux calls itself"
+    assert config.broken == {name: f"mcpmux.toml: {problem}"}
+
+
+@pytest.mark.parametrize(
     "document",
     [{"mux": {"separator": "_\n"}}, {"mcp_servers": {"x": {"command": "a", "prefix": "p\n"}}}],
 )
