@@ -168,6 +168,7 @@ RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited fo
 
 WATCH_TICK: Final = 1.0  # between looks at the config file (a change must stand still for one) and at our parent
 TRIM_AFTER: Final = 0.05  # seconds of processor time, after which memory is given back to the system
+VALUES_KEPT: Final = 7 * 86400.0  # lists that other values of variables led to: another host may have those
 FAILURE_REMEMBERED: Final = 600.0  # lists do not wait again for a server that could not be started so recently
 
 MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
@@ -6357,6 +6358,7 @@ class Config(Struct, frozen=True):
     disabled: list[str] = []
     notes: list[str] = []
     environment: dict[str, str] = {}  # for `${VAR}`: mcpmux's own, over that of `env_file`
+    inherited: dict[str, str] = {}  # mcpmux's own alone: what processes are given
     sampling: SamplingOptions | None = None  # with its models in `models`
     mark: tuple[int, int] | None = None  # of the file: its time and size
     tables: dict[str, Any] = {}  # the servers', as they stand in the file
@@ -6578,7 +6580,7 @@ def load_config(path: Path) -> Config:
     """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
     mark, text = mark_of(path), read_text(path)
     if text is None:
-        return Config(path, exists=False, environment=dict(os.environ))
+        return Config(path, exists=False, environment=dict(os.environ), inherited=dict(os.environ))
     return msgspec.structs.replace(read_config(parsed(path, text, "TOML", tomllib.loads), path), mark=mark)
 
 
@@ -6599,13 +6601,13 @@ def read_config(document: dict[str, Any], path: Path) -> Config:
     if config.options.env_file:
         file = absolute(config.options.env_file, path.parent)
         try:
-            environment = parse_env_file(file.read_text(encoding="utf-8")) | environment
+            environment = parse_env_file(file.read_text(encoding="utf-8"), environment) | environment
         except (OSError, ValueError) as error:
             fatal.append(f"mux.env_file: {file} cannot be read: {error}")
     if fatal:
         problems = [f"{path}: {problem}" for problem in fatal]
         raise ConfigError("\n".join(problems + [f"{path.parent / text}" for text in config.broken.values()]))
-    return msgspec.structs.replace(config, environment=environment)
+    return msgspec.structs.replace(config, environment=environment, inherited=dict(os.environ))
 
 
 def absolute(text: str, folder: Path) -> Path:
@@ -6613,31 +6615,60 @@ def absolute(text: str, folder: Path) -> Path:
     return (folder / os.path.expanduser(text)).absolute()
 
 
-def parse_env_file(text: str) -> dict[str, str]:
-    """`KEY=value` lines; `export`, comments, blank lines and one pair of quotes round a value are understood."""
+# As python-dotenv reads a file: an assignment, a comment or an empty line, as far as it is right. It never goes back.
+_BINDING: Final = r"""(?xs)
+    \s*+ (?:export[^\S\r\n]++)?+
+    (?:(?:'(?P<quoted_key>[^']++)' | (?P<key>(?!')[^=\#\s]++)) [^\S\r\n]*+
+        (?P<equals>=[^\S\r\n]*+)?+
+        (?(equals) (?: '(?P<single>(?:\\.|[^'\\])*+)' | "(?P<double>(?:\\.|[^"\\])*+)"
+            | (?P<plain>(?!['"])[^\r\n]*+) )?+))?+
+    (?:[^\S\r\n]*+\#[^\r\n]*+)?+ [^\S\r\n]*+ (?: (?P<end>\r\n|\n|\r|\Z) | [^\r\n]*+)"""
+_DOTENV_ESCAPES: Final = {"single": r"\\[\\']", "double": r"\\[\\'\"abfnrtv]"}
+_DOTENV_VARIABLE: Final = r"\$\{(?P<name>[^}:]*)(?::-(?P<default>[^}]*))?\}"
+
+
+def parse_env_file(text: str, environment: dict[str, str] | None = None) -> dict[str, str]:
+    """`KEY=value` lines, in the dialect of python-dotenv: a line that is none is passed over. `${VAR}` in a value is
+    what `environment` has, or a line above."""
     found: dict[str, str] = {}
-    for line in text.splitlines():
-        key, equals, value = line.strip().removeprefix("export ").partition("=")
-        if equals and not key.startswith("#"):
-            value = value.strip()
-            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-            found[key.strip()] = value[1:-1] if quoted else value
+    text, at = text.removeprefix("\ufeff"), 0
+    while at < len(text):
+        one = re.compile(_BINDING).match(text, at)
+        assert one
+        at, key, known = one.end(), one["quoted_key"] or one["key"], found | (environment or {})
+        if one["end"] is None or not key:
+            continue
+        if not one["equals"]:
+            found.pop(key, None)  # a name alone
+            continue
+        value = one["single"] or one["double"] or one["plain"] or ""
+        if one["plain"]:
+            is_comment = value.startswith("#") and len(one["equals"]) > 1
+            value = "" if is_comment else re.sub(r"\s+#.*", "", value).rstrip()
+        for kind, escapes in _DOTENV_ESCAPES.items():
+            if one[kind]:
+                value = re.sub(escapes, lambda escape: codecs.decode(escape[0], "unicode-escape"), value)
+        found[key] = re.sub(_DOTENV_VARIABLE, lambda name: known.get(name["name"], name["default"] or ""), value)  # noqa: B023
     return found
 
 
 # The official SDK's list of what is safe to pass on, and what a server needs to speak a person's language, keep time,
-# find its folders and get through a company's proxy.
+# find its folders, get through a company's proxy, and reach what the person's own tools reach: where it is, and no key
+# to it.
 _WINDOWS_VARIABLES: Final = """
     APPDATA HOMEDRIVE HOMEPATH LOCALAPPDATA PATH PATHEXT PROCESSOR_ARCHITECTURE SYSTEMDRIVE SYSTEMROOT TEMP TMP
     USERNAME USERPROFILE PROGRAMFILES PROGRAMDATA COMSPEC WINDIR"""
-_POSIX_VARIABLES: Final = "HOME LOGNAME PATH SHELL TERM USER TMPDIR"
+_POSIX_VARIABLES: Final = "HOME LOGNAME PATH SHELL TERM USER TMPDIR DISPLAY WAYLAND_DISPLAY XAUTHORITY"
 _COMMON_VARIABLES: Final = """
     LANG LANGUAGE TZ HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY http_proxy https_proxy no_proxy all_proxy
-    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS"""
+    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
+    DOCKER_HOST DOCKER_CONTEXT DOCKER_CONFIG KUBECONFIG AWS_PROFILE AWS_REGION AWS_DEFAULT_REGION JAVA_HOME
+    SSH_AUTH_SOCK"""
 SAFE_VARIABLES: Final = frozenset(
     (_COMMON_VARIABLES + (_WINDOWS_VARIABLES if sys.platform == "win32" else f" {_POSIX_VARIABLES}")).split()
 )
 SAFE_PREFIXES: Final = ("LC_", "XDG_")
+_PACKAGE_PREFIXES: Final = ("UV_", "npm_config_", "NPM_CONFIG_")  # where uvx and npx get packages; some hold a password
 SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
 
 
@@ -6696,6 +6727,14 @@ def secrets_in(words: list[str]) -> list[str]:
     return found
 
 
+def is_safe(variable: str, value: str) -> bool:
+    """Whether any server is given it. On Windows names of variables compare without case."""
+    if variable.startswith(_PACKAGE_PREFIXES):
+        return hide_secrets(value, variable, lambda *_: "") == value
+    known = variable.upper() if sys.platform == "win32" else variable
+    return known in SAFE_VARIABLES or variable.startswith(SAFE_PREFIXES)
+
+
 def extended_path(environment: Mapping[str, str]) -> str:
     """PATH with the usual places at its end that hosts with a window lack: only those that exist."""
     home = Path(environment.get("USERPROFILE" if sys.platform == "win32" else "HOME") or Path.home())
@@ -6721,6 +6760,8 @@ def extended_path(environment: Mapping[str, str]) -> str:
 def read_text(path: Path) -> str | None:
     """None: there is no such file. Raises `ConfigError`."""
     try:
+        if path.is_fifo():
+            raise OSError("it is a pipe, and may never be written to")
         return path.read_bytes().decode()
     except FileNotFoundError:
         return None
@@ -6736,11 +6777,18 @@ def parsed(path: Path, text: str, kind: str, parse: Callable[[str], Any]) -> Any
         raise ConfigError(f"{path}: not {kind}: {wrong}") from None
 
 
+def make_folder(path: Path) -> None:
+    """With those above it that are missing, each its owner's alone, whatever the umask. Raises `OSError`."""
+    for one in [*reversed(path.parents), path]:
+        if not one.is_dir():
+            one.mkdir(0o700, exist_ok=True)
+
+
 def write_whole(path: Path, data: bytes, *, private: bool = False, lasting: bool = True) -> None:
     """Whole or not at all, through the links that are there. A new file is its owner's; another keeps its modes, unless
     it must become `private`. `lasting`: it is on the disk before it replaces what was there. Raises `OSError`."""
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -6791,13 +6839,25 @@ def cache_folder() -> Path:
     return user_folder("cache") / "servers"
 
 
-def read_known(folder: Path, servers: Mapping[str, ServerOptions]) -> tuple[dict[str, list[Known]], list[str]]:
+def cache_end(key: str, server: str, config: Config) -> str:
+    """How the names of its files end: with what its lists may depend on, its table and the values of the variables in
+    it. What is kept of those is too little to find one by."""
+    options = config.servers[server]
+    texts = [text for text, _ in texts_of(msgspec.to_builtins(options), "") if "${" in text]
+    named = {match["var"] for text in texts for match in PLACEHOLDER.finditer(text)}
+    named |= {*options.env_vars, *options.env_http_headers.values(), options.bearer_token_env_var}
+    values = sorted((one, value) for one, value in config.environment.items() if one in named)
+    return f".{key}.{hashlib.sha256(encode(values)).hexdigest()[:6]}.cache" if values else f".{key}.cache"
+
+
+def read_known(folder: Path, config: Config) -> tuple[dict[str, list[Known]], list[str]]:
     """What the cache has of these servers with these tables; and what could not be read, a line each."""
     found: dict[str, list[Known]] = {}
     notes: list[str] = []
+    ends = {name: cache_end(table_key(options), name, config) for name, options in config.servers.items()}
     for path in sorted(folder.glob("*.cache")):
         name = path.name.partition(".")[0]
-        if name not in servers or not path.name.endswith(f".{table_key(servers[name])}.cache"):
+        if name not in config.servers or not path.name.endswith(ends[name]):
             continue
         try:
             known = msgspec.msgpack.decode(path.read_bytes(), type=Known)
@@ -6808,19 +6868,22 @@ def read_known(folder: Path, servers: Mapping[str, ServerOptions]) -> tuple[dict
     return found, notes
 
 
-def write_known(folder: Path, server: str, known: Known) -> None:
-    """Whole or not at all: hosts start several mcpmux at once. What it replaces is removed. Raises `OSError`."""
-    end = f".{known.key}.cache"
+def write_known(folder: Path, server: str, known: Known, config: Config) -> None:
+    """Whole or not at all: hosts start several mcpmux at once. What it replaces is removed, but not soon what another
+    host's variables led to. Raises `OSError`."""
+    end = cache_end(known.key, server, config)
     path = folder / f"{server}.{'failed' if known.failed else known.host + known.told}{end}"
-    write_whole(path, msgspec.msgpack.encode(known), lasting=False)
-    for file in os.listdir(folder):
-        if file.partition(".")[0] == server and (not file.endswith(end) or (".failed." in file and not known.failed)):
-            (folder / file).unlink(missing_ok=True)
+    write_whole(path, msgspec.msgpack.encode(known), private=True, lasting=False)
+    for file in folder.glob(f"{server}.*.cache"):
+        is_stale = f".{known.key}." not in file.name or time.time() - (mark_of(file) or (0, 0))[0] / 1e9 > VALUES_KEPT
+        if (".failed." in file.name and not known.failed) if file.name.endswith(end) else is_stale:
+            file.unlink(missing_ok=True)
 
 
 # ── who has which name, a file for each config ──
 
 
+NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)  # a file of ours is where we put it
 LOCK_PATIENCE: Final = 20.0  # seconds; another mcpmux that has a lock may hang
 LOCK_LOOK: Final = 0.05
 
@@ -6844,8 +6907,8 @@ def is_locked(file: int) -> bool:
 @contextlib.contextmanager
 def locked(path: Path) -> Generator[None]:
     """Of all mcpmux processes one at a time has what this file stands for. Blocks. Raises `OSError`."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    make_folder(path.parent)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
     try:
         end = time.monotonic() + LOCK_PATIENCE
         while not is_locked(file):
@@ -6907,7 +6970,8 @@ def save(effect: SaveCatalogue | SaveNames | SavePins, config: Config) -> None:
     """What the core wants kept. Raises `OSError`."""
     match effect:
         case SaveCatalogue(server, known):
-            write_known(cache_folder(), server, known)
+            if server in config.servers:
+                write_known(cache_folder(), server, known, config)
         case SaveNames(names):
             write_names(config, names)
         case SavePins(pins):
@@ -6943,14 +7007,16 @@ class Journal:
         self._dropped = 0
         self._wake = threading.Event()
         self._closing = False
+        self._held: dict[str, bytes] = {}  # by server the beginning of a line
         self._files: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
         self._thread = threading.Thread(target=self._write_all, name="mcpmux log", daemon=True)
         self._thread.start()
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """These never appear in the log; short ones would hide half of every line."""
-        known = {*self._secrets, *(secret for secret in secrets if len(secret) >= 6)}
+        """These never appear in the log, nor does a line of one; short ones would hide half of every line."""
+        lines = {line.strip() for secret in secrets for line in secret.splitlines()}
+        known = {*self._secrets, *(line for line in lines if len(line) >= 6)}
         self._secrets = tuple(sorted(known, key=len, reverse=True))  # a short one may be part of a longer one
 
     def redact(self, text: str) -> str:
@@ -6962,17 +7028,40 @@ class Journal:
         if LEVELS[level] >= self.threshold:
             self._put("", f"mcpmux {level}: {in_a_line(self.redact(text))}\n".encode(errors="replace"))
 
-    def keep(self, server: str, data: bytes) -> None:
-        """Output of a server, for its file."""
+    def keep(self, server: str, data: bytes) -> bytes:
+        """Output of a server, for its file, as it may be shown. Where there are secrets a line waits until it is whole:
+        they may come in pieces."""
+        data = self._held.pop(server, b"") + data
+        if self._secrets and (rest := data[data.rfind(b"\n") + 1 :]):
+            data = data[: -len(rest)]
+            if len(rest) > EDGE + len(self._secrets[0]):  # nobody's line: what of it can be part of no secret goes on
+                rest = self._redacted(rest)
+                size = len(self._secrets[0].encode())
+                data, rest = data + rest[:-size], rest[-size:]
+            self._held[server] = rest
+        return self._keep(server, data)
+
+    def _keep(self, server: str, data: bytes) -> bytes:
+        data = self._redacted(data)
         self._put(server, data)
+        return data
+
+    def _redacted(self, data: bytes) -> bytes:
+        return (
+            self.redact(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+            if self._secrets
+            else data
+        )
 
     def path(self, server: str) -> Path | None:
         """Its log file."""
         return self.folder / f"{server}.log" if self.folder else None
 
-    def rest(self, server: str) -> None:
-        """Its process has ended. What the next one says opens the file anew, or tries to."""
+    def rest(self, server: str) -> bytes:
+        """Its process has ended; the last of what it said. What the next one says opens the file anew, or tries to."""
+        last = self._keep(server, self._held.pop(server, b""))
         self.later(functools.partial(self._close_file, server))
+        return last
 
     def later(self, job: Callable[[], None]) -> None:
         """What else may wait for the disk; an `OSError` of it is logged."""
@@ -7034,15 +7123,13 @@ class Journal:
         file = self._files.get(name)
         if path is None or file == CLOSED:
             return
-        if self._secrets:
-            data = self.redact(data.decode(errors="replace")).encode()
         if file is not None and self._sizes[name] + len(data) > LOG_FILE_MOST:
             self._close_file(name)
             os.replace(path, path.with_suffix(".log.1"))
             file = None
         if file is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            make_folder(path.parent)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK
             file = self._files[name] = os.open(path, flags, 0o600)
             self._sizes[name] = os.fstat(file).st_size
         self._sizes[name] += len(data)
@@ -7321,7 +7408,7 @@ async def expand(text: str, where: str, environment: Mapping[str, str], secrets:
         if match[1]:
             pieces.append("${")
         elif match["cmd"] is not None:
-            pieces.append(await _secret_from(match["cmd"], where, environment))
+            pieces.append(await _secret_from(match["cmd"], where))
             secrets.add(pieces[-1])
         elif value := environment.get(match["var"]):
             pieces.append(value)
@@ -7335,12 +7422,12 @@ async def expand(text: str, where: str, environment: Mapping[str, str], secrets:
     return "".join([*pieces, text[at:]])
 
 
-async def _secret_from(command: str, where: str, environment: Mapping[str, str]) -> str:
+async def _secret_from(command: str, where: str) -> str:
     hint = f"try it in a terminal: {command}"
     try:
         words = shlex.split(command, posix=sys.platform != "win32")
         words = [word[1:-1] if word[:1] == word[-1:] == '"' else word for word in words]  # Windows' way leaves them
-        program = shutil.which(words[0], path=extended_path(environment)) if words else None
+        program = shutil.which(words[0], path=extended_path(os.environ)) if words else None
         if program is None:
             raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
         process = await asyncio.create_subprocess_exec(
@@ -7349,7 +7436,6 @@ async def _secret_from(command: str, where: str, environment: Mapping[str, str])
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=dict(environment),
             **OWN_GROUP,
         )
     except (OSError, ValueError) as wrong:
@@ -7387,11 +7473,11 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
 
     assert options.command is not None
     same = str.upper if sys.platform == "win32" else str  # names of variables compare without case there
-    wanted = {same(variable) for variable in [*SAFE_VARIABLES, *options.env_vars]}
+    wanted = {same(variable) for variable in options.env_vars}
     env = {
         key: value
         for key, value in config.environment.items()
-        if (same(key) in wanted or key.startswith(SAFE_PREFIXES) or "*" in options.env_vars)
+        if (same(key) in wanted or (key in config.inherited and ("*" in wanted or is_safe(key, value))))
         and not value.startswith("()")  # an exported shell function
         and not key.startswith("MCPMUX_")
     }
@@ -7463,13 +7549,16 @@ class ServerProcess(asyncio.SubprocessProtocol):
             elif self._transport and (stdout := self._transport.get_pipe_transport(1)):
                 widen(stdout.get_extra_info("pipe"))  # the end of a long one is still to come
         else:
-            self._journal.keep(self._log_name, data)
-            self._has_log = True
-            *lines, self._word = (self._word + data).split(b"\n")
-            self._word = self._word[-EDGE:]
-            self._words.extend(
-                line.decode(errors="replace").strip()[:500] for line in lines[-STDERR_LINES:] if line.strip()
-            )
+            self._hear(self._journal.keep(self._log_name, data))
+
+    def _hear(self, words: bytes) -> None:
+        """What it says on stderr, without secrets."""
+        self._has_log = True
+        *lines, self._word = (self._word + words).split(b"\n")
+        self._word = self._word[-EDGE:]
+        self._words.extend(
+            line.decode(errors="replace").strip()[:500] for line in lines[-STDERR_LINES:] if line.strip()
+        )
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self._open_pipes.discard(fd)
@@ -7549,14 +7638,13 @@ class ServerProcess(asyncio.SubprocessProtocol):
         if last:
             self._post(ServerLines(self.name, self.run, last))
         self._transport.close()
-        if self._word.strip():
-            self._words.append(self._word.decode(errors="replace").strip()[:500])
+        last_words = self._journal.rest(self._log_name)
+        if last_words or self._word.strip():
+            self._hear(last_words + b"\n")
         how = _ended_how(code)
         log = self._journal.path(self._log_name) if self._has_log else None
-        self._journal.rest(self._log_name)
         hint = (f"its log is {log}; " if log else "") + "the next call starts it again"
-        words = [self._journal.redact(line) for line in list(self._words)[-5:]]
-        self._post(ServerGone(self.name, self.run, f"{called(self.name)} {how}", hint, words))
+        self._post(ServerGone(self.name, self.run, f"{called(self.name)} {how}", hint, list(self._words)[-5:]))
 
     def _stdin(self) -> asyncio.WriteTransport:
         assert self._transport
@@ -7593,6 +7681,15 @@ def become_subreaper() -> None:
         import ctypes  # noqa: PLC0415
 
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+
+
+def close_memory() -> None:
+    """Linux: of a person's processes any may read the environment and the memory of another, and so mcpmux's keys; but
+    not of one that leaves no core. What it starts is not closed by that."""
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415
+
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE, linux/prctl.h
 
 
 def memory_trimmer() -> Callable[[], object]:
@@ -7934,7 +8031,6 @@ def read_login(path: Path) -> Login | None:
 
 def write_login(path: Path, login: Login) -> None:
     """Whole or not at all, and for nobody else's eyes. Raises `OSError`."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_whole(path, encode(login), private=True)
 
 
@@ -7943,8 +8039,8 @@ async def login_lock(path: Path) -> AsyncGenerator[None]:
     """Of all mcpmux processes one at a time renews a login: a refresh token may be good for one use only. Raises
     `TimeoutError` and `OSError`."""
     path = path.with_suffix(".lock")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    make_folder(path.parent)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
     try:
         async with asyncio.timeout(LOCK_PATIENCE):
             while not is_locked(file):  # noqa: ASYNC110 - no event tells that another process lets go
@@ -9593,7 +9689,7 @@ class Ledger:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
         line = json.dumps({"time": stamp, **entry}, ensure_ascii=False).encode() + b"\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             _append(self.path, line if self._ends_whole() else b"\n" + line)
         except OSError:
             self._unwritten[day_of(now)] += amount(entry, "usd")
@@ -9642,7 +9738,7 @@ def _append(path: Path, line: bytes) -> None:
         except pywintypes.error as wrong:
             raise OSError(f"{path}: {wrong.strerror}") from None
     else:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o600)
         try:
             os.write(file, line)
         finally:
@@ -9841,7 +9937,7 @@ class Mux:
     def __init__(
         self, config: Config, host: HostSide, journal: Journal, *, cached: bool = True, watches: bool = True
     ) -> None:
-        known, notes = read_known(cache_folder(), config.servers) if cached else ({}, [])
+        known, notes = read_known(cache_folder(), config) if cached else ({}, [])
         for note in notes:
             journal.log("warning", note)
         notice = ""
@@ -9986,7 +10082,7 @@ class Mux:
         secrets: set[str] = set()
         setup = await sampler_setup(self._config, secrets)
         self._journal.hide(secrets)
-        env = {key: value for key, value in self._config.environment.items() if not key.startswith("MCPMUX_")}
+        env = {key: value for key, value in self._config.inherited.items() if not key.startswith("MCPMUX_")}
         command = Command(sys.executable, [os.path.abspath(__file__), f"_{name.value}"], env, None, frozenset())
         limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
         process = ServerProcess(name, run, self.post, limit, self._journal)
@@ -10846,6 +10942,7 @@ _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml
 def main(argv: list[str] | None = None) -> int:
     """The console script. While serving, stdout is the protocol's and all that people read goes to stderr."""
     words = sys.argv[1:] if argv is None else list(argv)
+    close_memory()
     if words[:1] == ["_demo_server"]:  # of the demo, by the demo
         return DemoServer(words[1]).serve()
     if words[:1] == ["_sampler"]:
@@ -11336,7 +11433,7 @@ def _add(arguments: argparse.Namespace) -> int:
 
 def last_known(config: Config) -> dict[str, Known]:
     """What the cache has of servers' lists; of several the one that depends least on the host."""
-    found = read_known(cache_folder(), config.servers)[0]
+    found = read_known(cache_folder(), config)[0]
     lists = {name: [one for one in those if not one.failed] for name, those in found.items()}
     return {name: min(those, key=lambda one: one.told) for name, those in lists.items() if those}
 
@@ -11510,7 +11607,7 @@ def _accept(arguments: argparse.Namespace) -> int:
     _expect_server(config, name)
     if not config.servers[name].pin:
         raise ConfigError(f"{name} has no pin = true in its table in {config.path}: all its tools are used as they are")
-    seen = [one.lists for one in read_known(cache_folder(), config.servers)[0].get(name, ()) if not one.failed]
+    seen = [one.lists for one in read_known(cache_folder(), config)[0].get(name, ()) if not one.failed]
     if not seen:
         lists, failed = learn(config, [name])
         if name in failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from script import TOOL, Script
 
 import mcpmux
-from mcpmux import Known, ServerOptions
+from mcpmux import Config, Known, ServerOptions
 
 
 def learned(*servers: str, **more: Any) -> dict[str, list[Known]]:
@@ -243,6 +244,8 @@ def test_an_idle_server_is_stopped_and_started_again_by_the_next_call():
 
 # ── files ──
 
+GIT = ServerOptions(command="git")
+
 
 def saved_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
@@ -250,33 +253,63 @@ def saved_in(folder: Path) -> list[str]:
 
 def test_what_is_written_is_read_and_replaces_what_it_makes_old(tmp_path: Path):
     [known] = learned("git")["git"]
-    tables = {"git": ServerOptions(command="git")}
-    mcpmux.write_known(tmp_path, "git", mcpmux.msgspec.structs.replace(known, key="0" * 16))
-    mcpmux.write_known(tmp_path, "git", Known(known.key, failed="why"))
-    mcpmux.write_known(tmp_path, "gitter", known)
-    mcpmux.write_known(tmp_path, "git", known)
+    config = Config(Path("x"), servers=dict.fromkeys(("git", "gitter"), GIT))
+    mcpmux.write_known(tmp_path, "git", mcpmux.msgspec.structs.replace(known, key="0" * 16), config)
+    mcpmux.write_known(tmp_path, "git", Known(known.key, failed="why"), config)
+    mcpmux.write_known(tmp_path, "gitter", known, config)
+    mcpmux.write_known(tmp_path, "git", known, config)
     end = f"legacy{known.told}.{known.key}.cache"
     assert saved_in(tmp_path) == [f"git.{end}", f"gitter.{end}"]
-    assert mcpmux.read_known(tmp_path, tables) == ({"git": [known]}, [])
+    assert mcpmux.read_known(tmp_path, Config(Path("x"), servers={"git": GIT})) == ({"git": [known]}, [])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"args": ["--only=${SETS}"]},
+        {"env": {"A": "${SETS:-all}"}},
+        {"env_vars": ["SETS"]},
+        {"url": "https://x/${SETS}"},
+        {"bearer_token_env_var": "SETS"},
+        {"env_http_headers": {"X-Sets": "SETS"}},
+    ],
+)
+def test_what_other_values_of_variables_led_to_is_not_listed(more: dict[str, Any], tmp_path: Path):
+    """Two hosts may have different ones: each has its own lists, those of a week."""
+    table = ServerOptions(**{"command": "git"} | more)
+    one, other, unset = (Config(Path("x"), servers={"git": table}, environment=env) for env in SETS)
+    knowns = [Known(mcpmux.table_key(table), instructions=words) for words in ("one", "other", "unset")]
+    for known, config in zip(knowns, (one, other, unset), strict=True):
+        assert mcpmux.read_known(tmp_path, config)[0] == {}
+        mcpmux.write_known(tmp_path, "git", known, config)
+    for known, config in zip(knowns, (one, other, unset), strict=True):
+        assert mcpmux.read_known(tmp_path, config)[0] == {"git": [known]}
+    assert not any("issues" in name for name in saved_in(tmp_path))
+    for file in tmp_path.iterdir():
+        os.utime(file, (0, 0))
+    mcpmux.write_known(tmp_path, "git", knowns[0], one)
+    assert len(saved_in(tmp_path)) == 1
+
+
+SETS = {"SETS": "repos", "HOME": "/h"}, {"SETS": "repos,issues", "HOME": "/h"}, {"HOME": "/h"}
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"{}", json.dumps({"key": 1}).encode()])
 def test_a_file_that_is_no_cache_costs_a_line_and_no_more(content: bytes, tmp_path: Path):
-    tables = {"git": ServerOptions(command="git")}
-    (tmp_path / f"git.any.{mcpmux.table_key(tables['git'])}.cache").write_bytes(content)
-    found, notes = mcpmux.read_known(tmp_path, tables)
+    (tmp_path / f"git.any.{mcpmux.table_key(GIT)}.cache").write_bytes(content)
+    found, notes = mcpmux.read_known(tmp_path, Config(Path("x"), servers={"git": GIT}))
     assert found == {}
     assert len(notes) == 1
 
 
 def test_a_failure_is_forgotten_after_ten_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    tables = {"git": ServerOptions(command="git")}
-    mcpmux.write_known(tmp_path, "git", Known(mcpmux.table_key(tables["git"]), failed="why"))
-    assert mcpmux.read_known(tmp_path, tables)[0]
+    config = Config(Path("x"), servers={"git": GIT})
+    mcpmux.write_known(tmp_path, "git", Known(mcpmux.table_key(GIT), failed="why"), config)
+    assert mcpmux.read_known(tmp_path, config)[0]
     later = mcpmux.time.time() + 601
     monkeypatch.setattr(mcpmux.time, "time", lambda: later)
-    assert mcpmux.read_known(tmp_path, tables) == ({}, [])
+    assert mcpmux.read_known(tmp_path, config) == ({}, [])
 
 
 def test_there_need_be_no_folder(tmp_path: Path):
-    assert mcpmux.read_known(tmp_path / "none", {}) == ({}, [])
+    assert mcpmux.read_known(tmp_path / "none", Config(Path("x"))) == ({}, [])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
+import io
+import logging
 import math
 import os
 import select
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -70,7 +74,7 @@ def prepared(table: str, environment: Mapping[str, str], file: Path = FILE) -> C
     """Server x, ready to be run by an mcpmux with this environment."""
     config = mcpmux.read_config(tomllib.loads(f"[mcp_servers.x]\n{table}"), file)
     assert config.broken == {}
-    config = msgspec.structs.replace(config, environment=dict(environment))
+    config = msgspec.structs.replace(config, environment=dict(environment), inherited=dict(environment))
     return asyncio.run(mcpmux.prepare("x", config.servers["x"], config))
 
 
@@ -563,6 +567,13 @@ def test_an_env_file_that_cannot_be_read_is_fatal(name: str, tmp_path: Path):
         mcpmux.read_config({"mux": {"env_file": name}}, tmp_path / "mcpmux.toml")
 
 
+@POSIX
+def test_a_config_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "mcpmux.toml")
+    with pytest.raises(ConfigError, match="cannot be read: it is a pipe"):
+        mcpmux.load_config(tmp_path / "mcpmux.toml")
+
+
 # Most of these are no TOML file that anybody writes, but whatever stands there gets an answer and no traceback.
 TEXTS = st.text(max_size=8) | st.sampled_from(
     [
@@ -769,19 +780,21 @@ def test_a_value_under_a_secrets_name_is_a_secret_wherever_it_stands():
 
 
 @POSIX
-def test_a_command_is_run_for_a_secret(tmp_path: Path):
+def test_a_command_is_run_for_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WHO", "ada")
     secrets: set[str] = set()
     tool = script(tmp_path / "vault", 'echo "word of $1 for $WHO"', "echo noise >&2")
-    text = run_expand(f"-k=${{cmd:{tool} 'op://a vault/item'}}!", {"WHO": "ada"}, secrets=secrets)
+    text = run_expand(f"-k=${{cmd:{tool} 'op://a vault/item'}}!", {"WHO": "of env_file"}, secrets=secrets)
     assert text == "-k=word of op://a vault/item for ada!"
     assert secrets == {"word of op://a vault/item for ada"}
 
 
 @POSIX
-def test_a_secrets_command_is_looked_for_where_servers_are(tmp_path: Path):
+def test_a_secrets_command_is_looked_for_where_servers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".local/bin").mkdir(parents=True)
     script(tmp_path / ".local/bin/vault-tool", "echo found")
-    assert run_expand("${cmd:vault-tool}", {"HOME": str(tmp_path), "PATH": "/usr/bin"}) == "found"
+    assert run_expand("${cmd:vault-tool}") == "found"
 
 
 @POSIX
@@ -850,9 +863,17 @@ def test_a_secrets_command_that_never_ends_is_ended_with_all_that_it_started(
         ("KEY=a=b", {"KEY": "a=b"}),
         ("KEY=", {"KEY": ""}),
         ('KEY="quoted value"', {"KEY": "quoted value"}),
-        ("KEY='it''s'", {"KEY": "it''s"}),
+        ("KEY='it''s'", {}),
         ('KEY="only\'one"', {"KEY": "only'one"}),
-        ('KEY="', {"KEY": '"'}),
+        ('KEY="', {}),
+        ("KEY=abc # for the demo", {"KEY": "abc"}),
+        ("KEY='a b' # for the demo", {"KEY": "a b"}),
+        ("KEY= # for the demo", {"KEY": ""}),
+        (r'KEY="a\n\"b\"\c"', {"KEY": 'a\n"b"\\c'}),
+        (r"KEY='a\n\'b'", {"KEY": r"a\n'b"}),
+        ('KEY="-----BEGIN\nline\n-----END"', {"KEY": "-----BEGIN\nline\n-----END"}),
+        ("KEY=${A}/${NONE:-b}/${NONE}", {"KEY": "1/b/"}),
+        ("KEY=1\nKEY", {}),
         ("# KEY=value", {}),
         ("", {}),
         ("no equals sign", {}),
@@ -860,8 +881,20 @@ def test_a_secrets_command_that_never_ends_is_ended_with_all_that_it_started(
     ],
 )
 def test_a_line_of_an_env_file(line: str, found: dict[str, str]):
-    assert mcpmux.parse_env_file(line) == found
-    assert mcpmux.parse_env_file(f"\nA=1\r\n{line}\r\nB=2") == {"A": "1", **found, "B": "2"}
+    assert mcpmux.parse_env_file(f"\ufeffA=1\n{line}") == {"A": "1", **found}
+    if '"' not in line or found:  # else the line does not end here
+        assert mcpmux.parse_env_file(f"\nA=1\r\n{line}\r\nB=2") == {"A": "1", **found, "B": "2"}
+
+
+@given(st.lists(st.sampled_from([*"AB=\n'#\\\t:é\"", *" =\n", "\r\n", "export ", "${A}", "${B:-d}", "\x0b", "\u2028"])))
+@settings(max_examples=300)
+def test_an_env_file_is_read_as_python_dotenv_reads_it(pieces: list[str]):
+    from dotenv.main import DotEnv
+
+    text, level = "".join(pieces), logging.getLogger("dotenv.main").setLevel
+    level("CRITICAL")
+    theirs = DotEnv(None, stream=io.StringIO(text, newline=""), override=False).dict()
+    assert mcpmux.parse_env_file(text, dict(os.environ)) == {key: one for key, one in theirs.items() if one is not None}
 
 
 def test_the_env_file_gives_what_the_environment_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -874,13 +907,20 @@ def test_the_env_file_gives_what_the_environment_lacks(monkeypatch: pytest.Monke
     assert run_expand("${MCPTEST_BOTH} ${MCPTEST_FILE}", config.environment) == "environment file"
 
 
-def test_a_server_gets_of_the_env_file_only_what_its_table_names(tmp_path: Path):
-    (tmp_path / "secrets.env").write_text("MCPTEST_A=a\nMCPTEST_B=b\nMCPTEST_C=c\n")
+def test_a_server_gets_of_the_env_file_only_what_its_table_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is nobody's environment: `PYTHONPATH` in it would run code."""
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    lines = "MCPTEST_A=a\nMCPTEST_B=b\nMCPTEST_C=c\nUV_X=u\nLC_X=l\nXDG_X=x\nJAVA_HOME=/evil\n"
+    (tmp_path / "secrets.env").write_text(lines)
     server = {"command": sys.executable, "env_vars": ["MCPTEST_A"], "env": {"B": "${MCPTEST_B}"}}
     document = {"mux": {"env_file": "secrets.env"}, "mcp_servers": {"x": server}}
     config = mcpmux.read_config(document, tmp_path / "mcpmux.toml")
     env = asyncio.run(mcpmux.prepare("x", config.servers["x"], config)).env
-    assert {key: value for key, value in env.items() if key == "B" or "MCPTEST" in key} == {"MCPTEST_A": "a", "B": "b"}
+    names = ("B", "JAVA_HOME")
+    assert {key: value for key, value in env.items() if key in names or "MCPTEST" in key or key.endswith("_X")} == {
+        "MCPTEST_A": "a",
+        "B": "b",
+    }
 
 
 # ── what a server is started with ──
@@ -911,6 +951,16 @@ SAFE = {
     "SSL_CERT_DIR": "/c",
     "REQUESTS_CA_BUNDLE": "/c",
     "NODE_EXTRA_CA_CERTS": "/c",
+    "DOCKER_HOST": "unix:///run/docker.sock",
+    "KUBECONFIG": "/k",
+    "AWS_PROFILE": "work",
+    "JAVA_HOME": "/j",
+    "SSH_AUTH_SOCK": "/s",
+    "DISPLAY": ":0",
+    "WAYLAND_DISPLAY": "w",
+    "UV_INDEX_URL": "https://packages.example/simple",
+    "UV_KEYRING_PROVIDER": "subprocess",
+    "npm_config_registry": "https://packages.example",
 }
 PRIVATE = {
     "GITHUB_TOKEN": "t0ken",
@@ -920,6 +970,12 @@ PRIVATE = {
     "NODE_ENV": "x",
     "LCD": "x",
     "XDGX": "x",
+    "UV_DEFAULT_INDEX": "https://ada:s3cret-word@packages.example/simple",
+    "UV_INDEX_WORK_PASSWORD": "w0rd",
+    "UV_PUBLISH_TOKEN": "t0ken",
+    "npm_config__authToken": "t0ken",
+    "npm_config_//packages.example/:_password": "w0rd",
+    "AWS_SESSION_TOKEN": "t0ken",
 }
 OURS = {"MCPMUX_CONFIG": "/c.toml", "MCPMUX_LOG": "trace"}
 FUNCTIONS = {"BASH_FUNC_x%%": "() { evil; }", "LC_EVIL": "() { evil; }"}
@@ -932,7 +988,7 @@ def passed(table: str) -> dict[str, str]:
 
 
 def test_a_server_gets_what_is_safe_of_the_environment_and_no_more():
-    """As the official SDKs do, plus locale, time zone, proxies and certificates."""
+    """As the official SDKs do, plus locale, time zone, proxies and certificates, and where the person's tools look."""
     assert passed("") == SAFE
 
 
@@ -1081,8 +1137,27 @@ def test_a_secret_is_not_in_a_servers_log_file(tmp_path: Path):
     journal.hide({"s3cret-value"})
     journal.keep("x", b"after s3cret-value\xff\n")
     journal.close()
-    lines = (tmp_path / "x.log").read_text(encoding="utf-8").splitlines()
-    assert lines[1] == "after ***\N{REPLACEMENT CHARACTER}"
+    assert (tmp_path / "x.log").read_bytes() == b"before s3cret-value\nafter ***\xff\n"
+
+
+KEY = "-----BEGIN KEY-----\nAAAABBBBCCCCDDDD\nEEEEFFFFGGGG1111\n-----END KEY-----"
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100, 5000])
+@pytest.mark.parametrize(
+    "said", [b"tok s3cret-value\n", b"s3cret-value", b"p" * 490 + b"s3cret-value\n", b"x" * 4090 + b"s3cret-value" * 2]
+)
+def test_a_secret_that_comes_in_pieces_or_lines_is_hidden(said: bytes, size: int, tmp_path: Path):
+    """Before anything is cut or split: what is left of half a secret is half a secret."""
+    journal = Journal("info", tmp_path)
+    journal.hide({"s3cret-value", KEY})
+    said += f"\npem {KEY}\nEEEEFFFFGGGG1111 alone".encode()
+    shown = b"".join(journal.keep("x", said[at : at + size]) for at in range(0, len(said), size)) + journal.rest("x")
+    journal.close()
+    plain = said.replace(b"s3cret-value", b"***")
+    for line in KEY.encode().splitlines():
+        plain = plain.replace(line, b"***")
+    assert shown == plain == (tmp_path / "x.log").read_bytes()
 
 
 def test_a_servers_log_file_is_open_only_while_it_has_a_process(tmp_path: Path):
@@ -1098,6 +1173,38 @@ def test_a_servers_log_file_is_open_only_while_it_has_a_process(tmp_path: Path):
     journal.close()
     assert journal._files == journal._sizes == {}
     assert (tmp_path / "logs" / "x.log").read_bytes() == b"first\nsecond\n"
+
+
+@POSIX
+def test_what_mcpmux_keeps_is_its_owners_alone_whatever_the_umask_and_follows_no_link(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    former = os.umask(0)
+    try:
+        journal = Journal("info", tmp_path / "state" / "logs")
+        journal.keep("x", b"words\n")
+        journal.close()
+        mcpmux.write_whole(tmp_path / "cache" / "servers" / "x.cache", b"lists")
+    finally:
+        os.umask(former)
+    folders = [tmp_path / "state", tmp_path / "state/logs", tmp_path / "cache", tmp_path / "cache/servers"]
+    assert [one.stat().st_mode & 0o777 for one in folders] == [0o700] * 4
+    files = [tmp_path / "state/logs/x.log", tmp_path / "cache/servers/x.cache"]
+    assert [one.stat().st_mode & 0o777 for one in files] == [0o600] * 2
+    (tmp_path / "state/logs/y.log").symlink_to(tmp_path / "planted")
+    journal = Journal("info", tmp_path / "state" / "logs")
+    journal.keep("y", b"words\n")
+    journal.close()
+    assert not (tmp_path / "planted").exists()
+    assert "y.log cannot be written" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot be read by others so")
+def test_mcpmuxs_memory_and_environment_are_closed_to_other_processes():
+    code = "import mcpmux, ctypes; mcpmux.close_memory(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split()[-1] == "0"
+    assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1  # PR_GET_DUMPABLE, of a process that does nothing for it
 
 
 @pytest.mark.parametrize("level", ["error", "warning", "info", "debug", "trace"])

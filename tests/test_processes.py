@@ -466,7 +466,7 @@ def test_a_server_gets_the_safe_environment_and_what_its_table_names(serve: Serv
     host.initialize()
     plain, given, trusted = (json.loads(host.text(f"{name}__env")) for name in ("plain", "given", "trusted"))
     assert {key: plain.get(key) for key in PASSED} == PASSED
-    assert [key for key in plain if key not in USUAL and not key.startswith(("LC_", "XDG_"))] == []
+    assert [key for key in plain if key not in USUAL and not mcpmux.is_safe(key, plain[key])] == []
     assert given.keys() - plain.keys() == {"GIVEN", "NAMED"}
     assert (given["GIVEN"], given["NAMED"], given["LANG"]) == ("a by env_vars b", "by env_vars", "C")
     assert {key: trusted.get(key) for key in KEPT_BACK} == KEPT_BACK
@@ -707,7 +707,7 @@ def test_two_that_run_together_share_a_cache_and_neither_spoils_it(serve: Serve,
         assert "cache" not in host.log()
     folder = tmp_path / "home" / ".cache" / "mcpmux" / "servers"
     config = mcpmux.load_config(tmp_path / "mcpmux.toml")
-    known, notes = mcpmux.read_known(folder, config.servers)
+    known, notes = mcpmux.read_known(folder, config)
     assert notes == []
     assert {name: len(found) for name, found in known.items()} == dict.fromkeys(names, 2)
     assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []  # half-written
