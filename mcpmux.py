@@ -153,7 +153,8 @@ STOP_LAST: Final = 0.3  # after SIGKILL only an unkillable process is still ther
 EXIT_DRAIN: Final = 0.25  # a dead server's last lines are read; a grandchild that holds the pipe is not waited for
 HOST_FLUSH: Final = 0.3  # a host that no longer reads must not keep the process alive
 SECRET_COMMAND_TIMEOUT: Final = 10.0  # `${cmd:…}` may ask for a fingerprint that nobody gives
-SAMPLER_SLACK: Final = 60.0  # the sampler's own timeout ends a request; this is for one that it loses, or loads for
+SAMPLER_LOADS: Final = 60.0  # litellm is big, and the machine may be busy
+SAMPLER_SLACK: Final = 5.0  # the sampler's own timeout ends a request; one that does not even do that is stuck
 SAMPLER_IDLE: Final = 300.0  # litellm keeps 200 MB
 PAGE_IDLE: Final = 600.0  # a person may want to look again at what was decided
 # Of hosts that give up on a call: how long they were seen to wait. Others are taken for the least patient; one that
@@ -185,6 +186,7 @@ MB: Final = 1024 * 1024
 
 # What one server may have of what is shared; beyond that *it* is refused, with a reason.
 QUESTIONS_MOST: Final = 50  # open at once
+TURNS_MOST: Final = 200  # requests for a model that wait their turn
 ARGUMENTS_MOST: Final = 4000  # bytes of a call's, as far as hosts show them whole to the person who is to allow it
 SHOWN_MOST: Final = 20  # tools that have changed, in one question
 PINS_MOST: Final = 20  # definitions of one tool that are accepted
@@ -1883,6 +1885,7 @@ class Peer(Enum):
     """Whom we speak with besides the servers, which go by their names in the config."""
 
     HOST = "host"
+    TURN = "turn"  # nobody yet: a request for a model that waits while its server has as many as it may
     NEXT = "host's next request"  # owes the answer to a question that a modern host has, or will have
     SAMPLER = "sampler"  # a child process of ours, as is the
     PAGE = "page"
@@ -2324,6 +2327,9 @@ class Pending(Struct, eq=False):
     wrapped: bool = False  # the tool's structured results are put into an object
     is_task: bool = False  # of a question: augmented with a task
     params: Fields | None = None  # those for its peer, of what may have to be put again
+    since: float = 0.0  # of one for a model: when its turn came
+    heir: Asker | None = None  # and who waits for what it comes to in the end
+    again: bool = False  # it was put a second time
     calls: tuple[int, ...] = ()  # of a server's question: the host's calls in one of which it was asked
     within: Pending | None = None  # of one to the person: the call, open or ended, whose host waits
     round: int = 0  # the open one that it takes part in
@@ -2379,6 +2385,15 @@ class InFlight:
             del asked[pending.server_id]
             if not asked:
                 del self._asked[pending.server]
+
+    def hand_on(self, pending: Pending, peer: Name) -> None:
+        """Another peer owes what it comes to now; also within the event that has settled it."""
+        if pending.id in self._by_id:
+            self.settle(pending)
+        pending.peer = peer
+        self._by_id[pending.id] = self._owed.setdefault(peer, {})[pending.id] = pending
+        if pending.server:
+            self._asked.setdefault(pending.server, {})[pending.server_id] = pending
 
     def asked(self, server: str, id: bytes) -> Pending | None:
         return self._asked.get(server, {}).get(id)
@@ -3530,29 +3545,182 @@ class PerMinute(dict[str, collections.deque[float]]):
     """By server, when it did something within the last minute."""
 
     def wait(self, server: str, most: int, now: float) -> float:
-        """Seconds until it may do that again; 0: it may now, and is counted."""
+        """Seconds until it may do that again; 0: it may now."""
         times = self.setdefault(server, collections.deque())
         while times and times[0] <= now - 60:
             times.popleft()
-        if len(times) >= most:
-            return times[0] + 60 - now
-        times.append(now)
-        return 0.0
+        if len(times) < most:
+            return 0.0
+        return times[len(times) - most] + 60 - now if most > 0 else 60.0
+
+    def count(self, server: str, now: float) -> None:
+        self.setdefault(server, collections.deque()).append(now)
 
 
+LOADED: Final = "loaded"  # the sampler's word that it can answer from now on
+PREPARE: Final = "prepare"  # a request of ours for the sampler
 NOBODY_ASKS: Final = "the host asks nothing, and mcpmux has no page here (`mcpmux check` says why)"
+
+
+class Turns(Asker):
+    """Requests for a model of one's own, from their servers to the model: each waits its turn, is prepared by the
+    sampler (what exactly would be sent, to which models, at which price), and is then put to these models. The same
+    `Pending` all the way, under one number: what it comes to is for its `heir`."""
+
+    stuck: Callable[[], None]  # the sampler does not even say that a request took too long
+
+    def __init__(self, ground: Ground, calls: Calls, sampler: Facts) -> None:
+        self._out, self._in_flight, self._host, _ = ground
+        self.sampling: SamplingOptions | None = None  # where there is a model
+        self._calls, self._sampler = calls, sampler
+        self._lines: dict[str, dict[int, float]] = {}  # by server: who waits in it, by number, and until when
+        self._asked = PerMinute()  # of a model
+
+    def take(self, server: str, id: bytes, params: Raw | UnsetType, heir: Asker, patience: float) -> Pending:
+        """`patience` is in seconds: nobody waits longer for its turn. Raises `RpcError` if that would not come by then,
+        with when it would."""
+        assert self.sampling
+        limits, line = self.sampling.limits, self._lines.setdefault(server, {})
+        patience = min(patience, self.sampling.timeout_sec)
+        if len(line) >= TURNS_MOST:
+            raise limit_reached("max_concurrency", f"{len(line)} requests of {server} wait their turn already")
+        ahead = len(line) + self._not_counted(server)
+        wait = math.ceil(self._asked.wait(server, limits.requests_per_minute - ahead, self._out.now))
+        if wait > patience:
+            text = f"{server} has made {limits.requests_per_minute} requests in a minute; free again in {wait} s"
+            raise limit_reached("requests_per_minute", text, wait)
+        now, method = self._out.now, QUESTIONS[0]
+        pending = self._in_flight.open(Peer.TURN, self, method, now, FOREVER, server=server, server_id=id)
+        pending.heir, pending.is_sent = heir, False
+        pending.params = {} if params is UNSET else {key: raw.copy() for key, raw in object_of(params).items()}
+        line[pending.id] = now + patience
+        self._serve(server)
+        return pending
+
+    def _in_hand(self, server: str) -> list[Pending]:
+        """Whose turn has come."""
+        asked = self._in_flight.asked_by(server)
+        return [one for one in asked if one.asker is self and one.peer is not Peer.TURN]
+
+    def _not_counted(self, server: str) -> int:
+        return sum(one.method == PREPARE for one in self._in_hand(server))
+
+    def _is_full(self, server: str) -> bool:
+        return self.sampling is None or len(self._in_hand(server)) >= self.sampling.limits.max_concurrency
+
+    def _serve(self, server: str) -> None:
+        """The first in the line go on, as far as the limits let them."""
+        line, now = self._lines.get(server, {}), self._out.now
+        wait = 0.0
+        while self.sampling and line and not wait and not self._is_full(server):
+            most = self.sampling.limits.requests_per_minute - self._not_counted(server)
+            wait = self._asked.wait(server, most, now)
+            if not wait:
+                number = next(iter(line))
+                del line[number]
+                self._turn_has_come(self._in_flight.get(number))
+        due = min(now + (wait or FOREVER), *line.values(), FOREVER)
+        self._out.timer("turn", server, due if line else None)
+
+    def due(self, name: Name) -> None:
+        """Some have waited too long; or the minute of some former ones is over."""
+        server = shown(name)
+        for number, until in list(self._lines.get(server, {}).items()):
+            pending = self._in_flight.get(number)
+            if pending and until <= self._out.now:
+                limit, full = (
+                    ("requests_per_minute", "max_concurrency")[self._is_full(server)],
+                    len(self._in_hand(server)),
+                )
+                waited = (
+                    f"a request of {server} has waited {until - pending.opened:.0f} s for its turn, {full} are open"
+                )
+                self._calls.end(pending, Reply(None, error_body(limit_reached(limit, waited))))
+        self._serve(server)
+
+    def _turn_has_come(self, pending: Pending | None) -> None:
+        assert pending and pending.params is not None
+        pending.method, pending.since = PREPARE, self._out.now
+        self._put(pending, {"params": Raw(encode(pending.params))})
+
+    def _put(self, pending: Pending, body: Fields) -> None:
+        """To the sampler, with what is left of its time."""
+        assert self.sampling
+        self._in_flight.hand_on(pending, Peer.SAMPLER)
+        pending.params = body
+        pending.patience = max(1.0, self.sampling.timeout_sec - (self._out.now - pending.since))
+        is_loaded = self._sampler.is_open
+        pending.deadline = self._out.now + pending.patience + (SAMPLER_SLACK if is_loaded else SAMPLER_LOADS)
+        told = {"server": Raw(encode(pending.server)), "seconds": Raw(b"%.3f" % pending.patience)}
+        self._calls.put(self._sampler, pending, body | told)
+
+    def _prepared(self, pending: Pending, prepared: Fields) -> None:
+        """`params` are what would be sent, `models` those that would be asked in this order, `usd` what it may cost at
+        most. A person who is to consent is asked here; then it is for the model."""
+        self._ask_model(pending, prepared)
+
+    def _ask_model(self, pending: Pending, prepared: Fields) -> None:
+        pending.method = QUESTIONS[0]
+        self._asked.count(pending.server, self._out.now)
+        self._put(pending, {key: prepared[key].copy() for key in ("params", "models") if key in prepared})
+
+    # ── how it ends ──
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        if pending.method == PREPARE and reply.result is not None:
+            self._prepared(pending, object_of(reply.result))
+            return
+        assert pending.heir is not None
+        is_late = bool(reply.failure) and pending.peer is Peer.SAMPLER and pending.deadline <= self._out.now
+        pending.heir.ended(pending, reply)
+        self._leave(pending)
+        if is_late:
+            self.stuck()
+
+    def withdrawn(self, pending: Pending) -> None:
+        assert pending.heir is not None
+        pending.heir.withdrawn(pending)
+        self._leave(pending)
+
+    def _leave(self, pending: Pending) -> None:
+        self._lines.get(pending.server, {}).pop(pending.id, None)
+        self._serve(pending.server)
+
+    # ── the sampler ──
+
+    def loaded(self) -> None:
+        """From here on their time runs."""
+        for pending in self._in_flight.owed_by(Peer.SAMPLER):
+            pending.deadline = self._out.now + pending.patience + SAMPLER_SLACK
+            self._calls.watch(pending)
+
+    def put_again(self) -> None:
+        """The sampler is stopped, since it was stuck: what others have asked is for the next one; but once only, since
+        one of them may be why."""
+        for pending in self._in_flight.owed_by(Peer.SAMPLER):
+            if pending.again:
+                self._calls.fail(pending, "mcpmux: the sampler did not answer this twice; ask for something else")
+            elif pending.is_sent and pending.params is not None:
+                pending.again, pending.since = True, self._out.now
+                self._put(pending, pending.params)
+
+    def forget(self, server: str) -> None:
+        """It is no longer in the config, or not like this, and all that it has asked has ended."""
+        for table in (self._lines, self._asked):
+            table.pop(server, None)
+        self._out.timer("turn", server, None)
 
 
 class Questions(Asker):
     """What servers ask, and the answers' way back to them. Asker of what legacy servers ask."""
 
-    def __init__(self, ground: Ground, calls: Calls, tasks: Tasks, own: Mapping[Name, Facts]) -> None:
+    def __init__(self, ground: Ground, calls: Calls, tasks: Tasks, turns: Turns, own: Mapping[Name, Facts]) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
-        self.sampling: SamplingOptions | None = None  # where a local model is
+        self._turns = turns
         self.bridge: Bridge  # set when there are rounds
         self._calls, self._tasks, self.own = calls, tasks, own
         self._orphans: dict[str, dict[int, Pending]] = {}  # by server: asked outside any call, or with all parked
-        self._of_model, self._on_page = PerMinute(), PerMinute()
+        self._on_page = PerMinute()
 
     # ── who is to answer ──
 
@@ -3589,7 +3757,7 @@ class Questions(Asker):
             caller = server.run.starter
         verdict = self.judge(server, method, params, caller)
         if isinstance(verdict, Forward | OnPage) and self._is_listing(server):
-            if method != QUESTIONS[0] or not self.sampling or server.options.sampling != "auto":
+            if method != QUESTIONS[0] or not self._turns.sampling or server.options.sampling != "auto":
                 self.answer(name, id, self._from_memory(server, method))
                 return
             verdict = Locally()  # the host may not be asked now, but it can be done without
@@ -3685,22 +3853,13 @@ class Questions(Asker):
         return pending
 
     def sample(self, server: Facts, id: bytes, params: Raw | UnsetType, asker: Asker | None = None) -> Pending:
-        """A question for the local model. Raises `RpcError` beyond the limits that are a server's own."""
-        assert self.sampling
-        name, now, limits = server.name, self._out.now, self.sampling.limits
-        busy = sum(one.server == name for one in self._in_flight.owed_by(Peer.SAMPLER))
-        if busy >= limits.max_concurrency:
-            text = f"{busy} requests of {name} are open; free again when one has ended"
-            raise limit_reached("max_concurrency", text)
-        if wait := math.ceil(self._of_model.wait(name, limits.requests_per_minute, now)):
-            text = f"{name} has made {limits.requests_per_minute} requests in a minute; free again in {wait} s"
-            raise limit_reached("requests_per_minute", text, wait)
-        seconds, method = self.sampling.timeout_sec + SAMPLER_SLACK, QUESTIONS[0]
-        pending = self._in_flight.open(Peer.SAMPLER, asker or self, method, now, seconds, server=name, server_id=id)
-        pending.calls = self._calls_of(server, object_of(params))
+        """A question for a model of one's own. Raises `RpcError` beyond the limits that are a server's own."""
+        call = self.call_of(server)
+        patience = self.patience_of(call.ask) - (self._out.now - call.opened) if call else FOREVER
+        calls = self._calls_of(server, object_of(params))
+        pending = self._turns.take(server.name, id, params, asker or self, patience)
+        pending.calls = calls
         self._asked(server)
-        body: Fields = {"server": Raw(encode(name)), "params": Raw(b"{}") if params is UNSET else params}
-        self._calls.put(self.own[Peer.SAMPLER], pending, body)
         return pending
 
     def ask_page(
@@ -3710,6 +3869,7 @@ class Questions(Asker):
         name, now, waits = server.name, self._out.now, self.patience_of(call and call.ask)
         if self._on_page.wait(name, PAGE_MOST, now):
             raise RpcError(INTERNAL_ERROR, f"mcpmux: {name} has asked the person {PAGE_MOST} times within a minute")
+        self._on_page.count(name, now)
         pending = self._in_flight.open(Peer.PAGE, asker or self, "ask", now, waits, server=name, server_id=id)
         pending.calls, pending.within = self._calls_of(server, asked), call
         self._asked(server)
@@ -3878,16 +4038,17 @@ class Questions(Asker):
 
     def gone(self, server: Facts, reason: str) -> None:
         """Its process has ended. What a modern one asked belongs to its rounds, and the call is made again."""
-        for pending in self._in_flight.asked_by(server.name):
+        for pending in reversed(self._in_flight.asked_by(server.name)):  # else the next in line would begin
             if not (server.modern and pending.round):
                 self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
 
     def removed(self, server: Facts, reason: str) -> None:
-        for pending in self._in_flight.asked_by(server.name):
+        for pending in reversed(self._in_flight.asked_by(server.name)):
             if self._in_flight.get(pending.id) is pending:
                 self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
-        for table in (self._orphans, self._of_model, self._on_page):
+        for table in (self._orphans, self._on_page):
             table.pop(server.name, None)
+        self._turns.forget(server.name)
         self._out.timer("orphans", server.name, None)
 
 
@@ -5140,10 +5301,11 @@ class Life:
             return
         if isinstance(server.peer, str):
             self._greeting.up(server)
-        else:  # one of ours needs no greeting
+        else:  # one of ours needs no greeting, but the sampler has much to load
             server.state = next_state(server.state, Moment.UP)
             server.trouble, server.run.stage = None, Stage.OPENING
-            self.open(server)
+            if server.peer is not Peer.SAMPLER:
+                self.open(server)
 
     def met(self, server: Facts, met: Met) -> None:
         """It has said what it is."""
@@ -5399,7 +5561,8 @@ class Life:
 #   Calls          Ground
 #   Tasks          Calls
 #   Subscriptions  Calls, Tasks
-#   Questions      Calls, Tasks
+#   Turns          Calls
+#   Questions      Calls, Tasks, Turns
 #   Rounds         Calls, Questions
 #   Approvals      Calls, Questions, Rounds
 #   Greeting       Calls, Life
@@ -5962,12 +6125,13 @@ class Router:
     # ── from child processes of ours ──
 
     def _from_own(self, child: Facts, message: Envelope, size: int) -> None:
-        """An answer, or a line for the log."""
-        if message.method is not UNSET:
+        """An answer, a line for the log, or that it is ready."""
+        if message.method == LOADED:
+            self._life.open(child)
+        elif message.method is not UNSET:
             params = object_of(message.params)
             level = value_of(params.get("level"))
             self._out.log(level if level in LEVELS else "info", str(value_of(params.get("text"))))
-            return
         pending = None if message.id is UNSET else self._in_flight.get(number_of_id(message.id))
         if pending and pending.peer is child.peer:  # else it was withdrawn meanwhile
             self._calls.end(pending, reply_in(message, child.name))
@@ -6024,7 +6188,9 @@ class Core:
         calls = self.calls = Calls(ground, self._use)
         tasks = self.tasks = Tasks(ground, calls)
         subscriptions = self.subscriptions = Subscriptions(ground, merged, calls, tasks)
-        questions = self.questions = Questions(ground, calls, tasks, own)
+        turns = self.turns = Turns(ground, calls, self.sampler)
+        turns.stuck = self._sampler_stuck
+        questions = self.questions = Questions(ground, calls, tasks, turns, own)
         rounds = self.rounds = Rounds(ground, calls, questions, secret)
         approvals = self.approvals = Approvals(ground, merged, calls, questions, rounds)
         approvals.accepted = self._lists_changed
@@ -6059,6 +6225,7 @@ class Core:
             "changes": lambda name: self._tell_changes(at_once=True),
             "lists": lambda name: self.router.release(),
             "noted": self.out.noted,
+            "turn": self.turns.due,
             "still": lambda name: self.questions.still_waiting(),
             "orphans": self.questions.orphans_due,
             "round": self.rounds.due,
@@ -6067,7 +6234,7 @@ class Core:
     def _take_options(self, options: MuxOptions, sampling: SamplingOptions | None) -> None:
         self.host.take_options(options)
         self.out.is_tracing = options.log_level == "trace"
-        self.questions.sampling = sampling
+        self.turns.sampling = sampling
         self.calls.take_own(
             Own(sampling is not None, self._has_page and options.page != "off", options.page == "always")
         )
@@ -6178,6 +6345,8 @@ class Core:
         if isinstance(server.peer, str):
             self.calls.tell_level(server)
             self.subscriptions.opened(server)
+        elif server is self.sampler:
+            self.turns.loaded()
         self.calls.opened(server)
         if isinstance(server.peer, str):
             self.questions.opened(server)
@@ -6226,7 +6395,7 @@ class Core:
         """Servers whose tables are as they were keep their process and their calls. A changed one is another server,
         that shows what the former one offered until it has been listed itself."""
         former, kept = dict(self.servers), dict[str, Facts]()
-        if config.sampling != self.questions.sampling:
+        if config.sampling != self.turns.sampling:
             self._sampling_changed()
         self._take_options(config.options, config.sampling)
         self._notice = ""
@@ -6271,6 +6440,13 @@ class Core:
         if self.sampler.state in (State.STARTING, State.READY):
             self.life.stop(self.sampler, Ending.TOLD)
         self.life.wake(self.sampler, State.BACKOFF, State.FAILED)
+
+    def _sampler_stuck(self) -> None:
+        """It is replaced; what it has not answered yet is asked again."""
+        if self.sampler.state in (State.STARTING, State.READY):
+            self.out.log("warning", "the sampler does not answer any more; a fresh one takes its place")
+            self.life.stop(self.sampler, Ending.TOLD)
+            self.turns.put_again()
 
     def _reloaded(self) -> None:
         """When all new servers are listed, or not to be waited for, the host hears of changes, once."""
@@ -9329,6 +9505,12 @@ class Rated(NamedTuple):
     sources: dict[str, str]
 
     @property
+    def label(self) -> str:
+        """What people are shown of it: also where it is, if that is not the usual place."""
+        base = re.sub(r"(?<=//)[^/@]*@|[?#].*", "", self.options.api_base or "")
+        return self.options.model + (f" ({base})" if base else "")
+
+    @property
     def names(self) -> list[str]:
         full = self.options.model
         return [name.lower() for name in (full, full.rpartition("/")[2], *self.options.hints) if name]
@@ -9766,6 +9948,7 @@ class SamplerLoop:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # from here on a library's words may be about what is asked
         os.dup2(null, 1)
+        self._write(notification_line(LOADED))
         while True:
             message = decode_line(await lines.get())
             params = fields_of(message.params)
@@ -9774,15 +9957,16 @@ class SamplerLoop:
                 if task:
                     task.cancel()
             elif message.id is not UNSET and (number := number_of_id(message.id)) is not None:
-                task = asyncio.create_task(self._survive(number, text_in(params, "server"), params["params"]))
+                step = self._prepare if message.method == PREPARE else self._answer
+                task = asyncio.create_task(self._survive(number, step(params)))
                 self._tasks[number] = task
                 task.add_done_callback(lambda _, number=number: self._tasks.pop(number))
 
-    async def _survive(self, number: int, server: str, raw: Raw) -> None:
+    async def _survive(self, number: int, step: Coroutine[Any, Any, dict[str, Any]]) -> None:
         """Whatever litellm or its provider does, costs this request only; it is told in a line without content."""
         id = b"%d" % number
         try:
-            line = result_line(id, encode(await self._answer(server, raw)))
+            line = result_line(id, encode(await step))
         except RpcError as wrong:
             line = error_line(id, error_body(wrong))
         except Exception as bug:
@@ -9797,9 +9981,17 @@ class SamplerLoop:
     def _log(self, level: str, text: str) -> None:
         self._write(notification_line("log", encode({"level": level, "text": text})))
 
-    async def _answer(self, server: str, raw: Raw) -> dict[str, Any]:
-        params = checked_params(raw)
+    async def _prepare(self, body: Fields) -> dict[str, Any]:
+        """What would be sent, to whom, and what it may cost at most; the person may be shown that."""
+        params = checked_params(body["params"])
         chosen, _ = choose_model(self._models, params.get("modelPreferences") or {})
+        self._ledger.check(self._setup.limits.usd_per_day)
+        return {"params": params, "models": [chosen.label], "usd": None}
+
+    async def _answer(self, body: Fields) -> dict[str, Any]:
+        """What was prepared goes to one of the models that were named then."""
+        server, params, models = text_in(body, "server"), value_of(body["params"]), value_of(body["models"])
+        chosen = next(one for one in self._models if one.label in models)
         model, options = chosen.options.model, chosen.options
         self._ledger.check(self._setup.limits.usd_per_day)
         arguments = chat_arguments(params, self._setup.limits.max_tokens)

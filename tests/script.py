@@ -87,6 +87,7 @@ class Script:
         self.runs: dict[mcpmux.Name, int] = {}
         self.to_host: list[Message] = []
         self.to_server: dict[str, list[Message]] = {name: [] for name in self.core.servers}
+        self.prepares = True  # the sampler finds nothing to change in what it is to prepare
         self.to_model: list[Message] = []  # what the sampler process is told
         self.to_page: list[Message] = []  # and the page's
         self.page_starts = 0
@@ -261,7 +262,14 @@ class Script:
                         assert "error" in message or not is_modern or "resultType" in message["result"]
                     self.to_host.append(message)
                 case mcpmux.SendServer(server, line) if server in (SAMPLER, PAGE):
-                    (self.to_model if server is SAMPLER else self.to_page).append(self._parse(line))
+                    told = self._parse(line)
+                    (self.to_model if server is SAMPLER else self.to_page).append(told)
+                    if told.get("method") == "prepare" and self.prepares:
+                        params = mcpmux.object_of(mcpmux.decode_line(line).params)["params"]
+                        self.model_sends(
+                            b'{"jsonrpc":"2.0","id":%d,"result":{"params":%b,"models":["m"],"usd":0}}'
+                            % (told["id"], bytes(params))
+                        )
                 case mcpmux.SendServer(str(server), line):
                     self._server_gets(server, self._parse(line))
                 case mcpmux.Start(server, run):
@@ -269,6 +277,8 @@ class Script:
                     self.page_starts += server is PAGE
                     (self.started if isinstance(server, str) else self.sampler_starts).append(server)
                     self.feed(mcpmux.ServerUp(server, run))
+                    if server is SAMPLER:
+                        self.model_sends(method="loaded")
                 case mcpmux.Stop(server, run):
                     (self.stopped if isinstance(server, str) else self.sampler_stops).append(server)
                 case mcpmux.SaveCatalogue(server, known):

@@ -936,7 +936,7 @@ def test_the_models_answer_or_error_goes_to_the_server_that_asked(answer: dict[s
     before = len(s.to_host)
     samples(s, "git", "q", ASKED | {"x": 1.0})
     (asked,) = s.model_asked()
-    assert asked["params"] == {"server": "git", "params": ASKED | {"x": 1.0}}
+    assert asked["params"] == {"server": "git", "params": ASKED | {"x": 1.0}, "models": ["m"], "seconds": 120}
     s.model_sends(id=asked["id"], **answer)
     assert {k: v for k, v in s.answer_to_server("git", "q").items() if k in ("result", "error")} == answer
     assert [message for message in s.to_server["hub"] if "method" not in message] == []
@@ -949,7 +949,7 @@ def test_params_for_the_model_and_its_results_pass_byte_for_byte():
     s = Script(["git"], sampling=sampler())
     s.server_sends("git", b'{"jsonrpc":"2.0","id":"q","method":"sampling/createMessage","params":%b}' % PAYLOAD)
     (asked,) = s.model_asked()
-    assert asked.raw.endswith(b'"params":{"server":"git","params":%b}}' % PAYLOAD)
+    assert b'"params":{"params":%b,"models":["m"],' % PAYLOAD in asked.raw
     s.model_sends(b'{"jsonrpc":"2.0","id":%d,"result":%b}' % (asked["id"], PAYLOAD))
     assert s.answer_to_server("git", "q").raw == b'{"jsonrpc":"2.0","id":"q","result":%b}' % PAYLOAD
 
@@ -1014,7 +1014,8 @@ def test_a_refused_question_reaches_no_model(table: dict[str, Any], params: Any,
 def test_a_question_without_params_reaches_the_sampler_which_says_what_is_missing():
     s = Script(["git"], sampling=sampler())
     s.server_sends("git", id="q", method="sampling/createMessage")
-    assert s.model_asked()[0]["params"] == {"server": "git", "params": {}}
+    assert s.to_model[0]["method"] == "prepare"
+    assert s.to_model[0]["params"] == {"server": "git", "params": {}, "seconds": 120}
 
 
 def test_an_id_that_the_model_has_not_answered_yet_is_refused():
@@ -1076,7 +1077,7 @@ def test_what_the_sampler_logs_reaches_the_log_at_its_level(level: str):
 @pytest.mark.requirement("sampling-limits")
 def test_a_server_that_asks_the_model_too_often_in_a_minute_is_refused_and_told_for_how_long():
     """Our choice: `sampling.limits.requests_per_minute`, of each server by itself; the minute slides."""
-    s = Script(["git", "hub"], sampling=sampler(requests_per_minute=3, max_concurrency=9))
+    s = Script(["git", "hub"], sampling=sampler(timeout_sec=0.5, requests_per_minute=3, max_concurrency=9))
     for number in range(3):
         samples(s, "git", number)
         s.model_answers(SPOKEN)
@@ -1103,7 +1104,7 @@ def test_a_server_that_asks_the_model_too_often_in_a_minute_is_refused_and_told_
 
 
 def test_what_was_refused_does_not_count_for_the_minute():
-    s = Script(["git"], sampling=sampler(requests_per_minute=1))
+    s = Script(["git"], sampling=sampler(timeout_sec=1, requests_per_minute=1))
     samples(s, "git", 0)
     s.model_answers(SPOKEN)
     for number in range(1, 50):
@@ -1115,7 +1116,7 @@ def test_what_was_refused_does_not_count_for_the_minute():
 
 
 def test_waiting_as_long_as_the_refusal_says_is_enough():
-    s = Script(["git"], sampling=sampler(requests_per_minute=1))
+    s = Script(["git"], sampling=sampler(timeout_sec=0.1, requests_per_minute=1))
     for pause in (0.25, 13.5, 59.5):
         samples(s, "git", f"first {pause}")
         s.model_answers(SPOKEN)
@@ -1130,7 +1131,7 @@ def test_waiting_as_long_as_the_refusal_says_is_enough():
 
 def test_a_restart_of_a_server_does_not_begin_its_minute_anew():
     """Our choice: else a server that dies after each request would have no limit."""
-    s = Script(["git"], sampling=sampler(requests_per_minute=1))
+    s = Script(["git"], sampling=sampler(timeout_sec=20, requests_per_minute=1))
     samples(s, "git", "q")
     s.server_dies("git")
     s.host_asks(1, "tools/call", name="git__log")
@@ -1140,27 +1141,105 @@ def test_a_restart_of_a_server_does_not_begin_its_minute_anew():
 
 
 @pytest.mark.requirement("sampling-limits")
-@pytest.mark.parametrize("ending", ["answer", "cancel", "timeout"])
-def test_a_server_has_so_many_questions_open_at_the_model_and_others_have_their_own(ending: str):
-    """Our choice: `sampling.limits.max_concurrency`. What has ended, in whatever way, makes room."""
-    s = Script(["git", "hub"], sampling=sampler(timeout_sec=5, max_concurrency=2))
-    for number in range(3):
+@pytest.mark.parametrize("ending", ["answer", "error", "cancel", "timeout"])
+def test_a_server_has_so_many_questions_open_at_the_model_and_the_others_wait_their_turn(ending: str):
+    """Our choice: `sampling.limits.max_concurrency`. What has ended, in whatever way, makes room; in order."""
+    s = Script(["git", "hub"], sampling=sampler(timeout_sec=50, max_concurrency=2))
+    for number in range(4):
         samples(s, "git", number)
-    refusal = s.answer_to_server("git", 2)["error"]
-    assert "2 requests of git are open; free again when one has ended" in refusal["message"]
-    assert refusal["data"] == {"limit": "max_concurrency"}
     samples(s, "hub", 0)
-    assert len(s.model_asked()) == 3
+    assert [asked["params"]["server"] for asked in s.model_asked()] == ["git", "git", "hub"]
+    first = s.model_asked()[0]["id"]
     match ending:
         case "answer":
-            s.model_sends(id=s.model_asked()[0]["id"], result=SPOKEN)
+            s.model_sends(id=first, result=SPOKEN)
+        case "error":
+            s.model_sends(id=first, error={"code": -1, "message": "no"})
         case "cancel":
             s.server_sends("git", method="notifications/cancelled", params={"requestId": 0})
         case _:
-            s.advance(mcpmux.SAMPLER_SLACK + 6)
-    samples(s, "git", "room")
-    assert s.model_asked()[-1]["params"]["server"] == "git"
+            s.model_sends(id=s.model_asked()[2]["id"], result=SPOKEN)
+            s.advance(49)
+            samples(s, "git", "late")
+            s.advance(5)  # those that wait have waited long enough; the sampler has its time still
+            for number in (2, 3):
+                assert "has waited 50 s for its turn, 2 are open" in s.answer_to_server("git", number).text
+                assert s.answer_to_server("git", number)["error"]["data"] == {"limit": "max_concurrency"}
+            s.advance(2)
+            assert s.sampler_stops == [SAMPLER]
+            return
+    assert [asked["params"]["server"] for asked in s.model_asked()] == ["git", "git", "hub", "git"]
+    s.model_sends(id=s.model_asked()[3]["id"], result={"for": 2})
+    assert s.answer_to_server("git", 2)["result"] == {"for": 2}
+    assert len(s.model_asked()) == 5
+
+
+def test_ten_at_once_get_ten_answers_in_order():
+    s = Script(["git"], sampling=sampler())
+    for number in range(10):
+        samples(s, "git", number)
+    for number in range(10):
+        s.model_sends(id=s.model_asked()[number]["id"], result={"for": number})
+    assert [s.answer_to_server("git", number)["result"]["for"] for number in range(10)] == [*range(10)]
+    assert nothing_is_open(s)
+
+
+def test_a_server_over_its_minute_waits_if_that_helps_in_time():
+    """Its host gives up on a call after 55 s, as far as is known."""
+    s = Script(["git"], sampling=sampler(requests_per_minute=2))
+    for number in range(2):
+        samples(s, "git", number)
+        s.model_answers(SPOKEN)
+        s.advance(6)
+    s.host_asks(1, "tools/call", name="git__log")
+    for number in (2, 3):
+        samples(s, "git", number)
+    s.advance(47)
+    assert len(s.model_asked()) == 2
+    s.advance(2)
+    assert len(s.model_asked()) == 3
+    s.model_answers(SPOKEN)
+    s.advance(5)
     assert len(s.model_asked()) == 4
+    samples(s, "git", "in vain")
+    assert "free again in " in s.answer_to_server("git", "in vain").text
+
+
+def test_what_waits_its_turn_may_be_withdrawn_and_goes_with_its_server():
+    s = Script(["git"], sampling=sampler(max_concurrency=1))
+    for number in range(5):
+        samples(s, "git", number)
+    s.server_sends("git", method="notifications/cancelled", params={"requestId": 1})
+    s.model_answers(SPOKEN)
+    assert len(s.model_asked()) == 2
+    s.server_dies("git")
+    assert len(s.model_asked()) == 2
+    assert nothing_is_open(s)
+
+
+def test_more_than_may_wait_are_refused():
+    s = Script({}, sampling=sampler(max_concurrency=1))
+    turns, heir = s.core.turns, mcpmux.Asker()
+    for number in range(1 + mcpmux.TURNS_MOST):
+        turns.take("git", b"%d" % number, mcpmux.UNSET, heir, 100)
+    with pytest.raises(mcpmux.RpcError, match="200 requests of git wait their turn already"):
+        turns.take("git", b"x", mcpmux.UNSET, heir, 100)
+
+
+def test_what_the_sampler_refuses_to_prepare_never_reaches_a_model_and_does_not_count():
+    s = Script(["git"], sampling=sampler(requests_per_minute=1))
+    s.prepares = False
+    for number in range(3):
+        samples(s, "git", number)
+        s.model_sends(id=s.to_model[-1]["id"], error={"code": -32602, "message": "no"})
+        assert s.answer_to_server("git", number)["error"]["message"] == "no"
+    samples(s, "git", "q")
+    s.model_sends(id=s.to_model[-1]["id"], result={"params": ASKED, "models": ["a", "b"], "usd": 0.5})
+    (asked,) = s.model_asked()
+    assert (asked["params"]["params"], asked["params"]["models"]) == (ASKED, ["a", "b"])
+    s.model_answers(SPOKEN)
+    assert s.answer_to_server("git", "q")["result"] == SPOKEN
+    assert nothing_is_open(s)
 
 
 def test_what_the_host_samples_is_not_limited():
@@ -1367,20 +1446,41 @@ def test_at_the_end_no_question_to_the_model_is_left():
     assert nothing_is_open(s)
 
 
-def test_a_sampler_that_never_answers_ends_the_question_with_an_error_and_is_told():
-    """Our choice: its own timeout ends a request; this is for one that it has lost."""
-    s = Script(["git"], sampling=sampler(timeout_sec=20))
+def test_a_sampler_that_is_stuck_is_replaced_and_what_others_asked_is_asked_again():
+    """Our choice: its own timeout ends a request; one that does not even do that answers nobody."""
+    s = Script(["git", "hub"], sampling=sampler(timeout_sec=20))
     samples(s, "git", "q")
-    (asked,) = s.model_asked()
-    s.advance(20 + mcpmux.SAMPLER_SLACK - 1)
+    s.advance(10)
+    samples(s, "hub", "r")
+    mine, other = (asked["id"] for asked in s.model_asked())
+    s.advance(10 + mcpmux.SAMPLER_SLACK - 1)
     assert s.withdrawn_from_model() == []
     s.advance(2)
     assert (
-        s.answer_to_server("git", "q").text == "mcpmux: the sampler did not answer sampling/createMessage within 80 s"
+        s.answer_to_server("git", "q").text == "mcpmux: the sampler did not answer sampling/createMessage within 25 s"
     )
-    assert s.withdrawn_from_model() == [asked["id"]]
-    s.model_sends(id=asked["id"], result=SPOKEN)
+    assert s.withdrawn_from_model() == [mine]
+    assert s.sampler_stops == [SAMPLER]
+    s.model_sends(id=mine, result=SPOKEN)
     assert s.answer_to_server("git", "q").is_error
+    s.sampler_dies()
+    assert s.sampler_starts == [SAMPLER] * 2
+    assert s.model_asked()[-1]["params"] == s.model_asked()[1]["params"]
+    s.model_sends(id=other, result=SPOKEN)
+    assert s.answer_to_server("hub", "r")["result"] == SPOKEN
+    assert nothing_is_open(s)
+
+
+def test_what_was_asked_twice_in_vain_is_not_asked_again():
+    s = Script(["git", "hub"], sampling=sampler(timeout_sec=20))
+    for name in ("git", "hub"):
+        samples(s, name, "q")
+        s.advance(1)
+    for _ in range(3):
+        s.advance(26)
+        if s.core.sampler.state is State.STOPPING:
+            s.sampler_dies()
+    assert [s.answer_to_server(name, "q").is_error for name in ("git", "hub")] == [True] * 2
     assert nothing_is_open(s)
 
 
@@ -2330,7 +2430,7 @@ def test_members_that_are_null_are_none(has_model: bool):
 
 
 def test_a_minute_is_told_as_sixty_seconds():
-    s = Script(["git"], sampling=sampler(requests_per_minute=1))
+    s = Script(["git"], sampling=sampler(timeout_sec=1, requests_per_minute=1))
     samples(s, "git", 1)
     s.model_answers(SPOKEN)
     samples(s, "git", 2)

@@ -861,7 +861,13 @@ class Loop:
     def asks(self, **params: Any) -> dict[str, Any]:
         """What it writes in answer, after what it has for the log."""
         both = {"messages": [user(text())], "maxTokens": 5} | params
-        asyncio.run(self.loop._survive(1, "a", Raw(json.dumps(both).encode())))
+        body = {"server": Raw(b'"a"'), "params": Raw(json.dumps(both).encode()), "seconds": Raw(b"120")}
+
+        async def both_steps() -> dict[str, Any]:
+            prepared = await self.loop._prepare(body)
+            return await self.loop._answer(body | {key: Raw(json.dumps(one).encode()) for key, one in prepared.items()})
+
+        asyncio.run(self.loop._survive(1, both_steps()))
         os.close(self.loop._writing)
         *self.logged, answer = [json.loads(found) for found in self.said]
         self.said.close()
@@ -1634,9 +1640,13 @@ SLEEPER = """
 import json, socket, sys
 heart = socket.create_connection(("127.0.0.1", {port}))  # closes when this process ends
 setup = json.loads(sys.stdin.readline())
+print('{{"jsonrpc":"2.0","method":"loaded"}}', flush=True)
 for line in sys.stdin:
+    asked = json.loads(line)
     answer = {{"role": "assistant", "content": {{"type": "text", "text": ""}}, "model": "m"}}
-    print(json.dumps({{"jsonrpc": "2.0", "id": json.loads(line)["id"], "result": answer}}), flush=True)
+    if asked["method"] == "prepare":
+        answer = {{"params": asked["params"]["params"], "models": ["m"], "usd": 0}}
+    print(json.dumps({{"jsonrpc": "2.0", "id": asked["id"], "result": answer}}), flush=True)
 """
 
 
