@@ -5571,7 +5571,7 @@ class Life:
 #   Parts          Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Lists, Life
 #   Finder         Parts
 #   Router         Parts, Finder
-#   Core           Parts, Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Greeting, Lists, Life, Router
+#   Core           Parts, Calls, Tasks, Subscriptions, Turns, Questions, Rounds, Approvals, Greeting, Lists, Life, Router
 
 
 class Parts(NamedTuple):

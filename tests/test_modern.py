@@ -1278,14 +1278,15 @@ def test_a_model_that_fails_while_the_host_is_asked_the_rest_fails_the_retry():
 @pytest.mark.requirement("error-ends-call")
 def test_a_question_that_cannot_be_answered_here_ends_the_call_before_the_host_is_asked_the_rest():
     """An answer that is an error cannot be given to a modern server."""
-    sampling = SamplingOptions(limits=SamplingLimits(max_concurrency=1))
+    sampling = SamplingOptions(timeout_sec=1, limits=SamplingLimits(requests_per_minute=1))
     s = modern_host("git", modern=("git",), capabilities=FORM, sampling=sampling)
     s.host_asks_modern(1, "tools/call", name="git__log")
     needs(s, a=SAMPLE, b=SAMPLE, c=ASK)
     assert s.host_hears(1).is_error
-    assert "max_concurrency" in s.host_hears(1).text
+    assert "requests_per_minute" in s.host_hears(1).text
     assert s.host_hears(1)["result"]["resultType"] == "complete"
-    assert s.withdrawn_from_model() == [message["id"] for message in s.model_asked()]
+    assert s.withdrawn_from_model() == [s.to_model[0]["id"]]
+    assert s.model_asked() == []
     assert len(s.core.rounds) == 0
 
 
