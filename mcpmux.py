@@ -5558,20 +5558,20 @@ class Life:
 # and tells them of each other's changes. Nothing here can block, fail to send, or tell the time. What each part is
 # handed of the others; upwards there are `Hooks`, and whoever asked:
 #
-#   Calls          Ground
-#   Tasks          Calls
-#   Subscriptions  Calls, Tasks
-#   Turns          Calls
-#   Questions      Calls, Tasks, Turns
-#   Rounds         Calls, Questions
-#   Approvals      Calls, Questions, Rounds
-#   Greeting       Calls, Life
-#   Lists          Calls, Life
-#   Life           Calls, Greeting, Lists
-#   Parts          Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Lists, Life
-#   Finder         Parts
-#   Router         Parts, Finder
-#   Core           Parts, Calls, Tasks, Subscriptions, Turns, Questions, Rounds, Approvals, Greeting, Lists, Life, Router
+#   Calls         Ground
+#   Tasks         Calls
+#   Subscriptions Calls, Tasks
+#   Turns         Calls
+#   Questions     Calls, Tasks, Turns
+#   Rounds        Calls, Questions
+#   Approvals     Calls, Questions, Rounds
+#   Greeting      Calls, Life
+#   Lists         Calls, Life
+#   Life          Calls, Greeting, Lists
+#   Parts         Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Lists, Life
+#   Finder        Parts
+#   Router        Parts, Finder
+#   Core          Parts, Calls, Tasks, Subscriptions, Turns, Questions, Rounds, Approvals, Greeting, Lists, Life, Router
 
 
 class Parts(NamedTuple):
