@@ -8254,23 +8254,21 @@ async def play(flow: Any, answer: Callable[[Any], Awaitable[Any]]) -> None:
                 request = await flow.asend(response)
 
 
-class InMemory:
-    """A storage as the SDK's provider wants one. Files are written here, by those who hold their lock."""
+class Beginning(NamedTuple):
+    """What the SDK's provider begins with, as the storage that it wants. It keeps by itself what it is given; files are
+    written by those who hold their lock."""
 
-    def __init__(self, client: Any = None, tokens: Any = None) -> None:
-        self._client, self._tokens = client, tokens
+    client: Any = None
+    tokens: Any = None
 
     async def get_tokens(self) -> Any:
-        return self._tokens
-
-    async def set_tokens(self, tokens: Any) -> None:
-        self._tokens = tokens
+        return self.tokens
 
     async def get_client_info(self) -> Any:
-        return self._client
+        return self.client
 
-    async def set_client_info(self, client_info: Any) -> None:
-        self._client = client_info
+    async def set_tokens(self, tokens: Any) -> None: ...
+    async def set_client_info(self, client_info: Any) -> None: ...
 
 
 def provider_of(login: Login) -> Any:
@@ -8285,7 +8283,7 @@ def provider_of(login: Login) -> Any:
         client_secret=login.client_secret,
         token_endpoint_auth_method=login.auth_method,
     )
-    provider = OAuthClientProvider(login.url, auth.OAuthClientMetadata(redirect_uris=None), InMemory(client, tokens))
+    provider = OAuthClientProvider(login.url, auth.OAuthClientMetadata(redirect_uris=None), Beginning(client, tokens))
     context = provider.context
     context.client_info, context.token_expiry_time = client, 1.0
     context.oauth_metadata = auth.OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
@@ -8307,35 +8305,30 @@ class LoginKeeper:
         self._take(read_login(path))
 
     def _take(self, login: Login | None) -> None:
-        self._login = login
+        self.login = login
         if login:
             self._journal.hide(login.secrets)
 
-    @property
-    def is_there(self) -> bool:
-        return self._login is not None
-
     async def token(self) -> str | None:
         """One that has not run out, if that can be helped."""
-        login = self._login
+        login = self.login
         if login and login.expires_at is not None and login.expires_at - LOGIN_SLACK < time.time():
             try:
                 await self.renew(login.access_token)
             except RemoteError as wrong:  # perhaps it is still taken
                 self._journal.log("debug", f"a login was not renewed: it {wrong.what}")
-        return self._login.access_token if self._login else None
+        return self.login.access_token if self.login else None
 
     async def renew(self, used: str | None) -> bool:
         """Whether there is another token than `used` now. Raises `RemoteError` where that could not be found out."""
         async with self._lock:
             try:
-                if self._login and self._login.access_token != used:
+                if self.login and self.login.access_token != used:
                     return True
-                if self._login is None and not self._path.exists():
+                if self.login is None and not self._path.exists():
                     return False
                 async with login_lock(self._path):
-                    self._take(read_login(self._path))  # another process may have renewed it
-                    login = self._login
+                    self._take(login := read_login(self._path))  # another process may have renewed it
                     if login is None or login.access_token != used:
                         return login is not None
                     if login.refresh_token in (None, self._refused):
@@ -8386,12 +8379,6 @@ class LoginKeeper:
         )
 
 
-def one_issuer(one: str, other: str) -> bool:
-    """Whether two issuers are the same: with a slash after an empty path, and without."""
-    short, long = sorted((one, other), key=len)
-    return short == long or (f"{short}/" == long and not urllib.parse.urlsplit(short).path)
-
-
 class Browser:
     """How a person is asked: an address is opened, and a page on loopback is where the answer comes back (RFC 8252,
     7.3). `go` and `come_back` are what the SDK's provider wants for that."""
@@ -8427,6 +8414,7 @@ class Browser:
     async def come_back(self) -> Any:
         """Raises `TimeoutError`, and the SDK's `OAuthFlowError` where the answer is no."""
         from mcp.client.auth import AuthorizationCodeResult, OAuthFlowError  # noqa: PLC0415
+        from mcp.client.auth.utils import issuers_match  # noqa: PLC0415
 
         async with asyncio.timeout(LOGIN_PATIENCE):
             answer = await self._answer
@@ -8434,7 +8422,7 @@ class Browser:
             said = answer.get("error_description", answer["error"])
             raise OAuthFlowError(f"the login was refused: {said[:TEXT_MOST]}")
         issuer, known = answer.get("iss"), self.context.oauth_metadata
-        if issuer and known and one_issuer(issuer, str(known.issuer)):
+        if issuer and known and issuers_match(issuer, str(known.issuer)):
             issuer = str(known.issuer)
         return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=issuer)
 
@@ -8485,9 +8473,9 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
         scope=" ".join(scopes) or None,
         token_endpoint_auth_method="none",  # noqa: S106
     )
-    # What was there before must not stand in a new login's way: the storage begins empty.
+    # What was there before must not stand in a new login's way: there are no tokens to begin with.
     document = oauth.client_id if is_document else None
-    provider = OAuthClientProvider(url, metadata, InMemory(client), browser.go, browser.come_back, document)
+    provider = OAuthClientProvider(url, metadata, Beginning(client), browser.go, browser.come_back, document)
     browser.context = provider.context
     return provider
 
@@ -8536,9 +8524,11 @@ async def knock(address: Address, provider: Any, method: str, insists: bool) -> 
 
 def _respelled(response: Any, wanted: str | None) -> Any:
     """An authorization server's metadata with its issuer as its resource spells it: the SDK compares letters."""
+    from mcp.client.auth.utils import issuers_match  # noqa: PLC0415
+
     body = object_of(response.content)
     issuer = value_of(body.get("issuer"))
-    if not isinstance(issuer, str) or not wanted or not one_issuer(issuer, wanted):
+    if not isinstance(issuer, str) or not wanted or not issuers_match(issuer, wanted):
         return response
     content = encode({**body, "issuer": wanted})
     return load_http().http.Response(response.status_code, content=content, request=response.request)
@@ -8765,7 +8755,7 @@ class Web:
             said = await self.body(response, MB)
         scope = re.search(r'scope="([^"]*)"', asked := headers.get("www-authenticate", ""))
         kind: int | str = status if status in STATUS_WORDS else status // 100
-        if status == 401 and (self._address.has_credentials or (self._keeper and self._keeper.is_there)):
+        if status == 401 and (self._address.has_credentials or (self._keeper and self._keeper.login)):
             kind = "credentials" if self._address.has_credentials else "expired"
         elif status == 403 and "insufficient_scope" in asked:
             kind = "scope"
@@ -8974,11 +8964,7 @@ class RemoteServer:
     ) -> None:
         self.name, self.run = name, run
         self.outbox: list[bytes] = []  # lines of this batch
-        self.exited = asyncio.Event()
-        self._post = post
-        self._limit = limit
-        self._most = outbox
-        self._journal = journal
+        self._post, self._limit, self._most, self._journal = post, limit, outbox, journal
         self._transport = transport  # None: to be found out
         self._not_http: RemoteError | None = None  # why SSE is tried
         self._place: str | None = None  # where messages go, as SSE says
@@ -9030,10 +9016,7 @@ class RemoteServer:
 
     def read(self, wanted: bool) -> None:
         """Stops or resumes reading what it sends."""
-        if wanted:
-            self._readable.set()
-        else:
-            self._readable.clear()
+        (self._readable.set if wanted else self._readable.clear)()
 
     async def stop(self) -> None:
         """Its session is ended, if it takes that soon, and whatever is open is closed."""
@@ -9102,7 +9085,6 @@ class RemoteServer:
         kept = [one.line for one in self._exchanges.values() if not one.is_out and not one.is_own]
         reason = self._journal.redact(f"{self.name} {why.what}")
         self._post(ServerGone(self.name, self.run, reason, why.todo, [], [*self._unread, *kept, *self._lines]))
-        self.exited.set()
 
     # ── lines to the server ──
 
