@@ -87,7 +87,6 @@ import hashlib
 import heapq
 import io
 import ipaddress
-import itertools
 import json
 import math
 import os
@@ -622,6 +621,15 @@ def text_in(fields: Fields, key: str) -> str:
     return value
 
 
+def without(fields: Fields, *keys: str) -> Fields:
+    return {key: raw for key, raw in fields.items() if key not in keys}
+
+
+def with_meta(params: Fields, meta: Fields) -> Fields:
+    """Params with this `_meta`, or with none where it is empty."""
+    return params | {"_meta": Raw(encode(meta))} if meta else without(params, "_meta")
+
+
 def progress_token(params: Fields) -> bytes | None:
     token = object_of(params.get("_meta")).get("progressToken")
     return bytes(token) if token is not None and is_id(bytes(token)) else None
@@ -752,6 +760,7 @@ EXTENSIONS: Final = (TASKS_EXTENSION, SKILLS_EXTENSION, _OF_MCP + "ui")
 MERGED_METHODS: Final = {"skills/list": (SKILLS_EXTENSION, "skills")}  # whose lists become one, under this key
 METHODS_BY_URI: Final = ("skills/get", "resources/directory/read")
 RELATED_TASK: Final = _OF_MCP + "related-task"
+OF_RETRY: Final = ("inputResponses", "requestState")  # params that a call has only when it is made again
 CARRIERS: Final = ("tools/call", "prompts/get", "resources/read")  # in the middle of these a server may ask
 LEGACY_ONLY: Final = frozenset(
     {"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe", "tasks/list", "tasks/result"}
@@ -828,19 +837,13 @@ def enveloped(params: Fields, caller: Caller, told: bytes, level: str | None = N
     meta[CAPABILITIES_KEY] = Raw(told)
     if level:
         meta[LEVEL_KEY] = Raw(encode(level))
-    return params | {"_meta": Raw(encode(meta))}
+    return with_meta(params, meta)
 
 
 def without_envelope(params: Fields) -> Fields:
     """Params for a legacy server: the Python SDK refuses an envelope there. All else stays."""
-    kept = {key: raw for key, raw in params.items() if key not in ("inputResponses", "requestState")}
-    if "_meta" in kept:
-        meta = {key: raw for key, raw in object_of(kept["_meta"]).items() if key not in ENVELOPE_KEYS}
-        if meta:
-            kept["_meta"] = Raw(encode(meta))
-        else:
-            del kept["_meta"]
-    return kept
+    meta = without(object_of(params.get("_meta")), *ENVELOPE_KEYS)
+    return with_meta(without(params, *OF_RETRY), meta)
 
 
 def modern_result(method: str, result: Raw | bytes, server: bytes = NOBODY.info) -> bytes:
@@ -1009,6 +1012,11 @@ _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
 _EXPRESSION: Final = re.compile(r"\{([^{}]*)\}")
 
 
+Whose = tuple[str, str]  # a server, and a name as it is there
+Names = dict[str, dict[str, Whose]]  # by list method and exposed name
+Notes = list[tuple[str, str]]  # by server
+
+
 class Entry(NamedTuple):
     """One entry of one server's list, valid and copied out of its line: `left` + its name as JSON + `right`."""
 
@@ -1040,6 +1048,9 @@ class Part(NamedTuple):
         """What its names begin with."""
         prefix = self.server if self.prefix is None else self.prefix
         return prefix and prefix + options.separator
+
+
+Named = tuple[Part, Entry]
 
 
 class Known(Struct, frozen=True):
@@ -1085,9 +1096,6 @@ def told_key(told: Fields) -> str:
     return hashlib.sha256(encode(told)).hexdigest()[:16]
 
 
-Names = dict[str, dict[str, tuple[str, str]]]  # by list method and exposed name: whose it is, and its own name there
-
-
 class Catalogue(Struct, frozen=True):
     """The merged view. `results` are the encoded list results by method; `notes` say what had to be changed."""
 
@@ -1101,7 +1109,7 @@ class Catalogue(Struct, frozen=True):
     pages: dict[str, str]  # URIs of MCP Apps
     schemes: dict[str, list[str]]  # of all these URIs, with the servers that have any
     names: Names
-    notes: list[tuple[str, str]]  # by server
+    notes: Notes
 
     def tool(self, name: str) -> Route | None:
         """Also by its own name, where one server has it: a page of an MCP App knows no other."""
@@ -1235,24 +1243,14 @@ _FITS: Final[dict[str, Callable[[Fields, str, ServerOptions], str | None]]] = {
     "resources/list": _fit_resource,
     "resources/templates/list": _fit_resource,
 }
-_ENTRY_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
-    "title": str,
-    "description": str,
-    "mimeType": str,
-    "arguments": list,
-    "icons": list,
-    "annotations": dict,
-    "execution": dict,
+Types = Mapping[str, type | tuple[type, ...]]
+_ENTRY_TYPES: Final[Types] = {
+    **dict.fromkeys(("title", "description", "mimeType"), str),
+    **dict.fromkeys(("arguments", "icons"), list),
+    **dict.fromkeys(("annotations", "execution", "_meta"), dict),
     "outputSchema": (dict, bool),
-    "_meta": dict,
 }
-_ARGUMENT_TYPES: Final[dict[str, type | tuple[type, ...]]] = {
-    "name": str,
-    "title": str,
-    "description": str,
-    "required": bool,
-}
-
+_ARGUMENT_TYPES: Final[Types] = {"name": str, "title": str, "description": str, "required": bool}
 
 # Where a JSON schema holds further ones; what is under other keywords is data.
 _SCHEMA_IN: Final = frozenset(
@@ -1299,7 +1297,7 @@ def parameter_headers(schema: Any) -> dict[tuple[str, ...], str] | str:
     return found
 
 
-def _fitting(fields: Fields, types: Mapping[str, type | tuple[type, ...]]) -> Fields:
+def _fitting(fields: Fields, types: Types) -> Fields:
     """Without nulls, and without members of a type that is not theirs: hosts take absent ones."""
     return {
         key: raw
@@ -1419,12 +1417,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _name_all(
-    parts: list[Part],
-    method: str,
-    options: MuxOptions,
-    owned: Mapping[str, tuple[str, str]],
-    notes: list[tuple[str, str]],
-) -> dict[str, tuple[Part, Entry]]:
+    parts: list[Part], method: str, options: MuxOptions, owned: Mapping[str, Whose], notes: Notes
+) -> dict[str, Named]:
     """A name for each entry, in config order: the one that it would have by itself, unless that is `owned` by another
     or reads as if it were another server's; then one that is free. Who has a name keeps it."""
     wanted: list[tuple[str, Part, Entry]] = []
@@ -1441,27 +1435,20 @@ def _name_all(
         if me in given:
             continue
         if name in taken or name in owned or name.startswith(rivals[part.space(options)]):
-            chosen = _free_name(name, part, entry, options, taken, owned)
+            candidates = _other_names(name, part, entry, options)
+            chosen = next(one for one in candidates if one not in taken and owned.get(one, me) == me)
             notes.append((part.server, f"{name!r} is taken; its {entry.name!r} is offered as {chosen!r}"))
         given[me], taken[chosen] = chosen, (part, entry)
     return {given[part.server, entry.name]: (part, entry) for _, part, entry in wanted}
 
 
-def _free_name(
-    name: str,
-    part: Part,
-    entry: Entry,
-    options: MuxOptions,
-    taken: Container[str],
-    owned: Mapping[str, tuple[str, str]],
-) -> str:
-    """With the server's own name before it, where another prefix was chosen; else with a hash, the same in every
-    run."""
-    own = fit_name(f"{part.server}{options.separator}{entry.shown}", options.max_name_length)
-    marks = (hashlib.sha256(encode([part.server, entry.name, salt])).hexdigest()[:6] for salt in range(ENTRIES_MOST))
-    hashed = (f"{name[: options.max_name_length - 7]}_{mark}" for mark in marks)
-    candidates, me = itertools.chain([own] if part.prefix is not None else [], hashed), (part.server, entry.name)
-    return next(one for one in candidates if one not in taken and owned.get(one, me) == me)
+def _other_names(name: str, part: Part, entry: Entry, options: MuxOptions) -> Iterator[str]:
+    """With the server's own name before it, where another prefix was chosen; then hashes, the same in every run."""
+    if part.prefix is not None:
+        yield fit_name(f"{part.server}{options.separator}{entry.shown}", options.max_name_length)
+    for salt in range(ENTRIES_MOST):
+        mark = hashlib.sha256(encode([part.server, entry.name, salt])).hexdigest()[:6]
+        yield f"{name[: options.max_name_length - 7]}_{mark}"
 
 
 def _shares(sizes: Mapping[str, int], room: int) -> int:
@@ -1474,23 +1461,20 @@ def _shares(sizes: Mapping[str, int], room: int) -> int:
     return room
 
 
-def _rendered(
-    method: str, named: Mapping[str, tuple[Part, Entry]], room: int, notes: list[tuple[str, str]]
-) -> tuple[bytes, bytes | None]:
+def _rendered(method: str, named: Mapping[str, Named], room: int, notes: Notes) -> tuple[bytes, bytes | None]:
     """A list as legacy and, where that differs, as modern hosts are shown it, with as much as they take."""
     shown = {name: entry.left + encode(name) + entry.right for name, (_, entry) in named.items()}
     sizes: collections.Counter[str] = collections.Counter()
     for name, (part, _) in named.items():
         sizes[part.server] += len(shown[name]) + 1
     most, had, left_out = _shares(sizes, room), collections.Counter[str](), collections.Counter[str]()
-    if sum(sizes.values()) > room:
-        for name, (part, _) in named.items():
-            size = len(shown[name]) + 1
-            if had[part.server] + size > most:
-                left_out[part.server] += 1
-                del shown[name]
-            else:
-                had[part.server] += size
+    for name, (part, _) in named.items():
+        size = len(shown[name]) + 1
+        if had[part.server] + size > most:
+            left_out[part.server] += 1
+            del shown[name]
+        else:
+            had[part.server] += size
     for server, count in left_out.items():
         why = f"{method} would be longer than host_message_mb; they can be called all the same"
         notes.append((server, f"{count} entries are left out: {why}"))
@@ -1506,9 +1490,8 @@ def _rendered(
 
 def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None) -> Catalogue:
     """All parts, in config order, as one catalogue. `owned` are the names as they were given out so far."""
-    notes: list[tuple[str, str]] = []
-    results, plain, names = dict[str, bytes](), dict[str, bytes](), Names()
-    named: dict[str, dict[str, tuple[Part, Entry]]] = {}
+    notes, names, results, plain = Notes(), Names(), dict[str, bytes](), dict[str, bytes]()
+    named: dict[str, dict[str, Named]] = {}
     servers = {part.server for part in parts}
     for method, kind in LISTS.items():
         if kind.identity == "name":
@@ -1548,7 +1531,7 @@ def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None) ->
     return Catalogue(results, plain, tools, prompts, bare, resources, templates, pages, schemes, names, notes)
 
 
-def _bounded(former: dict[str, tuple[str, str]], given: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+def _bounded(former: dict[str, Whose], given: dict[str, Whose]) -> dict[str, Whose]:
     """Who has which name, also of those who do not offer it now; of each server no more than it may list."""
     count = collections.Counter(server for server, _ in given.values())
     kept = dict(given)
@@ -1601,15 +1584,7 @@ class UriText:
 
 
 # By an expression's first character: what then stands before its value, and whether that may have slashes.
-_OPERATORS: Final = {
-    "+": ("", True),
-    "#": ("#", True),
-    "?": ("?", True),
-    "&": ("&", True),
-    "/": ("/", True),
-    ".": (".", False),
-    ";": (";", False),
-}
+_OPERATORS: Final = {"+": ("", True), ".": (".", False), ";": (";", False)} | {one: (one, True) for one in "#?&/"}
 
 
 # ══ 6. Policy ════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -1713,8 +1688,6 @@ def waits_for_approval(entry: Entry, options: ServerOptions) -> bool:
 
 OURSELVES: Final = "mcpmux"  # who asks what mcpmux asks of its own
 DECISIONS: Final = {"once": "this call", "always": "this tool until mcpmux ends", "no": "deny"}
-
-
 CHANGED: Final = {"yes": "use them", "no": "go on without them"}
 
 
@@ -1815,12 +1788,11 @@ def judge_task(body: Fields, server: str, options: ServerOptions, host: Fields, 
                 shown[key] = Raw(encode(request | params))
     except RpcError as wrong:
         error = error_body(RpcError(INTERNAL_ERROR, f"mcpmux: {server} asked in vain: {wrong}"))
-        kept = {key: raw for key, raw in body.items() if key != "inputRequests"}
-        return TaskInputs(kept | {"status": Raw(b'"failed"'), "error": Raw(error)}, {}, is_refused=True)
+        failed = {"status": Raw(b'"failed"'), "error": Raw(error)}
+        return TaskInputs(without(body, "inputRequests") | failed, {}, is_refused=True)
     if shown:
         return TaskInputs(body | {"inputRequests": Raw(encode(shown))}, answered)
-    kept = {key: raw for key, raw in body.items() if key != "inputRequests"}
-    return TaskInputs(kept | {"status": Raw(b'"working"')}, answered)
+    return TaskInputs(without(body, "inputRequests") | {"status": Raw(b'"working"')}, answered)
 
 
 def table_roots(options: ServerOptions) -> bytes:
@@ -1830,21 +1802,14 @@ def table_roots(options: ServerOptions) -> bytes:
 
 def embedded(method: str, params: Raw | bytes | UnsetType) -> Raw:
     """A legacy server's request as one of `inputRequests`: without what only holds between its sender and us."""
-    fields = {key: raw for key, raw in object_of(params).items() if key not in ("task", "elicitationId")}
-    if "_meta" in fields:
-        ours = ("progressToken", RELATED_TASK)
-        meta = {key: raw for key, raw in object_of(fields["_meta"]).items() if key not in ours}
-        if meta:
-            fields["_meta"] = Raw(encode(meta))
-        else:
-            del fields["_meta"]
+    fields = without(object_of(params), "task", "elicitationId")
+    fields = with_meta(fields, without(object_of(fields.get("_meta")), "progressToken", RELATED_TASK))
     return Raw(encode({"method": method, "params": fields} if fields else {"method": method}))
 
 
 def identity(method: str, params: Fields) -> tuple[str, dict[str, Any]]:
     """What a retry has to have in common with the call it continues, as values: spelling does not matter."""
-    apart = ("_meta", "inputResponses", "requestState")
-    return method, {key: value_of(raw) for key, raw in params.items() if key not in apart}
+    return method, {key: value_of(raw) for key, raw in without(params, "_meta", *OF_RETRY).items()}
 
 
 def brought(question: Fields, answer: Raw | None, host: Fields) -> Reply | None:
@@ -1976,18 +1941,8 @@ class TimerDue(Struct):
     key: TimerKey
 
 
-Event = (
-    HostLines
-    | HostGone
-    | ServerUp
-    | ServerLines
-    | ServerClogged
-    | ServerGone
-    | ConfigChanged
-    | PinsRead
-    | TryAgain
-    | TimerDue
-)
+ServerEvent = ServerUp | ServerLines | ServerClogged | ServerGone
+Event = HostLines | HostGone | ServerEvent | ConfigChanged | PinsRead | TryAgain | TimerDue
 
 
 # ── effects ──
@@ -3241,18 +3196,15 @@ class Tasks(Asker):
 
     def gone(self, server: str) -> None:
         """Its process has ended: nothing that it began goes on."""
-        for number in [number for number, (book, id) in self._progress.items() if _is_of(book.get(id), server)]:
-            del self._progress[number]
+        for number, (book, id) in list(self._progress.items()):
+            if (task := book.get(id)) is None or task.server == server:
+                del self._progress[number]
 
     def removed(self, server: str) -> None:
         self.gone(server)
         self._listed.pop(server, None)
         for book in (self.of_servers, self.of_host):
             book.remove(server)
-
-
-def _is_of(task: Task | None, server: str) -> bool:
-    return task is None or task.server == server
 
 
 class Listen(NamedTuple):
@@ -3321,7 +3273,7 @@ class Subscriptions(Asker):
 
     def _tell(self, listen: Listen, source: Name, method: str, params: Fields) -> None:
         meta = object_of(params.get("_meta")) | {SUBSCRIPTION_KEY: Raw(listen.ask.id)}
-        self._out.to_host(source, notification_line(method, encode(params | {"_meta": Raw(encode(meta))})))
+        self._out.to_host(source, notification_line(method, encode(with_meta(params, meta))))
 
     def list_changed(self, notification: str) -> None:
         """One of the merged lists has."""
@@ -3409,10 +3361,7 @@ class Subscriptions(Asker):
                     asks = "inputRequests" in params
                     fit = self._tasks.shown_to(listen.ask.caller, server, params) if asks else params
                     self._tell(listen, server.name, message.method, fit)
-            params["_meta"] = Raw(encode(meta))
-            if not meta:
-                del params["_meta"]
-            self._host.tell(server.name, notification_line(message.method, encode(params)))
+            self._host.tell(server.name, notification_line(message.method, encode(with_meta(params, meta))))
         else:
             self._host.tell(server.name, notification_line(message.method, message.params))
 
@@ -4538,8 +4487,7 @@ class Rounds(Asker):
             return
         self._close(found, turn)
         call = found.call
-        apart = ("inputResponses", "requestState")
-        params = {key: raw for key, raw in (call.params or {}).items() if key not in apart}
+        params = without(call.params or {}, *OF_RETRY)
         if found.answers and not found.pages:
             params["inputResponses"] = Raw(encode(found.answers))
         if found.state is not None:
@@ -4821,8 +4769,7 @@ class Approvals(Asker):
         if decision == "always":
             self._allowed.add(matter[:3])
         if self._settled(ask, matter, decision):
-            apart = ("inputResponses", "requestState")
-            ask.fields = {key: raw for key, raw in ask.fields.items() if key not in apart}
+            ask.fields = without(ask.fields, *OF_RETRY)
             self.again(ask)
 
     def dropped(self, ask: Ask, params: Fields) -> None:
