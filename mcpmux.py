@@ -4024,18 +4024,15 @@ class Turn(Enum):
 # A missing pair is our bug.
 ROUNDS: Final[dict[tuple[Phase, Turn], Phase]] = {
     (Phase.ASKING, Turn.DUE): Phase.PARKED,
-    (Phase.ASKING, Turn.END): Phase.OVER,
     (Phase.PARKED, Turn.RETRY): Phase.GATHERING,
     (Phase.PARKED, Turn.PARTIAL): Phase.PARKED,
     (Phase.PARKED, Turn.DUE): Phase.OVER,  # it never came
-    (Phase.PARKED, Turn.END): Phase.OVER,
     (Phase.GATHERING, Turn.COMPLETE): Phase.OVER,
     (Phase.GATHERING, Turn.DUE): Phase.OVER,  # there was nothing to ask, only to wait
     (Phase.GATHERING, Turn.VISIT): Phase.HELD,
-    (Phase.GATHERING, Turn.END): Phase.OVER,
     (Phase.HELD, Turn.COMPLETE): Phase.OVER,
     (Phase.HELD, Turn.DUE): Phase.OVER,
-    (Phase.HELD, Turn.END): Phase.OVER,
+    **{(phase, Turn.END): Phase.OVER for phase in Phase if phase is not Phase.OVER},
 }
 
 
@@ -4430,14 +4427,7 @@ class Rounds(Asker):
         return verdicts
 
     def _fulfil(
-        self,
-        server: Facts,
-        opened: Round,
-        key: str,
-        verdict: Verdict,
-        request: Fields,
-        *,
-        parks: bool,
+        self, server: Facts, opened: Round, key: str, verdict: Verdict, request: Fields, *, parks: bool
     ) -> None:
         """One question of a modern server: answered, put to somebody, or to be shown to the host."""
         question = opened.questions[key] = Question(Raw(b""))
@@ -5195,13 +5185,7 @@ class Life:
     deaths. The one writer of `Facts`."""
 
     def __init__(
-        self,
-        ground: Ground,
-        calls: Calls,
-        greeting: Greeting,
-        lists: Lists,
-        hooks: Hooks,
-        chance: Callable[[], float],
+        self, ground: Ground, calls: Calls, greeting: Greeting, lists: Lists, hooks: Hooks, chance: Callable[[], float]
     ) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
         self.is_ending = False
@@ -5482,17 +5466,9 @@ class Life:
             return
         key = table_key(server.options)
         if server.known:
-            known = Known(
-                key,
-                "" if server.modern else told_key(server.run.told),
-                server.run.starter.era,
-                "modern" if server.modern else "legacy",
-                server.revision,
-                encode(server.capabilities),
-                server.info,
-                server.instructions,
-                dict(server.lists),
-            )
+            told, era = ("", "modern") if server.modern else (told_key(server.run.told), "legacy")
+            said = encode(server.capabilities), server.info, server.instructions, dict(server.lists)
+            known = Known(key, told, server.run.starter.era, era, server.revision, *said)
         else:
             known = Known(key, failed=server.trouble or "unknown")
         if known != server.saved and server.peer in self._servers:
@@ -5540,11 +5516,7 @@ class Finder:
     else its params name. `hold` keeps it back while servers are started; `sent` cares for what was sent."""
 
     def __init__(
-        self,
-        ground: Ground,
-        parts: Parts,
-        hold: Callable[[Ask], bool],
-        sent: Callable[[Ask, Pending | Reply], None],
+        self, ground: Ground, parts: Parts, hold: Callable[[Ask], bool], sent: Callable[[Ask, Pending | Reply], None]
     ) -> None:
         self._out, _, self._host, self._servers = ground
         self._merged, self._calls, self._tasks, self._subscriptions = parts[:4]
@@ -5722,33 +5694,25 @@ class Router:
 
     # ── lines ──
 
-    def host_lines(self, lines: Iterable[bytes | TooLong]) -> None:
-        """A line that shows a bug of ours costs itself, as everywhere; the next is read."""
-        takes_batches = self._host.revision in BATCH_REVISIONS
+    def lines(self, lines: Iterable[bytes | TooLong], server: Facts | None = None) -> None:
+        """Of the host, of a server or of a process of ours. One that shows a bug of ours costs itself, as everywhere;
+        the next is read."""
+        peer, end = (server.peer, server) if server else (Peer.HOST, self._host)
         for line in lines:
             try:
+                takes_batches = end.revision in BATCH_REVISIONS
                 messages, note = messages_in(line, self._host.options.max_message_mb, takes_batches=takes_batches)
                 if note:
-                    self._out.note(Peer.HOST, note)
-                for message in messages:
-                    self._from_host(message, len(line))
-            except Exception as bug:
-                self._out.bug(bug)
-
-    def server_lines(self, server: Facts, lines: Iterable[bytes | TooLong]) -> None:
-        """As above, for a server or a process of ours."""
-        take = self._from_server if isinstance(server.peer, str) else self._from_own
-        for line in lines:
-            try:
-                takes_batches = server.revision in BATCH_REVISIONS
-                messages, note = messages_in(line, self._host.options.max_message_mb, takes_batches=takes_batches)
-                if note:
-                    self._out.note(server.peer, note)
+                    self._out.note(peer, note)
                 for message in messages:
                     if isinstance(message, Unread):
-                        self._unread(server.peer, message)
+                        self._unread(peer, message)
+                    elif server is None:
+                        self._from_host(message, len(line))
+                    elif isinstance(peer, str):
+                        self._from_server(server, message, len(line))
                     else:
-                        take(server, message, len(line))
+                        self._from_own(server, message, len(line))
             except Exception as bug:
                 self._out.bug(bug)
 
@@ -5771,10 +5735,7 @@ class Router:
 
     # ── from the host ──
 
-    def _from_host(self, message: Envelope | Unread, size: int) -> None:
-        if isinstance(message, Unread):
-            self._unread(Peer.HOST, message)
-            return
+    def _from_host(self, message: Envelope, size: int) -> None:
         params = UNSET if message.params is UNSET or bytes(message.params) == JSON_NULL else message.params
         if self._out.is_tracing:
             self._out.trace("<", Peer.HOST, what_is(message), size)
@@ -6197,11 +6158,10 @@ class Core:
         self.out.effects = effects = []
         match event:
             case ServerLines():
-                server = self.life.alive(event.server, event.run)
-                if server:
-                    self.router.server_lines(server, event.lines)
+                if server := self.life.alive(event.server, event.run):
+                    self.router.lines(event.lines, server)
             case HostLines():
-                self.router.host_lines(event.lines)
+                self.router.lines(event.lines)
             case _:
                 self.out.survive(self._handle, event)
         return effects
