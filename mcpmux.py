@@ -1759,6 +1759,21 @@ def fit_refusal(error: Raw | bytes, server: str, options: ServerOptions) -> Repl
     return Reply(None, encode(body | {"data": Raw(encode(data))}))
 
 
+def judge_all(
+    requests: Fields, server: str, options: ServerOptions, host: Fields, told: Fields, own: Own = NOTHING_OWN
+) -> dict[str, Verdict]:
+    """What becomes of each question that a modern server asks at once. Raises `RpcError` where it may not ask one."""
+    if len(requests) > QUESTIONS_MOST:
+        raise RpcError(INTERNAL_ERROR, f"{len(requests)} questions at once, more than {QUESTIONS_MOST}")
+    verdicts: dict[str, Verdict] = {}
+    for key, request in zip(requests, map(object_of, requests.values()), strict=True):
+        method, params = value_of(request.get("method")), request.get("params", UNSET)
+        if method not in QUESTIONS:
+            raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
+        verdicts[key] = judge_question(method, params, server, options, host, told, own)
+    return verdicts
+
+
 class TaskInputs(NamedTuple):
     """A task that waits for input, as the host may see it, and what is answered here, by question. `is_refused`: it
     asked for what it may not, and is to be cancelled."""
@@ -1773,19 +1788,12 @@ def judge_task(body: Fields, server: str, options: ServerOptions, host: Fields, 
     shown, answered = Fields(), dict[str, Raw]()
     requests = object_of(body.get("inputRequests"))
     try:
-        if len(requests) > QUESTIONS_MOST:
-            raise RpcError(INTERNAL_ERROR, f"{len(requests)} questions at once, more than {QUESTIONS_MOST}")
-        for key, raw in requests.items():
-            request = object_of(raw)
-            method = value_of(request.get("method"))
-            if method not in QUESTIONS:
-                raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
-            verdict = judge_question(method, request.get("params", UNSET), server, options, host, told)
+        for key, verdict in judge_all(requests, server, options, host, told).items():
             if isinstance(verdict, Answer):
                 answered[key] = Raw(verdict.result)
             elif isinstance(verdict, Forward):
                 params: Fields = {} if verdict.params is UNSET else {"params": Raw(verdict.params)}
-                shown[key] = Raw(encode(request | params))
+                shown[key] = Raw(encode(object_of(requests[key]) | params))
     except RpcError as wrong:
         error = error_body(RpcError(INTERNAL_ERROR, f"mcpmux: {server} asked in vain: {wrong}"))
         failed = {"status": Raw(b'"failed"'), "error": Raw(error)}
@@ -2357,9 +2365,6 @@ class InFlight:
         """The oldest first."""
         return list(self._owed.get(peer, {}).values())
 
-    def number_asked_by(self, server: str) -> int:
-        return len(self._asked.get(server, ()))
-
     def asked_by(self, server: str) -> list[Pending]:
         return list(self._asked.get(server, {}).values())
 
@@ -2511,6 +2516,9 @@ class HostEnd:
         """With a result of our own."""
         self.answer(ask, Reply(Raw(result), None))
 
+    def fail(self, ask: Ask, text: str, source: Name = Peer.HOST) -> None:
+        self.answer(ask, failed(f"mcpmux: {text}"), source)
+
     def refuse(self, ask: Ask, error: RpcError) -> None:
         self.answer(
             ask, Reply(None, error_body(error)), as_it_is=error.code in (UNSUPPORTED_VERSION, MISSING_CAPABILITY)
@@ -2658,8 +2666,8 @@ class Links:
     def note(self, server: str, result: Raw) -> None:
         """A result's `resource_link`s and embedded resources."""
         body = object_of(result)
-        blocks = [*items_of(body.get("content")), *(_content_of(one) for one in items_of(body.get("messages")))]
-        for block in map(object_of, blocks):
+        said = [object_of(one).get("content") for one in items_of(body.get("messages"))]
+        for block in map(object_of, [*items_of(body.get("content")), *said]):
             uri = value_of((object_of(block.get("resource")) or block).get("uri"))
             if isinstance(uri, str) and len(uri) <= URI_MOST:
                 uris = self._of.setdefault(server, {})
@@ -2669,10 +2677,6 @@ class Links:
 
     def forget(self, server: str) -> None:
         self._of.pop(server, None)
-
-
-def _content_of(message: Raw) -> Raw:
-    return object_of(message).get("content", Raw(b"null"))
 
 
 _URI_MEMBER: Final = re.compile(rb'"uri"')
@@ -3686,7 +3690,7 @@ class Questions(Asker):
                 self.answer(server.name, id, Reply(Raw(b"{}"), None))
             elif self._in_flight.asked(server.name, id):
                 raise RpcError(INVALID_REQUEST, "a request with this id is still open")
-            elif self._in_flight.number_asked_by(server.name) >= QUESTIONS_MOST:
+            elif len(self._in_flight.asked_by(server.name)) >= QUESTIONS_MOST:
                 text = f"mcpmux: {server.name} has {QUESTIONS_MOST} questions open; ask again when one is answered"
                 raise RpcError(INTERNAL_ERROR, text)
             elif method in HOST_TASK_METHODS:
@@ -4374,9 +4378,14 @@ class Rounds(Asker):
         """A modern server has ended a call with questions."""
         state, requests = body.get("requestState"), object_of(body.get("inputRequests"))
         try:
-            verdicts = self._judge_all(server, call, ask, state, requests)
+            if state is None and not requests:
+                raise RpcError(INTERNAL_ERROR, "input_required without inputRequests and requestState")
+            if call.rounds >= MAX_ROUNDS:
+                raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
+            host, told = ask.caller.capabilities, self._calls.told(server, ask.caller)
+            verdicts = judge_all(requests, server.name, server.options, host, told, self._calls.own)
         except RpcError as wrong:
-            self._host.answer(ask, failed(f"mcpmux: {server.name} asked in vain: {wrong}"), server.name)
+            self._host.fail(ask, f"{server.name} asked in vain: {wrong}", server.name)
             call.asker.withdrawn(call)
             return
         is_ours = state is not None and str(value_of(state)).startswith(STATE_PREFIX)
@@ -4406,25 +4415,6 @@ class Rounds(Asker):
             self._out.timer("round", str(opened.id), self._out.now + STATE_ONLY_WAIT)
         elif not opened.has_open:
             self._try_again(opened, Turn.COMPLETE)
-
-    def _judge_all(
-        self, server: Facts, call: Pending, ask: Ask, state: Raw | None, requests: Fields
-    ) -> dict[str, Verdict]:
-        """By question, who is to answer it. Raises `RpcError` if the server has asked what it may not."""
-        if state is None and not requests:
-            raise RpcError(INTERNAL_ERROR, "input_required without inputRequests and requestState")
-        if len(requests) > QUESTIONS_MOST:
-            raise RpcError(INTERNAL_ERROR, f"{len(requests)} questions at once, more than {QUESTIONS_MOST}")
-        if call.rounds >= MAX_ROUNDS:
-            raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
-        verdicts: dict[str, Verdict] = {}
-        for key, raw in requests.items():
-            request = object_of(raw)
-            method = value_of(request.get("method"))
-            if method not in QUESTIONS:
-                raise RpcError(INTERNAL_ERROR, f"an input request {str(method)[:100]!r}, which nobody knows")
-            verdicts[key] = self._questions.judge(server, method, request.get("params", UNSET), ask.caller)
-        return verdicts
 
     def _fulfil(
         self, server: Facts, opened: Round, key: str, verdict: Verdict, request: Fields, *, parks: bool
@@ -4651,9 +4641,7 @@ class Approvals(Asker):
             ask.approved = matter
             return True
         who = f"{matter.tool} of {matter.server}"
-        self._host.answer(
-            ask, failed(f"mcpmux: the person did not allow this call of {who}; do not try it again unasked")
-        )
+        self._host.fail(ask, f"the person did not allow this call of {who}; do not try it again unasked")
         return False
 
     # ── the person is asked ──
@@ -4679,7 +4667,7 @@ class Approvals(Asker):
         else:
             why = "its arguments are too long for the host to show" if len(arguments) > ARGUMENTS_MOST else NOBODY_ASKS
             who = f"{matter.tool} of {matter.server} waits for the person (approve in its table)"
-            self._host.answer(ask, failed(f"mcpmux: {who}, and nobody can be asked: {why}"))
+            self._host.fail(ask, f"{who}, and nobody can be asked: {why}")
             return
         self._wait(number, ask)
 
@@ -4717,9 +4705,7 @@ class Approvals(Asker):
         """The host gives up soon: the question stays, and its answer is for the call when it is made again."""
         approval = self._open.get(int(shown(name)))
         for ask in list(approval.asks.values()) if approval else ():
-            self._host.answer(
-                ask, failed("mcpmux: waiting for you on the page of mcpmux; call again when you have decided")
-            )
+            self._host.fail(ask, "waiting for you on the page of mcpmux; call again when you have decided")
         if approval:
             approval.asks.clear()
 
@@ -4779,9 +4765,7 @@ class Approvals(Asker):
             assert pending
             self._calls.withdraw(pending, {"reason": Raw(encode(f"the table of {server} has changed"))})
             for ask in asks:
-                self._host.answer(
-                    ask, failed(f"mcpmux: {server} was removed from the config, or its table has changed")
-                )
+                self._host.fail(ask, f"{server} was removed from the config, or its table has changed")
 
 
 # ══ 12. Servers ══════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -5852,8 +5836,8 @@ class Router:
         name, catalogue = text_in(ask.fields, "name"), self._merged.catalogue
         route = catalogue.tools.get(name) or catalogue.tool(name)
         if route is None and (server := self._merged.withheld_tool(name)):
-            text = f"mcpmux: {name} has changed and is withheld until you accept it: `mcpmux accept {server}` shows how"
-            self._host.answer(ask, failed(text))
+            text = f"{name} has changed and is withheld until you accept it: `mcpmux accept {server}` shows how"
+            self._host.fail(ask, text)
             return
         if route is None:
             self._unknown_name(ask, name, "tool", catalogue.tools)
@@ -9312,13 +9296,10 @@ class RemoteServer:
     # answer, and from then on the session itself is asked, by a ping, before it is given up. It is asked too before an
     # error counts that has our id, and may have been said of the session.
 
-    @property
-    def _has_session(self) -> bool:
-        return bool(self._session.id or (self._place and self._session.revision))
-
     async def _is_lost(self, exchange: Sent) -> bool:
         """Whether its server, which has just refused this, seems to have forgotten the session."""
-        if not self._has_session or exchange.is_own or exchange.key is None:
+        has_session = self._session.id or (self._place and self._session.revision)
+        if not has_session or exchange.is_own or exchange.key is None:
             return False
         self._session.refuses |= exchange.is_early
         return not exchange.is_early and not (self._session.refuses and await self._lives())
