@@ -95,6 +95,7 @@ import shlex
 import shutil
 import signal
 import ssl
+import stat
 import string
 import subprocess
 import sys
@@ -6406,6 +6407,29 @@ _IN_WORDS: Final = {
     "object": "a table",
     "null": "nothing",
 }
+# What hosts write in their files and a person copies from there: what to write here.
+_OF_HOSTS: Final = {
+    "type": 'leave it out: a server with a command is local, one with a url is remote (over SSE: transport = "sse")',
+    "timeout": "write tool_timeout_sec, in seconds (many hosts count milliseconds)",
+    "disabled": "write enabled = false for a server that is left out",
+    "headers": "write http_headers",
+    "envFile": "write env_file in [mux]",
+    "serverUrl": "write url",
+    "httpUrl": "write url",
+    "cmd": "write command",
+    "envs": "write env",
+    "workingDirectory": "write cwd",
+    "disabledTools": "write disabled_tools",
+    "excludeTools": "write disabled_tools",
+    "includeTools": "write enabled_tools",
+    "autoApprove": "leave it out: your host asks before it calls a tool; `approve` names tools that mcpmux asks about",
+    "alwaysAllow": "leave it out: your host asks before it calls a tool; `approve` names tools that mcpmux asks about",
+    "trust": "leave it out: your host asks before it calls a tool; `approve` names tools that mcpmux asks about",
+    "sandboxEnabled": "leave it out: mcpmux runs servers without a sandbox",
+    "description": "leave it out, or write it as a comment after #",
+    "name": "leave it out: the name is what follows mcp_servers. in the table's own line",
+}
+_TABLES_OF_HOSTS: Final = ("mcpServers", "servers", "context_servers", "mcp-servers", "extensions")
 _NO_TABLE: Final = "{0}: expected a table, as in [{0}]"
 _NO_TABLES: Final = "{0}: expected tables, as in [{0}.NAME]"
 _NO_LIST: Final = "{0}: expected tables, as in [[{0}]]"
@@ -6435,7 +6459,7 @@ def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Pa
     """The parsed document as options, and what is wrong outside the servers' tables. `absolute` finds a path that it
     names; the environment is still to come."""
     known = ["mux", "sampling", "mcp_servers"]
-    fatal = [_unknown("", key, known) for key in document if key not in known]
+    fatal = [_unknown_table(key, value, known) for key, value in document.items() if key not in known]
     options = _read_table(MuxOptions, document.get("mux", {}), "mux", fatal)
     sampling = _read_sampling(document["sampling"], fatal) if "sampling" in document else None
     tables = document.get("mcp_servers", {})
@@ -6454,6 +6478,14 @@ def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Pa
         else:
             config.broken[name] = "; ".join(f"{path.name}: {problem}" for problem in wrong)
     return config, fatal
+
+
+def _unknown_table(key: str, value: Any, known: list[str]) -> str:
+    """Of what stands at the top of the file: most often it is a server."""
+    if key in _TABLES_OF_HOSTS:
+        return f"{key}: unknown key; write [mcp_servers.NAME]"
+    is_server = isinstance(value, dict) and not {"command", "url"}.isdisjoint(value)
+    return f"{key}: unknown key; write [mcp_servers.{key}]" if is_server else _unknown("", key, known)
 
 
 def _read_sampling(table: Any, problems: list[str]) -> SamplingOptions:
@@ -6483,6 +6515,10 @@ def read_server(name: str, table: Any, notes: list[str]) -> tuple[ServerOptions 
     problems += [f"{at}: {OURSELVES} is what mcpmux calls itself" for at, text in names.items() if text == OURSELVES]
     table = _without_codex(table, where, problems, notes)
     options = _read_table(ServerOptions, table, where, problems)
+    for number, arg in enumerate(options.args):
+        if arg.startswith("~/"):
+            home = f"${{HOME}}{arg[1:]}" if len(arg) < TEXT_MOST else "${HOME}"
+            notes.append(f"{where}.args[{number}]: ~ reaches the server as it is, there is no shell; write {home}")
     match [row for row in _KINDS if row[0] in table]:
         case [(own, other, strange)]:
             goes = f"goes with {other}; this server has a {own}"
@@ -6527,6 +6563,9 @@ def _wrong_texts(key: str, value: Any, where: str) -> Iterator[str]:
                 is_vs_code = found[5].startswith("env:")
                 hint = f"write ${{{found[5][4:]}}}" if is_vs_code else "write $${ for a plain ${"
                 yield f"{at}: {found[0]} is no placeholder that mcpmux knows; {hint}"
+    for text, at in texts_of(value, where) if key in ("command", "args", "cwd") else ():
+        if re.match(r"[A-Za-z]:[^\\/]*[\a\b\t\n\f\r\x1b]", text):
+            yield f"{at}: \\t, \\n and the like in a path become control characters; write the path in single quotes"
     if key in _FORMS:
         form, problem = _FORMS[key]
         texts = [value] if isinstance(value, str) else value or ()  # a host's JSON may have null
@@ -6604,6 +6643,8 @@ def _read_value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
 def _unknown(where: str, key: str, known: list[str]) -> str:
     near = nearest(key, known)
     hint = f'did you mean "{near}"?' if near else f"known keys: {', '.join(sorted(known))}"
+    if re.fullmatch(r"mcp_servers\.[^.]+", where):
+        hint = _OF_HOSTS.get(key, hint)
     return f"{where}{'.' if where else ''}{key}: unknown key; {hint}"
 
 
@@ -6617,6 +6658,99 @@ def _in_words(where: str, wrong: str) -> str:
 
 def _kinds_in_words(kinds: str) -> str:
     return " or ".join(_IN_WORDS.get(kind, f"`{kind}`") for kind in kinds.removesuffix(" | null").split(" | "))
+
+
+# ── a file that is no TOML ──
+
+# What a person did, and what to write: by the parser's words, and by the line with a NUL where the parser stopped. The
+# caret is put there, or where the group `at` is.
+_MISTAKES: Final = (
+    ("", r"\0[“”„‟‘’‚«»]", 'these are curly quotes; use straight ones: "'),
+    ("Unescaped|hex", r'(?P<at>)"(?:[A-Za-z]:\0?\\|\\*\0?\\[^"]*\\)', "put a Windows path in single quotes: 'C:\\…'"),
+    ("Unescaped|hex", "", r"in double quotes a \ begins an escape such as \n; use single quotes"),
+    ("character '.n'|Unterminated|Expected [\"']'", r"""(?:.*[\s=\[{,])?(?P<at>)["']""", "this string is never closed"),
+    ("Illegal character", "", "delete this control character"),
+    ("Unclosed array", r"""["'\w\]]\s*\0["'\w\[]""", "a comma or a quote is missing before this"),
+    ("Unclosed array", r"(?P<at>)\[[^\]]*$", "this list is never closed; add ] after its last item"),
+    ("Unclosed inline table", r"\0.", "a comma or a quote is missing before this"),
+    ("initial char", r"(?P<at>),\s*\0\}", "delete the comma before }"),
+    ("Unclosed inline|initial", r"(?P<at>)\{[^}]*$", "keep { … } on one line, or write a table of its own below"),
+    ("end of a table declaration", r"\[[\w.-]+ *\0 *\w", NAME_RULE),
+    ("end of a table declaration", "", "a ] is missing at the end of this table's name"),
+    ("Expected newline", r"\0,", "delete the comma at the end of the line"),
+    ("Expected newline|Invalid statement", r"\0(?://|/\*|;|--)", "comments start with #"),
+    ("Expected newline", r"\d\0\s*(?:ms|s|sec|m|min)\b", "write a plain number of seconds"),
+    ("Expected newline", r"= *0\0\d", "delete the 0 in front of this number"),
+    ("Expected newline", "", "only a comment may follow a value"),
+    ("Invalid statement", r"\0[<=>|]{7}", "this is left over from a merge; keep one of the two versions"),
+    ("Expected '='", r"\0\s*:", "write = in place of :"),
+    ("Expected '='", "\0[\xa0\u2007\u202f]", "this is a no-break space; type a plain one"),
+    ("Expected '='", r"(?P<at>)export \0", "write NAME = value, without export"),
+    ("Expected '='", "", "expected KEY = value, a [table] or a # comment"),
+    ("Invalid value", r"\0(?i:true|false)\b", "write true or false in lower case"),
+    ("Invalid value", r"\0(?i:yes|no|on|off)\b", "write true or false"),
+    ("Invalid value", r"\0(?:null|None|nil|undefined)\b", "TOML has no null; leave the key out"),
+    ("Invalid value", r"\0\s*(?:#|$)", "a value is missing here"),
+    ("Invalid value", r"\0[^\s\[{\"']", 'put text in quotes: "…"'),
+)
+_OTHER_FORMATS: Final = (
+    (
+        r'\s*(?:\{|"\w+"\s*:)',
+        "this is JSON, not TOML; rename it to {0}, and `mcpmux import {0}` takes its servers over",
+    ),
+    (r"\s*<[!?\w]", "this is a web page, not TOML"),
+    (r"(?m)(?:\s|#.*\n)*[\w-]+:\s*$", "this is YAML, not TOML; write [mcp_servers.NAME] above a server's keys"),
+)
+
+
+def what_is_wrong(text: str, wrong: str, path: Path) -> tuple[int, int, str]:
+    """Why a text is no TOML, by its parser's message: the line and the column, from 0, and what to write. Line -1: no
+    place in it is to blame."""
+    what, _, place = wrong.rpartition(" (at ")
+    for pattern, words in _OTHER_FORMATS:
+        if re.match(pattern, text):
+            return -1, 0, words.format(path.with_suffix(".json"))
+    if not what:
+        return -1, 0, f"not TOML: {wrong}"
+    lines = text.split("\n")
+    at, column = _place(lines, what, place)
+    if re.search("twice|overwrite|Duplicate", what):
+        return at, len(lines[at]) - len(lines[at].lstrip()), _twice(lines, at)
+    marked = f"{lines[at][:column]}\0{lines[at][column:]}".rstrip("\r")
+    for message, pattern, words in _MISTAKES if len(marked) < EDGE else ():
+        if re.search(message, what) and (found := re.search(pattern, marked)):
+            return at, found.start("at") if "at" in found.groupdict() else column, words
+    return at, column, f"not TOML: {what[:1].lower()}{what[1:]}"
+
+
+def _place(lines: list[str], what: str, place: str) -> tuple[int, int]:
+    """Where the parser stopped; or, if that is where something ended that was opened before, the end of that line."""
+    numbers = [int(number) - 1 for number in re.findall(r"\d+", place)]
+    at, column = numbers or (len(lines) - 1, len(lines[-1]))
+    if not lines[at][:column].strip() and "Unclosed" in what:
+        opening, closing = "[]" if "array" in what else "{}"
+        rows = ((number, lines[number]) for number in range(at, -1, -1))
+        at = next((number for number, line in rows if line.count(opening) > line.count(closing)), at)
+        return at, len(lines[at])
+    if not numbers or "Found invalid" in what:
+        quote = '"""' if "Unterminated" in what else what.strip('Expcted "')[:3] or "'"
+        at = next((number for number, line in enumerate(lines) if line.count(quote) % 2), at)
+        return at, len(lines[at])
+    return at, column
+
+
+def _twice(lines: list[str], at: int) -> str:
+    """A key or a table that is there already, and where."""
+    header = re.match(r"\s*\[+([^\]#]*)\]", lines[at])
+    key = (header[1].rpartition(".")[2] if header else lines[at].partition("=")[0]).strip().strip("\"'")
+    for number in range(at - 1, -1, -1):
+        is_same = header and re.match(rf"\s*\[+\s*{re.escape(header[1].strip())}\s*\]", lines[number])
+        if is_same or re.match(rf"""\s*["']?{re.escape(key)}["']?\s*=""", lines[number]):
+            name = f"[{header[1]}]" if header else key
+            return f"{name} is already defined in line {number + 1}; merge the two"
+        if not header and re.match(r"\s*\[", lines[number]):
+            break
+    return "the same key is here twice; delete one"
 
 
 # ══ 15. Places ════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -6648,7 +6782,7 @@ def load_config(path: Path) -> Config:
     mark, text = mark_of(path), read_text(path)
     if text is None:
         return Config(path, exists=False, environment=dict(os.environ), inherited=dict(os.environ))
-    return msgspec.structs.replace(read_config(parsed(path, text, "TOML", tomllib.loads), path), mark=mark)
+    return msgspec.structs.replace(read_config(parsed_toml(path, text), path), mark=mark)
 
 
 def mark_of(path: Path) -> tuple[int, int] | None:
@@ -6802,23 +6936,92 @@ def is_safe(variable: str, value: str) -> bool:
     return known in SAFE_VARIABLES or variable.startswith(SAFE_PREFIXES)
 
 
-def extended_path(environment: Mapping[str, str]) -> str:
-    """PATH with the usual places at its end that hosts with a window lack: only those that exist."""
-    home = Path(environment.get("USERPROFILE" if sys.platform == "win32" else "HOME") or Path.home())
-    if sys.platform == "win32":
-        usual = [
-            Path(environment.get("APPDATA", home)) / "npm",
-            Path(environment.get("PROGRAMFILES", "C:/Program Files")) / "nodejs",
-        ]
-        usual += [home / ".local/bin", home / ".cargo/bin", home / ".bun/bin", home / ".deno/bin"]
-    else:
-        usual = [Path("/opt/homebrew/bin"), Path("/usr/local/bin"), home / ".local/bin", home / ".cargo/bin"]
-        usual += [home / ".volta/bin", home / ".local/share/fnm/aliases/default/bin", home / ".asdf/shims"]
-        usual += [home / ".local/share/mise/shims", home / ".bun/bin", home / ".deno/bin"]
-        versions = (home / ".nvm/versions/node").glob("*/bin")
-        usual += sorted(versions, key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)], reverse=True)
-    present = environment.get("PATH", os.defpath).split(os.pathsep)
-    return os.pathsep.join(present + [str(path) for path in usual if str(path) not in present and path.is_dir()])
+def line_without_secrets(line: str) -> str:
+    """A line of a file that cannot be parsed, to be shown to people."""
+    pairs = re.finditer(r"""([\w.-]+)["']?\s*[=:,]\s*(["'])?(?=((?(2)(?:(?!\2).)*|[^,}\]]*)))""", line)
+    for found in reversed([one for one in pairs if hide_secrets(one[3], one[1], lambda *_: HIDDEN) != one[3]]):
+        line = line[: found.end()] + HIDDEN + line[found.end(3) :]
+    return hide_secrets(line, "", lambda *_: HIDDEN)
+
+
+# Where programs are put that hosts with a window do not find: by a variable that may name the folder, else by the usual
+# folder, and the place in that; ~ is the home folder.
+_UV_AND_OTHERS: Final = "- ~/.local/bin .|- ~/.cargo/bin .|- ~/.bun/bin .|- ~/.deno/bin .|PNPM_HOME - .|"
+_USUAL_PLACES: Final = _UV_AND_OTHERS + (
+    "APPDATA - npm|PROGRAMFILES C:/Program\xa0Files nodejs|NVM_SYMLINK - .|LOCALAPPDATA - Volta/bin|LOCALAPPDATA - pnpm"
+    "|- ~/scoop/shims .|PROGRAMDATA - chocolatey/bin|PYENV - shims|- ~/.pyenv/pyenv-win/shims ."
+    "|- ~/miniconda3/Scripts .|- ~/anaconda3/Scripts .|- ~/miniforge3/Scripts ."
+    if sys.platform == "win32"
+    else "- /opt/homebrew/bin .|- /usr/local/bin .|- /home/linuxbrew/.linuxbrew/bin .|- ~/.linuxbrew/bin ."
+    "|- /opt/local/bin .|- /snap/bin .|- ~/.nix-profile/bin .|- /nix/var/nix/profiles/default/bin ."
+    "|- /run/current-system/sw/bin .|VOLTA_HOME ~/.volta bin|FNM_DIR ~/.local/share/fnm aliases/default/bin"
+    "|ASDF_DATA_DIR ~/.asdf shims|MISE_DATA_DIR ~/.local/share/mise shims|NVM_DIR ~/.nvm versions/node/*/bin"
+    "|PYENV_ROOT ~/.pyenv shims|- ~/.local/share/pnpm .|- ~/Library/pnpm .|CONDA_PREFIX - bin|- ~/miniconda3/bin ."
+    "|- ~/anaconda3/bin .|- ~/miniforge3/bin .|- /opt/miniconda3/bin .|- /opt/conda/bin ."
+)
+
+
+def extended_path(environment: Mapping[str, str], path: str | None = None) -> str:
+    """PATH, or this one in its place, with the usual places at its end that hosts with a window lack: only those that
+    exist; and with the folder of the uv that runs us."""
+    home = environment.get("USERPROFILE" if sys.platform == "win32" else "HOME") or str(Path.home())
+    usual = [Path(os.path.dirname(environment.get("UV", "")))]
+    for place in _USUAL_PLACES.split("|"):
+        variable, folder, below = place.split(" ")
+        root = environment.get(variable) or folder.replace("\xa0", " ").replace("~", home, 1)
+        found = [Path(root, below)] if "*" not in below else list(Path(root).glob(below))
+        usual += sorted(found, key=lambda one: [int(n) for n in re.findall(r"\d+", one.parent.name)], reverse=True)
+    present = (path or environment.get("PATH", os.defpath)).split(os.pathsep)
+    added = [str(one) for one in usual if one.is_absolute() and one.is_dir()]
+    return os.pathsep.join(dict.fromkeys([*present, *added]))
+
+
+# ── what the file may hold, for editors ──
+
+_FIELD: Final = re.compile(r"    (\w+): .+?(?:  # (.+))?$")
+
+
+def words_of(kind: type[Struct]) -> dict[str, str]:
+    """What stands above and beside each field in this file."""
+    import inspect  # noqa: PLC0415
+
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(kind).splitlines():
+        field = _FIELD.fullmatch(line)
+        if line.startswith("    # "):
+            above.append(line.removeprefix("    # "))
+        elif field:
+            found[field[1]] = " ".join([*above, field[2] or ""]).strip()
+            above = []
+    return found
+
+
+def schema_of_config() -> dict[str, Any]:
+    """A JSON Schema of the file, made from the structs that it becomes."""
+    kinds = (MuxOptions, ServerOptions, SamplingOptions, ToolOverride, OAuthOptions, ModelOptions, SamplingLimits)
+    tables, parts = msgspec.json.schema_components(kinds, ref_template="#/definitions/{name}")
+    for kind in kinds:
+        part = parts[kind.__name__]
+        part["description"] = " ".join((kind.__doc__ or "").split())
+        for key, text in words_of(kind).items():
+            if text:
+                part["properties"][key]["description"] = re.sub(r"\[([^]]*)\]\(#[^)]*\)", r"\1", text)
+        part["additionalProperties"] = False
+    parts["ServerOptions"]["properties"] |= {key: {"description": "Codex's; ignored"} for key in sorted(CODEX_KEYS)}
+    mux, server, sampling, *_ = tables
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "mcpmux.toml",
+        "type": "object",
+        "properties": {
+            "mux": mux,
+            "mcp_servers": {"type": "object", "additionalProperties": server},
+            "sampling": sampling,
+        },
+        "additionalProperties": False,
+        "definitions": json.loads(json.dumps(parts).replace(r"\\Z", "$")),  # as JavaScript writes the end of a text
+    }
 
 
 # ── files of ours ──
@@ -6826,14 +7029,44 @@ def extended_path(environment: Mapping[str, str]) -> str:
 
 def read_text(path: Path) -> str | None:
     """None: there is no such file. Raises `ConfigError`."""
+    data = b""
     try:
-        if path.is_fifo():
-            raise OSError("it is a pipe, and may never be written to")
-        return path.read_bytes().decode()
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ConfigError(f"{path}: is a folder; name the file in it")
+        if not stat.S_ISREG(mode) and str(path) != os.devnull:  # to open one could wait for ever
+            raise ConfigError(f"{path}: is a pipe or a device, which cannot be read again; save it as a file")
+        data = path.read_bytes()
+        return data.decode()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as wrong:
-        raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+    except UnicodeDecodeError as wrong:
+        is_wide = data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:64]
+        line = data.count(b"\n", 0, wrong.start) + 1
+        what = "is UTF-16" if is_wide else f"line {line} is not UTF-8"
+        raise ConfigError(f"{path}: {what}; save the file as UTF-8") from None
+    except OSError as wrong:
+        raise ConfigError(f"{path}: cannot be read: {wrong.strerror or wrong}") from None
+
+
+def parsed_toml(path: Path, text: str) -> dict[str, Any]:
+    """Raises `ConfigError`: the file with the line, what to write there, and below it that line with a caret."""
+    text = text.removeprefix("\ufeff")
+    if text[:64].count("\0") > 8:
+        raise ConfigError(f"{path}: is UTF-16; save the file as UTF-8")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as wrong:  # TOMLDecodeError is a ValueError; so is an endless number
+        why = "it is nested too deeply" if isinstance(wrong, RecursionError) else str(wrong)
+        at, column, what = what_is_wrong(text, why, path)
+        if at < 0:
+            raise ConfigError(f"{path}: {what}") from None
+        line = text.split("\n")[at].rstrip("\r")
+        start = max(column - 60, 0)
+        before = line_without_secrets(line[start:column])
+        shown = before + line_without_secrets(line[start:])[len(before) :][:40]
+        caret = re.sub(r"[^\t]", " ", before) + "^"
+        raise ConfigError(f"{path}:{at + 1}: {what}\n    {harmless(shown)}\n    {caret}") from None
 
 
 def parsed(path: Path, text: str, kind: str, parse: Callable[[str], Any]) -> Any:
@@ -7548,12 +7781,13 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
         and not value.startswith("()")  # an exported shell function
         and not key.startswith("MCPMUX_")
     }
-    env["PATH"] = extended_path(env)
     for key, value in options.env.items():
         env.pop(next((one for one in env if same(one) == same(key)), key), None)
         env[key] = await full(value, f"env.{key}")
         if SECRET_NAME.search(key):
             secrets.add(env[key])
+    present = env.pop(next((one for one in env if same(one) == "PATH"), "PATH"), None)
+    env["PATH"] = extended_path(config.environment, present)  # also after a PATH of the table's own
 
     def shown(written: str, real: str) -> str:
         return written if "${" in written else real  # what came from outside may be a secret
@@ -7564,9 +7798,13 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     cwd = str(absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
         raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
+    first = _first_word(command)
     if os.path.dirname(command):
         command = str(absolute(command, config.path.parent))  # never against the folder that the host chose
     program = shutil.which(command, path=env["PATH"])
+    if program is None and shutil.which(first, path=env["PATH"]):
+        todo = f"write command = {json.dumps(shown(options.command, first))} and put the rest into args"
+        raise StartError("command holds a whole command line; it is the program alone", todo)
     if program is None and os.path.exists(command):
         raise StartError(f"{shown(options.command, command)} may not be executed", "make it executable: chmod +x")
     if program is None and os.path.dirname(command):
@@ -7578,6 +7816,15 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
         todo = f"install {comes_with.get(options.command, 'it')}, or give its full path as `command`"
         raise StartError(f"{options.command!r} was not found on PATH", todo)
     return Command(program, args, env, cwd, frozenset(secrets))
+
+
+def _first_word(command: str) -> str:
+    """Of what is more than one."""
+    try:
+        words = shlex.split(command, posix=sys.platform != "win32")
+    except ValueError:
+        return ""
+    return words[0] if len(words) > 1 else ""
 
 
 class ServerProcess(asyncio.SubprocessProtocol):
@@ -10228,7 +10475,8 @@ class Mux:
                     raise ConfigError(f"{path}: is gone")
             except ConfigError as wrong:
                 for line in str(wrong).splitlines():
-                    self._journal.log("error", f"{line} (the former configuration stands)")
+                    if not line.startswith(" "):  # a picture of the place, for a terminal
+                        self._journal.log("error", f"{line} (the previous configuration stays in effect)")
             else:
                 self._in_loop(self._take, config)
 
@@ -10744,13 +10992,22 @@ def append_servers(path: Path, tables: Tables, comments: Comments, private: bool
     """Writes servers to the end of our file, or the whole file. Raises `ConfigError` and leaves the file as it was."""
     old = read_text(path)
     write_text(path, new_config(path, old or "", tables, comments), old, private)
+    if re.match(f"#:schema ./{re.escape(_schema_file(path).name)}\\s", read_text(path) or ""):
+        try:  # editors check the file by that, and complete what is typed
+            write_whole(_schema_file(path), json.dumps(schema_of_config(), indent=2).encode() + b"\n")
+        except OSError:  # it is a help, no more
+            pass
+
+
+def _schema_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.schema.json")
 
 
 def new_config(path: Path, old: str, tables: Tables, comments: Comments) -> str:
     """What `append_servers` would write: it is known to load."""
     text = old.removeprefix("\ufeff")
     try:
-        new = with_servers(text, tables, comments)
+        new = with_servers(text or f"#:schema ./{_schema_file(path).name}\n", tables, comments)
         read_config(tomllib.loads(new), path)
     except (ValueError, ConfigError) as wrong:
         raise ConfigError(str(wrong) if str(path) in str(wrong) else f"{path}: {wrong}") from None
@@ -11016,7 +11273,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except ConfigError as wrong:
-        print(f"mcpmux: {wrong}".replace("\n", "\nmcpmux: "), file=sys.stderr)
+        print(re.sub(r"^(?! )", "mcpmux: ", str(wrong), flags=re.MULTILINE), file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Interrupted):
         return 130
@@ -12562,6 +12819,13 @@ class DemoServer:
     }
 
 
+def _schema(arguments: argparse.Namespace) -> int:
+    """Prints a JSON Schema of the config file, by which editors check it and complete what is typed.
+    Example: mcpmux schema"""
+    print(json.dumps(schema_of_config(), indent=2))
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     """Runs mcpmux over two small servers and plays the host.
     Example: mcpmux demo"""
@@ -12699,6 +12963,7 @@ SUBCOMMANDS: Final = (
     Subcommand("models", _models, "the models of [sampling], with scores and prices", "config prefer"),
     Subcommand("usage", _usage, "what sampling has cost, by day, server and model", "days json"),
     Subcommand("logs", _logs, "what a server has written to its stderr", "log follow lines"),
+    Subcommand("schema", _schema, "a JSON Schema of the config file, for editors"),
     Subcommand("demo", _demo, "see it work: no config, no key, no Node"),
 )
 

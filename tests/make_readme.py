@@ -6,7 +6,6 @@ mcpmux.py, the words the comments beside them, so that each is said once; and wh
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -19,21 +18,6 @@ import mcpmux
 README = Path(__file__).parent.parent / "README.md"
 TABLES_OF_THEIR_OWN = ("tools", "models", "limits")
 _PLACE = re.compile(r"(<!-- (\w+Options|ToolOverride|SamplingLimits|Bars): .* -->\n)(?:\|.*\n)*")
-_FIELD = re.compile(r"    (\w+): .+?(?:  # (.+))?$")
-
-
-def comments(kind: type[msgspec.Struct]) -> dict[str, str]:
-    """What stands above and beside each field."""
-    found: dict[str, str] = {}
-    above: list[str] = []
-    for line in inspect.getsource(kind).splitlines():
-        field = _FIELD.fullmatch(line)
-        if line.startswith("    # "):
-            above.append(line.removeprefix("    # "))
-        elif field:
-            found[field[1]] = " ".join([*above, field[2] or ""]).strip()
-            above = []
-    return found
 
 
 def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
@@ -47,7 +31,7 @@ def defaults(kind: type[msgspec.Struct]) -> dict[str, str]:
 
 
 def table(kind: type[msgspec.Struct]) -> str:
-    words = comments(kind)
+    words = mcpmux.words_of(kind)
     rows = [
         f"| `{key}` | {f'`{default}`' if default else ''} | {words[key]} |"
         for key, default in defaults(kind).items()

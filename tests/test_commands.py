@@ -45,6 +45,9 @@ args = [
 """
 
 
+SCHEMA = "#:schema ./mcpmux.schema.json\n\n"  # how a file of ours begins
+
+
 @pytest.mark.parametrize(
     "before",
     [
@@ -72,7 +75,7 @@ def test_add_keeps_every_byte_and_appends_one_block(before: bytes, config: Path,
         *(b"args = [", b'    "mcp-server-git",', b'    "--repository",', b'    "/x y",', b"]"),
         *(b"", b"[mcp_servers.git.env]", b'A = "b"'),
     ]
-    assert after[len(before) :].strip().split(newline) == block
+    assert after[len(before) :].removeprefix(SCHEMA.encode()).strip().split(newline) == block
     assert after.endswith(newline)
     assert mcpmux.load_config(config).servers["git"].env == {"A": "b"}
 
@@ -82,7 +85,9 @@ def test_add_begins_the_file_where_it_is_looked_for(home: dict[str, str]):
     path = re.match(r"added git to (.+mcpmux\.toml)\n", done.stdout)
     assert path
     assert path[1].startswith(home["HOME"])
-    assert Path(path[1]).read_text() == '[mcp_servers.git]\ncommand = "uvx"\nargs = [\n    "mcp-server-git",\n]\n'
+    assert (
+        Path(path[1]).read_text() == f'{SCHEMA}[mcp_servers.git]\ncommand = "uvx"\nargs = [\n    "mcp-server-git",\n]\n'
+    )
     assert "git" in run(home, "list").stdout
 
 
@@ -152,7 +157,7 @@ def test_add_keeps_the_files_modes_and_the_link_to_it(tmp_path: Path, config: Pa
 def test_adding_an_address_writes_a_url_or_leaves_the_file(config: Path, home: dict[str, str]):
     done = run(home, "add", "far", "--url", "https://mcp.example/mcp")
     if done.returncode == 0:
-        assert config.read_text() == '[mcp_servers.far]\nurl = "https://mcp.example/mcp"\n'
+        assert config.read_text() == f'{SCHEMA}[mcp_servers.far]\nurl = "https://mcp.example/mcp"\n'
     else:
         assert "far.url" in done.stderr
         assert not config.exists()

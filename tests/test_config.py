@@ -338,7 +338,7 @@ def test_a_url_is_one_of_http(url: str):
     [
         ("mcp_server.x.command = 'a'", 'mcp_server: unknown key; did you mean "mcp_servers"?'),
         ("[muxx]", 'muxx: unknown key; did you mean "mux"?'),
-        ("[servers.x]", 'servers: unknown key; did you mean "mcp_servers"?'),
+        ("[servers.x]", "servers: unknown key; write [mcp_servers.NAME]"),
         ("colour = 1", "colour: unknown key; known keys: mcp_servers, mux, sampling"),
         ("mux = 5", "mux: expected a table, as in [mux]"),
         ("mcp_servers = 5", "mcp_servers: expected tables, as in [mcp_servers.NAME]"),
@@ -570,7 +570,7 @@ def test_an_env_file_that_cannot_be_read_is_fatal(name: str, tmp_path: Path):
 @POSIX
 def test_a_config_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "mcpmux.toml")
-    with pytest.raises(ConfigError, match="cannot be read: it is a pipe"):
+    with pytest.raises(ConfigError, match="is a pipe or a device, which cannot be read again; save it as a file"):
         mcpmux.load_config(tmp_path / "mcpmux.toml")
 
 
@@ -686,10 +686,10 @@ def test_a_missing_file_is_an_empty_config(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"[mux", "not TOML: Expected ']' at the end of a table declaration"),
-        (b"a = 1\na = 2", "not TOML: Cannot overwrite a value (at "),
-        (b"\xff\xfe[\0m\0", "cannot be read: 'utf-8' codec can't decode byte 0xff"),
-        (b"a = " + b"1" * 5000, "not TOML: "),
+        (b"[mux", ":1: a ] is missing at the end of this table's name\n    [mux\n        ^"),
+        (b"a = 1\na = 2", ":2: a is already defined in line 1; merge the two\n    a = 2\n    ^"),
+        (b"\xff\xfe[\0m\0", ": is UTF-16; save the file as UTF-8"),
+        (b"a = " + b"1" * 5000, ": not TOML: "),
     ],
     ids=["syntax", "twice", "UTF-16", "an endless number"],
 )
@@ -698,14 +698,14 @@ def test_a_file_that_is_no_toml_is_one_problem_with_the_files_name(content: byte
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         mcpmux.load_config(file)
-    assert str(caught.value).startswith(f"{file}: {problem}")
-    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).startswith(f"{file}{problem}")
+    assert [line for line in str(caught.value).splitlines()[1:] if not line.startswith(" ")] == []
 
 
 def test_a_folder_is_no_config_file(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         mcpmux.load_config(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}: cannot be read: ")
+    assert str(caught.value) == f"{tmp_path}: is a folder; name the file in it"
 
 
 def test_windows_line_ends_are_line_ends(tmp_path: Path):
@@ -1027,9 +1027,56 @@ def test_path_gets_the_usual_places_that_exist_at_its_end(tmp_path: Path):
         f"{tmp_path}/.nvm/versions/node/v22.1.0/bin",
         f"{tmp_path}/.nvm/versions/node/v9.11.2/bin",
     ]
-    assert {one for one in added if not one.startswith(str(tmp_path))} <= {"/opt/homebrew/bin", "/usr/local/bin"}
     assert all(os.path.isdir(one) for one in added)
     assert len(set(path)) == len(path)
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(".pyenv/shims", ".asdf/shims", ".local/share/mise/shims", ".volta/bin", "miniconda3/bin", ".nix-profile/bin"),
+        *(".linuxbrew/bin", ".local/share/fnm/aliases/default/bin", ".bun/bin", ".deno/bin", "Library/pnpm"),
+    ],
+)
+def test_the_places_of_version_managers_are_usual(place: str, tmp_path: Path):
+    (tmp_path / place).mkdir(parents=True)
+    assert f"{tmp_path / place}" in mcpmux.extended_path({"HOME": str(tmp_path), "PATH": "/usr/bin"}).split(":")
+
+
+@POSIX
+def test_variables_of_version_managers_name_their_places_and_the_uv_that_runs_us_is_found(tmp_path: Path):
+    moved = {
+        "PYENV_ROOT": "p/shims",
+        "VOLTA_HOME": "v/bin",
+        "ASDF_DATA_DIR": "a/shims",
+        "NVM_DIR": "n/versions/node/v1/bin",
+    }
+    for place in (*moved.values(), "u"):
+        (tmp_path / place).mkdir(parents=True)
+    named = {variable: str(tmp_path / place[0]) for variable, place in moved.items()} | {"UV": str(tmp_path / "u/uv")}
+    path = mcpmux.extended_path({"HOME": "/none", "PATH": "/usr/bin"} | named).split(":")
+    assert {str(tmp_path / place) for place in (*moved.values(), "u")} <= set(path)
+    assert mcpmux.extended_path({"HOME": "/none", "UV": "uv", "PATH": "/usr/bin"}).split(":")[0] == "/usr/bin"
+
+
+@POSIX
+def test_a_path_of_the_tables_own_is_extended_too(tmp_path: Path):
+    """`PATH = "/x:${PATH}"` must not lose `npx`."""
+    (tmp_path / ".local/bin").mkdir(parents=True)
+    tool = script(tmp_path / ".local/bin/only-there")
+    command = prepared(
+        'command = "only-there"\nenv = { PATH = "/x:${PATH}" }', {"HOME": str(tmp_path), "PATH": "/usr/bin"}
+    )
+    assert command.program == str(tool)
+    assert command.env["PATH"].startswith("/x:/usr/bin:")
+
+
+@pytest.mark.parametrize("line", ["{} -m server --flag", '{} "a b"', "{} -y @a/server"])
+def test_a_command_line_in_command_is_known_as_one(line: str):
+    what, todo = refused(f"command = {toml(line.format('python3'))}", {"PATH": os.environ["PATH"]})
+    assert what == "command holds a whole command line; it is the program alone"
+    assert todo == 'write command = "python3" and put the rest into args'
 
 
 @POSIX
@@ -1067,7 +1114,7 @@ def test_a_cwd_with_a_placeholder_is_relative_to_the_config_file_too(tmp_path: P
 def test_a_program_that_is_not_found_is_named_with_what_to_do(
     command: str, todo: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(mcpmux, "extended_path", lambda environment: str(tmp_path))
+    monkeypatch.setattr(mcpmux, "extended_path", lambda *_: str(tmp_path))
     assert refused(f"command = {toml(command)}", {}) == (f"'{command}' was not found on PATH", todo)
 
 

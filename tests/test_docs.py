@@ -71,7 +71,7 @@ def test_the_picture_shows_what_check_prints():
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_every_key_has_a_word_said_about_it(kind: type[msgspec.Struct]):
-    words = make_readme.comments(kind)
+    words = mcpmux.words_of(kind)
     assert list(words) == [field.name for field in msgspec.structs.fields(kind)]
     assert all(words[key] for key in words if key not in TABLES_OF_THEIR_OWN)
 
@@ -97,6 +97,7 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux usage",
         "mcpmux usage --days 7 --json",
         "mcpmux logs SERVER",
+        "mcpmux schema",
         "mcpmux demo",
         "mcpmux --version",
     ]

@@ -477,7 +477,7 @@ def test_a_config_file_that_is_removed_changes_nothing_and_one_that_comes_back_i
     traffic = Traffic(host, ["good"])
     (tmp_path / "mcpmux.toml").unlink()
     end = time.monotonic() + PATIENCE
-    while "is gone (the former configuration stands)" not in host.log():
+    while "is gone (the previous configuration stays in effect)" not in host.log():
         assert host.text("one__pid") == pid
         assert time.monotonic() < end
     assert host.tools() == names

@@ -706,7 +706,7 @@ def test_files_are_written_whole_and_their_modes_kept(tmp_path: Path):
     mcpmux.append_servers(link, {"d": {"command": "x"}}, {})
     assert link.is_symlink()
     assert list(tomllib.loads(file.read_text())["mcp_servers"]) == ["a", "b", "c", "d"]
-    assert os.listdir(file.parent) == ["mcpmux.toml"]
+    assert sorted(os.listdir(file.parent)) == ["mcpmux.schema.json", "mcpmux.toml"]
     with pytest.raises(mcpmux.ConfigError, match="changed meanwhile"):
         mcpmux.write_text(file, "", "what was read")
 

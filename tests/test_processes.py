@@ -761,7 +761,7 @@ def test_a_file_that_breaks_is_told_in_the_log_and_the_former_one_stands(serve: 
     (tmp_path / "mcpmux.toml").write_text("[mcp_servers.one\n")
     (tmp_path / "later").write_text(server_table("one") + server_table("two"))
     end = time.monotonic() + PATIENCE
-    while "the former configuration stands" not in host.log():
+    while "the previous configuration stays in effect" not in host.log():
         assert host.text("one__pid") == one
         assert time.monotonic() < end
     (tmp_path / "later").replace(tmp_path / "mcpmux.toml")
