@@ -151,6 +151,10 @@ DEATHS_ALLOWED, DEATHS_WITHIN, FAILED_REST = 5, 60.0, 300.0
 STOP_STEP: Final = 0.6  # each step of the ladder; Codex kills mcpmux itself after 2 s
 STOP_LAST: Final = 0.3  # after SIGKILL only an unkillable process is still there
 EXIT_DRAIN: Final = 0.25  # a dead server's last lines are read; a grandchild that holds the pipe is not waited for
+END_MOST: Final = 1.6  # of all ladders together: what seventy processes that are still starting need does not grow
+LEFT_SILENT: Final = 30.0  # a process has gone and its child has the pipes: is it the server, or only left behind?
+STOOD_STILL: Final = 1.0  # a timer that comes so late tells that mcpmux was stopped, or the machine asleep
+WOKEN: Final = 2.0  # then what lies in the pipes is read before anything is too late
 HOST_FLUSH: Final = 0.3  # a host that no longer reads must not keep the process alive
 SECRET_COMMAND_TIMEOUT: Final = 10.0  # `${cmd:…}` may ask for a fingerprint that nobody gives
 SAMPLER_LOADS: Final = 60.0  # litellm is big, and the machine may be busy
@@ -7668,6 +7672,63 @@ class Family:
                 pass
 
 
+# Reads process groups from a pipe, added and taken out since numbers are used again, and ends those that are left at
+# the pipe's end.
+_GUARDIAN: Final = r"""trap "" HUP INT TERM
+all=" "
+while read -r one; do
+    case $one in
+        +*) all="$all${one#+} " ;;
+        -*) case $all in *" ${one#-} "*) all="${all%%" ${one#-} "*} ${all#*" ${one#-} "}" ;; esac ;;
+    esac
+done
+[ "$all" = " " ] && exit
+for one in $all; do kill -s TERM -- "-$one"; done
+sleep 1
+for one in $all; do kill -s KILL -- "-$one"; done"""
+
+
+class Guardian:
+    """A shell that ends the servers when mcpmux is killed outright: those that do not heed the end of their input would
+    live on. It comes with the first and goes with mcpmux. On Windows the job objects do that."""
+
+    def __init__(self) -> None:
+        self._shell: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if sys.platform != "win32" and self._shell is None:
+            self._shell = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARDIAN, "mcpmux guardian"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={"PATH": os.defpath},
+                start_new_session=True,
+            )
+
+    def add(self, group: int) -> None:
+        self._tell(f"+{group}\n")
+
+    def remove(self, group: int) -> None:
+        self._tell(f"-{group}\n")
+
+    @property
+    def pids(self) -> set[int]:
+        return {self._shell.pid} if self._shell else set()
+
+    def close(self) -> None:
+        if self._shell and self._shell.stdin:
+            self._shell.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._shell.wait(0.1)  # it has nothing left to do
+
+    def _tell(self, line: str) -> None:
+        if self._shell and self._shell.stdin:
+            with contextlib.suppress(OSError, ValueError):  # somebody has killed it, or it is closed
+                os.write(self._shell.stdin.fileno(), line.encode())
+
+
 def kill_all(pids: Iterable[int]) -> None:
     """Those of them that are still there."""
     for pid in pids:
@@ -7830,8 +7891,11 @@ def _first_word(command: str) -> str:
 class ServerProcess(asyncio.SubprocessProtocol):
     """One running server: its lines and its end become events. Everything here happens in the loop's thread."""
 
-    def __init__(self, name: Name, run: int, post: Callable[[Event], None], limit: int, journal: Journal) -> None:
+    def __init__(
+        self, name: Name, run: int, post: Callable[[Event], None], limit: int, journal: Journal, guardian: Guardian
+    ) -> None:
         self.name, self.run = name, run
+        self._guardian = guardian
         self.outbox: list[bytes] = []  # lines of this batch; the transport has the rest
         self.exited = asyncio.Event()
         self._post = post
@@ -7841,7 +7905,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._words: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         self._word = b""  # stderr's last line, still incomplete
         self._has_log = False  # it has said something there
-        self._open_pipes = {1, 2}
+        self._open_pipes = {0, 1, 2}
+        self._left: asyncio.TimerHandle | None = None  # the process has gone, and perhaps its child serves the pipes
         self._gone = False
         self._stopping = False
         self._closing: asyncio.Future[None] | None = None
@@ -7854,9 +7919,12 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._transport = transport
         self.pid = transport.get_pid()
         self._family = Family(self.pid)
+        self._guardian.add(self.pid)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
+            if self._left:
+                self._left.cancel()
             lines = self._splitter.feed(data)
             if lines:
                 self._post(ServerLines(self.name, self.run, lines))
@@ -7876,18 +7944,28 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self._open_pipes.discard(fd)
+        if self._left and fd == 1:
+            self.exited.set()
         if fd != 2 and not self._gone and not self.exited.is_set() and not self._stopping:
             self._closing = asyncio.ensure_future(self.stop())  # closing a pipe is a way to say goodbye
-        if self.exited.is_set() and not self._open_pipes:
+        if (self.exited.is_set() and not self._open_pipes - {0}) or (self._left and fd == 1):
             self._end()
 
     def process_exited(self) -> None:
         self.exited.set()
         self.read(True)  # what it still said is heard, also by a host that is slow
-        if self._open_pipes:  # its last words may still be in the pipe; a grandchild may hold it open
-            asyncio.get_running_loop().call_later(EXIT_DRAIN, self._end)
+        if self._open_pipes - {0}:  # its last words may still be in the pipe; a grandchild may hold it open
+            asyncio.get_running_loop().call_later(EXIT_DRAIN, self._drained)
         else:
             self._end()
+
+    def _drained(self) -> None:
+        assert self._transport
+        if self._stopping or self._transport.get_returncode() or not {0, 1} <= self._open_pipes:
+            self._end()
+        else:  # as a launcher goes
+            self.exited = asyncio.Event()
+            self._left = asyncio.get_running_loop().call_later(LEFT_SILENT, self._end)
 
     def pause_writing(self) -> None:
         self._post(ServerClogged(self.name, self.run, True))
@@ -7948,6 +8026,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         assert self._transport
         code = self._transport.get_returncode()
         self._family.kill()
+        self._guardian.remove(self.pid)
         last = self._splitter.feed(b"\n")
         if last:
             self._post(ServerLines(self.name, self.run, last))
@@ -10273,6 +10352,8 @@ class Mux:
         self._processes: dict[Name, ServerSide] = {}
         self._starting: dict[Name, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
+        self._guardian = Guardian()
+        self._spawning = asyncio.Lock()
         self._ended = False
         self._logins: dict[str, Path] = {}  # by server: the file of its login
         self._done = threading.Event()  # ends the watch over config, logins and parent
@@ -10348,8 +10429,11 @@ class Mux:
             self._timers[key] = self._loop.call_at(at, self._timer_due, key)
 
     def _timer_due(self, key: TimerKey) -> None:
-        del self._timers[key]
-        self.post(TimerDue(key))
+        if self._loop.time() - self._timers[key].when() > STOOD_STILL:
+            self._timers[key] = self._loop.call_later(WOKEN, self._timer_due, key)
+        else:
+            del self._timers[key]
+            self.post(TimerDue(key))
 
     # ── processes come and go ──
 
@@ -10382,8 +10466,8 @@ class Mux:
             return remote
         command = await prepare(name, table, self._config)
         self._journal.hide(command.secrets)
-        process = ServerProcess(name, run, self.post, limit, self._journal)
-        await spawn(command, process, outbox)
+        process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
+        await self._spawn(command, process, outbox)
         return process
 
     async def _start_own(self, name: Peer, run: int) -> ServerSide:
@@ -10394,11 +10478,17 @@ class Mux:
         env = {key: value for key, value in self._config.inherited.items() if not key.startswith("MCPMUX_")}
         command = Command(sys.executable, [os.path.abspath(__file__), f"_{name.value}"], env, None, frozenset())
         limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
-        process = ServerProcess(name, run, self.post, limit, self._journal)
-        await spawn(command, process, outbox)
+        process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
+        await self._spawn(command, process, outbox)
         process.outbox.append(setup)
         process.flush()
         return process
+
+    async def _spawn(self, command: Command, process: ServerProcess, outbox: int) -> None:
+        """One in a turn of the loop: seventy take seconds, in which the host's end would not be seen."""
+        async with self._spawning:
+            self._guardian.start()
+            await spawn(command, process, outbox)
 
     def _ladder(self, process: ServerSide) -> None:
         self._await_end(self._loop.create_task(process.stop()))
@@ -10434,10 +10524,11 @@ class Mux:
         closing = self._loop.create_task(self._host.close())
         for task in self._starting.values():
             task.cancel()
-        await asyncio.gather(*self._stopping, *self._starting.values(), closing, return_exceptions=True)
+        await asyncio.wait([*self._stopping, *self._starting.values(), closing], timeout=END_MOST)
         for handle in self._timers.values():
             handle.cancel()
-        kill_all(descendants(os.getpid()))
+        kill_all(set(descendants(os.getpid())) - self._guardian.pids)
+        self._guardian.close()
         reap(())
 
     # ── what is watched ──

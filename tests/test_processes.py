@@ -161,6 +161,123 @@ def test_a_detached_child_of_a_server_that_crashed_ends_with_mcpmux(serve: Serve
     assert has_ended(child)
 
 
+@linux
+def test_servers_do_not_outlive_an_mcpmux_that_is_killed_outright(serve: Serve, watch: Watch, tmp_path: Path) -> None:
+    """Our choice: those that do not heed the end of their input have a guardian, which ends with mcpmux too."""
+    kinds = {"polite": [], "deaf": ["--ignore-eof"], "stubborn": ["--ignore-eof", "--ignore-term"]}
+    kinds["parent"] = ["--ignore-eof", "--grandchild", str(tmp_path / "child")]
+    host = serve(*(server_table(name, *vices) for name, vices in kinds.items()))
+    host.initialize()
+    watched = {name: watch(int(host.text(f"{name}__pid"))) for name in kinds}
+    watched["grandchild"] = watch(int((tmp_path / "child").read_text()))
+    [guardian] = [pid for pid in mcpmux.descendants(host.process.pid) if name_of(pid) == "mcpmux guardian"]
+    files = open_files(guardian)
+    assert files.pop("0").startswith("pipe:")
+    assert set(files.values()) == {os.devnull}
+    assert os.getsid(guardian) == guardian
+    assert Path(f"/proc/{guardian}/environ").read_bytes().count(b"=") == 1  # a path, and no key
+    watched["guardian"] = watch(guardian)
+    host.process.kill()
+    assert [name for name, handle in watched.items() if not has_ended(handle)] == []
+
+
+@posix
+def test_the_guardian_ends_the_groups_that_are_left() -> None:
+    """Numbers are used again: one that was taken out is somebody else's."""
+    sleepers = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(4)]
+    guardian = mcpmux.Guardian()
+    guardian.start()
+    try:
+        for sleeper in sleepers:
+            guardian.add(sleeper.pid)
+        for sleeper in sleepers[::2]:
+            guardian.remove(sleeper.pid)
+        guardian.close()
+        assert guardian._shell
+        assert guardian._shell.wait(PATIENCE) == 0
+        assert [sleeper.wait(PATIENCE) for sleeper in sleepers[1::2]] == [-signal.SIGTERM] * 2
+        assert [sleeper.poll() for sleeper in sleepers[::2]] == [None] * 2
+        guardian.close()
+        guardian.remove(1)  # once it has ended this is nothing
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+
+
+def test_servers_are_started_one_in_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Our choice: seventy starts take seconds, and the host may go meanwhile."""
+    at_once, most = 0, 0
+
+    async def spawn(*_: Any) -> None:
+        nonlocal at_once, most
+        at_once, most = at_once + 1, max(most, at_once + 1)
+        await asyncio.sleep(0)
+        at_once -= 1
+        raise mcpmux.StartError("it is gone", "")
+
+    monkeypatch.setattr(mcpmux, "spawn", spawn)
+
+    async def start_all() -> None:
+        names = [f"s{number}" for number in range(10)]
+        servers = dict.fromkeys(names, mcpmux.ServerOptions(command=sys.executable))
+        journal = mcpmux.Journal("error", None)
+        mux = mcpmux.Mux(mcpmux.Config(tmp_path / "x", servers=servers), mcpmux.HostPipes(0, 1, 1000), journal)
+        await asyncio.gather(*(mux._start(name, 1) for name in names))
+        journal.close()
+        assert len(mux._inbox) == 10
+        mux._guardian.close()
+
+    asyncio.run(start_all())
+    assert most == 1
+
+
+def test_what_lies_in_the_pipes_is_read_before_a_timer_that_comes_late(tmp_path: Path) -> None:
+    """Our choice: after a SIGSTOP, or a night's sleep, an answer that has come is no late one."""
+
+    async def oversleep() -> None:
+        journal = mcpmux.Journal("error", None)
+        mux = mcpmux.Mux(mcpmux.Config(tmp_path / "x"), mcpmux.HostPipes(0, 1, 1000), journal)
+        loop = mux._loop = asyncio.get_running_loop()
+        for late, posted in ((0.1, 1), (60.0, 0)):
+            mux._inbox.clear()
+            mux._set_timer("x", loop.time() - late)
+            mux._timer_due("x")
+            assert len(mux._inbox) == posted
+            assert ("x" in mux._timers) != posted
+        assert loop.time() < mux._timers["x"].when() <= loop.time() + mcpmux.WOKEN
+        mux._set_timer("x", None)
+        journal.close()
+
+    asyncio.run(oversleep())
+
+
+@linux
+@pytest.mark.parametrize("how", ["at once", "later"])
+def test_a_launcher_that_exits_while_its_child_serves_the_pipes_is_no_dead_server(
+    serve: Serve, watch: Watch, notice: Notice, tmp_path: Path, how: str
+) -> None:
+    """Our choice: an exit without a fault says nothing of who has the pipes."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    wait = f"read line < {shlex.quote(str(gate))}; " if how == "later" else ""
+    line = (
+        f"exec 3<&0; {shlex.quote(sys.executable)} {shlex.quote(str(FAKE))} --name x <&3 3<&- & exec 3<&-; {wait}exit 0"
+    )
+    host = serve(server_table("x", "-c", line, command="/bin/sh"))
+    host.initialize()
+    pid = int(host.text("x__pid"))
+    behind = watch(pid)
+    if how == "later":
+        launcher = watch(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
+        gate.write_text("go\n")
+        assert has_ended(launcher)
+    for _ in range(3):
+        assert int(host.text("x__pid")) == pid
+    assert host.close() == 0
+    assert has_ended(behind)
+
+
 @posix
 def test_more_signals_do_not_disturb_the_end(serve: Serve) -> None:
     """Our choice: the ladder is gone down once."""
@@ -655,7 +772,7 @@ def test_orphans_that_end_do_not_stay_in_the_process_table(serve: Serve, watch: 
 
 
 @linux
-def test_with_a_warm_cache_no_server_runs_until_it_is_called(serve: Serve) -> None:
+def test_with_a_warm_cache_no_server_runs_until_it_is_called(serve: Serve, tmp_path: Path) -> None:
     """Our choice: ten servers must cost nothing while nobody uses them. The list is complete even so, and does not wait
     for one that hung the last time."""
     names = [f"s{number}" for number in range(10)]
@@ -668,16 +785,17 @@ def test_with_a_warm_cache_no_server_runs_until_it_is_called(serve: Serve) -> No
     host = serve(*tables)
     host.initialize()
     assert host.tools() == listed
-    running = [pid for pid in mcpmux.descendants(host.process.pid) if name_of(pid) != "hung"]
-    assert running == []
+    unborn = {"", str(tmp_path / "mcpmux.toml")}  # what a process is called before it is one of the others
+    others = {"hung", "mcpmux guardian", *unborn}
+    assert {name_of(pid) for pid in mcpmux.descendants(host.process.pid)} <= others
     host.text("s3__pid")
-    assert [name_of(pid) for pid in mcpmux.descendants(host.process.pid) if name_of(pid) != "hung"] == ["s3"]
+    assert {name_of(pid) for pid in mcpmux.descendants(host.process.pid)} - others == {"s3"}
 
 
 def name_of(pid: int) -> str:
-    """That of the fake server which runs there."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return words[words.index(b"--name") + 1].decode() if b"--name" in words else ""
+    """That of the fake server which runs there, or else the last word of its command."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().removesuffix(b"\0").split(b"\0")
+    return words[words.index(b"--name") + 1 if b"--name" in words else -1].decode()
 
 
 @linux  # others have other folders
