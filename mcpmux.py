@@ -41,9 +41,10 @@ The file is read top to bottom, and no section names anything from a later one:
     17  processes                      spawning servers, and the ladder that stops them
     18  remote                         servers over HTTP, each made to look like a process
     19  sampler                        the child process that asks a model, through litellm
-    20  mux                            the loop that feeds the core and performs its effects
-    21  hosts                          servers out of hosts' own files, and mcpmux into them
-    22  CLI                            the table of commands; serving is the one without a name
+    20  page                           the child process that asks the person, in the browser
+    21  mux                            the loop that feeds the core and performs its effects
+    22  hosts                          servers out of hosts' own files, and mcpmux into them
+    23  CLI                            the table of commands; serving is the one without a name
 
 Three walks through the parts of the core:
 
@@ -8110,9 +8111,19 @@ def descendants(pid: int) -> list[int]:
                 children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
             except OSError:
                 continue
-            for child in children:
-                found += [int(child), *descendants(int(child))]
+            for child in map(int, children):
+                found += [] if _is_the_persons(child) else [child, *descendants(child)]
     return found
+
+
+OF_PERSON: Final = "MCPMUX_BROWSER"  # stands in the environment of a browser that we have opened, which outlives us
+
+
+def _is_the_persons(pid: int) -> bool:
+    try:
+        return b"\0%b=" % OF_PERSON.encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def _entries(folder: str) -> list[str]:
@@ -10243,11 +10254,12 @@ def any_chance() -> float:
     return int.from_bytes(os.urandom(4)) / 2**32
 
 
-def sampler_main() -> int:
-    """`mcpmux _sampler`: ends with its input, and so with its parent."""
+def child_main(serve: Callable[[asyncio.Queue[bytes], int], Coroutine[Any, Any, None]]) -> int:
+    """`mcpmux _sampler` and the like: `serve` is given the lines that come, and where its own go. Ends with its input,
+    and so with its parent."""
     reading, writing = take_over_stdio()
 
-    async def serve() -> None:
+    async def run() -> None:
         lines: asyncio.Queue[bytes] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -10259,11 +10271,15 @@ def sampler_main() -> int:
                     loop.call_soon_threadsafe(lines.put_nowait, line)
             os._exit(0)  # at once, also while litellm loads: nobody is left who would hear of anything
 
-        threading.Thread(target=read, name="sampler's input", daemon=True).start()
-        await SamplerLoop(writing).run(lines)
+        threading.Thread(target=read, name="input", daemon=True).start()
+        await serve(lines, writing)
 
-    asyncio.run(serve())
+    asyncio.run(run())
     return 0
+
+
+async def serve_sampler(lines: asyncio.Queue[bytes], writing: int) -> None:
+    await SamplerLoop(writing).run(lines)
 
 
 async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
@@ -10286,7 +10302,1057 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     return encode(setup) + b"\n"
 
 
-# ══ 20. Mux ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 20. Page ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# Asks the person where the host cannot: a child process (`mcpmux _page`) that shows a page on loopback. What the core
+# tells it are lines like the sampler's; it knows nothing of servers, nor of who waits for an answer.
+#
+#     {"id": 7, "method": "ask", "params": {asker, call, mode, message, waits, opens, …}}
+#     {"id": 8, "method": "open", "params": {}}                                    the person wants to see the page
+#     {"method": "notifications/cancelled", "params": {"requestId": 7, "reason": …}}   it is no longer asked
+#
+# `asker` is a server's name in the config, or `mcpmux`; `call` the host's call in which it asks, or empty; `waits` how
+# many seconds it does; and for what has `opens` the browser may be opened. By `mode` there stands besides:
+#
+#     form        requestedSchema. A question of mcpmux's own has `shown`, a list of {title, text}, and choices under
+#                 `decision`, each of which becomes a button
+#     url         url
+#     sampling    of mcpmux's own, with choices like that, and `sampling`: {server, params, models, usd, reply?}. These
+#                 are what would be sent (sampling/createMessage), the names of the models in their order, what it costs
+#                 at most (null: nobody knows), and what a model has answered, before its server gets that
+#
+# The answer is an elicitation's result, {action, content}. That of a choice is {"decision": …} in content, and where
+# texts of `sampling` were edited {"decision": …, "params": …}. With `cancel` a `reason` may say why nobody decided.
+#
+# Who may answer is who has the token of an open tab. A key stands in the fragment of the address that the browser is
+# given, becomes a token once, and a second use of it ends all. There are no cookies, since they are shared by ports.
+# The tab is shown texts and buttons, and sends back which button it was, and what was typed: names, values and schemas
+# stay here. What is asked is in no file and no log.
+
+KEY_LIVES: Final = 60.0  # seconds in which a browser has to come with it
+TAB_PATIENCE: Final = 60.0  # what is asked while no tab is open is cancelled after this
+OPEN_AGAIN: Final = 60.0  # between two browsers
+IGNORED_MOST: Final = 3  # questions in a row to nobody; then no browser is opened until the person opens the page
+RELOAD_PATIENCE: Final = 5.0  # a tab that is loaded again comes back with its token within this
+BEAT: Final = 5.0  # a tab that hears nothing for so long, four times, is no longer connected
+DEAD_TIME: Final = 0.5  # buttons do nothing for so long after the page has moved
+CARDS_MOST: Final = 30  # questions that a tab shows; the next ones follow
+FIELDS_MOST: Final = 100  # of a form
+POST_MOST: Final = 4 * MB
+
+_WALLS: Final = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_POLICY: Final = (
+    "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'"
+)
+_SECRET_FIELD: Final = re.compile(
+    r"pass(word|phrase|code|wd)|secret|token|(api|private|access).?key|credential|\b(pin|otp|cvv|cvc|ssn)\b|card.?number",
+    re.IGNORECASE,
+)
+_FORMATS: Final = {
+    "email": r"[^@\s]+@[^@\s]+",
+    "uri": r"[A-Za-z][A-Za-z0-9+.-]*:\S+",
+    "date": r"\d{4}-(0\d|1[0-2])-[0-3]\d",
+    "date-time": r"\d{4}-(0\d|1[0-2])-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
+}
+_INPUTS: Final = {"email": "email", "uri": "url", "date": "date", "date-time": "datetime-local"}
+_YES_NO: Final = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
+_NOT_OPENED: Final = "mcpmux does not open this address: it is none of a page, or it is made to deceive."
+_PICTURES: Final = ("image/png", "image/jpeg", "image/gif", "image/webp")
+# What a field of a form may say of itself (2025-11-25, client/elicitation), by the kinds of its values.
+_FIELD_KEYS: Final[dict[str, Any]] = {
+    **dict.fromkeys(("type", "title", "description", "format"), str),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), int),
+    **dict.fromkeys(("enum", "enumNames", "oneOf", "anyOf"), list),
+    **dict.fromkeys(("minimum", "maximum"), (int, float)),
+    "default": (str, int, float, list),
+    "items": dict,
+}
+_CHOICES: Final = {"oneOf": dict, "anyOf": dict, "enum": (str, int, float), "enumNames": str}  # by what is in each list
+
+
+# ── forms ──
+
+
+def field_of(raw: Any) -> dict[str, Any]:
+    """A field of a form without what it may not have: a server may write anything there."""
+    had = raw if isinstance(raw, dict) else {}
+    field = {key: had[key] for key, kind in _FIELD_KEYS.items() if isinstance(had.get(key), kind)}
+    for key, kind in _CHOICES.items():
+        field[key] = [one for one in field.get(key, ()) if isinstance(one, kind)]
+    return field | ({"items": field_of(field["items"])} if "items" in field else {})
+
+
+def fields_of_form(schema: Any) -> dict[str, dict[str, Any]]:
+    """By name. What is `required` is so in a key of that name."""
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    required = schema.get("required") if isinstance(schema, dict) else None
+    needed = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    fields = properties if isinstance(properties, dict) else {}
+    return {name: field_of(field) | {"required": name in needed} for name, field in fields.items()}
+
+
+def choices_of(field: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """What a field of a form lets one choose from, and how each is shown."""
+    if field.get("type") == "array":
+        field = field.get("items", {})
+    titled = field.get("oneOf") or field.get("anyOf") or []
+    if titled:
+        return [(str(one.get("const")), one.get("title", one.get("const"))) for one in titled]
+    values = field.get("enum", [])
+    names = field.get("enumNames", [])
+    return list(zip(values, names if len(names) == len(values) else values, strict=True))
+
+
+def typed(text: str, field: dict[str, Any]) -> Any:
+    """What a person has typed as the value that a field takes. Raises `ValueError` that says what is expected."""
+    choices = choices_of(field)
+    kind = field.get("type")
+    if kind == "array":
+        return several((_chosen(word.strip(), choices) for word in text.split(",") if word.strip()), field)
+    if choices:
+        return _chosen(text, choices)
+    if kind == "boolean":
+        if text.lower() not in _YES_NO:
+            raise ValueError("y or n is expected")
+        return _YES_NO[text.lower()]
+    if kind in ("integer", "number"):
+        try:
+            number = int(text) if kind == "integer" or re.fullmatch(r"-?\d+", text) else float(text)
+        except ValueError:
+            raise ValueError(f"a{'n integer' if kind == 'integer' else ' number'} is expected") from None
+        if not math.isfinite(number):
+            raise ValueError("a number is expected")
+        _within(number, field, "minimum", "maximum", "a number is expected")
+        return number
+    _within(len(text), field, "minLength", "maxLength", "so many characters are expected")
+    pattern = _FORMATS.get(field.get("format", ""))
+    if pattern and not re.fullmatch(pattern, text):
+        raise ValueError(f"not of the form that is expected: {field['format']}")
+    return text
+
+
+def several(values: Iterable[Any], field: dict[str, Any]) -> list[Any]:
+    """Each once. Raises `ValueError` if they are too many or too few."""
+    picked = list(dict.fromkeys(values))
+    _within(len(picked), field, "minItems", "maxItems", "so many are expected")
+    return picked
+
+
+def _chosen(text: str, choices: list[tuple[Any, Any]]) -> Any:
+    for value, shown in choices:
+        if text.lower() in (str(value).lower(), str(shown).lower()):
+            return value
+    if text.isdecimal() and 0 < int(text) <= len(choices):
+        return choices[int(text) - 1][0]
+    raise ValueError(f"{text!r} is none of them{did_you_mean(text, [str(shown) for _, shown in choices])}")
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about a name that is not known."""
+    hint = f"did you mean {near}?" if (near := nearest(name, known)) else otherwise
+    return hint and f"; {hint}"
+
+
+def _within(number: float, field: dict[str, Any], least: str, most: str, what: str) -> None:
+    low, high = field.get(least), field.get(most)
+    if (low is not None and number < low) or (high is not None and number > high):
+        bounds = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]
+        raise ValueError(f"{what}: {', '.join(bound for bound in bounds if bound)}")
+
+
+def given(value: Any, field: dict[str, Any]) -> Any:
+    """What the page has sent for a field, as its value; None: it is left out. Raises `ValueError`."""
+    choices = _shown_choices(field)
+    if field.get("type") == "array":
+        picked = value if isinstance(value, list) else []
+        if not picked and not field["required"]:
+            return None
+        return several((_numbered(one, choices) for one in picked), field)
+    if value is None or value == "":
+        if field["required"]:
+            raise ValueError("an answer is needed")
+        return None
+    return _numbered(value, choices) if choices else typed(str(value), field)
+
+
+def _numbered(value: Any, choices: list[tuple[Any, Any]]) -> Any:
+    if not isinstance(value, int) or not 0 <= value < len(choices):
+        raise ValueError("one of them is expected")
+    return choices[value][0]
+
+
+def _shown_choices(field: dict[str, Any]) -> list[tuple[Any, Any]]:
+    return [(True, "yes"), (False, "no")] if field.get("type") == "boolean" else choices_of(field)
+
+
+def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
+    """As the tab is told of it."""
+    choices, default, kind = _shown_choices(field), field.get("default"), field.get("type")
+    view: dict[str, Any] = {
+        "label": harmless(field.get("title") or name),
+        "hint": harmless(field.get("description", "")),
+    }
+    view["needed"] = field["required"]
+    if choices or kind == "array":
+        preset = default if isinstance(default, list) else [default]
+        view |= {"many": kind == "array", "choices": [harmless(str(shown)) for _, shown in choices]}
+        at = [number for number, (value, _) in enumerate(choices) if value in preset and default is not None]
+        return view | {
+            "preset": at,
+            "about": _bounds(field, "minItems", "maxItems", "to choose:") if view["many"] else "",
+        }
+    limits: dict[str, Any]
+    if kind in ("integer", "number"):
+        limits = {"min": field.get("minimum"), "max": field.get("maximum"), "step": 1 if kind == "integer" else "any"}
+        about = _bounds(field, "minimum", "maximum", "an integer" if kind == "integer" else "a number")
+    else:
+        limits = {"minlength": field.get("minLength"), "maxlength": field.get("maxLength")}
+        limits |= {"step": 1} if field.get("format") == "date-time" else {}
+        about = _bounds(field, "minLength", "maxLength", "characters:")
+    is_long = limits.get("maxlength", 0) is None and not field.get("format") and "\n" in str(default)
+    usual = _INPUTS.get(field.get("format", ""), "area" if is_long or (limits.get("maxlength") or 0) > 300 else "text")
+    view["input"] = {"input": "number" if "min" in limits else usual} | limits
+    return view | {"about": about} | ({} if default is None else {"preset": harmless(str(default))})
+
+
+def _bounds(field: dict[str, Any], least: str, most: str, what: str) -> str:
+    bounds = [f"at {word} {field[key]}" for word, key in (("least", least), ("most", most)) if key in field]
+    return " ".join([what, *bounds[:1], *(f"and {one}" for one in bounds[1:])]) if bounds or what[:2] == "an" else ""
+
+
+# ── what a question looks like ──
+
+
+class Button(NamedTuple):
+    label: str
+    action: str
+    decision: str = ""  # of a choice
+
+
+class Shown(Struct, eq=False):
+    """An open question: what the tab is told of it, and what its answer is made from."""
+
+    id: int
+    view: dict[str, Any]
+    buttons: list[Button]
+    fields: dict[str, dict[str, Any]]
+    slots: list[tuple[dict[str, Any], str]]  # texts that the person may edit, and where they stand in
+    params: Any  # of a sampling request, with those in it
+    opens: bool
+    is_ours: bool
+    asked: float
+    until: float
+    alone_until: float  # without a tab it waits no longer
+    hash: str = ""
+
+    @property
+    def name(self) -> str:
+        """For the log and the list of what was decided."""
+        return f"{self.view['title']} “{textwrap.shorten(in_a_line(self.view['message'][:200]), 80, placeholder='…')}”"
+
+
+_ANSWERS: Final = [Button("Send", "accept"), Button("Decline", "decline"), Button("Cancel", "cancel")]
+
+
+def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
+    """Raises `ValueError` for what cannot be shown."""
+    mode, asker, call = about.get("mode"), str(about.get("asker")), str(about.get("call") or "")
+    is_ours = "shown" in about or mode == "sampling"
+    fields, buttons, notes = fields_of_form(about.get("requestedSchema")), list(_ANSWERS), list[str]()
+    parts: list[dict[str, Any]] = [
+        {"label": harmless(one["title"]), "text": harmless(one["text"])} for one in about.get("shown", ())
+    ]
+    view: dict[str, Any] = {"id": id, "call": in_a_line(call), "message": harmless(str(about.get("message", "")))}
+    view["title"] = "mcpmux asks you" if is_ours else f"{in_a_line(asker)} asks you"
+    slots, params = list[tuple[dict[str, Any], str]](), None
+    if is_ours:
+        buttons = [Button(str(label), "accept", str(key)) for key, label in choices_of(fields.pop("decision", {}))]
+        fields = {}
+    if mode == "sampling":
+        params = about["sampling"]["params"]
+        parts += _sampling_parts(about["sampling"], slots)
+    elif mode == "url":
+        fields, view["address"], trouble = {}, *address_of(str(about.get("url")))
+        buttons[0] = Button(f"Open {view['address']['host']}", "accept")
+        notes += trouble
+        if not view["address"]["host"]:
+            del buttons[0]
+    elif mode != "form":
+        raise ValueError(f"it has a mode that mcpmux does not know: {str(mode)[:100]}")
+    if len(fields) > FIELDS_MOST:
+        raise ValueError(f"its form has {len(fields)} fields, more than {FIELDS_MOST}")
+    secrets = [name for name, field in fields.items() if _SECRET_FIELD.search(f"{name} {field.get('title', '')}")]
+    if secrets:
+        notes.append(
+            "This looks like a secret. Servers must not ask for secrets in a form: whoever it is gets to read it."
+        )
+        view["secret"] = f"I know, and want {in_a_line(asker)} to have it."
+    view |= {"fields": [_field_view(name, field) for name, field in fields.items()], "notes": notes, "parts": parts}
+    view["buttons"] = [
+        {
+            "label": harmless(one.label[:1].upper() + one.label[1:]),
+            "accepts": one.action == "accept",
+            "main": not at and not is_ours,
+        }
+        for at, one in enumerate(buttons)
+    ]
+    waits = float(about.get("waits") or TAB_PATIENCE)
+    shown = Shown(id, view, buttons, fields, slots, params, bool(about.get("opens")), is_ours, now, now + waits, 0.0)
+    shown.alone_until = shown.until if is_ours and not shown.opens else now + TAB_PATIENCE
+    shown.hash = hashlib.sha256(encode(view)).hexdigest()
+    return shown
+
+
+def address_of(url: str) -> tuple[dict[str, str], list[str]]:
+    """An address with its host set apart, empty if it is not to be opened; and what there is to say of it."""
+    refused = {"before": harmless(url), "host": "", "after": "", "url": ""}
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError:  # also of an alphabet that no host may have
+        return refused, [_NOT_OPENED]
+    # Browsers read a backslash as a slash, and drop tabs and line ends: nothing of that is left to them.
+    is_plain = re.fullmatch(r"[A-Za-z0-9¡-􏿿._~:/?#\[\]@!$&'()*+,;=%-]+", url) and harmless(url) == url
+    if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc or not is_plain:
+        return refused, [_NOT_OPENED]
+    notes = ["It is not encrypted: others on the way can read and change it (http)."] if parts.scheme == "http" else []
+    if "xn--" in host:
+        notes.append("The name of its host has letters of other alphabets: it may only look like one that you know.")
+    host = f"[{host}]" if ":" in host else host
+    if not parts.netloc.startswith(host):
+        url = parts._replace(netloc=host + (f":{port}" if port else "")).geturl()
+    before = f"{parts.scheme}://"
+    return {"before": before, "host": host, "after": url[len(before + host) :], "url": url}, notes
+
+
+def _sampling_parts(about: dict[str, Any], slots: list[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
+    """What would be sent to a model: every text with its number in `slots`, where it may still be edited."""
+    params, usd, reply = about["params"], about.get("usd"), about.get("reply")
+
+    def text(label: str, holder: dict[str, Any], key: str) -> dict[str, Any]:
+        if reply is not None:
+            return {"label": label, "text": harmless(str(holder[key]))}
+        slots.append((holder, key))
+        return {"label": label, "text": harmless(str(holder[key])), "slot": len(slots) - 1}
+
+    def block(label: str, one: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        match one:
+            case {"type": "text", "text": str()}:
+                yield text(label, one, "text")
+            case {"type": "image", "mimeType": str(kind), "data": str(data)} if kind in _PICTURES:
+                yield {"label": f"{label}: picture", "image": f"data:{kind};base64,{data}"}
+            case {"type": "tool_result", "content": list(content)}:
+                yield {"label": label, "text": f"The result of {in_a_line(str(one.get('toolUseId')))}:"}
+                for inner in content:
+                    yield from block(f"{label}: result", inner)
+            case {"data": str(data)}:
+                yield {"label": label, "text": f"{one.get('type')}, {one.get('mimeType')}, {len(data) * 3 // 4} bytes"}
+            case _:
+                yield {"label": label, "text": harmless(msgspec.json.format(encode(one)).decode())}
+
+    cost = "nobody knows its price" if usd is None else f"at most ${usd:.2g}"
+    about_it = f"{', '.join(map(str, about['models']))}; {params.get('maxTokens')} tokens at most; {cost}"
+    parts: list[dict[str, Any]] = [{"label": "Server", "text": in_a_line(str(about["server"]))}]
+    parts.append({"label": "Model, size and price", "text": harmless(about_it)})
+    if isinstance(params.get("systemPrompt"), str):
+        parts.append(text("System prompt", params, "systemPrompt"))
+    for message in params.get("messages", ()):
+        for one in blocks_of(message):
+            parts += block(str(message.get("role", "")).capitalize(), one)
+    for tool in params.get("tools") or ():
+        parts.append(
+            {"label": f"Tool: {in_a_line(str(tool.get('name')))}", "text": harmless(str(tool.get("description", "")))}
+        )
+    for one in blocks_of(reply) if reply is not None else ():
+        parts += block("The model's answer", one)
+    return parts
+
+
+# ── the browser ──
+
+
+class Opener(Struct, frozen=True):
+    """How the person's browser is opened: a command that is given the address, with these variables."""
+
+    command: list[str]
+    env: dict[str, str] = {}
+    by_file: bool = True  # else it cannot read our files, and the address stands among its arguments
+
+
+_FAR: Final = {"SSH_CONNECTION": "over SSH", "SSH_TTY": "over SSH", "container": "in a container"}
+_OF_TERMINALS: Final = ("lynx", "w3m", "links", "links2", "elinks", "www-browser", "browsh")
+_BROWSERS: Final = (
+    "xdg-open",
+    "x-www-browser",
+    "firefox",
+    "google-chrome",
+    "chromium",
+    "chromium-browser",
+    "microsoft-edge",
+)
+# Where the browsers are listed that live in a box of their own.
+_BOXES: Final = ("/var/lib/snapd/desktop/applications", "/var/lib/flatpak/exports/share/applications")
+
+
+def opener_for(platform: str, environment: Mapping[str, str], root: Path = Path("/")) -> Opener | str:
+    """How a browser can be opened here, or why it cannot. `BROWSER` counts more than anything."""
+    far = next((where for name, where in _FAR.items() if environment.get(name)), None)
+    if not far and platform == "linux" and any((root / one).exists() for one in (".dockerenv", "run/.containerenv")):
+        far = _FAR["container"]
+    display = _display(environment, root) if platform == "linux" else {}
+    for words in environment.get("BROWSER", "").split(os.pathsep):
+        command = words.split() if platform == "win32" else shlex.split(words)
+        if command and PurePath(command[0]).name not in _OF_TERMINALS:
+            return Opener(command, display or {}, by_file=not far)
+    if far:
+        return f"mcpmux runs {far}, where no browser of yours is (the variable BROWSER may name one)"
+    if platform in ("win32", "darwin"):
+        return Opener(["explorer" if platform == "win32" else "open"])  # neither is the browser's parent
+    search = extended_path(environment)
+    if "WSL_DISTRO_NAME" in environment and (viewer := shutil.which("wslview", path=search)):
+        return Opener([viewer], by_file=False)
+    if display is None:
+        return "there is no display"
+    found = next((path for name in _BROWSERS if (path := shutil.which(name, path=search))), None)
+    return Opener([found], display) if found else "no browser was found (the variable BROWSER may name one)"
+
+
+def _display(environment: Mapping[str, str], root: Path) -> dict[str, str] | None:
+    """The variables that a browser needs and that hosts may keep from us; None: there is no display."""
+    if environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"):
+        return {}
+    if sys.platform == "win32":
+        return None
+    run, x11 = root / f"run/user/{os.getuid()}", root / "tmp/.X11-unix"
+    found = {"WAYLAND_DISPLAY": next((one.name for one in run.glob("wayland-*") if one.suffix != ".lock"), "")}
+    found["DISPLAY"] = next((f":{one.name[1:]}" for one in sorted(x11.glob("X*"))), "")
+    return (
+        {key: name for key, name in found.items() if name} | {"XDG_RUNTIME_DIR": str(run)}
+        if any(found.values())
+        else None
+    )
+
+
+def go_to(opener: Opener, address: str) -> None:
+    """Opens the browser. Blocks for some seconds. Raises `OSError` with words for the person."""
+    words = [word.replace("%s", address) for word in opener.command]
+    command = words if words != opener.command else [*words, address]
+    env = os.environ | opener.env | {OF_PERSON: "1"}
+    null = subprocess.DEVNULL
+    with contextlib.suppress(subprocess.TimeoutExpired):  # some browsers stay until they are closed
+        process = subprocess.Popen(command, env=env, stdin=null, stdout=null, stderr=null, **OWN_GROUP)
+        code = process.wait(BROWSER_START)
+        if code and sys.platform != "win32":  # `explorer` says 1 whatever happens
+            raise OSError(f"{opener.command[0]} exited with code {code}")
+
+
+def _is_boxed() -> bool:
+    """Linux: whether the usual browser is a snap or a flatpak, which cannot read most files."""
+    try:
+        command = shutil.which("xdg-settings") or "", "get", "default-web-browser"
+        told = subprocess.check_output(command, stdin=subprocess.DEVNULL, timeout=BROWSER_START)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    name = os.fsdecode(told).strip()
+    home = os.path.expanduser("~/.local/share/flatpak/exports/share/applications")
+    return bool(name) and any(os.path.exists(os.path.join(folder, name)) for folder in (*_BOXES, home))
+
+
+# ── the child ──
+
+
+class PageSetup(Struct):
+    """The child's first line."""
+
+    host: str
+    opener: Opener
+
+
+class Key(Struct):
+    """Of an opening, from the browser's start."""
+
+    until: float
+    file: str | None = None  # where the browser finds it
+    token: str | None = None  # what it has become
+
+
+class Tab(Struct, eq=False):
+    """Who has this token sees what is asked, and answers."""
+
+    left: float  # when it was last connected, while it is not
+    news: asyncio.Queue[dict[str, Any]] | None = None  # while it is
+    cards: set[int] = set()  # the questions that it shows
+
+
+class Page:
+    """What is asked, and the tabs that show it: an ASGI application with three ways in besides the page itself."""
+
+    def __init__(
+        self, setup: PageSetup, write: Callable[[bytes], None], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.setup, self.host = setup, ""  # its own address, as `Host` has to say
+        self._write, self._now = write, now
+        self._asked: dict[int, Shown] = {}
+        self._tabs: dict[str, Tab] = {}  # by token
+        self._keys: dict[str, Key] = {}
+        self._lately: collections.deque[str] = collections.deque(maxlen=20)
+        self._opened_at = -OPEN_AGAIN
+        self._ignored = 0  # questions in a row that nobody came for
+        self._opening: set[asyncio.Task[None]] = set()
+
+    def _log(self, level: str, text: str) -> None:
+        self._write(notification_line("log", encode({"level": level, "text": text})))
+
+    # ── what mcpmux says ──
+
+    def take(self, message: Envelope) -> None:
+        """A line from it."""
+        params = object_of(message.params)
+        number = None if message.id is UNSET else number_of_id(message.id)
+        if message.method == CANCELLED:
+            shown = self._asked.pop(number_of_id(params["requestId"]) or 0, None)
+            if shown:
+                self._over(shown, f"no longer asked: {in_a_line(str(value_of(params.get('reason'), '')))[:TEXT_MOST]}")
+        elif number is not None and message.method == "ask":
+            self._ask(number, {key: value_of(raw) for key, raw in params.items()})
+        elif number is not None and message.method == "open":
+            self._ignored = 0
+            self._open_browser(number)
+
+    def _ask(self, number: int, about: dict[str, Any]) -> None:
+        now = self._now()
+        try:
+            shown = shown_of(number, about, now)
+        except Exception as wrong:  # whatever a server has put there: it costs its question
+            said = f": {wrong}" if isinstance(wrong, ValueError) else ""
+            self._cancel_number(number, f"the question could not be shown{said}")
+            return
+        self._asked[number] = shown
+        self._tell()
+        if self._tabs or (shown.is_ours and not shown.opens):
+            return
+        if self._ignored >= IGNORED_MOST:
+            self._cancel(shown, "nobody came to the page the last times; `mcpmux page` opens it")
+        elif shown.opens and now >= self._opened_at + OPEN_AGAIN:
+            self._open_browser()
+
+    # ── the browser ──
+
+    def _open_browser(self, number: int | None = None) -> None:
+        """`number`: of a request that waits for it."""
+        self._opened_at = now = self._now()
+        key = os.urandom(32).hex()
+        self._keys[key] = Key(now + KEY_LIVES)
+        task = asyncio.get_running_loop().create_task(self._go(key, number))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _go(self, key: str, number: int | None) -> None:
+        address = f"http://{self.host}/#{key}"
+        try:
+            if self.setup.opener.by_file and not await asyncio.to_thread(_is_boxed):
+                address = self._keys[key].file = redirect_file(address)
+                address = address if sys.platform == "win32" else Path(address).as_uri()
+            await asyncio.to_thread(go_to, self.setup.opener, address)
+        except OSError as wrong:
+            self._forget_file(self._keys.pop(key))
+            reason = f"no browser could be opened: {wrong.strerror or wrong}"
+            if number is not None:
+                self._write(error_line(b"%d" % number, error_body(RpcError(INTERNAL_ERROR, reason))))
+            if not self._tabs:
+                for shown in [one for one in self._asked.values() if one.opens]:
+                    self._cancel(shown, reason)
+        else:
+            if number is not None:
+                self._write(result_line(b"%d" % number, b"{}"))
+
+    def _forget_file(self, key: Key) -> None:
+        if key.file:
+            with contextlib.suppress(OSError):
+                os.unlink(key.file)
+            key.file = None
+
+    # ── endings ──
+
+    def _over(self, shown: Shown, outcome: str) -> None:
+        """It is out of the table, and its answer is on its way if there is any."""
+        self._lately.appendleft(f"{shown.name}: {outcome}")
+        self._tell(f"{shown.name}: {outcome}.")
+
+    def _cancel_number(self, number: int, reason: str) -> None:
+        self._write(result_line(b"%d" % number, encode({"action": "cancel", "reason": reason})))
+
+    def _cancel(self, shown: Shown, reason: str) -> None:
+        del self._asked[shown.id]
+        self._cancel_number(shown.id, reason)
+        self._over(shown, reason)
+
+    def look(self) -> None:
+        """Every second: whose time is over."""
+        now = self._now()
+        for token, tab in list(self._tabs.items()):
+            if tab.news is None and now >= tab.left + RELOAD_PATIENCE:
+                del self._tabs[token]
+                for shown in self._asked.values() if not self._tabs else ():
+                    shown.alone_until = shown.until if shown.is_ours and not shown.opens else now + TAB_PATIENCE
+        for key in self._keys.values():
+            if now >= key.until:
+                self._forget_file(key)
+        for shown in [] if self._tabs else list(self._asked.values()):
+            if now >= shown.alone_until:
+                self._ignored += 1
+                self._cancel(shown, f"nobody came to the page within {TAB_PATIENCE:g} s")
+
+    def end_all(self, reason: str) -> None:
+        """No tab shows anything any more, and nothing is decided."""
+        self._log("warning", f"everything on the page is cancelled: {reason}")
+        for tab in self._tabs.values():
+            if tab.news:
+                tab.news.put_nowait({"bye": f"mcpmux has ended this page: {reason}."})
+        self._tabs.clear()
+        for shown in list(self._asked.values()):
+            self._cancel(shown, reason)
+
+    # ── what tabs are told ──
+
+    def _tell(self, say: str = "") -> None:
+        for tab in self._tabs.values():
+            self._tell_tab(tab, say)
+
+    def _tell_tab(self, tab: Tab, say: str = "") -> None:
+        """What differs from what it shows."""
+        if tab.news is None:
+            return
+        now, shown = self._now(), list(itertools.islice(self._asked.values(), CARDS_MOST))
+        add = [
+            {"question": one.view, "hash": one.hash, "age": now - one.asked, "left": one.until - now}
+            for one in shown
+            if one.id not in tab.cards
+        ]
+        gone = [id for id in tab.cards if id not in self._asked]
+        tab.cards = {one.id for one in shown}
+        about = {"host": self._title(), "lately": list(self._lately), "more": len(self._asked) - len(shown), "say": say}
+        tab.news.put_nowait({"add": add, "gone": gone, **about})
+
+    def _title(self) -> str:
+        return f"mcpmux · {in_a_line(self.setup.host)}" if self.setup.host else "mcpmux"
+
+    # ── over HTTP ──
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.requests import Request  # noqa: PLC0415
+
+        response = await self._respond(Request(scope, receive))
+        response.headers.update(_WALLS)
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Any) -> Any:
+        from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse  # noqa: PLC0415
+
+        heads, path = request.headers, request.scope["path"]
+        if heads.getlist("host") != [self.host]:  # another name may lead to this machine
+            return PlainTextResponse("This is not the address of this page.", 421)
+        if request.method == "GET" and path == "/" and heads.get("sec-fetch-dest", "document") == "document":
+            nonce = os.urandom(16).hex()
+            return HTMLResponse(
+                _PAGE.replace("$NONCE", nonce), headers={"Content-Security-Policy": _POLICY.format(nonce)}
+            )
+        if request.method != "POST" or path not in ("/open", "/events", "/answer"):
+            return PlainTextResponse("There is nothing here.", 404)
+        is_from_us = (
+            heads.getlist("origin") == [f"http://{self.host}"] and heads.get("content-type") == "application/json"
+        )
+        if not is_from_us or heads.get("sec-fetch-site", "same-origin") != "same-origin":
+            return JSONResponse({"text": "Only the page itself may ask this."}, 403)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > POST_MOST:
+                return JSONResponse({"text": "That is too long."}, 413)
+        try:
+            said = decode_any(body)
+        except (msgspec.DecodeError, RecursionError):
+            said = None
+        said = said if isinstance(said, dict) else {}
+        if path == "/open":
+            return JSONResponse(*self._open(str(said.get("key"))))
+        tab = self._tabs.get(heads.get("authorization", "").removeprefix("Bearer "))
+        if tab is None:
+            return JSONResponse({"text": "This page is over."}, 401)
+        if path == "/events":
+            return StreamingResponse(self._events(tab), media_type="text/event-stream")
+        return JSONResponse(*self._answer(said))
+
+    def _open(self, key: str) -> tuple[dict[str, Any], int]:
+        """A key becomes a token, once."""
+        known, now = self._keys.get(key), self._now()
+        if known and known.token:
+            self.end_all("its key was used twice, so another program may have read it")
+            return {"text": "The key of this page has been used before, so everything was cancelled."}, 403
+        if not known or now >= known.until:
+            return {"text": "This page was opened too late. A question opens it anew, and so does “mcpmux page”."}, 403
+        self._forget_file(known)
+        self._ignored = 0
+        token = known.token = os.urandom(32).hex()
+        self._tabs[token] = Tab(now)
+        return {"token": token}, 200
+
+    async def _events(self, tab: Tab) -> AsyncGenerator[bytes]:
+        if tab.news:  # it was copied: one of the two goes on
+            tab.news.put_nowait({"bye": "This page goes on in another tab."})
+        news = tab.news = asyncio.Queue()
+        tab.cards = set()
+        self._tell_tab(tab)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(BEAT):
+                        message = await news.get()
+                except TimeoutError:
+                    yield b": \n\n"
+                    continue
+                yield b"data: " + encode(message) + b"\n\n"
+                if "bye" in message:
+                    return
+        finally:
+            if tab.news is news:
+                tab.news, tab.left = None, self._now()
+
+    # ── the answer ──
+
+    def _answer(self, said: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Anything that is not exactly an answer to exactly what was shown decides nothing."""
+        number, button = said.get("id"), said.get("button")
+        shown = self._asked.get(number) if isinstance(number, int) else None
+        if shown is None or said.get("hash") != shown.hash:
+            return {"text": "This is no longer asked."}, 409
+        if not isinstance(button, int) or not 0 <= button < len(shown.buttons):
+            return {"text": "There is no such button."}, 422
+        pressed = shown.buttons[button]
+        result: dict[str, Any] = {"action": pressed.action}
+        if pressed.action == "accept":
+            content, wrong = self._content(shown, pressed, said)
+            if wrong:
+                return wrong, 422
+            if content is not None:
+                result["content"] = content
+        del self._asked[shown.id]
+        self._ignored = 0
+        self._write(result_line(b"%d" % shown.id, encode(result)))
+        self._over(shown, f"you chose “{pressed.label}”")
+        return {}, 200
+
+    def _content(
+        self, shown: Shown, pressed: Button, said: dict[str, Any]
+    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """What is accepted, and what is wrong with it: a text, or one for each field."""
+        if pressed.decision:
+            edits = said["edits"] if isinstance(said.get("edits"), dict) else {}
+            for slot, (holder, key) in enumerate(shown.slots):
+                holder[key] = str(edits.get(str(slot), holder[key]))
+            return {"decision": pressed.decision} | ({"params": shown.params} if edits else {}), {}
+        if "address" in shown.view:
+            return None, {}
+        values, content, wrong = said.get("values"), dict[str, Any](), dict[int, str]()
+        if not isinstance(values, list) or len(values) != len(shown.fields):
+            return None, {"text": "An answer to each field is expected."}
+        for number, ((name, field), value) in enumerate(zip(shown.fields.items(), values, strict=True)):
+            try:
+                taken = given(value, field)
+            except ValueError as problem:
+                wrong[number] = harmless(str(problem))
+            else:
+                content |= {} if taken is None else {name: taken}
+        if "secret" in shown.view and said.get("sure") is not True and not wrong:
+            return None, {"text": "Say first that you want this to be known."}
+        return content, {"wrong": wrong} if wrong else {}
+
+
+def redirect_file(address: str) -> str:
+    """A file that only this user can read and that leads there: others may read the arguments of a process."""
+    import tempfile  # noqa: PLC0415
+
+    file, path = tempfile.mkstemp(".html", "mcpmux-")
+    with os.fdopen(file, "w") as page:
+        page.write(f'<!doctype html><meta charset="utf-8"><script>location.replace("{address}")</script>')
+    return path
+
+
+async def serve_page(lines: asyncio.Queue[bytes], writing: int) -> None:
+    """The child's work, for ever: it ends with its input."""
+    import logging  # noqa: PLC0415
+    import socket  # noqa: PLC0415
+
+    import uvicorn  # noqa: PLC0415
+
+    logging.disable(logging.CRITICAL)  # what a library would log may be about what is asked
+
+    def write(line: bytes) -> None:
+        while line:
+            line = line[os.write(writing, line) :]
+
+    page = Page(msgspec.json.decode(await lines.get(), type=PageSetup), write)
+    listening = socket.create_server(("127.0.0.1", 0))
+    page.host = "{}:{}".format(*listening.getsockname())
+    options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
+    server = uvicorn.Server(uvicorn.Config(page, server_header=False, date_header=False, **options))
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(1)
+            page.look()
+
+    async def read() -> None:
+        while True:
+            page.take(decode_line(await lines.get()))
+
+    await asyncio.gather(server.serve(sockets=[listening]), look(), read())
+
+
+# What the tab runs. It is handed texts, and makes elements of them one by one: nothing of it is ever read as HTML.
+_PAGE: Final = r"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>mcpmux</title>
+<style nonce="$NONCE">
+:root { --ground: #f6f7f9; --card: #fff; --ink: #1b1f24; --soft: #59636e; --line: #d1d9e0; --accent: #0b62c4;
+  --on: #fff; --warn: #6b4300; --warning: #fff5d6; --bad: #b3202c; }
+@media (prefers-color-scheme: dark) { :root { --ground: #0d1117; --card: #161b22; --ink: #e6edf3; --soft: #9aa4af;
+  --line: #363d47; --accent: #6cb2ff; --on: #0d1117; --warn: #f2cc60; --warning: #2d2410; --bad: #ff8f87; } }
+* { box-sizing: border-box; overflow-wrap: anywhere; }
+body { margin: 0 auto; max-width: 46rem; padding: 1rem; background: var(--ground); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; }
+header { display: flex; flex-wrap: wrap; gap: .25rem 1rem; align-items: baseline; justify-content: space-between; }
+h1, h2 { font-size: 1.1rem; margin: 0; } h1:focus { outline: none; } p { margin: .5rem 0; }
+.soft, .hint, li, h3 { color: var(--soft); font-size: .9rem; } .bold, legend { font-size: .9rem; font-weight: 600; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin: 1rem 0; }
+.message { white-space: pre-wrap; font-size: 1.1rem; max-height: 50vh; overflow: auto; }
+.note { color: var(--warn); background: var(--warning); border-radius: .4rem; padding: .4rem .6rem; }
+.wrong { color: var(--bad); margin: .25rem 0; } .wrong:empty { display: none; }
+.address, pre { font: .9rem/1.45 ui-monospace, monospace; background: var(--ground); border-radius: .4rem;
+  padding: .6rem; } .address { color: var(--soft); } .address strong { color: var(--ink); font-size: 1.2em; }
+pre { margin: .2rem 0; max-height: 40vh; overflow: auto; white-space: pre-wrap; }
+img { max-width: 100%; max-height: 40vh; border: 1px solid var(--line); border-radius: .4rem; }
+.field, fieldset { border: 0; padding: 0; margin: .8rem 0; min-width: 0; }
+input, textarea, button { font: inherit; color: inherit; border: 1px solid var(--soft); border-radius: .4rem; }
+input:not([type=radio], [type=checkbox]), textarea { width: 100%; padding: .45rem .6rem; background: var(--ground); }
+textarea { resize: vertical; } .choice { display: block; padding: .15rem 0; }
+[aria-invalid=true] { border-color: var(--bad); outline: 1px solid var(--bad); }
+.buttons { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: 1rem; }
+button { padding: .5rem 1rem; background: transparent; cursor: pointer; }
+button.main { background: var(--accent); border-color: var(--accent); color: var(--on); font-weight: 600; }
+.still button, button:disabled { opacity: .55; cursor: default; }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; } ul { padding-left: 1.2rem; }
+@media (max-width: 30rem) { body { padding: .5rem; } .buttons button { flex: 1 1 100%; } }
+</style>
+</head>
+<body>
+<header><h1 id="top" tabindex="-1">mcpmux</h1><button id="bell" type="button" hidden>Notify me</button></header>
+<p id="status" class="soft" role="status">Connecting…</p>
+<main id="open" aria-label="Questions"></main>
+<section id="past" hidden><h3>Lately</h3><ul id="lately"></ul></section>
+<script nonce="$NONCE">
+"use strict";
+const OVER = "mcpmux is no longer connected to this page, so it shows nothing any more. You can close it: the next " +
+  "question opens another, and so does the command “mcpmux page”.";
+const find = (id) => document.getElementById(id), cards = new Map();
+let token = sessionStorage.getItem("token"), dead = 0, waking = 0, missed = 0, leaving = false;
+
+function make(tag, given, ...inside) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(given ?? {}))
+    if (value !== undefined && value !== null) key in made ? (made[key] = value) : made.setAttribute(key, value);
+  made.append(...inside.filter((one) => one));
+  return made;
+}
+// A click that was meant for what stood there before the page moved does nothing.
+function moved() {
+  dead = performance.now() + $DEAD;
+  document.body.classList.add("still");
+  clearTimeout(waking);
+  waking = setTimeout(() => document.body.classList.remove("still"), $DEAD);
+}
+const pressed = (button, act) =>
+  button.addEventListener("click", (click) => { if (click.isTrusted && click.timeStamp >= dead) act(); });
+const post = (path, body) => fetch(path, {
+  method: "POST", body: JSON.stringify(body), cache: "no-store", credentials: "omit", redirect: "error",
+  headers: { "Content-Type": "application/json", ...(token && { Authorization: `Bearer ${token}` }) },
+}).catch(() => null);
+function blank(text) {
+  token = null;
+  sessionStorage.removeItem("token");
+  cards.clear();
+  document.title = "mcpmux";
+  document.body.replaceChildren(make("h1", {}, "mcpmux"), make("p", { role: "alert" }, text ?? OVER));
+}
+
+// ── one question ──
+function choices(field, name) {
+  const options = field.many || field.needed ? field.choices : [...field.choices, "(no answer)"];
+  const boxes = options.map((_, at) =>
+    make("input", { type: field.many ? "checkbox" : "radio", name, checked: field.preset.includes(at) }));
+  const labels = options.map((text, at) => make("label", { className: "choice" }, boxes[at], " ", text));
+  const chosen = () => boxes.flatMap((box, at) => (box.checked && at < field.choices.length ? [at] : []));
+  return { boxes, labels, value: () => (field.many ? chosen() : (chosen()[0] ?? null)) };
+}
+function written(field, id) {
+  const { input, ...limits } = field.input, isTime = input === "datetime-local";
+  const about = { id, ...limits, required: field.needed, autocomplete: "off", spellcheck: false };
+  const box = input === "area" ? make("textarea", { rows: 4, ...about }) : make("input", { type: input, ...about });
+  const preset = new Date(field.preset);
+  if (isTime) box.valueAsNumber = preset.getTime() - preset.getTimezoneOffset() * 60000;
+  else box.value = field.preset ?? "";
+  const text = () => (isTime && box.value ? new Date(box.value).toISOString() : box.value);
+  return { boxes: [box], value: () => (box.validity.valid ? text() || null : undefined) };
+}
+function fieldOf(field, name) {
+  const part = field.choices ? choices(field, name) : written(field, name);
+  const error = make("p", { className: "wrong", id: `${name}-wrong` });
+  const label = field.label + (field.needed ? " *" : ""), about = [field.about, field.hint].filter(Boolean).join(" · ");
+  const hint = make("div", { className: "hint", id: `${name}-hint` }, about);
+  for (const box of part.boxes) box.setAttribute("aria-describedby", `${name}-hint ${name}-wrong`);
+  part.whole = part.labels ? make("fieldset", {}, make("legend", {}, label), hint, ...part.labels, error)
+    : make("div", { className: "field" }, make("label", { htmlFor: name, className: "bold" }, label), hint,
+      part.boxes[0], error);
+  part.say = (text) => {
+    error.textContent = text;
+    for (const box of part.boxes) box.setAttribute("aria-invalid", String(Boolean(text)));
+  };
+  return part;
+}
+function partOf({ label, text, image, slot }, edits) {
+  const box = image ? make("img", { src: image, alt: label })
+    : slot === undefined ? make("pre", { tabIndex: 0, role: "group", ariaLabel: label }, text)
+    : make("textarea", { value: text, rows: Math.min(12, 2 + text.length / 70), ariaLabel: label, spellcheck: false });
+  const before = box.value;
+  if (slot !== undefined) edits.push(() => (box.value === before ? {} : { [slot]: box.value }));
+  return make("div", { className: "field" }, make("div", { className: "bold" }, label), box);
+}
+function cardOf({ question, hash, age, left }) {
+  const { id, address } = question, at = performance.now(), edits = [], time = make("span");
+  const fields = question.fields.map((field, index) => fieldOf(field, `q${id}-${index}`));
+  const trouble = make("p", { className: "wrong", role: "alert" });
+  const sure = question.secret && make("input", { type: "checkbox" });
+  const buttons = question.buttons.map(({ label, main }) =>
+    make("button", { type: "button", className: main ? "main" : "" }, label));
+  const whole = make("article", { "aria-labelledby": `q${id}` }, make("h2", { id: `q${id}` }, question.title),
+    make("div", { className: "soft" }, question.call ? `In the call ${question.call}. ` : "Outside any call. ", time),
+    make("p", { className: "message" }, question.message),
+    address && make("p", { className: "address" }, address.before, make("strong", {}, address.host), address.after),
+    ...question.notes.map((text) => make("p", { className: "note" }, text)),
+    ...question.parts.map((part) => partOf(part, edits)), ...fields.map((field) => field.whole),
+    sure && make("label", { className: "choice note" }, sure, " ", question.secret), trouble,
+    make("div", { className: "buttons" }, ...buttons));
+  function tick() {
+    const gone = (performance.now() - at) / 1000, rest = Math.max(0, Math.round(left - gone));
+    const two = String(rest % 60).padStart(2, "0");
+    time.textContent = `Asked ${Math.floor((age + gone) / 60)} min ago, waits ${Math.floor(rest / 60)}:${two} more.`;
+  }
+  async function send(button) {
+    const accepts = question.buttons[button].accepts;
+    const wrong = accepts ? fields.filter((field) => field.value() === undefined) : [];
+    for (const field of fields) field.say(wrong.includes(field) ? field.boxes[0].validationMessage : "");
+    if (wrong.length) return wrong[0].boxes[0].focus();
+    const values = accepts ? fields.map((one) => one.value()) : [], changed = edits.map((edit) => edit());
+    const said = { id, hash, button, values, sure: Boolean(sure?.checked), edits: Object.assign({}, ...changed) };
+    const reply = await post("/answer", said), told = (await reply?.json().catch(() => null)) ?? {};
+    if (reply?.ok && accepts && address) window.open(address.url, "_blank", "noopener,noreferrer");
+    trouble.textContent = told.text ?? "";
+    fields.forEach((field, index) => field.say(told.wrong?.[index] ?? ""));
+    fields.find((_, index) => told.wrong?.[index])?.boxes[0].focus();
+  }
+  buttons.forEach((button, index) => pressed(button, () => send(index)));
+  if (address?.host && (!URL.canParse(address.url) || new URL(address.url).hostname !== address.host)) {
+    trouble.textContent = "Your browser reads this address in another way, so it cannot be opened from here.";
+    buttons[0].disabled = true;
+  }
+  tick();
+  return { whole, tick };
+}
+
+// ── all of them ──
+function heard({ bye, host, gone, add, more, say, lately }) {
+  if (bye) return blank(bye);
+  for (const id of gone) {
+    if (cards.get(id)?.whole.contains(document.activeElement)) find("top").focus();
+    cards.get(id)?.whole.remove();
+    cards.delete(id);
+  }
+  for (const one of add) {
+    cards.set(one.question.id, cardOf(one));
+    find("open").append(cards.get(one.question.id).whole);
+    if (document.hidden && window.Notification?.permission === "granted")
+      new Notification("mcpmux", { body: one.question.title, tag: "mcpmux" }).onclick = () => window.focus();
+  }
+  const count = cards.size + more, rest = more ? `, of which ${cards.size} are shown` : "";
+  find("top").textContent = host;
+  document.title = (count ? `(${count}) ` : "") + host;
+  const now = count === 1 ? "One question waits for you." : count ? `${count} questions wait for you${rest}.`
+    : "Nothing is asked now. You may leave this page open.";
+  find("status").textContent = `${say} ${now}`;
+  find("lately").replaceChildren(...lately.map((text) => make("li", {}, text)));
+  find("past").hidden = !lately.length;
+  moved();
+}
+async function listen() {
+  const reply = await post("/events", {});
+  const reader = reply?.ok && reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; reader; ) {
+    const { value, done } = await reader.read().catch(() => ({ done: true }));
+    if (done) break;
+    missed = 0;
+    text += value;
+    if (!value.includes("\n")) continue;
+    const events = text.split("\n\n");
+    text = events.pop();
+    for (const event of events) if (event.startsWith("data: ")) heard(JSON.parse(event.slice(6)));
+  }
+  if (!leaving && token) blank();
+}
+async function begin() {
+  const key = location.hash.slice(1), bell = find("bell");
+  history.replaceState(null, "", "/");
+  if (key) {
+    token = null;
+    const reply = await post("/open", { key }), said = (await reply?.json().catch(() => null)) ?? {};
+    if (!reply?.ok) return blank(said.text);
+    sessionStorage.setItem("token", (token = said.token));
+  }
+  if (!token) return blank();
+  bell.hidden = window.Notification?.permission !== "default";
+  pressed(bell, () => Notification.requestPermission().then(() => { bell.hidden = true; }));
+  new ResizeObserver(moved).observe(document.body);
+  for (const change of ["resize", "focus"]) addEventListener(change, moved);
+  document.addEventListener("visibilitychange", moved);
+  addEventListener("pagehide", () => { leaving = true; });
+  addEventListener("pageshow", (shown) => { if (shown.persisted) blank(); });
+  setInterval(() => { for (const card of cards.values()) card.tick(); }, 1000);
+  // By beats that were missed and not by the clock: a machine may have slept.
+  setInterval(() => { if (token && ++missed > 4) blank(); }, $BEAT);
+  await listen();
+}
+begin();
+</script>
+</body>
+</html>
+""".replace("$DEAD", f"{DEAD_TIME * 1000:g}").replace("$BEAT", f"{BEAT * 1000:g}")
+
+
+def page_setup(host: str, opener: Opener) -> bytes:
+    """The child's first line."""
+    return encode(PageSetup(host, opener)) + b"\n"
+
+
+# ══ 21. Mux ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
 
@@ -10331,6 +11397,7 @@ class Mux:
         notice = ""
         if not config.exists:
             notice = f"mcpmux has no config yet: put one at {config.path}, then start this host again."
+        opener = opener_for(sys.platform, os.environ)
         self.core = Core(
             config.options,
             config.servers,
@@ -10342,7 +11409,9 @@ class Mux:
             notice=notice,
             chance=any_chance,
             secret=lambda: os.urandom(16).hex(),
+            has_page=isinstance(opener, Opener),
         )
+        self.opener = opener
         self._config = config
         self._host = host
         self._journal = journal
@@ -10377,6 +11446,8 @@ class Mux:
             self._journal.log("error", problem)
         if self._config.sampling and not has_litellm():
             self._journal.log("error", f"{NO_LITELLM[0]}; {NO_LITELLM[1]}; servers are told of no local model")
+        if isinstance(self.opener, str) and self._config.options.page != "off":
+            self._journal.log("info", f"nobody is asked on mcpmux's own page: {self.opener}")
         self._host.start(self.post, self._make_room)
         if self._watches:
             threading.Thread(target=self._watch, args=(parent_watch(),), name="mcpmux watch", daemon=True).start()
@@ -10473,7 +11544,11 @@ class Mux:
     async def _start_own(self, name: Peer, run: int) -> ServerSide:
         """A child process that is this program too: its first line is its setup."""
         secrets: set[str] = set()
-        setup = await sampler_setup(self._config, secrets)
+        if name is Peer.PAGE:
+            assert isinstance(self.opener, Opener)
+            setup = page_setup(self.core.host.caller.name, self.opener)
+        else:
+            setup = await sampler_setup(self._config, secrets)
         self._journal.hide(secrets)
         env = {key: value for key, value in self._config.inherited.items() if not key.startswith("MCPMUX_")}
         command = Command(sys.executable, [os.path.abspath(__file__), f"_{name.value}"], env, None, frozenset())
@@ -10604,7 +11679,7 @@ class Mux:
             reap(process.pid for process in self._processes.values() if isinstance(process, ServerProcess))
 
 
-# ══ 21. Hosts ═════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 22. Hosts ═════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Where hosts keep their servers, and what they mean by what stands there: to move servers out of a host's file, and
 # mcpmux into it. Starts no server and speaks no protocol. No value that may be a secret is ever in a message.
 
@@ -11341,11 +12416,12 @@ def plan_import(
     return plan
 
 
-# ══ 22. CLI ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 23. CLI ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server or a tool failed, 2 the command or the config cannot be used, 130
 # the person pressed Ctrl-C.
 
 _HOST_NAMES: Final = ", ".join(host.name for host in HOSTS)
+CHILDREN: Final = {"_sampler": serve_sampler, "_page": serve_page}  # of ours, as the mux starts them
 _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
 
 
@@ -11355,8 +12431,8 @@ def main(argv: list[str] | None = None) -> int:
     close_memory()
     if words[:1] == ["_demo_server"]:  # of the demo, by the demo
         return DemoServer(words[1]).serve()
-    if words[:1] == ["_sampler"]:
-        return sampler_main()
+    if words and words[0] in CHILDREN:
+        return child_main(CHILDREN[words[0]])
     arguments = parse(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a console's alphabet lacks is no reason to fail
@@ -11391,12 +12467,6 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             message += did_you_mean(unknown[1], [row.name for row in SUBCOMMANDS])
         super().error(message)
-
-
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The end of a message about a name that is not known."""
-    hint = f"did you mean {near}?" if (near := nearest(name, known)) else otherwise
-    return hint and f"; {hint}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -11751,7 +12821,9 @@ def _check(arguments: argparse.Namespace) -> int:
         core = host.mux.core
         return [_report(server) for server in core.servers.values()], list(core.catalogue.tools), trouble
 
-    rows, tools, trouble = played(InnerHost(config, cached=False), scene)
+    host = InnerHost(config, cached=False)
+    rows, tools, trouble = played(host, scene)
+    no_page = host.mux.opener if config.options.page != "off" and isinstance(host.mux.opener, str) else None
     order = list(config.servers) + list(config.broken)
     rows.sort(key=lambda row: order.index(row["server"]))
     rows += [{"server": name, "state": "disabled"} for name in config.disabled]
@@ -11759,12 +12831,14 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sampling = {"models": models, "reason": trouble} if config.sampling else None
         report = {"config": str(config.path), "servers": rows, "tools": tools, "sampling": sampling}
-        print(json.dumps(report, indent=2))
+        print(json.dumps(report | {"no_page": no_page}, indent=2))
     elif not config.exists:
         print(f"There is no config file at {config.path}.")
         print("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one.")
     else:
         _print_check(config, rows, tools, f"does not work: {trouble}" if trouble else ", ".join(models))
+        if no_page:
+            print(f"\npage: none, so only your host can ask you what servers ask: {no_page}")
     failed = any(row["state"] == "failed" for row in rows)
     return 1 if failed or trouble or not config.exists else 0
 
@@ -12368,71 +13442,6 @@ class Person:
 
 
 _ACTIONS: Final = {"y": "accept", "n": "decline", "c": "cancel"}
-_FORMATS: Final = {
-    "email": r"[^@\s]+@[^@\s]+",
-    "uri": r"[A-Za-z][A-Za-z0-9+.-]*:\S+",
-    "date": r"\d{4}-(0\d|1[0-2])-[0-3]\d",
-    "date-time": r"\d{4}-(0\d|1[0-2])-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d(\.\d+)?(Z|[+-]\d\d:\d\d)",
-}
-_YES_NO: Final = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
-
-
-def choices_of(field: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """What a field of a form lets one choose from, and how each is shown."""
-    if field.get("type") == "array":
-        field = field.get("items", {})
-    titled = field.get("oneOf") or field.get("anyOf") or []
-    if titled:
-        return [(one.get("const"), one.get("title", one.get("const"))) for one in titled]
-    values = field.get("enum", [])
-    names = field.get("enumNames", [])
-    return list(zip(values, names if len(names) == len(values) else values, strict=True))
-
-
-def typed(text: str, field: dict[str, Any]) -> Any:
-    """What a person has typed as the value that a field takes. Raises `ValueError` that says what is expected."""
-    choices = choices_of(field)
-    kind = field.get("type")
-    if kind == "array":
-        picked = list(dict.fromkeys(_chosen(word.strip(), choices) for word in text.split(",") if word.strip()))
-        _within(len(picked), field, "minItems", "maxItems", "so many are expected")
-        return picked
-    if choices:
-        return _chosen(text, choices)
-    if kind == "boolean":
-        if text.lower() not in _YES_NO:
-            raise ValueError("y or n is expected")
-        return _YES_NO[text.lower()]
-    if kind in ("integer", "number"):
-        try:
-            number = int(text) if kind == "integer" or re.fullmatch(r"-?\d+", text) else float(text)
-        except ValueError:
-            raise ValueError(f"a{'n integer' if kind == 'integer' else ' number'} is expected") from None
-        if not math.isfinite(number):
-            raise ValueError("a number is expected")
-        _within(number, field, "minimum", "maximum", "a number is expected")
-        return number
-    _within(len(text), field, "minLength", "maxLength", "so many characters are expected")
-    pattern = _FORMATS.get(field.get("format", ""))
-    if pattern and not re.fullmatch(pattern, text):
-        raise ValueError(f"not of the form that is expected: {field['format']}")
-    return text
-
-
-def _chosen(text: str, choices: list[tuple[Any, Any]]) -> Any:
-    for value, shown in choices:
-        if text.lower() in (str(value).lower(), str(shown).lower()):
-            return value
-    if text.isdecimal() and 0 < int(text) <= len(choices):
-        return choices[int(text) - 1][0]
-    raise ValueError(f"{text!r} is none of them{did_you_mean(text, [str(shown) for _, shown in choices])}")
-
-
-def _within(number: float, field: dict[str, Any], least: str, most: str, what: str) -> None:
-    low, high = field.get(least), field.get(most)
-    if (low is not None and number < low) or (high is not None and number > high):
-        bounds = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]
-        raise ValueError(f"{what}: {', '.join(bound for bound in bounds if bound)}")
 
 
 # ── models, logs, usage ──
