@@ -10931,7 +10931,7 @@ class Page:
         """What differs from what it shows."""
         if tab.news is None:
             return
-        now, shown = self._now(), list(itertools.islice(self._asked.values(), CARDS_MOST))
+        now, shown = self._now(), list(self._asked.values())[:CARDS_MOST]
         add = [
             {"question": one.view, "hash": one.hash, "age": now - one.asked, "left": one.until - now}
             for one in shown

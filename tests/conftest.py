@@ -179,10 +179,15 @@ class RawHost:
 def empty_home(folder: Path) -> dict[str, str]:
     """An environment with this folder as its home, so that no test reads or writes the person's own files; and as over
     SSH, so that none opens a browser unless it names one."""
-    dropped = ("XDG_", "MCPMUX_", "PYTHONDONTWRITEBYTECODE")  # without bytecode litellm takes twice as long to load
+    dropped = (
+        "XDG_",
+        "MCPMUX_",
+        "BROWSER",
+        "PYTHONDONTWRITEBYTECODE",
+    )  # without bytecode litellm takes twice as long to load
     kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     folder.mkdir(exist_ok=True)
-    kept |= {"SSH_CONNECTION": "127.0.0.1 1 127.0.0.1 22", "BROWSER": ""}
+    kept["SSH_CONNECTION"] = "127.0.0.1 1 127.0.0.1 22"
     return kept | dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), str(folder))
 
 

@@ -32,7 +32,7 @@ def printed() -> list[str]:
                   for name, one in SERVERS.items()]  # fmt: skip
         tables.append('[mcp_servers.github]\ncommand = "npx"\nenv = { GITHUB_TOKEN = "${GITHUB_TOKEN}" }\n')
         config.write_text("".join(tables))
-        env = empty_home(Path(folder) / "home")
+        env = empty_home(Path(folder) / "home") | {"BROWSER": "firefox"}
         for name in ("NO_COLOR", "GITHUB_TOKEN"):
             env.pop(name, None)
         terminal = Terminal(env, "--config", str(config), "check", columns=COLUMNS)
