@@ -125,7 +125,7 @@ def test_the_first_screen_loads_and_prints_what_it_shows(tmp_path: Path, home: d
     assert len(text.splitlines()) == 6
     config = tmp_path / "mcpmux.toml"
     config.write_text(text)
-    environment = home | {"PATH": f"{stand_in.parent}:{home['PATH']}"}
+    environment = home | {"PATH": f"{stand_in.parent}:{home['PATH']}", "BROWSER": "firefox"}
     command = [*COMMAND, "check", "--config", str(config)]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     shown = block("console").split("\n", 1)[1]
