@@ -25,7 +25,7 @@ The file is read top to bottom, and no section names anything from a later one:
      2  errors                         whose fault: ours, the config's, a peer's
      3  wire                           bytes <-> lines <-> envelopes; payloads stay raw
      4  eras                           the protocol's revisions and capabilities, as tables
-     5  catalogue                      many servers' lists become one; names; who owns what
+     5  catalogue, search              many servers' lists become one; names; who owns what; which tool does what
      6  policy                         who may answer what a server asks
      7  calls                          events, effects, and the doors of all parts: Out, InFlight, Exchange, Facts
      8  host's end                     how the host has shown itself; each of its requests is answered once, here
@@ -78,6 +78,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import bisect
 import codecs
 import collections
 import contextlib
@@ -88,6 +89,7 @@ import hashlib
 import heapq
 import io
 import ipaddress
+import itertools
 import json
 import math
 import os
@@ -203,10 +205,19 @@ LINKS_MOST: Final = 1000  # URIs that it gave out in results, the last ones
 INSTRUCTIONS_MOST: Final = 64 * 1024  # characters in the merged text
 CAPABILITIES_MOST: Final = 256 * 1024  # bytes
 NOTES_MOST: Final = 20  # lines a second that it causes in our log
+SEARCHED_MOST: Final = 2048  # characters of a tool by which it is found
+CROWD: Final = (5, 2)  # of so many tools that are found, so many of one server, while others have any
+ANSWER_MOST: Final = 20 * 1024  # bytes of what `find_tools` answers
+JOINED_MOST: Final = 20  # tools that were found, and joined the list
+SERVERS_MOST: Final = 4000  # characters that say what all the servers are for
+# Legacy hosts that read the list again when they are told that it has changed, and use what is new.
+JOINS: Final = frozenset({"claude-code", "cline", "visual studio code", "zed"})
+VIEWS_MOST: Final = 8  # names that a host has shown itself by
 
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Megabytes = Annotated[float, Meta(gt=0, le=4096)]
 Score = Annotated[float, Meta(ge=0, le=1)]
+Expose = Literal["all", "search"]
 LogLevel = Literal["error", "warning", "info", "debug", "trace"]
 LEVELS: Final[dict[str, int]] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": 5}
 
@@ -230,7 +241,18 @@ class MuxOptions(Struct, frozen=True, kw_only=True):
     first_list_sec: Annotated[float, Meta(ge=0, le=30)] = 3.0
     # mcpmux's own page in the browser asks where the host cannot: `"auto"`; `"always"`: in its place too; `"off"`
     page: Literal["auto", "always", "off"] = "auto"
+    # `"search"`: not all tools are listed, but [two that find and call them](#many-tools)
+    expose: Expose = "all"
+    always: list[str] = []  # tools that are listed in any case: names or globs, as in `git__*`
     env_file: str | None = None  # `KEY=value` lines for `${VAR}`; relative to the config file
+
+
+class HostOptions(Struct, frozen=True, kw_only=True):
+    """A `[hosts.NAME]` table: what one host is shown. NAME is what it calls itself, in any case, or a glob."""
+
+    expose: Expose | None = None  # in place of `[mux]`'s
+    servers: list[str] | None = None  # only these: names or globs
+    always: list[str] | None = None  # in place of `[mux]`'s
 
 
 class ToolOverride(Struct, frozen=True, kw_only=True):
@@ -240,6 +262,7 @@ class ToolOverride(Struct, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1)] | None = None  # what the host is shown, after the prefix
     title: str | None = None  # in place of its own
     description: str | None = None  # in place of its own
+    always: bool = False  # `true`: it is listed in any case, and hosts that defer tools are told not to
 
 
 class OAuthOptions(Struct, frozen=True, kw_only=True):
@@ -287,8 +310,9 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     sampling: Literal["auto", "host", "local", "off"] = "auto"
     # who asks the person what it asks: `"auto"`, `"host"`, `"local"` or `"off"`, as [there](#when-a-server-asks-you)
     elicitation: bool | Literal["auto", "host", "local", "off"] = "auto"
-    # tools whose calls wait for the person: names or globs of its own names, `"destructive"` or `true`
-    approve: bool | Literal["destructive"] | list[str] = False
+    # tools whose calls wait for the person: names or globs of its own names, `"destructive"` or `true`; `false`: none,
+    # not even [those that a search has found](#many-tools)
+    approve: bool | Literal["destructive"] | list[str] | None = None
     pin: bool = False  # a tool that is no longer as the person accepted it is withheld; `"destructive"` implies it
     tools: dict[str, ToolOverride] = {}
 
@@ -1011,8 +1035,8 @@ def elicitation_modes(capabilities: Fields) -> frozenset[str]:
     return modes or frozenset({"form"})
 
 
-# ══ 5. Catalogue ═════════════════════════════════════════════════════════════════════════════════════════════════════
-# Many servers' lists become one: filtered, made valid, named, resolved. Pure values; knows no connection.
+# ══ 5. Catalogue and search ══════════════════════════════════════════════════════════════════════════════════════════
+# Many servers' lists become one: filtered, made valid, named, resolved, found. Pure values; knows no connection.
 
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
 _EXPRESSION: Final = re.compile(r"\{([^{}]*)\}")
@@ -1054,9 +1078,6 @@ class Part(NamedTuple):
         """What its names begin with."""
         prefix = self.server if self.prefix is None else self.prefix
         return prefix and prefix + options.separator
-
-
-Named = tuple[Part, Entry]
 
 
 class Known(Struct, frozen=True):
@@ -1216,6 +1237,8 @@ def _fit_tool(entry: Fields, name: str, options: ServerOptions) -> str | None:
             entry[key] = Raw(encode(text))
     if not value_of(entry.get("description")):  # some hosts refuse an empty one
         entry["description"] = Raw(encode(name))
+    if override.always:
+        entry["_meta"] = Raw(encode(object_of(entry.get("_meta")) | {"anthropic/alwaysLoad": True}))
     schema = entry.setdefault("inputSchema", Raw(b'{"type":"object"}'))
     if value_of(object_of(schema).get("type"), "object") != "object" or not is_object(schema):
         return f'tool {name!r}: its inputSchema is not of type "object"'
@@ -1424,7 +1447,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def _name_all(
     parts: list[Part], method: str, options: MuxOptions, owned: Mapping[str, Whose], notes: Notes
-) -> dict[str, Named]:
+) -> dict[str, Route]:
     """A name for each entry, in config order: the one that it would have by itself, unless that is `owned` by another
     or reads as if it were another server's; then one that is free. Who has a name keeps it."""
     wanted: list[tuple[str, Part, Entry]] = []
@@ -1445,7 +1468,7 @@ def _name_all(
             chosen = next(one for one in candidates if one not in taken and owned.get(one, me) == me)
             notes.append((part.server, f"{name!r} is taken; its {entry.name!r} is offered as {chosen!r}"))
         given[me], taken[chosen] = chosen, (part, entry)
-    return {given[part.server, entry.name]: (part, entry) for _, part, entry in wanted}
+    return {given[part.server, one.name]: Route(part.server, one.name, one) for _, part, one in wanted}
 
 
 def _other_names(name: str, part: Part, entry: Entry, options: MuxOptions) -> Iterator[str]:
@@ -1467,62 +1490,65 @@ def _shares(sizes: Mapping[str, int], room: int) -> int:
     return room
 
 
-def _rendered(method: str, named: Mapping[str, Named], room: int, notes: Notes) -> tuple[bytes, bytes | None]:
-    """A list as legacy and, where that differs, as modern hosts are shown it, with as much as they take."""
-    shown = {name: entry.left + encode(name) + entry.right for name, (_, entry) in named.items()}
+def _rendered(
+    method: str, named: Mapping[str, Route], room: int, notes: Notes, own: Iterable[bytes] = ()
+) -> tuple[bytes, bytes | None]:
+    """A list as legacy and, where that differs, as modern hosts are shown it, with as much as they take, after what is
+    our `own`."""
+    shown = {name: entry.left + encode(name) + entry.right for name, (_, _, entry) in named.items()}
     sizes: collections.Counter[str] = collections.Counter()
-    for name, (part, _) in named.items():
-        sizes[part.server] += len(shown[name]) + 1
+    for name, route in named.items():
+        sizes[route.server] += len(shown[name]) + 1
     most, had, left_out = _shares(sizes, room), collections.Counter[str](), collections.Counter[str]()
-    for name, (part, _) in named.items():
+    for name, route in named.items():
         size = len(shown[name]) + 1
-        if had[part.server] + size > most:
-            left_out[part.server] += 1
+        if had[route.server] + size > most:
+            left_out[route.server] += 1
             del shown[name]
         else:
-            had[part.server] += size
+            had[route.server] += size
     for server, count in left_out.items():
         why = f"{method} would be longer than host_message_mb; they can be called all the same"
         notes.append((server, f"{count} entries are left out: {why}"))
     key = LISTS[method].key.encode()
-    result = b'{"%b":[%b]}' % (key, b",".join(shown.values()))
+    result = b'{"%b":[%b]}' % (key, b",".join((*own, *shown.values())))
     differing = {
         name: entry.left + encode(name) + entry.plain
-        for name, (_, entry) in named.items()
+        for name, (_, _, entry) in named.items()
         if entry.plain is not None and name in shown
     }
-    return result, b'{"%b":[%b]}' % (key, b",".join((shown | differing).values())) if differing else None
+    return result, b'{"%b":[%b]}' % (key, b",".join((*own, *(shown | differing).values()))) if differing else None
 
 
-def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None) -> Catalogue:
-    """All parts, in config order, as one catalogue. `owned` are the names as they were given out so far."""
+def merge(
+    parts: list[Part], options: MuxOptions, owned: Names | None = None, reserved: Iterable[str] = ()
+) -> Catalogue:
+    """All parts, in config order, as one catalogue. `owned` are the names as they were given out so far; no tool gets
+    one that is `reserved`."""
     notes, names, results, plain = Notes(), Names(), dict[str, bytes](), dict[str, bytes]()
-    named: dict[str, dict[str, Named]] = {}
+    named: dict[str, dict[str, Route]] = {}
     servers = {part.server for part in parts}
+    ours = dict.fromkeys(reserved, ("", ""))
     for method, kind in LISTS.items():
         if kind.identity == "name":
             former = {name: whose for name, whose in (owned or {}).get(method, {}).items() if whose[0] in servers}
-            named[method] = _name_all(parts, method, options, former, notes)
-            given = {name: (part.server, entry.name) for name, (part, entry) in named[method].items()}
+            named[method] = _name_all(parts, method, options, former | ours, notes)
+            given = {name: (server, own) for name, (server, own, _) in named[method].items()}
             names[method] = _bounded(former, given)
         else:  # URIs are never rewritten: results, links and MCP Apps refer to them
             named[method] = {}
             for part in parts:
                 for entry in part.lists.get(method, ()):
-                    has = named[method].setdefault(entry.name, (part, entry))
-                    if has[0] is not part:
-                        notes.append((part.server, f"{entry.name} is offered by {has[0].server} already and left out"))
-        results[method], modern = _rendered(method, named[method], int(options.host_message_mb * MB) - EDGE, notes)
+                    has = named[method].setdefault(entry.name, Route(part.server, entry.name, entry))
+                    if has.server != part.server:
+                        notes.append((part.server, f"{entry.name} is offered by {has.server} already and left out"))
+        results[method], modern = _rendered(method, named[method], _room(options), notes)
         if modern is not None:
             plain[method] = modern
-    routes = {
-        method: {name: Route(part.server, entry.name, entry) for name, (part, entry) in named[method].items()}
-        for method in names
-    }
     bare: dict[str, Route | None] = {}
-    for route in routes["tools/list"].values():
+    for route in named["tools/list"].values():
         bare[route.name] = None if route.name in bare else route
-    resources = {uri: part.server for uri, (part, _) in named["resources/list"].items()}
+    resources = {uri: route.server for uri, route in named["resources/list"].items()}
     pages = {
         entry.page: part.server for part in reversed(parts) for entry in part.lists.get("tools/list", ()) if entry.page
     }
@@ -1533,8 +1559,12 @@ def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None) ->
         if server not in there:
             there.append(server)
     templates.sort(key=lambda one: -len(_EXPRESSION.sub("", one[0])))
-    tools, prompts = routes["tools/list"], routes["prompts/list"]
+    tools, prompts = named["tools/list"], named["prompts/list"]
     return Catalogue(results, plain, tools, prompts, bare, resources, templates, pages, schemes, names, notes)
+
+
+def _room(options: MuxOptions) -> int:
+    return int(options.host_message_mb * MB) - EDGE  # for a list
 
 
 def _bounded(former: dict[str, Whose], given: dict[str, Whose]) -> dict[str, Whose]:
@@ -1591,6 +1621,455 @@ class UriText:
 
 # By an expression's first character: what then stands before its value, and whether that may have slashes.
 _OPERATORS: Final = {"+": ("", True), ".": (".", False), ";": (";", False)} | {one: (one, True) for one in "#?&/"}
+
+
+# ── tools found by what they do ──
+
+FIND_TOOLS: Final = "mcpmux__find_tools"
+CALL_TOOL: Final = "mcpmux__call_tool"
+LIMIT, LIMIT_MOST = 5, 20  # tools that are found in one go
+
+
+def purpose(instructions: str, info: Fields) -> str:
+    """What a server is for, in a line of its own words."""
+    words = (value_of(info.get(key)) for key in ("description", "title"))
+    lines = (
+        line.strip(" #*=-\t")
+        for text in (instructions, *words)
+        if isinstance(text, str)
+        for line in [*text.splitlines()]
+    )
+    return in_a_line(next(filter(None, lines), ""))
+
+
+def own_tools(servers: Mapping[str, tuple[str, int]]) -> list[bytes]:
+    """The two that stand for all others; by server what it is for, and how many tools it has."""
+    room = max(20, SERVERS_MOST // max(1, len(servers)) - 30)
+    lines = [
+        f"- {name} ({count})" + (f": {textwrap.shorten(text, room, placeholder='…')}" if text else "")
+        for name, (text, count) in servers.items()
+        if count
+    ]
+    find = {
+        "name": FIND_TOOLS,
+        "description": "Finds tools by what they do. The tools of the servers below are not listed: search here first,"
+        f" then call what was found with {CALL_TOOL}. Servers (how many tools): \n" + "\n".join(lines),
+        "inputSchema": {
+            "type": "object",
+            "properties": {
+                "query": {"type": "string", "description": "What is to be done, in a few words: create issue"},
+                "server": {"type": "string", "description": "Only tools of this server"},
+                "limit": {"type": "integer", "minimum": 1, "maximum": LIMIT_MOST, "default": LIMIT},
+            },
+            "required": ["query"],
+        },
+        "annotations": {"title": "Find tools", "readOnlyHint": True, "openWorldHint": False},
+    }
+    call = {
+        "name": CALL_TOOL,
+        "description": f"Calls a tool that {FIND_TOOLS} has found.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "description": "As it was found"},
+                "arguments": {"type": "object", "description": "As its inputSchema says"},
+            },
+            "required": ["name"],
+        },
+        "annotations": {
+            "title": "Call a tool",
+            "readOnlyHint": False,
+            "destructiveHint": True,
+            "openWorldHint": True,
+        },
+    }
+    return [encode(find), encode(call)]
+
+
+def deferred(catalogue: Catalogue, options: MuxOptions, listed: Container[str], own: list[bytes]) -> Catalogue:
+    """With a list of tools that has but these, and our own."""
+    tools = {name: route for name, route in catalogue.tools.items() if name in listed}
+    result, plain = _rendered("tools/list", tools, _room(options) - sum(map(len, own)), [], own)
+    plains = {key: value for key, value in catalogue.plain.items() if key != "tools/list"}
+    return msgspec.structs.replace(
+        catalogue,
+        results=catalogue.results | {"tools/list": result},
+        plain=plains | ({"tools/list": plain} if plain else {}),
+    )
+
+
+def unwrapped(fields: Fields) -> Fields:
+    """The params of a call through `call_tool` as those of the tool's own. Raises `RpcError`, for the model to read."""
+    given, inner = object_of(fields.get("arguments")), {key: raw for key, raw in fields.items() if key != "arguments"}
+    name = value_of(given.get("name"))
+    if not isinstance(name, str):
+        raise RpcError(INVALID_PARAMS, f"{CALL_TOOL} needs the name of a tool, as {FIND_TOOLS} gives it")
+    if name in (FIND_TOOLS, CALL_TOOL):
+        raise RpcError(INVALID_PARAMS, f"{name} is called directly, not through {CALL_TOOL}")
+    strange = [key for key in given if key not in ("name", "arguments")]
+    arguments = given.get("arguments", Raw(JSON_NULL))
+    if bytes(arguments) == JSON_NULL and not strange:
+        return inner | {"name": given["name"]}
+    if not is_object(arguments):
+        keys = f", as are {', '.join(strange)}"[:TEXT_MOST] if strange else ""
+        raise RpcError(INVALID_PARAMS, f"what {name[:TEXT_MOST]} is given belongs into arguments, an object{keys}")
+    return inner | {"name": given["name"], "arguments": arguments}
+
+
+class Found(NamedTuple):
+    """A tool, how well it fits, and by which words: of the query, and of its own."""
+
+    name: str
+    route: Route
+    score: float
+    words: list[tuple[str, str]]
+
+
+def answer_found(found: list[Found]) -> bytes:
+    """The result of `find_tools`: of tools that are too long, what can be said in short."""
+    tools, room = list[bytes](), ANSWER_MOST - 100
+    for one in found:
+        fields = definition(one.route.entry)
+        told = {"name": one.name, "server": one.route.server}
+        whole = told | {key: fields[key] for key in ("description", "inputSchema")}
+        description = str(value_of(fields["description"]))[:TEXT_MOST]
+        schema = value_of(fields["inputSchema"])
+        names = {key: {} for key in object_of(object_of(fields["inputSchema"]).get("properties"))}
+        short = told | {"description": description, "inputSchema": _in_short(schema)}
+        shortest = short | {"inputSchema": {"type": "object", "properties": names}}
+        for form in (whole, short, shortest):
+            text = encode(form)
+            size = len(text) + len(encode(text.decode()))
+            if size <= room:
+                tools.append(text)
+                room -= size
+                break
+    body = b'{"tools":[%b]}' % b",".join(tools)
+    return b'{"content":[{"type":"text","text":%b}],"structuredContent":%b}' % (encode(body.decode()), body)
+
+
+def _in_short(schema: Any) -> Any:
+    """A schema without its words for people."""
+    if isinstance(schema, list):
+        return [_in_short(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    words = ("description", "title", "$comment")
+    return {key: _in_short(one) for key, one in schema.items() if not (key in words and isinstance(one, str))}
+
+
+# What developers take for the same, or for near enough. A word may stand in several rows.
+_SYNONYMS: Final = (
+    "list show get read view fetch retrieve display see",
+    "search find lookup query",
+    "delete remove drop erase destroy clear discard purge",
+    "create add new make insert open generate",
+    "update edit modify change set alter patch replace",
+    "rename move",
+    "copy duplicate clone",
+    "run execute invoke start launch trigger",
+    "stop kill terminate end cancel abort close",
+    "upload push send put publish",
+    "download pull fetch export save",
+    "send post write publish message",
+    "repo repository",
+    "dir folder directory",
+    "db database sql",
+    "doc docs document documentation page",
+    "config configuration settings setting option preference",
+    "env environment",
+    "var variable",
+    "param parameter argument",
+    "auth authentication login credential",
+    "k8s kubernetes",
+    "image img picture photo screenshot",
+    "message msg text",
+    "org organization",
+    "info information detail metadata about",
+    "permission access role",
+    "package pkg dependency library module",
+    "error err exception failure",
+    "history log logs",
+    "count number total many",
+    "diff compare difference",
+    "web internet online",
+    "website site page url link",
+    "issue ticket bug",
+    "task todo job",
+    "user member person people account",
+    "comment reply note",
+    "email mail",
+    "event meeting appointment",
+    "chart graph plot diagram",
+    "summarize summary",
+    "convert transform",
+    "remember memory store save",
+    "name title",
+    "merge combine join",
+    "schema structure",
+    "collection table",
+    "row record entry item document",
+)
+_OFTEN: Final = (
+    "a an the of to in on at for from with by and or is are was be do does did have has had my me i we our us you your"
+    " it its this that these those please can could would should want need how what which who when where there some any"
+    " all into as if so"
+)
+_STOP: Final = frozenset(_OFTEN.split())
+_PIECE: Final = re.compile(r"[^\W_]+")
+_CAMEL: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
+_VC: Final = re.compile(r"(?:[aeiou]|(?<=[^aeiou])y)+(?:[^aeiouy]|(?<=[aeiou])y)+")
+_HAS_VOWEL: Final = re.compile(r"[aeiou]|(?<=[^aeiou])y")
+_CVC: Final = re.compile(r"(?:^|.*[^aeiou])[aeiouy][^aeiouwxy]$")
+# Endings, longest first, with what stands for each, and how much of a word must be left.
+_ENDINGS: Final[tuple[tuple[int, dict[str, str]], ...]] = (
+    (
+        1,
+        {"ational": "ate", "ization": "ize", "isation": "ize", "iveness": "ive", "fulness": "ful", "ousness": "ous"}
+        | {"tional": "tion", "biliti": "ble", "entli": "ent", "ousli": "ous", "ation": "ate", "alism": "al"}
+        | {"aliti": "al", "iviti": "ive", "enci": "ence", "anci": "ance", "izer": "ize", "ator": "ate", "alli": "al"}
+        | {"bli": "ble", "eli": "e", "logi": "log"},
+    ),
+    (
+        1,
+        {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ness": "", "ful": ""},
+    ),
+    (
+        2,
+        dict.fromkeys(("ement", "ance", "ence", "able", "ible", "ment", "ant", "ent", "ism", "ate", "iti", "ous"), "")
+        | dict.fromkeys(("ive", "ize", "al", "er", "ic"), "")
+        | {"sion": "s", "tion": "t"},
+    ),
+)
+
+
+def stem(word: str) -> str:
+    """What words of one family have in common, in English (Porter's way)."""
+    if len(word) <= 3 or not word.isascii() or not word.isalpha():
+        return word
+    for ending, instead in (("sses", "ss"), ("ies", "i"), ("ss", "ss"), ("s", "")):
+        if word.endswith(ending):
+            word = word.removesuffix(ending) + instead
+            break
+    word = _without_tense(word)
+    if word.endswith("y") and _HAS_VOWEL.search(word[:-1]):
+        word = word[:-1] + "i"
+    for least, endings in _ENDINGS:
+        ending = next((one for one in endings if word.endswith(one)), None)
+        if ending and len(_VC.findall(rest := word.removesuffix(ending) + endings[ending] * (least > 1))) >= least:
+            word = rest if least > 1 else rest + endings[ending]
+    if word.endswith("e") and ((size := len(_VC.findall(word[:-1]))) > 1 or (size == 1 and not _CVC.match(word[:-1]))):
+        word = word[:-1]
+    return word[:-1] if word.endswith("ll") and len(_VC.findall(word)) > 1 else word
+
+
+def _without_tense(word: str) -> str:
+    if word.endswith("eed"):
+        return word[:-1] if _VC.search(word[:-3]) else word
+    ending = next((one for one in ("ed", "ing") if word.endswith(one)), None)
+    if ending is None or not _HAS_VOWEL.search(rest := word.removesuffix(ending)):
+        return word
+    if rest.endswith(("at", "bl", "iz")):
+        return rest + "e"
+    if rest[-2:-1] == rest[-1:] and rest[-1:] not in "aeioulsz":
+        return rest[:-1]
+    return rest + "e" if len(_VC.findall(rest)) == 1 and _CVC.match(rest) else rest
+
+
+@functools.lru_cache(maxsize=16384)
+def _stems(piece: str) -> tuple[str, ...]:
+    """A piece of text as it is looked for: whole, and what it is put together from."""
+    parts = _CAMEL.findall(piece[:40])
+    whole = stem(piece[:40].lower())
+    return (whole,) if len(parts) <= 1 else (whole, *(stem(part.lower()) for part in parts))
+
+
+@functools.cache
+def _alike() -> dict[str, dict[str, float]]:
+    """By stem the others of its rows."""
+    found: dict[str, dict[str, float]] = {}
+    for row in _SYNONYMS:
+        stems = [stem(word) for word in row.split()]
+        for one in stems:
+            found.setdefault(one, {}).update(dict.fromkeys(stems, 0.6))
+    return found
+
+
+def _texts(name: str, route: Route, about: str) -> Iterator[tuple[float, str]]:
+    """What a tool says of itself, and how much each text counts."""
+    tool = value_of(route.entry.left + encode(name) + route.entry.right, {})
+    meta, hints = (tool.get(key) if isinstance(tool.get(key), dict) else {} for key in ("_meta", "annotations"))
+    yield 4.0, route.entry.shown
+    yield 1.5, route.server
+    for text in (tool.get("title"), hints.get("title"), meta.get("anthropic/searchHint")):
+        if isinstance(text, str):
+            yield 2.0, text
+    yield 1.0, str(tool.get("description"))
+    schemas = [tool.get("inputSchema")]
+    for schema in schemas:  # grows while it is read
+        properties = schema.get("properties") if isinstance(schema, dict) else None
+        for key, one in properties.items() if isinstance(properties, dict) else ():
+            yield 0.7, key
+            if isinstance(one, dict):
+                yield 0.3, str(one.get("description", ""))
+                schemas += [one, one.get("items")]
+    yield 0.2, about
+
+
+class Index:
+    """Tools by their words (BM25 over weighted fields)."""
+
+    def __init__(self, tools: Mapping[str, Route], about: Mapping[str, str]) -> None:
+        self._tools = list(tools.items())
+        self._names: list[set[str]] = []
+        self._postings: dict[str, list[tuple[int, float]]] = {}
+        counted = list[dict[str, float]]()
+        lengths = list[int]()
+        for name, route in self._tools:
+            weights, length, left = dict[str, float](), 0, SEARCHED_MOST
+            for weight, text in _texts(name, route, about.get(route.server, "")):
+                pieces = _PIECE.findall(text[:left])
+                for piece in pieces:
+                    for one in _stems(piece):
+                        weights[one] = weights.get(one, 0.0) + weight
+                length += len(pieces)
+                left -= len(text)
+                if left <= 0:
+                    break
+            counted.append(weights)
+            lengths.append(length)
+            self._names.append({one for piece in _PIECE.findall(route.entry.shown) for one in _stems(piece)})
+        mean = sum(lengths) / max(1, len(lengths))
+        for at, weights in enumerate(counted):
+            slow = 1.5 * (0.4 + 0.6 * lengths[at] / mean)
+            for one, weight in weights.items():
+                self._postings.setdefault(one, []).append((at, weight / (weight + slow)))
+        self._sorted = sorted(self._postings)
+
+    def find(self, query: str, server: str | None = None, limit: int = LIMIT) -> list[Found]:
+        """The best first; of one server no more than `CROWD` says, while others have any, unless it is named."""
+        scores, words = dict[int, float](), dict[int, list[tuple[str, str]]]()
+        asked = {one: piece for piece in _PIECE.findall(query[:SEARCHED_MOST]) for one in self._terms(piece)}
+        possible = 0.0
+        for one, piece in asked.items():
+            best, by = dict[int, float](), dict[int, str]()
+            for term, weight in self._near(one).items():
+                rarity = weight * self._rarity(term)
+                for at, impact in self._postings[term]:
+                    if rarity * impact > best.get(at, 0.0):
+                        best[at], by[at] = rarity * impact, term
+            possible += max(best.values(), default=0.0)
+            for at, score in best.items():
+                scores[at] = scores.get(at, 0.0) + score
+                words.setdefault(at, []).append((piece, by[at]))
+        for at in scores:
+            hit = {term for _, term in words[at]}
+            scores[at] *= 1 + 0.5 * len(hit & self._names[at]) / max(1, len(self._names[at]))
+        floor = 0.2 * possible
+        order = sorted((at for at in scores if scores[at] >= floor), key=lambda at: (-scores[at], at))
+        found = [Found(self._tools[at][0], self._tools[at][1], scores[at], words[at]) for at in order]
+        if server is not None:
+            return [one for one in found if one.route.server == server][:limit]
+        return spread(found)[:limit]
+
+    def _terms(self, piece: str) -> tuple[str, ...]:
+        if piece.lower() in _STOP:
+            return ()
+        whole, *parts = _stems(piece)
+        return (whole,) if whole in self._postings or not parts else tuple(parts)
+
+    def _near(self, one: str) -> dict[str, float]:
+        """The terms that stand for a word of a query, and how well."""
+        near = {one: 1.0} | {k: v for k, v in _alike().get(one, {}).items() if k != one}
+        if len(one) >= 3:
+            first = bisect.bisect_left(self._sorted, one)
+            for term in itertools.islice(self._sorted, first, first + 20):
+                if not term.startswith(one):
+                    break
+                near.setdefault(term, 0.5)
+        return {term: weight for term, weight in near.items() if term in self._postings}
+
+    def _rarity(self, term: str) -> float:
+        having = len(self._postings[term])
+        return math.log(1 + (len(self._tools) - having + 0.5) / (having + 0.5))
+
+    def nearest_words(self, query: str) -> list[str]:
+        """For words that no tool has."""
+        strange = [
+            one for piece in _PIECE.findall(query[:TEXT_MOST]) for one in self._terms(piece) if not self._near(one)
+        ]
+        return [near for one in strange if (near := nearest(one, self._sorted))]
+
+
+def spread(found: list[Found]) -> list[Found]:
+    """So that no server crowds out another: what is too much of one comes after what others have."""
+    among, most = CROWD
+    had, waiting, ordered = collections.Counter[str](), list[Found](), list[Found]()
+    for one in found:
+        had[one.route.server] += 1
+        if had[one.route.server] <= LIMIT_MOST:
+            waiting.append(one)
+    while waiting:
+        lately = collections.Counter(one.route.server for one in ordered[len(ordered) - len(ordered) % among :])
+        chosen = next((at for at, one in enumerate(waiting) if lately[one.route.server] < most), 0)
+        ordered.append(waiting.pop(chosen))
+        if len(ordered) == LIMIT_MOST:
+            break
+    return ordered
+
+
+class ToolSearch:
+    """The tools that a host does not see in its list, and what their servers are for; indexed when first asked."""
+
+    def __init__(self, tools: Mapping[str, Route], about: Mapping[str, str]) -> None:
+        self.tools = tools
+        self._about = about
+
+    @functools.cached_property
+    def index(self) -> Index:
+        return Index(self.tools, self._about)
+
+    def find(self, given: Mapping[str, Any], servers: Iterable[str]) -> list[Found]:
+        """By what `find_tools` was given. Raises `RpcError`."""
+        query, server, limit = (given.get(key) for key in ("query", "server", "limit"))
+        if not isinstance(query, str):
+            raise RpcError(INVALID_PARAMS, 'find_tools needs a query, in a few words: "create issue"')
+        most = min(max(limit, 1), LIMIT_MOST) if isinstance(limit, int) else LIMIT
+        if server is None or server == "":
+            return self.index.find(query, None, most)
+        if server not in servers:
+            name = str(server)[:TEXT_MOST]
+            near = nearest(name, servers)
+            hint = f" (did you mean {near}?)" if near else f"; there are: {', '.join(servers)}"
+            raise RpcError(INVALID_PARAMS, f"there is no server {name!r}{hint}")
+        if not query.split():
+            own = [Found(name, route, 0.0, []) for name, route in self.tools.items() if route.server == server]
+            return own[:most]
+        return self.index.find(query, server, most)
+
+    def nothing_found(self, given: Mapping[str, Any], lost: Iterable[str]) -> bytes:
+        """What to try next."""
+        query, server = str(given["query"]), given.get("server")
+        counts = collections.Counter(route.server for route in self.tools.values())
+        lines = [f"No tool fits {query[:TEXT_MOST]!r}" + (f" at {server}." if server else ".")]
+        if near := self.index.nearest_words(query):
+            lines.append(f"Words that tools have, and are like yours: {', '.join(near)}.")
+        lines.append("Say in other words what is to be done (a verb and a thing), or look through one server:")
+        lines += [
+            f"- {name} ({counts[name]})" + (f": {text[:EDGE]}" if text else "")
+            for name, text in self._about.items()
+            if counts[name]
+        ]
+        lines += lost
+        text = encode("\n".join(lines)[:SERVERS_MOST])
+        return b'{"content":[{"type":"text","text":%b}],"structuredContent":{"tools":[]}}' % text
+
+
+class View(NamedTuple):
+    """What one host is shown of it all; `search` is there if most tools are to be found by it."""
+
+    catalogue: Catalogue
+    search: ToolSearch | None = None
 
 
 # ══ 6. Policy ════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -1680,14 +2159,18 @@ def judge_question(
             raise Bug(f"{method} is no question")
 
 
-def waits_for_approval(entry: Entry, options: ServerOptions) -> bool:
-    """Whether a call of this tool waits for the person."""
+def waits_for_approval(entry: Entry, options: ServerOptions, *, through: bool = False) -> bool:
+    """Whether a call of this tool waits for the person. A host that has always allowed `call_tool` has allowed all
+    tools: what comes `through` it waits unless it only reads, or its table says that nothing does."""
+    hints = object_of(definition(entry).get("annotations")) if through or options.approve == "destructive" else {}
+    is_read_only = value_of(hints.get("readOnlyHint")) is True
+    if through and options.approve is not False and not is_read_only:
+        return True
     match options.approve:
-        case bool(all):
-            return all
+        case bool() | None:
+            return bool(options.approve)
         case "destructive":
-            hints = object_of(definition(entry).get("annotations"))
-            return not value_of(hints.get("readOnlyHint")) and value_of(hints.get("destructiveHint")) is not False
+            return not is_read_only and value_of(hints.get("destructiveHint")) is not False
         case patterns:
             return any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns)
 
@@ -1937,6 +2420,7 @@ class ConfigChanged(Struct):
     servers: dict[str, ServerOptions]
     broken: dict[str, str]
     sampling: SamplingOptions | None
+    hosts: dict[str, HostOptions] = {}
 
 
 class PinsRead(Struct):
@@ -2240,6 +2724,7 @@ class Ask(Struct, eq=False):
     by: InHand | None = None  # who has it in hand; None while it is routed
     number: int = 0  # there: of what it waits for
     approved: Matter | None = None  # the person has allowed it
+    through: bool = False  # it came through `call_tool`
 
     @property
     def what(self) -> str:
@@ -2459,7 +2944,7 @@ class HostEnd:
     `drop` are the only ways out of it."""
 
     def __init__(self, out: Out, options: MuxOptions) -> None:
-        self.take_options(options)
+        self.take_options(options, {})
         self.open: dict[bytes, Ask] = {}
         self.held: dict[bytes, Ask] = {}  # of these, what waits until it is known what the servers offer
         self.revision = ""  # once it has initialized
@@ -2472,9 +2957,22 @@ class HostEnd:
         self._out = out
         self._early: list[SendHost] = []  # waits until it is ready
 
-    def take_options(self, options: MuxOptions) -> None:
-        self.options = options
+    def take_options(self, options: MuxOptions, hosts: Mapping[str, HostOptions]) -> None:
+        self.options, self._hosts = options, hosts
         self.limit = int(options.host_message_mb * MB)  # bytes of one message
+        self.may_search = any(one.expose == "search" for one in (options, *hosts.values()))
+        self.may_differ = self.may_search or bool(hosts)  # in what is shown to it
+
+    def exposure(self, caller: Caller) -> HostOptions:
+        """What is shown to the host, by what it calls itself there."""
+        by_name = (one for name, one in self._hosts.items() if fnmatch.fnmatchcase(caller.name, name))
+        own = self._hosts.get(caller.name) or next(by_name, HostOptions())
+        always = self.options.always if own.always is None else own.always
+        return HostOptions(expose=own.expose or self.options.expose, servers=own.servers, always=always)
+
+    def sees(self, caller: Caller, server: str) -> bool:
+        seen = self.exposure(caller).servers if self.may_differ else None
+        return seen is None or any(fnmatch.fnmatchcase(server, one) for one in seen)
 
     # ── its requests ──
 
@@ -2599,14 +3097,19 @@ class Merged:
         self._names, self.pins = names, pins  # who has which, and what was accepted, as it was last kept
         self.withheld: dict[str, dict[str, Unlike]] = {}  # by server: its tools that are not as they were accepted
         self._made: Catalogue | None = None
+        self._parts: list[Part] = []  # of which it is made
+        self._views: dict[tuple[str, str], View] = {}  # by how the host has shown itself
+        self._joined: dict[str, None] = {}  # tools that a host has found, and has in its list since
         self._noted: set[tuple[str, str]] = set()
 
     @property
     def catalogue(self) -> Catalogue:
         if self._made is None:
-            self.withheld = {}
-            parts = [Part(one.name, one.options.prefix, self._lists(one)) for one in self._servers.values()]
-            self._made = merge(parts, self._host.options, self._names)
+            self.withheld, self._views = {}, {}
+            self._parts = [Part(one.name, one.options.prefix, self._lists(one)) for one in self._servers.values()]
+            reserved = (FIND_TOOLS, CALL_TOOL) if self._host.may_search else ()
+            self._made = merge(self._parts, self._host.options, self._names, reserved)
+            self._whole = View(self._made)
             for server, tools in self.withheld.items():
                 text = f"withheld, since they have changed: {', '.join(tools)} (`mcpmux accept {server}` shows how)"
                 self._made.notes.append((server, text))
@@ -2618,6 +3121,54 @@ class Merged:
                 self._names = self._made.names
                 self._out.put(SaveNames(self._names))
         return self._made
+
+    def view(self, caller: Caller) -> View:
+        """What this host is shown of it."""
+        if self._made and not self._host.may_differ:
+            return self._whole
+        catalogue = self.catalogue  # it is made here, if need be
+        if not self._host.may_differ:
+            return self._whole
+        key = caller.name, caller.era
+        if key not in self._views:
+            if len(self._views) == VIEWS_MOST:
+                self._views.clear()
+            self._views[key] = self._viewed(catalogue, caller)
+        return self._views[key]
+
+    def _viewed(self, catalogue: Catalogue, caller: Caller) -> View:
+        exposure = self._host.exposure(caller)
+        parts = [part for part in self._parts if self._host.sees(caller, part.server)]
+        if len(parts) < len(self._parts):
+            catalogue = merge(parts, self._host.options, self._names)
+        if exposure.expose != "search":
+            return View(catalogue)
+        servers = [self._servers[part.server] for part in parts]
+        about = {one.name: purpose(one.instructions, object_of(one.info)) for one in servers}
+        counts = collections.Counter(route.server for route in catalogue.tools.values())
+        own = own_tools({name: (text, counts[name]) for name, text in about.items()})
+        listed = {name for name, route in catalogue.tools.items() if self._is_listed(name, route, exposure)}
+        joined = self._joined if self.joins(caller) else {}
+        return View(
+            deferred(catalogue, self._host.options, {*listed, *joined}, own), ToolSearch(catalogue.tools, about)
+        )
+
+    def _is_listed(self, name: str, route: Route, exposure: HostOptions) -> bool:
+        override = self._servers[route.server].options.tools.get(route.name)
+        globs = exposure.always or ()
+        return (override is not None and override.always) or any(fnmatch.fnmatchcase(name, one) for one in globs)
+
+    def joins(self, caller: Caller) -> bool:
+        """Whether what was found joins the list. A modern host's must not depend on its other requests."""
+        return caller.name in JOINS and not caller.modern
+
+    def join(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._joined.pop(name, None)
+            self._joined[name] = None
+        for name in list(self._joined)[:-JOINED_MOST]:
+            del self._joined[name]
+        self._views.clear()
 
     def _lists(self, server: Facts) -> Mapping[str, list[Entry]]:
         """What it offers, without what its person has not accepted. What is seen first is."""
@@ -4618,7 +5169,7 @@ class Approvals(Asker):
     def may_go_on(self, ask: Ask, route: Route) -> bool:
         """Else it waits for the person, or has been answered. A decision holds for what it was shown for: server, tool,
         definition and arguments."""
-        if not waits_for_approval(route.entry, self._servers[route.server].options):
+        if not waits_for_approval(route.entry, self._servers[route.server].options, through=ask.through):
             return True
         matter = self._matter(ask, route)
         decision, until = self._decided.pop(matter, ("", 0.0))
@@ -5533,7 +6084,7 @@ class Finder:
 
     def _owners_of(self, uri: str) -> list[str]:
         """Who has listed it; else who gave it out, and those whose templates it matches."""
-        catalogue = self._merged.catalogue
+        catalogue = self._merged.view(self._host.caller).catalogue
         owners = catalogue.owners_of(uri)
         linked = None if uri in catalogue.resources else self._calls.links.owner(uri)
         return list(dict.fromkeys([linked, *owners])) if linked else owners
@@ -5541,7 +6092,7 @@ class Finder:
     def _guesses(self, uri: str) -> list[str]:
         """For a URI that nobody has listed: servers that have others of its scheme; of a scheme that is nobody's those
         that list no resources at all. Those that are ready come first; the others are started."""
-        catalogue = self._merged.catalogue
+        catalogue = self._merged.view(self._host.caller).catalogue
         known = set(catalogue.resources.values()) | {server for _, server in catalogue.templates}
         silent = [one.name for one in self._servers.values() if offers(one.capabilities, "resources")]
         names = catalogue.schemes.get(uri.partition(":")[0]) or [name for name in silent if name not in known]
@@ -5608,7 +6159,7 @@ class Finder:
     def pass_on(self, ask: Ask) -> None:
         """A method of the future: if its params name something that has an owner, the owner is asked; else those that
         have an extension which nobody else has."""
-        params, catalogue = dict(ask.fields), self._merged.catalogue
+        params, catalogue = dict(ask.fields), self._merged.view(ask.caller).catalogue
         name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
         owner = self._tasks.owner(task)
         if owner is None and isinstance(uri, str):
@@ -5636,6 +6187,8 @@ class Finder:
 
 class Router:
     """Which part cares for what, by method and by name."""
+
+    joined: Callable[[], None]  # tools that were found: the host's list has changed by them
 
     def __init__(
         self, ground: Ground, parts: Parts, begin: Callable[[], None], about_us: Callable[[], dict[str, Any]]
@@ -5756,6 +6309,9 @@ class Router:
                 if ask.method in LEGACY_ONLY:
                     raise RpcError(METHOD_NOT_FOUND, f"{ask.method} is not of {MODERN_REVISIONS[0]}")
                 self._host.caller = caller
+            if self._host.may_search and ask.method == "tools/call" and not self._is_unwrapped(ask):
+                return
+            if caller:
                 if ask.method not in MODERN_ONLY:  # a host that only looks what this is starts no server
                     self._begin()
                 state = value_of(ask.fields.get("requestState"))
@@ -5780,14 +6336,14 @@ class Router:
         if not self._host.is_ready:
             self._host.ready()  # its `initialized` never came: what it asks shows that it is
 
-    def _hold(self, ask: Ask) -> bool:
+    def _hold(self, ask: Ask, *, as_list: bool = False) -> bool:
         """Keeps a request back while servers that it may concern are being started for the first time."""
         if ask.blamed is None:
             waits = any(server.settling and not server.tried for server in self._servers.values())
         else:
             blamed = self._servers.get(ask.blamed)  # None: it has left the config meanwhile
             waits = blamed is not None and blamed.settling
-        if waits and ask.method in LISTS:
+        if waits and (as_list or ask.method in LISTS):
             waits = self._has_patience(ask)
         if waits:
             self._host.hold(ask)
@@ -5834,12 +6390,15 @@ class Router:
     def _list(self, ask: Ask) -> None:
         expect_no_cursor(ask)
         if not self._hold(ask):
-            catalogue = self._merged.catalogue
+            catalogue = self._merged.view(ask.caller).catalogue
             result = self._host.seen[ask.method] = catalogue.results[ask.method]
             self._host.reply(ask, catalogue.plain.get(ask.method, result) if ask.caller.modern else result)
 
     def _call_tool(self, ask: Ask) -> None:
-        name, catalogue = text_in(ask.fields, "name"), self._merged.catalogue
+        name, (catalogue, search) = text_in(ask.fields, "name"), self._merged.view(ask.caller)
+        if search and name == FIND_TOOLS:
+            self._find_tools(ask, search)
+            return
         route = catalogue.tools.get(name) or catalogue.tool(name)
         if route is None and (server := self._merged.withheld_tool(name)):
             text = f"{name} has changed and is withheld until you accept it: `mcpmux accept {server}` shows how"
@@ -5848,7 +6407,8 @@ class Router:
         if route is None:
             self._unknown_name(ask, name, "tool", catalogue.tools)
             return
-        if self._servers[route.server].options.approve and not self._approvals.may_go_on(ask, route):
+        may_wait = ask.through or self._servers[route.server].options.approve
+        if may_wait and not self._approvals.may_go_on(ask, route):
             return
         params = ask.fields | {"name": Raw(encode(route.name))}
         makes_task = "task" in ask.fields or declares_tasks(ask.caller.declared)
@@ -5861,9 +6421,35 @@ class Router:
             sent.rounds = 1  # hosts count ours too
         self._sent(ask, sent)
 
+    def _is_unwrapped(self, ask: Ask) -> bool:
+        """A call through `call_tool` is the tool's own, before anything else looks at it; or it is answered here."""
+        if value_of(ask.fields.get("name")) == CALL_TOOL and self._host.exposure(ask.caller).expose == "search":
+            try:
+                ask.fields, ask.through = unwrapped(ask.fields), True
+            except RpcError as error:
+                self._host.answer(ask, failed(f"mcpmux: {error}"))
+                return False
+        return True
+
+    def _find_tools(self, ask: Ask, search: ToolSearch) -> None:
+        if self._hold(ask, as_list=True):
+            return
+        given = {key: value_of(raw) for key, raw in object_of(ask.fields.get("arguments")).items()}
+        names = [one.name for one in self._servers.values() if self._host.sees(ask.caller, one.name)]
+        try:
+            found = search.find(given, names)
+        except RpcError as error:
+            self._host.answer(ask, failed(f"mcpmux: {error}"))
+            return
+        lost = [one.why() for one in self._servers.values() if one.name in names and one.trouble]
+        self._host.reply(ask, answer_found(found) if found else search.nothing_found(given, lost))
+        if found and self._merged.joins(ask.caller):
+            self._merged.join(one.name for one in found)
+            self.joined()
+
     def _get_prompt(self, ask: Ask) -> None:
         name = text_in(ask.fields, "name")
-        prompts = self._merged.catalogue.prompts
+        prompts = self._merged.view(ask.caller).catalogue.prompts
         route = prompts.get(name)
         if route is None:
             self._unknown_name(ask, name, "prompt", prompts)
@@ -5886,7 +6472,7 @@ class Router:
         self._subscriptions.listen(ask)
 
     def _complete(self, ask: Ask) -> None:
-        params, catalogue = dict(ask.fields), self._merged.catalogue
+        params, catalogue = dict(ask.fields), self._merged.view(ask.caller).catalogue
         ref = fields_of(params.get("ref", b"null"))
         if value_of(ref.get("type")) == "ref/prompt":
             name = text_in(ref, "name")
@@ -5955,7 +6541,8 @@ class Router:
             text = server.name if server.options.prefix is None else server.options.prefix
             return text + self._host.options.separator if text else "\n"
 
-        owners = [server for server in self._servers.values() if name.startswith(prefix(server))]
+        seen = [one for one in self._servers.values() if self._host.sees(self._host.caller, one.name)]
+        owners = [server for server in seen if name.startswith(prefix(server))]
         return max(owners, key=lambda server: len(prefix(server)), default=None)
 
     # ── its notifications and answers ──
@@ -6051,9 +6638,10 @@ def broken_server(name: str, reason: str, run: int = 0) -> Facts:
 class Core:
     """The multiplexer without its pipes: `handle` takes an event and the time, and returns what is to be done.
 
-    `broken` are servers whose table is wrong, with the reason; `known` is what the cache has of the others, `names` are
-    the names that were given out so far; `sampling` is there if a local model is, and `has_page` says whether a browser
-    can be had; `chance` gives numbers in [0, 1), and `secret` what nobody can guess.
+    `hosts` says which is shown what; `broken` are servers whose table is wrong, with the reason; `known` is what the
+    cache has of the others, `names` are the names that were given out so far; `sampling` is there if a local model is,
+    and `has_page` says whether a browser can be had; `chance` gives numbers in [0, 1), and `secret` what nobody can
+    guess.
     """
 
     def __init__(
@@ -6061,6 +6649,7 @@ class Core:
         options: MuxOptions,
         servers: Mapping[str, ServerOptions],
         *,
+        hosts: Mapping[str, HostOptions] | None = None,
         sampling: SamplingOptions | None = None,
         known: Mapping[str, list[Known]] | None = None,
         names: Names | None = None,
@@ -6101,10 +6690,12 @@ class Core:
         self._known = known or {}
         self._notice = notice
         self._begun = False  # the servers have been started for the first time
+        self._wanted: set[str] = set()  # those of them that the host sees
         self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
         self._former_runs = 0  # no process of a server that was removed had a higher number
         self._set_up_timers()
-        self._take_options(options, sampling)
+        self._take_options(options, hosts or {}, sampling)
+        self.router.joined = self._tell_changes
 
     def _set_up_timers(self) -> None:
         """What is to be done when one is due: of a server, or by itself."""
@@ -6129,8 +6720,10 @@ class Core:
             "round": self.rounds.due,
         }
 
-    def _take_options(self, options: MuxOptions, sampling: SamplingOptions | None) -> None:
-        self.host.take_options(options)
+    def _take_options(
+        self, options: MuxOptions, hosts: Mapping[str, HostOptions], sampling: SamplingOptions | None
+    ) -> None:
+        self.host.take_options(options, hosts)
         self.out.is_tracing = options.log_level == "trace"
         self.turns.sampling = sampling
         self.calls.take_own(
@@ -6205,11 +6798,13 @@ class Core:
 
     def begin(self) -> None:
         """The host is really there. Started are the servers of which it is not known what they offer to it."""
-        if self._begun:
+        if self._begun and not self.host.may_differ:
             return
         self._recall()
         self._begun = True
-        for server in list(self.servers.values()):
+        seen = [one for one in self.servers.values() if self.host.sees(self.host.caller, one.name)]
+        for server in [one for one in seen if one.name not in self._wanted]:
+            self._wanted.add(server.name)
             if server.options.start == "eager" or not server.known or server.stale:
                 self.life.use(server)
 
@@ -6221,7 +6816,8 @@ class Core:
     def about_us(self) -> dict[str, Any]:
         """What both eras' handshakes say: capabilities and instructions of all that is known."""
         self._recall()
-        known = [server for server in self.servers.values() if server.lists]
+        caller = self.host.caller
+        known = [one for one in self.servers.values() if one.lists and self.host.sees(caller, one.name)]
         texts = {one.name: (one.instructions, len(one.lists.get("tools/list", ()))) for one in known}
         about: dict[str, Any] = {"capabilities": capabilities_for_host(server.capabilities for server in known)}
         notice = "\n".join(filter(None, [self._notice, self._withheld()]))
@@ -6281,7 +6877,7 @@ class Core:
                 self.out.timer("changes", Peer.HOST, self.out.now + CHANGES_TOGETHER)
             return
         self.out.timer("changes", Peer.HOST, None)
-        stale = self.host.stale_lists(self.merged.catalogue.results)
+        stale = self.host.stale_lists(self.merged.view(self.host.caller).catalogue.results)
         for notification in dict.fromkeys(LISTS[method].changed for method in stale):
             self.host.tell(Peer.HOST, notification_line(notification))
             self.subscriptions.list_changed(notification)
@@ -6294,7 +6890,7 @@ class Core:
         former, kept = dict(self.servers), dict[str, Facts]()
         if config.sampling != self.turns.sampling:
             self._sampling_changed()
-        self._take_options(config.options, config.sampling)
+        self._take_options(config.options, config.hosts, config.sampling)
         self._notice = ""
         self.merged.changed()
         started: list[Facts] = []
@@ -6323,9 +6919,13 @@ class Core:
         new = ", ".join(server.name for server in started) or "none"
         text = f"the config has changed: new or changed servers: {new}; removed: {', '.join(gone) or 'none'}"
         self.out.log("info", text)
+        started = [one for one in started if self.host.sees(self.host.caller, one.name)]
         for server in started if self._begun else ():
+            self._wanted.add(server.name)
             self.life.use(server)
             server.settling = True
+        if self._begun:
+            self.begin()  # what is seen may have changed too
         self._reloading = {server.name for server in started}
         self._reloaded()
         self.router.release()  # they may have waited for a server that is no more
@@ -6449,6 +7049,7 @@ class Config(Struct, frozen=True):
     path: Path
     exists: bool = True
     options: MuxOptions = MuxOptions()
+    hosts: dict[str, HostOptions] = {}  # by what they call themselves, in lower case
     servers: dict[str, ServerOptions] = {}
     broken: dict[str, str] = {}
     disabled: list[str] = []
@@ -6463,7 +7064,7 @@ class Config(Struct, frozen=True):
 def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Path]) -> tuple[Config, list[str]]:
     """The parsed document as options, and what is wrong outside the servers' tables. `absolute` finds a path that it
     names; the environment is still to come."""
-    known = ["mux", "sampling", "mcp_servers"]
+    known = ["mux", "hosts", "sampling", "mcp_servers"]
     fatal = [_unknown_table(key, value, known) for key, value in document.items() if key not in known]
     options = _read_table(MuxOptions, document.get("mux", {}), "mux", fatal)
     sampling = _read_sampling(document["sampling"], fatal) if "sampling" in document else None
@@ -6471,7 +7072,9 @@ def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Pa
     if not isinstance(tables, dict):
         fatal.append(_NO_TABLES.format("mcp_servers"))
         tables = {}
-    config = Config(path, options=options, sampling=sampling, tables=tables)
+    hosts = _read_value(dict[str, HostOptions], document.get("hosts", {}), "hosts", fatal) or {}
+    hosts = {name.lower(): table for name, table in hosts.items()}
+    config = Config(path, options=options, hosts=hosts, sampling=sampling, tables=tables)
     for name, table in tables.items():
         if isinstance(table, dict) and table.get("enabled") is False:
             config.disabled.append(name)
@@ -11401,6 +12004,7 @@ class Mux:
         self.core = Core(
             config.options,
             config.servers,
+            hosts=config.hosts,
             sampling=config.sampling if config.sampling and has_litellm() else None,
             known=known,
             names=read_names(config.path) if config.exists else {},
@@ -11659,7 +12263,7 @@ class Mux:
         self._config = config
         self._journal.threshold = LEVELS[config.options.log_level]
         sampling = config.sampling if config.sampling and has_litellm() else None
-        self.post(ConfigChanged(config.options, config.servers, config.broken, sampling))
+        self.post(ConfigChanged(config.options, config.servers, config.broken, sampling, config.hosts))
 
     def _watch_signals(self) -> None:
         def asked_to_stop(number: int) -> None:
@@ -12652,7 +13256,9 @@ class InnerHost:
     ) -> None:
         self._journal = Journal("error", state_folder() / "logs")
         self._journal.threshold = LEVELS["error"] + 1  # what is wrong is in the answers
-        self.mux = Mux(config, self, self._journal, cached=cached, watches=False)
+        options = msgspec.structs.replace(config.options, expose="all")  # a person sees everything
+        everything = msgspec.structs.replace(config, options=options, hosts={})
+        self.mux = Mux(everything, self, self._journal, cached=cached, watches=False)
         self.about: Any = None  # the answer to `initialize`
         self._capabilities = capabilities or {}
         self._answers = answers or {}

@@ -68,11 +68,12 @@ class Script:
         known: dict[str, list[mcpmux.Known]] | None = None,
         names: mcpmux.Names | None = None,
         pins: mcpmux.Pins | None = None,
+        hosts: dict[str, mcpmux.HostOptions] | None = None,
         page: bool = False,
         begin: bool = True,
     ) -> None:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
-        of_disk: Any = {"known": known, "names": names, "pins": copy.deepcopy(pins)}
+        of_disk: Any = {"known": known, "names": names, "pins": copy.deepcopy(pins), "hosts": hosts}
         self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken, has_page=page, **of_disk)
         self.now = 1000.0
         self.timers: list[tuple[float, int, mcpmux.TimerKey]] = []

@@ -26,7 +26,17 @@ import mcpmux
 CORE = range(1, 14)  # the sections above the line
 # What the core may use of the standard library and of others: nothing that reads, writes, waits or tells the time.
 PURE = {
-    *("__future__", "collections", "collections.abc", "contextlib", "dataclasses", "difflib", "enum", "fnmatch"),
+    *(
+        "__future__",
+        "bisect",
+        "collections",
+        "collections.abc",
+        "contextlib",
+        "dataclasses",
+        "difflib",
+        "enum",
+        "fnmatch",
+    ),
     *("functools", "hashlib", "heapq", "itertools", "math", "msgspec", "operator", "re", "string", "textwrap"),
     *("types", "typing", "urllib.parse"),
 }

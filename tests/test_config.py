@@ -339,7 +339,7 @@ def test_a_url_is_one_of_http(url: str):
         ("mcp_server.x.command = 'a'", 'mcp_server: unknown key; did you mean "mcp_servers"?'),
         ("[muxx]", 'muxx: unknown key; did you mean "mux"?'),
         ("[servers.x]", "servers: unknown key; write [mcp_servers.NAME]"),
-        ("colour = 1", "colour: unknown key; known keys: mcp_servers, mux, sampling"),
+        ("colour = 1", "colour: unknown key; known keys: hosts, mcp_servers, mux, sampling"),
         ("mux = 5", "mux: expected a table, as in [mux]"),
         ("mcp_servers = 5", "mcp_servers: expected tables, as in [mcp_servers.NAME]"),
         ("[[mcp_servers]]", "mcp_servers: expected tables, as in [mcp_servers.NAME]"),
@@ -544,7 +544,7 @@ def test_if_the_file_cannot_be_used_the_servers_problems_are_told_too():
         "colour = 1\n[mux]\nseperator = '_'\nlog_level = 5\n"
         "[mcp_servers.x]\ncomand = 'a'\ncommand = 'a'\n[mcp_servers.y]",
         fatal=(
-            "colour: unknown key; known keys: mcp_servers, mux, sampling",
+            "colour: unknown key; known keys: hosts, mcp_servers, mux, sampling",
             'mux.seperator: unknown key; did you mean "separator"?',
             "mux.log_level: expected a string, got an integer",
             'mcp_servers.x.comand: unknown key; did you mean "command"?',

@@ -21,7 +21,16 @@ from conftest import COMMAND, ROOT
 from make_readme import TABLES_OF_THEIR_OWN, defaults
 
 import mcpmux
-from mcpmux import ModelOptions, MuxOptions, OAuthOptions, SamplingLimits, SamplingOptions, ServerOptions, ToolOverride
+from mcpmux import (
+    HostOptions,
+    ModelOptions,
+    MuxOptions,
+    OAuthOptions,
+    SamplingLimits,
+    SamplingOptions,
+    ServerOptions,
+    ToolOverride,
+)
 
 README = (ROOT / "README.md").read_text()
 # What can stand as it is, and the part on sampling, which is commented as a whole.
@@ -40,13 +49,30 @@ def table(heading: str) -> dict[str, str]:
     return {row[0]: row[1] for row in cells}
 
 
-OPTIONS = [ServerOptions, ToolOverride, OAuthOptions, MuxOptions, SamplingOptions, ModelOptions, SamplingLimits]
+OPTIONS = [
+    ServerOptions,
+    ToolOverride,
+    OAuthOptions,
+    MuxOptions,
+    HostOptions,
+    SamplingOptions,
+    ModelOptions,
+    SamplingLimits,
+]
 
 
 def test_the_tables_of_keys_are_those_of_the_structs():
     """If this fails: `uv run python tests/make_readme.py`."""
     assert re.findall(r"<!-- (\w+): written by tests/make_readme.py -->\n\| key ", README) == [
-        *("OAuthOptions", "ServerOptions", "ToolOverride", "MuxOptions", "SamplingOptions", "ModelOptions"),
+        *(
+            "OAuthOptions",
+            "ServerOptions",
+            "ToolOverride",
+            "MuxOptions",
+            "HostOptions",
+            "SamplingOptions",
+            "ModelOptions",
+        ),
         "SamplingLimits",
     ]
     assert "<!-- Bars: written by tests/make_readme.py -->\n| | |\n" in README
@@ -306,6 +332,7 @@ def test_the_examples_commented_keys_are_the_defaults_and_there_is_no_other_key(
     time, remote = (everything["mcp_servers"][name] for name in ("time", "remote"))
     keys: list[tuple[dict[str, Any], type[msgspec.Struct]]] = [
         (everything["mux"], MuxOptions),
+        (everything["hosts"]["claude-ai"], HostOptions),
         (time | remote, ServerOptions),
         (remote["oauth"], OAuthOptions),
         (time["tools"]["get_current_time"], ToolOverride),
