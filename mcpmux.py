@@ -355,6 +355,8 @@ class SamplingOptions(Struct, frozen=True, kw_only=True):
     # more of what [litellm](https://docs.litellm.ai/docs/completion/input) takes: `{ top_p = 0.9 }`
     params: dict[str, Any] = {}
     timeout_sec: Seconds = 120.0  # for a request, with what is tried again
+    # which requests wait for the person: of each server the first, or all, with what a model answers to them, or none
+    approve: Literal["first", "always", "never"] = "first"
     models: list[ModelOptions] = []
     limits: SamplingLimits = SamplingLimits()
 
@@ -2180,10 +2182,76 @@ DECISIONS: Final = {"once": "this call", "always": "this tool until mcpmux ends"
 CHANGED: Final = {"yes": "use them", "no": "go on without them"}
 
 
-def choice_form(message: str, choices: Mapping[str, str]) -> Fields:
-    """A question of ours with these answers, as an elicitation."""
+MODELS_CHANGED: Final = "mcpmux: the models of the config have changed; ask again"
+REJECTED: Final = RpcError(-1, "User rejected sampling request")  # 2025-11-25, client/sampling
+CONSENTS: Final = {
+    "once": "this one",
+    "run": "this server until mcpmux ends",
+    "always": "always this server",
+    "no": "deny",
+    "never": "deny this server",
+}
+
+
+def who_allows(options: ServerOptions, approve: str, decided: str) -> str | None:
+    """That a server uses the person's model: the config or the person; "" if that is denied; None: the person is to be
+    asked. `decided` is what they have said of it so far."""
+    if decided == "never":
+        return ""
+    if approve == "never" or (approve == "first" and options.sampling == "local"):
+        return "config"
+    return "person" if decided and approve == "first" else None
+
+
+def consents(approve: str) -> Mapping[str, str]:
+    """What the person may answer."""
+    return CONSENTS if approve == "first" else {key: CONSENTS[key] for key in ("once", "no", "never")}
+
+
+def only_text(params: dict[str, Any]) -> str | None:
+    """The text of a request that has no other, which the person may change."""
+    messages = params.get("messages")
+    content = messages[0].get("content") if isinstance(messages, list) and len(messages) == 1 else None
+    block = content[0] if isinstance(content, list) and len(content) == 1 else content
+    return block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None
+
+
+def with_text(params: dict[str, Any], text: str) -> dict[str, Any]:
+    """That request with another text."""
+    message = params["messages"][0]
+    return params | {"messages": [message | {"content": {"type": "text", "text": text}}]}
+
+
+def in_words(block: Any) -> str:
+    """A part of a message to or from a model, as text for a person."""
+    match block:
+        case list():
+            return "\n".join(map(in_words, block))
+        case {"type": "text", "text": str(text)}:
+            return harmless(text)
+        case {"type": "image" | "audio" as kind, "data": str(data), **rest}:
+            return f"({kind}, {rest.get('mimeType')}, {len(data) * 3 // 4096} KB)"
+        case _:
+            return harmless(msgspec.json.format(encode(block)).decode())
+
+
+def sampling_in_words(asked: dict[str, Any], reply: Any) -> str:
+    """What would be sent to a model and what that may cost, or what it has answered, for a host to show."""
+    params, usd, models = asked["params"], asked.get("usd"), asked.get("models") or ["?"]
+    price = "nobody knows what it costs" if usd is None else f"it costs ${usd:.4f} at most"
+    tools = [str(tool.get("name")) for tool in params.get("tools") or ()]
+    lines = [f"Model: {', else '.join(models)}; {price}; at most {params.get('maxTokens')} tokens"]
+    lines += [f"Tools: {', '.join(tools)}"] if tools else []
+    lines += [f"System prompt: {params['systemPrompt']}"] if params.get("systemPrompt") else []
+    lines += [f"{one['role']}: {in_words(one['content'])}" for one in params["messages"]]
+    lines += [f"The model's answer: {in_words(reply.get('content'))}"] if reply else []
+    return harmless("\n".join(lines))
+
+
+def choice_form(message: str, choices: Mapping[str, str], **more: Any) -> Fields:
+    """A question of ours with these answers, and with more fields, as an elicitation."""
     decision = {"type": "string", "title": "Decision", "oneOf": [{"const": k, "title": v} for k, v in choices.items()]}
-    schema = {"type": "object", "properties": {"decision": decision}, "required": ["decision"]}
+    schema = {"type": "object", "properties": {"decision": decision, **more}, "required": ["decision"]}
     return object_of(encode({"message": message, "requestedSchema": schema}))
 
 
@@ -2423,6 +2491,12 @@ class ConfigChanged(Struct):
     hosts: dict[str, HostOptions] = {}
 
 
+class ConsentsRead(Struct):
+    """By server, as it was decided for what it is now: `"always"` or `"never"`."""
+
+    consents: dict[str, str]
+
+
 class PinsRead(Struct):
     """Another mcpmux, or a command, has accepted tools."""
 
@@ -2440,7 +2514,7 @@ class TimerDue(Struct):
 
 
 ServerEvent = ServerUp | ServerLines | ServerClogged | ServerGone
-Event = HostLines | HostGone | ServerEvent | ConfigChanged | PinsRead | TryAgain | TimerDue
+Event = HostLines | HostGone | ServerEvent | ConfigChanged | PinsRead | ConsentsRead | TryAgain | TimerDue
 
 
 # ── effects ──
@@ -2479,6 +2553,13 @@ class SaveNames(Struct):
     names: Names
 
 
+class SaveConsent(Struct):
+    """The person has said `"always"` or `"never"` of a server's use of their model."""
+
+    server: str
+    decision: str
+
+
 class SavePins(Struct):
     """What was accepted besides."""
 
@@ -2495,7 +2576,8 @@ class Log(Struct):
     text: str
 
 
-Effect = SendHost | SendServer | Start | Stop | SaveCatalogue | SaveNames | SavePins | SetTimer | Log
+Saved = SaveCatalogue | SaveNames | SavePins | SaveConsent
+Effect = SendHost | SendServer | Start | Stop | Saved | SetTimer | Log
 
 
 class Out:
@@ -2784,6 +2866,7 @@ class Pending(Struct, eq=False):
     since: float = 0.0  # of one for a model: when its turn came
     heir: Asker | None = None  # and who waits for what it comes to in the end
     again: bool = False  # it was put a second time
+    allowed: str = ""  # who lets its server use the model: the config or the person
     calls: tuple[int, ...] = ()  # of a server's question: the host's calls in one of which it was asked
     within: Pending | None = None  # of one to the person: the call, open or ended, whose host waits
     round: int = 0  # the open one that it takes part in
@@ -3247,6 +3330,7 @@ class Calls(Asker):
         self._out, self._in_flight, self._host, self._servers = ground
         self.links = Links()
         self.own = Own()
+        self.may_sample: Callable[[Facts, Caller], bool] = lambda server, caller: True  # or be told that it may
         self.last_used: dict[Name, float] = {}
         self._use = use
         self._waiting: dict[Name, dict[int, Fields | UnsetType]] = {}  # params by number, until their server is ready
@@ -3348,7 +3432,8 @@ class Calls(Asker):
         is_legacy = not (caller.modern or server.modern)
         known = self._told.get(server.peer)
         if known is None or known[:2] != (caller.declared, is_legacy):
-            told = capabilities_for_server(caller.capabilities, server.options, self.own)
+            own = self.own._replace(model=self.own.model and self.may_sample(server, caller))
+            told = capabilities_for_server(caller.capabilities, server.options, own)
             if not is_legacy:
                 told.pop("tasks", None)  # those of the legacy era are between its peers
             known = self._told[server.peer] = caller.declared, is_legacy, told
@@ -3477,6 +3562,9 @@ class Calls(Asker):
 
     def take_own(self, own: Own) -> None:
         self.own = own
+        self.forget_told()
+
+    def forget_told(self) -> None:
         self._told.clear()
 
     def process_gone(self, server: Facts, unread: list[bytes], *, keeps_waiting: bool, keeps_unread: bool) -> bool:
@@ -4072,12 +4160,21 @@ PREPARE: Final = "prepare"  # a request of ours for the sampler
 NOBODY_ASKS: Final = "the host asks nothing, and mcpmux has no page here (`mcpmux check` says why)"
 
 
+class Gate(Protocol):
+    """The person's consent, as requests for their model meet it."""
+
+    def passes(self, pending: Pending, prepared: Fields) -> bool: ...
+    def looks_at(self, pending: Pending, reply: Reply) -> bool: ...
+    def forget(self, pending: Pending) -> None: ...
+
+
 class Turns(Asker):
     """Requests for a model of one's own, from their servers to the model: each waits its turn, is prepared by the
     sampler (what exactly would be sent, to which models, at which price), and is then put to these models. The same
     `Pending` all the way, under one number: what it comes to is for its `heir`."""
 
     stuck: Callable[[], None]  # the sampler does not even say that a request took too long
+    gate: Gate
 
     def __init__(self, ground: Ground, calls: Calls, sampler: Facts) -> None:
         self._out, self._in_flight, self._host, _ = ground
@@ -4150,8 +4247,13 @@ class Turns(Asker):
 
     def _turn_has_come(self, pending: Pending | None) -> None:
         assert pending and pending.params is not None
-        pending.method, pending.since = PREPARE, self._out.now
-        self._put(pending, {"params": Raw(encode(pending.params))})
+        pending.since = self._out.now
+        self.prepare(pending, Raw(encode(pending.params)))
+
+    def prepare(self, pending: Pending, params: Raw) -> None:
+        """Also what the person has edited: it goes through redaction and guard like what a server asks."""
+        pending.method = PREPARE
+        self._put(pending, {"params": params})
 
     def _put(self, pending: Pending, body: Fields) -> None:
         """To the sampler, with what is left of its time."""
@@ -4166,13 +4268,25 @@ class Turns(Asker):
 
     def _prepared(self, pending: Pending, prepared: Fields) -> None:
         """`params` are what would be sent, `models` those that would be asked in this order, `usd` what it may cost at
-        most. A person who is to consent is asked here; then it is for the model."""
-        self._ask_model(pending, prepared)
+        most. With consent it is for the model."""
+        if self.gate.passes(pending, prepared):
+            self.ask_model(pending, prepared)
 
-    def _ask_model(self, pending: Pending, prepared: Fields) -> None:
+    def ask_model(self, pending: Pending, prepared: Fields) -> None:
         pending.method = QUESTIONS[0]
         self._asked.count(pending.server, self._out.now)
-        self._put(pending, {key: prepared[key].copy() for key in ("params", "models") if key in prepared})
+        body = {key: prepared[key].copy() for key in ("params", "models", "usd") if key in prepared}
+        self._put(pending, body | {"allowed": Raw(encode(pending.allowed))})
+
+    def hold(self, pending: Pending) -> None:
+        """The person is asked; its time stands still."""
+        self._in_flight.hand_on(pending, Peer.TURN)
+        pending.is_sent, pending.deadline = False, FOREVER
+
+    def conclude(self, pending: Pending, reply: Reply) -> None:
+        """One that was held."""
+        self._in_flight.settle(pending)
+        self._end(pending, reply)
 
     # ── how it ends ──
 
@@ -4180,12 +4294,17 @@ class Turns(Asker):
         if pending.method == PREPARE and reply.result is not None:
             self._prepared(pending, object_of(reply.result))
             return
-        assert pending.heir is not None
+        if self.gate.looks_at(pending, reply):
+            return
         is_late = bool(reply.failure) and pending.peer is Peer.SAMPLER and pending.deadline <= self._out.now
-        pending.heir.ended(pending, reply)
-        self._leave(pending)
+        self._end(pending, reply)
         if is_late:
             self.stuck()
+
+    def _end(self, pending: Pending, reply: Reply) -> None:
+        assert pending.heir is not None
+        pending.heir.ended(pending, reply)
+        self._leave(pending)
 
     def withdrawn(self, pending: Pending) -> None:
         assert pending.heir is not None
@@ -4194,6 +4313,7 @@ class Turns(Asker):
 
     def _leave(self, pending: Pending) -> None:
         self._lines.get(pending.server, {}).pop(pending.id, None)
+        self.gate.forget(pending)
         self._serve(pending.server)
 
     # ── the sampler ──
@@ -4228,6 +4348,7 @@ class Questions(Asker):
         self._out, self._in_flight, self._host, self._servers = ground
         self._turns = turns
         self.bridge: Bridge  # set when there are rounds
+        self.carried: Callable[[Facts], None]  # there is a call that can take along what waits for consent
         self._calls, self._tasks, self.own = calls, tasks, own
         self._orphans: dict[str, dict[int, Pending]] = {}  # by server: asked outside any call, or with all parked
         self._on_page = PerMinute()
@@ -4262,11 +4383,9 @@ class Questions(Asker):
     def _put(self, server: Facts, id: bytes, method: str, params: Raw | UnsetType) -> None:
         """To whoever may answer it."""
         name, call = server.name, self.call_of(server)
-        caller = call.ask.caller if call and call.ask else self._host.legacy
-        if not call and not self._host.revision:
-            caller = server.run.starter
+        caller = self.caller_of(server, call)
         verdict = self.judge(server, method, params, caller)
-        if isinstance(verdict, Forward | OnPage) and self._is_listing(server):
+        if isinstance(verdict, Forward | OnPage) and self.is_listing(server):
             if method != QUESTIONS[0] or not self._turns.sampling or server.options.sampling != "auto":
                 self.answer(name, id, self._from_memory(server, method))
                 return
@@ -4287,6 +4406,12 @@ class Questions(Asker):
             case Forward(shown_params):
                 self.ask_host(server, id, method, shown_params)
 
+    def caller_of(self, server: Facts, call: Pending | None) -> Caller:
+        """Who would be asked."""
+        if call and call.ask:
+            return call.ask.caller
+        return self._host.legacy if self._host.revision else server.run.starter
+
     def judge(self, server: Facts, method: str, params: Raw | UnsetType, caller: Caller) -> Verdict:
         told = self._calls.told(server, caller) if server.modern else server.run.told
         return judge_question(method, params, server.name, server.options, caller.capabilities, told, self._calls.own)
@@ -4296,7 +4421,7 @@ class Questions(Asker):
         owed = self._in_flight.owed_by(server.name)
         return next((call for call in owed if call.ask and call.method in CARRIERS), None)
 
-    def _is_listing(self, server: Facts) -> bool:
+    def is_listing(self, server: Facts) -> bool:
         """Whether the server may be asking before it answers what somebody waits for. A call that it has too is a
         better reason for its question, unless the host waits for lists."""
         owed = [one for one in self._in_flight.owed_by(server.name) if one.is_sent]
@@ -4383,11 +4508,14 @@ class Questions(Asker):
         pending = self._in_flight.open(Peer.PAGE, asker or self, "ask", now, waits, server=name, server_id=id)
         pending.calls, pending.within = self._calls_of(server, asked), call
         self._asked(server)
-        if self._out.due_at("still", Peer.PAGE) == FOREVER:
-            self._out.timer("still", Peer.PAGE, now + STILL_WAITING)
         what = call.ask.what if call and call.ask else ""
-        self._calls.put(self.own[Peer.PAGE], pending, page_question(name, what, asked, waits))
+        self.put_to_page(pending, page_question(name, what, asked, waits))
         return pending
+
+    def put_to_page(self, pending: Pending, question: Fields) -> None:
+        if self._out.due_at("still", Peer.PAGE) == FOREVER:
+            self._out.timer("still", Peer.PAGE, self._out.now + STILL_WAITING)
+        self._calls.put(self.own[Peer.PAGE], pending, question)
 
     def patience_of(self, ask: Ask | None) -> float:
         """How long the person may take, since hosts give up on a call."""
@@ -4448,6 +4576,7 @@ class Questions(Asker):
 
     def carry(self, server: Facts, call: Pending) -> None:
         """A call that can take along what waits for one."""
+        self.carried(server)
         for question in self._orphans.pop(server.name, {}).values():
             assert call.ask
             params = Raw(encode(question.params or {}))
@@ -4578,6 +4707,7 @@ class Turn(Enum):
     VISIT = "the answers say that pages are being visited"
     RETRY = "the host came back with all that it was asked"
     PARTIAL = "the host came back with less"
+    ASK = "mcpmux itself has a question"
     COMPLETE = "nothing is missing any more"
     END = "cancelled, failed, or its host request has ended"
 
@@ -4588,6 +4718,8 @@ ROUNDS: Final[dict[tuple[Phase, Turn], Phase]] = {
     (Phase.PARKED, Turn.RETRY): Phase.GATHERING,
     (Phase.PARKED, Turn.PARTIAL): Phase.PARKED,
     (Phase.PARKED, Turn.DUE): Phase.OVER,  # it never came
+    (Phase.PARKED, Turn.ASK): Phase.PARKED,
+    (Phase.GATHERING, Turn.ASK): Phase.PARKED,
     (Phase.GATHERING, Turn.COMPLETE): Phase.OVER,
     (Phase.GATHERING, Turn.DUE): Phase.OVER,  # there was nothing to ask, only to wait
     (Phase.GATHERING, Turn.VISIT): Phase.HELD,
@@ -4706,7 +4838,7 @@ class Rounds(Asker):
         """What is open is withdrawn; a legacy server's own questions go to another of its calls, or wait for one."""
         for question in ended.questions.values():
             pending = self._in_flight.get(question.number)
-            if pending and pending.peer is Peer.NEXT:
+            if pending and pending.peer is Peer.NEXT and pending.server != OURSELVES:
                 self._questions.leave(pending)
             elif pending:
                 self._calls.withdraw(pending, {})
@@ -4735,6 +4867,21 @@ class Rounds(Asker):
         opened = self._begin(matter.server, call, ask, Phase.PARKED)
         opened.matter, opened.questions[OURSELVES] = matter, Question(embedded(QUESTIONS[1], encode(form)))
         self._put_to_host(opened, ask)
+
+    # ── a question of ours about what a modern server asks ──
+
+    def call_of(self, pending: Pending) -> Pending:
+        """The call that has ended with this question, as its host has made it last."""
+        return self._open[pending.round].call
+
+    def ask_too(self, own: Pending, pending: Pending, form: Fields) -> None:
+        """The request of a modern host that waits for this ends with a question of ours; or the next one does."""
+        found = self._open[pending.round]
+        waited_for, found.phase = found.is_waited_for, next_phase(found.phase, Turn.ASK)
+        found.questions[f"{OURSELVES}-{own.id}"] = Question(embedded(QUESTIONS[1], encode(form)), own.id)
+        own.round = found.id
+        if waited_for:
+            self._put_to_host(found, found.ask)
 
     # ── a legacy server asks in a modern host's call ──
 
@@ -5077,9 +5224,8 @@ class Rounds(Asker):
                 return  # one of them could not be asked
             asked = page | {"mode": Raw(b'"url"'), "message": page.get("message", Raw(b'""'))}
             asked.pop("elicitationId", None)
-            verdict = (
-                OnPage(asked) if on_page else Forward(encode(asked | {"message": named_message(asked, server.name)}))
-            )
+            named = asked | {"message": named_message(asked, server.name)}
+            verdict = OnPage(asked) if on_page else Forward(encode(named))
             request = {"method": Raw(encode(QUESTIONS[1]))}
             self._fulfil(server, opened, f"{server.name}-{number}", verdict, request, parks=True)
         if not on_page:
@@ -5248,7 +5394,7 @@ class Approvals(Asker):
         pending = self._in_flight.open(Peer.PAGE, self, "ask", self._out.now, most, server=OURSELVES)
         self._open[pending.id] = approval
         question = page_question(OURSELVES, call, form, most, shown=shown)
-        self._calls.put(self._questions.own[Peer.PAGE], pending, question)
+        self._questions.put_to_page(pending, question)
         return pending.id
 
     def _wait(self, number: int, ask: Ask) -> None:
@@ -5323,6 +5469,248 @@ class Approvals(Asker):
             self._calls.withdraw(pending, {"reason": Raw(encode(f"the table of {server} has changed"))})
             for ask in asks:
                 self._host.fail(ask, f"{server} was removed from the config, or its table has changed")
+
+
+# ── consent to the use of a model ──
+
+
+class Consent(Struct, eq=False):
+    """A request for the person's model, from the moment it needs them to their decision."""
+
+    pending: Pending
+    prepared: Fields  # what would be sent, to which models, at which price
+    since: float
+    reply: Reply | None = None  # what a model has answered, where that is to be looked at
+
+
+class Consents(Asker):
+    """Whether a server may use the person's model: as it is written, as it was decided, or they are asked, about one
+    server one question at a time. Asker of these questions."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        calls: Calls,
+        questions: Questions,
+        rounds: Rounds,
+        turns: Turns,
+        kept: Mapping[str, str],
+    ) -> None:
+        self._out, self._in_flight, self._host, self._servers = ground
+        self._calls, self._questions, self._rounds, self._turns = calls, questions, rounds, turns
+        self._kept = dict(kept)  # by server: "always" or "never"
+        self._for_now: set[str] = set()  # servers that may until mcpmux ends
+        self._open: dict[int, Consent] = {}  # by the number of its question
+        self._lines: dict[str, list[Consent]] = {}  # by server: what waits for that, or for a call that can carry one
+        turns.gate, questions.carried, calls.may_sample = self, self._serve, self.can_be_had
+
+    # ── what is decided already ──
+
+    def _standing(self, server: Facts) -> str | None:
+        decided = self._kept.get(server.name, "run" if server.name in self._for_now else "")
+        return who_allows(server.options, self._approve, decided)
+
+    @property
+    def _approve(self) -> str:
+        return self._turns.sampling.approve if self._turns.sampling else "first"
+
+    def can_be_had(self, server: Facts, caller: Caller) -> bool:
+        """Whether it is any use to this server to ask for the model."""
+        standing = self._standing(server)
+        can_ask = self._calls.own.page or "form" in elicitation_modes(caller.capabilities)
+        return can_ask if standing is None else bool(standing)
+
+    def take(self, kept: Mapping[str, str]) -> None:
+        """As it is kept now; another mcpmux, or a command, has changed it."""
+        self._kept = dict(kept)
+        self._calls.forget_told()
+        for name in list(self._lines):
+            self._serve(self._servers[name])
+
+    def forget_all(self, why: str) -> None:
+        """Other models: what was prepared for the former ones ends, and nothing that was said of them holds."""
+        self._for_now.clear()
+        self._kept.clear()
+        for one in [*self._open.values(), *(one for line in list(self._lines.values()) for one in line)]:
+            self._calls.end(one.pending, failed(why))
+
+    def removed(self, server: str) -> None:
+        """It is no longer in the config, or not like this."""
+        self._for_now.discard(server)
+        self._kept.pop(server, None)
+        self._out.timer("consent", server, None)
+
+    # ── requests meet it ──
+
+    def passes(self, pending: Pending, prepared: Fields) -> bool:
+        """Whether it goes on to a model at once. Else it was refused, or waits for the person."""
+        pending.allowed = pending.allowed or self._standing(self._servers[pending.server]) or ""
+        if not pending.allowed:
+            self._wait(pending, prepared, None)
+        return bool(pending.allowed)
+
+    def looks_at(self, pending: Pending, reply: Reply) -> bool:
+        """Whether the person sees what a model has answered before its server does."""
+        if self._approve != "always" or reply.result is None or pending.params is None:
+            return False
+        self._wait(pending, pending.params, Reply(reply.result.copy(), None))
+        return True
+
+    def _wait(self, pending: Pending, prepared: Fields, reply: Reply | None) -> None:
+        self._turns.hold(pending)
+        one = Consent(pending, {key: raw.copy() for key, raw in prepared.items()}, self._out.now, reply)
+        self._lines.setdefault(pending.server, []).append(one)
+        self._serve(self._servers[pending.server])
+
+    def _serve(self, server: Facts) -> None:
+        """The first in this server's line, unless the person is asked about another one of it."""
+        line, name = self._lines.get(server.name, []), server.name
+        while line and all(one.pending.server != name for one in self._open.values()) and self._ask(server, line[0]):
+            pass
+        if not line:
+            self._lines.pop(name, None)
+            self._out.timer("consent", name, None)
+        elif self._out.due_at("consent", name) == FOREVER:
+            self._out.timer("consent", name, self._out.now + self._host.options.input_timeout_sec)
+
+    def due(self, name: Name) -> None:
+        """Nobody could be asked for long."""
+        while line := self._lines.get(shown(name)):
+            self._refuse(line[0], f"not within {self._host.options.input_timeout_sec:g} s (input_timeout_sec)")
+
+    # ── the person is asked ──
+
+    def _ask(self, server: Facts, one: Consent) -> bool:
+        """Where they can be reached. Whether it has left the line."""
+        standing, in_round = self._standing(server), one.pending.round != 0
+        if standing == "" or (standing and not one.reply):
+            self._settle(one, "once" if standing else "no", by=standing)
+            return True
+        call = self._rounds.call_of(one.pending) if in_round else self._questions.call_of(server)
+        caller, own = self._questions.caller_of(server, call), self._calls.own
+        values = {key: value_of(raw) for key, raw in one.prepared.items()}
+        reply = value_of(one.reply.result) if one.reply else None
+        text = sampling_in_words(values, reply)
+        can_form = "form" in elicitation_modes(caller.capabilities)
+        host_can = can_form and len(text) <= ARGUMENTS_MOST and not self._questions.is_listing(server)
+        message = f"May {server.name} {'have this answer of' if reply else 'use'} your model?"
+        choices, editable = consents(self._approve), None if reply else only_text(values["params"])
+        if own.page and (own.always or not host_can):
+            shows = {"server": server.name, **values} | ({"reply": reply} if reply else {})
+            self._to_page(one, call, choice_form(message, choices), shows)
+            return True
+        change = {} if editable is None else {"text": {"type": "string", "title": "Text", "default": editable}}
+        form = choice_form(f"{message}\n{text}", choices, **change)
+        if not host_can:
+            self._refuse(one, "what it asks is too long for the host to show" if can_form else NOBODY_ASKS)
+        elif not caller.modern:
+            self._begin(one, self._questions.ask_for_us(form, self))
+        elif call is None and self._rounds.has_parked(server.name):
+            return False
+        elif call is None:
+            self._refuse(one, "the host can be asked only while it calls this server")
+        else:
+            self._carried_by(call, server, one, form, in_round=in_round)
+        return True
+
+    def _begin(self, one: Consent, own: Pending) -> None:
+        self._lines[one.pending.server].remove(one)
+        self._open[own.id] = one
+
+    def _to_page(self, one: Consent, call: Pending | None, form: Fields, shows: dict[str, Any]) -> None:
+        ask = call and call.ask
+        waits = self._questions.patience_of(ask)
+        own = self._in_flight.open(Peer.PAGE, self, "ask", self._out.now, waits, server=OURSELVES)
+        own.within = call
+        self._begin(one, own)
+        question = page_question(OURSELVES, ask.what if ask else "", form, waits, mode="sampling", sampling=shows)
+        self._questions.put_to_page(own, question)
+
+    def _carried_by(self, call: Pending, server: Facts, one: Consent, form: Fields, *, in_round: bool) -> None:
+        """A modern host's next request is to bring the answer."""
+        own = self._in_flight.open(Peer.NEXT, self, QUESTIONS[1], self._out.now, FOREVER, server=OURSELVES)
+        own.is_sent = False
+        self._begin(one, own)
+        if in_round:
+            self._rounds.ask_too(own, one.pending, form)
+            return
+        try:
+            self._rounds.join(server, call, own, encode(form))
+        except RpcError as wrong:  # that has settled it
+            self._lines.setdefault(server.name, []).insert(0, self._open.pop(own.id))
+            self._refuse(one, str(wrong))
+
+    # ── and has decided ──
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        one = self._back_in_line(pending)
+        name, server = one.pending.server, self._servers[one.pending.server]
+        said, body = self._questions.said(pending, reply), object_of(reply.result)
+        decision = decision_in(said, consents(self._approve), "no")
+        if value_of(body.get("action")) not in ("accept", "decline"):
+            self._refuse(one, str(value_of(body.get("reason")) or reply.failure or "the question was dismissed"))
+            return
+        if self._standing(server) == "":
+            decision = "no"  # it was denied meanwhile, for good
+        if decision in ("always", "never"):
+            self._kept[name] = decision
+            self._calls.forget_told()
+            self._out.put(SaveConsent(name, decision))
+        elif decision == "run":
+            self._for_now.add(name)
+        content = object_of(object_of(said.result).get("content"))
+        self._settle(one, decision, content)
+        self._serve(server)
+
+    def _settle(self, one: Consent, decision: str, content: Fields | None = None, by: str = "person") -> None:
+        """It leaves its line for a model, for its server, or refused. `content` may have other texts than it had."""
+        self._lines[one.pending.server].remove(one)
+        if decision in ("no", "never"):
+            self._turns.conclude(one.pending, Reply(None, error_body(REJECTED)))
+        elif one.reply:
+            self._turns.conclude(one.pending, one.reply)
+        else:
+            one.pending.allowed = by
+            one.pending.since += self._out.now - one.since
+            params, content = one.prepared["params"], content or {}
+            text = value_of(content.get("text"))
+            if "params" in content:
+                params = content["params"]
+            elif isinstance(text, str) and text != only_text(value_of(params)):
+                params = Raw(encode(with_text(value_of(params), text)))
+            if params is one.prepared["params"]:
+                self._turns.ask_model(one.pending, one.prepared)
+            else:
+                self._turns.prepare(one.pending, params.copy())
+
+    def _refuse(self, one: Consent, why: str) -> None:
+        name = one.pending.server
+        self._lines[name].remove(one)
+        todo = f'sampling = "local" in [mcp_servers.{name}], or approve = "never" in [sampling], allows it unasked'
+        text = f"mcpmux: {name} may not use your model before you are asked, and nobody could be: {why}; {todo}"
+        self._turns.conclude(one.pending, Reply(None, error_body(RpcError(INTERNAL_ERROR, text))))
+
+    def _back_in_line(self, pending: Pending) -> Consent:
+        one = self._open.pop(pending.id)
+        self._lines.setdefault(one.pending.server, []).insert(0, one)
+        return one
+
+    def withdrawn(self, pending: Pending) -> None:
+        """The call that carried it has ended."""
+        self._rounds.forget(pending)
+        if pending.id in self._open:
+            self._serve(self._servers[self._back_in_line(pending).pending.server])
+
+    def forget(self, pending: Pending) -> None:
+        """A request for the model has ended."""
+        line = self._lines.get(pending.server, [])
+        line[:] = [one for one in line if one.pending is not pending]
+        for number in [number for number, one in self._open.items() if one.pending is pending]:
+            del self._open[number]
+            if own := self._in_flight.get(number):
+                self._calls.withdraw(own, {"reason": Raw(b'"it is no longer asked"')})
+        if server := self._servers.get(pending.server):
+            self._serve(server)
 
 
 # ══ 12. Servers ══════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -6029,13 +6417,15 @@ class Life:
 #   Questions     Calls, Tasks, Turns
 #   Rounds        Calls, Questions
 #   Approvals     Calls, Questions, Rounds
+#   Consents      Calls, Questions, Rounds, Turns
 #   Greeting      Calls, Life
 #   Lists         Calls, Life
 #   Life          Calls, Greeting, Lists
 #   Parts         Calls, Tasks, Subscriptions, Questions, Rounds, Approvals, Lists, Life
 #   Finder        Parts
 #   Router        Parts, Finder
-#   Core          Parts, Calls, Tasks, Subscriptions, Turns, Questions, Rounds, Approvals, Greeting, Lists, Life, Router
+#   Core          Parts, Calls, Tasks, Subscriptions, Turns, Questions, Rounds, Approvals
+#   Core          Consents, Greeting, Lists, Life, Router
 
 
 class Parts(NamedTuple):
@@ -6654,6 +7044,7 @@ class Core:
         known: Mapping[str, list[Known]] | None = None,
         names: Names | None = None,
         pins: Pins | None = None,
+        consents: Mapping[str, str] | None = None,
         broken: Mapping[str, str] | None = None,
         notice: str = "",
         chance: Callable[[], float] = lambda: 0.0,
@@ -6681,6 +7072,7 @@ class Core:
         rounds = self.rounds = Rounds(ground, calls, questions, secret)
         approvals = self.approvals = Approvals(ground, merged, calls, questions, rounds)
         approvals.accepted = self._lists_changed
+        self.consents = Consents(ground, calls, questions, rounds, turns, consents or {})
         greeting = self.greeting = Greeting(ground, calls)
         lists = self.lists = Lists(ground, calls, merged)
         life = self.life = Life(ground, calls, greeting, lists, self, chance)
@@ -6712,6 +7104,7 @@ class Core:
             "approval": self.approvals.due,
             "calls": lambda name: self.calls.sweep(),
             "changes": lambda name: self._tell_changes(at_once=True),
+            "consent": self.consents.due,
             "lists": lambda name: self.router.release(),
             "noted": self.out.noted,
             "turn": self.turns.due,
@@ -6766,9 +7159,8 @@ class Core:
                     self.life.gone(server, event)
             case ConfigChanged():
                 self._reconfigure(event)
-            case PinsRead(pins):
-                self.merged.pins = pins
-                self._lists_changed()
+            case PinsRead() | ConsentsRead():
+                self._take_decisions(event)
             case TryAgain(name):
                 if server := self.life.alive(name):
                     self.life.try_again(server)
@@ -6776,6 +7168,14 @@ class Core:
                 self._end(reason)
             case HostLines() | ServerLines():
                 raise Bug("lines are handled one by one")
+
+    def _take_decisions(self, read: PinsRead | ConsentsRead) -> None:
+        """Of the person's, that are kept."""
+        if isinstance(read, ConsentsRead):
+            self.consents.take(read.consents)
+        else:
+            self.merged.pins = read.pins
+            self._lists_changed()
 
     def _timer_due(self, kind: str, name: Name) -> None:
         if kind in self._timers:
@@ -6866,6 +7266,7 @@ class Core:
         self.questions.removed(server, text)
         self.rounds.removed(server.name, text)
         self.approvals.removed(server.name)
+        self.consents.removed(server.name)
 
     def _tell_changes(self, *, at_once: bool = False) -> None:
         """Tells the host of each list that is not what it has; one that it never asked for it will ask for. While more
@@ -6933,7 +7334,8 @@ class Core:
     def _sampling_changed(self) -> None:
         """What the models were asked ends; the next request starts the sampler with the new ones."""
         for pending in self.in_flight.owed_by(Peer.SAMPLER):
-            self.calls.fail(pending, "mcpmux: the models of the config have changed; ask again")
+            self.calls.fail(pending, MODELS_CHANGED)
+        self.consents.forget_all(MODELS_CHANGED)
         if self.sampler.state in (State.STARTING, State.READY):
             self.life.stop(self.sampler, Ending.TOLD)
         self.life.wake(self.sampler, State.BACKOFF, State.FAILED)
@@ -7747,14 +8149,18 @@ def cache_folder() -> Path:
     return user_folder("cache") / "servers"
 
 
-def cache_end(key: str, server: str, config: Config) -> str:
-    """How the names of its files end: with what its lists may depend on, its table and the values of the variables in
-    it. What is kept of those is too little to find one by."""
-    options = config.servers[server]
+def named_values(options: ServerOptions, environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The variables that a server's table names, with their values."""
     texts = [text for text, _ in texts_of(msgspec.to_builtins(options), "") if "${" in text]
     named = {match["var"] for text in texts for match in PLACEHOLDER.finditer(text)}
     named |= {*options.env_vars, *options.env_http_headers.values(), options.bearer_token_env_var}
-    values = sorted((one, value) for one, value in config.environment.items() if one in named)
+    return sorted((one, value) for one, value in environment.items() if one in named)
+
+
+def cache_end(key: str, server: str, config: Config) -> str:
+    """How the names of its files end: with what its lists may depend on, its table and the values of the variables in
+    it. What is kept of those is too little to find one by."""
+    values = named_values(config.servers[server], config.environment)
     return f".{key}.{hashlib.sha256(encode(values)).hexdigest()[:6]}.cache" if values else f".{key}.cache"
 
 
@@ -7874,9 +8280,84 @@ def write_names(config: Config, names: Names) -> None:
         write_whole(path, encode(kept), private=True, lasting=False)
 
 
-def save(effect: SaveCatalogue | SaveNames | SavePins, config: Config) -> None:
+# ── what the person has said of the use of their model, one file for all configs ──
+
+
+class Given(Struct):
+    """A consent that lasts, or its opposite."""
+
+    server: str
+    config: str
+    decision: str  # "always" or "never"
+    models: list[str]
+    since: str  # a day
+
+
+def consents_path() -> Path:
+    return state_folder() / "consents.json"
+
+
+def read_given() -> dict[str, Given]:
+    """By what each was given to. What cannot be read is nothing."""
+    try:
+        return msgspec.json.decode(consents_path().read_bytes(), type=dict[str, Given])
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def consent_key() -> bytes:
+    """Without it nobody can tell from a digest what it is one of: there are keys and tokens in it. Raises `OSError`."""
+    path = consents_path().with_suffix(".key")
+    with locked(path.with_suffix(".lock")):
+        if not path.exists():
+            write_whole(path, os.urandom(32), private=True)
+        return path.read_bytes()
+
+
+def given_to(config: Config, server: str, key: bytes) -> str:
+    """What a consent is bound to: the server as it is started or reached, and the models. Other keys of its table do
+    not count."""
+    options, models = config.servers[server], config.sampling.models if config.sampling else []
+    what = [options.command, options.args, options.cwd, options.env, sorted(options.env_vars), options.url]
+    headers = sorted([*options.http_headers, *options.env_http_headers])
+    values = named_values(options, config.environment)
+    whole = [server, str(config.path), what, headers, values, [(one.model, one.api_base) for one in models]]
+    return hashlib.blake2b(encode(whole), key=key, digest_size=16).hexdigest()
+
+
+def read_consents(config: Config) -> dict[str, str]:
+    """By server, what was decided of it as it is now."""
+    if not config.sampling or not consents_path().exists():
+        return {}
+    try:
+        key, given = consent_key(), read_given()
+    except OSError:
+        return {}
+    found = {server: given.get(given_to(config, server, key)) for server in config.servers}
+    return {server: one.decision for server, one in found.items() if one}
+
+
+def change_given(change: Callable[[dict[str, Given]], None]) -> None:
+    """Of all mcpmux processes one at a time. Raises `OSError`."""
+    with locked(consents_path().with_suffix(".lock")):
+        change(given := read_given())
+        write_whole(consents_path(), msgspec.json.format(encode(given)), private=True)
+
+
+def keep_consent(config: Config, server: str, decision: str) -> None:
+    """Raises `OSError`."""
+    models = [one.model for one in config.sampling.models] if config.sampling else []
+    given = Given(server, str(config.path), decision, models, time.strftime("%Y-%m-%d"))
+    to = given_to(config, server, consent_key())
+    change_given(lambda there: there.update({to: given}))
+
+
+def save(effect: Saved, config: Config) -> None:
     """What the core wants kept. Raises `OSError`."""
     match effect:
+        case SaveConsent(server, decision):
+            if server in config.servers:
+                keep_consent(config, server, decision)
         case SaveCatalogue(server, known):
             if server in config.servers:
                 write_known(cache_folder(), server, known, config)
@@ -12009,6 +12490,7 @@ class Mux:
             known=known,
             names=read_names(config.path) if config.exists else {},
             pins=read_pins(config.path),
+            consents=read_consents(config),
             broken=config.broken,
             notice=notice,
             chance=any_chance,
@@ -12086,7 +12568,7 @@ class Mux:
                         self._journal.log(level, text)
                     case SetTimer(key, at):
                         self._set_timer(key, at)
-                    case SaveCatalogue() | SaveNames() | SavePins():
+                    case SaveCatalogue() | SaveNames() | SavePins() | SaveConsent():
                         self._journal.later(functools.partial(save, effect, self._config))
                     case Start(server, run):
                         self._starting[server] = self._loop.create_task(self._start(server, run))
@@ -12219,7 +12701,7 @@ class Mux:
         seen = taken = self._config.mark
         logins: dict[str, tuple[int, int] | None] = {}
         pins = kept_path("pins", path)
-        pinned = mark_of(pins)
+        marks = mark_of(pins), mark_of(consents_path())
         trim, worked = memory_trimmer(), time.process_time()
         while not self._done.wait(WATCH_TICK):
             if time.process_time() - worked > TRIM_AFTER:
@@ -12233,8 +12715,11 @@ class Mux:
                 if mark and logins.get(name, mark) != mark:
                     self._in_loop(self.post, TryAgain(name))
                 logins[name] = mark
-            if pinned != (pinned := mark_of(pins)):
+            former_marks, marks = marks, (mark_of(pins), mark_of(consents_path()))
+            if former_marks[0] != marks[0]:
                 self._in_loop(self.post, PinsRead(read_pins(path)))
+            if former_marks[1] != marks[1]:
+                self._in_loop(self.post, ConsentsRead(read_consents(self._config)))
             former, seen = seen, mark_of(path)
             if seen == taken or seen != former:
                 continue
@@ -12264,6 +12749,7 @@ class Mux:
         self._journal.threshold = LEVELS[config.options.log_level]
         sampling = config.sampling if config.sampling and has_litellm() else None
         self.post(ConfigChanged(config.options, config.servers, config.broken, sampling, config.hosts))
+        self.post(ConsentsRead(read_consents(config)))
 
     def _watch_signals(self) -> None:
         def asked_to_stop(number: int) -> None:
@@ -13745,6 +14231,29 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def _consents(arguments: argparse.Namespace) -> int:
+    """Lists which servers may use your model, and which may not, as you have said it; with --forget they have to ask
+    again.
+    Example: mcpmux consents"""
+    given = {to: one for to, one in read_given().items() if arguments.server in (None, one.server)}
+    if arguments.json:
+        print(json.dumps(msgspec.to_builtins(list(given.values())), indent=2))
+    elif not given:
+        print("Nothing was decided for good" + (f" about {arguments.server}." if arguments.server else "."))
+    else:
+        rows = [(one.server, one.decision, ", ".join(one.models), one.since, one.config) for one in given.values()]
+        _print_table(("SERVER", "DECISION", "MODELS", "SINCE", "CONFIG"), rows)
+    if arguments.forget and given:
+
+        def forget(there: dict[str, Given]) -> None:
+            for to in given:
+                there.pop(to, None)
+
+        change_given(forget)
+        print(f"Forgotten: {_count(len(given), 'decision')}. A running mcpmux hears of it within seconds.")
+    return 0
+
+
 # ── call ──
 
 
@@ -14634,6 +15143,7 @@ ARGUMENTS: Final = {
     "env": _argument("--env", "-e", metavar="KEY=VALUE", action="append", default=[], help=_ENV),
     "follow": _argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"),
     "force": _argument("--force", action="store_true", help="overwrite servers that have the same names"),
+    "forget": _argument("--forget", action="store_true", help="what is listed is no longer decided"),
     "given": _argument("arguments", nargs="?", metavar="JSON", default="{}", help="an object; - reads stdin"),
     "host": _argument("host", metavar="HOST", help=_HOST_NAMES),
     "json": _argument("--json", action="store_true", help="for machines"),
@@ -14657,6 +15167,7 @@ SUBCOMMANDS: Final = (
     Subcommand("list", _list_servers, "the servers of the config, and what is known of them", "config json"),
     Subcommand("tools", _tools, "the tools and their arguments", "one config json"),
     Subcommand("accept", _accept, "see how a pinned server's tools have changed, and take them", "server yes config"),
+    Subcommand("consents", _consents, "which servers may use your model, as you said", "one forget json"),
     Subcommand("call", _call, "call a tool", "tool given output config as-it-came"),
     Subcommand("check", _check, "start every server and say how each does", "config json"),
     Subcommand("login", _login, "log in to a remote server, in your browser", "server config"),

@@ -463,7 +463,7 @@ def measure_sampling(run: Run, way: str) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     fake = json.dumps([str(Path(__file__).with_name("fake_server.py"))])
     config = f"""[mcp_servers.asker]\ncommand = {json.dumps(sys.executable)}\nargs = {fake}
-[sampling]\n[[sampling.models]]\nmodel = "openai/m"\napi_key = "none"
+[sampling]\napprove = "never"\n[[sampling.models]]\nmodel = "openai/m"\napi_key = "none"
 api_base = "http://127.0.0.1:{server.server_port}/v1"\n"""
     message = {"role": "user", "content": {"type": "text", "text": "yes?"}}
     params = {"messages": [message], "maxTokens": 10}

@@ -69,11 +69,16 @@ class Script:
         names: mcpmux.Names | None = None,
         pins: mcpmux.Pins | None = None,
         hosts: dict[str, mcpmux.HostOptions] | None = None,
+        consents: dict[str, str] | None = None,
         page: bool = False,
         begin: bool = True,
     ) -> None:
         tables = servers if isinstance(servers, dict) else {name: ServerOptions(command=name) for name in servers or []}
+        # Every server's use of the model is consented to, if nothing else is said.
+        self.consents = dict.fromkeys(tables, "always") if consents is None else consents
+        self.has_all_consents = consents is None
         of_disk: Any = {"known": known, "names": names, "pins": copy.deepcopy(pins), "hosts": hosts}
+        of_disk["consents"] = self.consents
         self.core = Core(options or MuxOptions(), tables, sampling=sampling, broken=broken, has_page=page, **of_disk)
         self.now = 1000.0
         self.timers: list[tuple[float, int, mcpmux.TimerKey]] = []
@@ -253,7 +258,13 @@ class Script:
     # ── the machine ──
 
     def feed(self, event: mcpmux.Event) -> None:
-        for effect in self.core.handle(event, self.now):
+        self._perform(self.core.handle(event, self.now))
+        if isinstance(event, mcpmux.ConfigChanged):  # the disk is looked at anew
+            kept = dict.fromkeys(event.servers, "always") if self.has_all_consents else self.consents
+            self.feed(mcpmux.ConsentsRead(kept))
+
+    def _perform(self, effects: list[mcpmux.Effect]) -> None:
+        for effect in effects:
             match effect:
                 case mcpmux.SendHost(line=line):
                     message = self._parse(line)
@@ -286,6 +297,8 @@ class Script:
                     self.saved[server] = known
                 case mcpmux.SaveNames(names):
                     self.names = names
+                case mcpmux.SaveConsent(server, decision):
+                    self.consents[server] = decision
                 case mcpmux.SavePins(pins):
                     for server, new in pins.items():
                         self.pins.setdefault(server, {}).update(copy.deepcopy(new))

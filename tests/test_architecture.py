@@ -481,7 +481,9 @@ DRAWN = re.compile(r"^#   (\w+) +((?:\w+(?:, )?)+)$")
 
 def test_the_parts_of_the_core_use_each_other_as_drawn():
     """The drawing stands above the core: each part, and the parts that it is handed."""
-    drawn = {row[1]: set(row[2].split(", ")) for line in SOURCE.splitlines() if (row := DRAWN.match(line))}
+    drawn: dict[str, set[str]] = {}
+    for row in filter(None, map(DRAWN.match, SOURCE.splitlines())):
+        drawn.setdefault(row[1], set()).update(row[2].split(", "))
     sections = sections_of(SOURCE)
     classes = {
         node.name: node

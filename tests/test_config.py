@@ -489,7 +489,10 @@ def test_every_placeholder_that_is_unknown_is_told():
         ),
         (
             "[sampling]\nmodel = 'm'\ncost = 1",
-            ["sampling.cost: unknown key; known keys: api_base, api_key, limits, model, models, params, timeout_sec"],
+            [
+                "sampling.cost: unknown key; known keys: api_base, api_key, approve, limits, model, models, params, "
+                "timeout_sec"
+            ],
         ),
         (
             "[sampling]\nmodel = 'm'\ntimeout_sec = 0\nparams = 5\napi_key = ['k']\napi_base = '${'",

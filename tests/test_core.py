@@ -936,7 +936,8 @@ def test_the_models_answer_or_error_goes_to_the_server_that_asked(answer: dict[s
     before = len(s.to_host)
     samples(s, "git", "q", ASKED | {"x": 1.0})
     (asked,) = s.model_asked()
-    assert asked["params"] == {"server": "git", "params": ASKED | {"x": 1.0}, "models": ["m"], "seconds": 120}
+    told = {"models": ["m"], "usd": 0, "allowed": "person", "seconds": 120}
+    assert asked["params"] == {"server": "git", "params": ASKED | {"x": 1.0}} | told
     s.model_sends(id=asked["id"], **answer)
     assert {k: v for k, v in s.answer_to_server("git", "q").items() if k in ("result", "error")} == answer
     assert [message for message in s.to_server["hub"] if "method" not in message] == []

@@ -1581,7 +1581,7 @@ Start = Callable[..., RawHost]
 
 def model_table(url: str, **keys: Any) -> str:
     """`[sampling]` with one model of this provider; `keys` are further TOML values as Python ones."""
-    lines = ["[sampling]", f'model = "{GPT}"', f'api_base = "{url}/v1"']
+    lines = ["[sampling]", 'approve = "never"', f'model = "{GPT}"', f'api_base = "{url}/v1"']
     return "\n".join(lines + [f"{key} = {json.dumps(value)}" for key, value in ({"api_key": KEY} | keys).items()])
 
 

@@ -358,7 +358,7 @@ class ChatApi:
     def table(self) -> str:
         """The `[sampling]` table for it."""
         address = f"http://127.0.0.1:{self._server.server_port}/v1"
-        return f'[sampling]\nmodel = "openai/x"\napi_key = "{self.KEY}"\napi_base = "{address}"\n'
+        return f'[sampling]\napprove = "never"\nmodel = "openai/x"\napi_key = "{self.KEY}"\napi_base = "{address}"\n'
 
     def says(self, text: str) -> None:
         self.replies.put(lambda _: {"content": text})
