@@ -129,6 +129,7 @@ __version__ = "0.1.0"
 
 # ══ 1. Constants and options ═════════════════════════════════════════════════════════════════════════════════════════
 
+DISTRIBUTION: Final = "mcpmux"  # what the package is called where it is published
 # Each says what would hang, or be lost, without it. Seconds.
 START_PATIENCE: Final = 4.0  # × startup_timeout_sec: lists stop waiting after 1×; a late server is given up after this
 QUIET_AFTER_INITIALIZED: Final = 0.1  # some servers refuse calls until what they ask after `initialized` is answered
@@ -174,6 +175,8 @@ BROWSER_START: Final = 5.0  # some browsers are waited for until they are closed
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
 RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
 
+BYTES_OF_A_TOKEN: Final = 4  # of a tool's definition, as models were seen to count them
+
 WATCH_TICK: Final = 1.0  # between looks at the config file (a change must stand still for one) and at our parent
 TRIM_AFTER: Final = 0.05  # seconds of processor time, after which memory is given back to the system
 VALUES_KEPT: Final = 7 * 86400.0  # lists that other values of variables led to: another host may have those
@@ -181,7 +184,7 @@ FAILURE_REMEMBERED: Final = 600.0  # lists do not wait again for a server that c
 
 MAX_PAGES: Final = 1000  # a list whose cursor always advances would never end
 EDGE: Final = 4096  # of a bad or over-long line, as much as is searched for an id at each end
-STDERR_LINES: Final = 20  # kept for error messages
+STDERR_LINES: Final = 60  # kept for error messages
 HELD_FOR_HOST: Final = 200  # notifications that a server may send before the host has initialized
 FAIR_BITE: Final = 16 * 1024  # bytes of one server's lines written to the host before the next has its turn
 USUAL_PIPE: Final = 64 * 1024  # bytes that a pipe of Linux holds
@@ -2768,6 +2771,8 @@ class Facts:
         self.capabilities: Fields = {}
         self.instructions = ""
         self.lists: dict[str, list[Entry]] = {}
+        self.unread: dict[str, str] = {}  # lists that could not be read, and why
+        self.left_out: list[str] = []  # of its lists, and why
 
     @property
     def is_open(self) -> bool:
@@ -6000,7 +6005,7 @@ class Reading:
                 self.fitted[digest] = entry
                 self._room -= len(entry.left) + len(entry.right)
             elif entry is not None:
-                self._lists.note(self.name, f"left out: {entry[:TEXT_MOST]}")
+                self._lists.leave_out(self.name, entry[:TEXT_MOST])
 
     def _fit(self, raw: Raw) -> Entry | str | None:
         try:
@@ -6051,11 +6056,20 @@ class Lists:
     def note(self, server: str, text: str) -> None:
         self._out.note(server, text)
 
+    def leave_out(self, server: str, what: str) -> None:
+        self.note(server, f"left out: {what}")
+        left_out = self._servers[server].left_out
+        if what not in left_out[:NOTES_MOST] and len(left_out) < NOTES_MOST:
+            left_out.append(what)
+
     def read(self, reading: Reading) -> None:
         """A list has been read, or could not be."""
         server, method = self._servers[reading.name], reading.method
         if reading.problem:
             self.note(reading.name, f"{method} {reading.problem}")
+        server.unread.pop(method, None)
+        if reading.problem:
+            server.unread[method] = reading.problem
         former = server.lists.get(method, []) if reading.problem is not None else []
         server.lists[method] = reading.entries or former
         server.run.fitted[method] = reading.fitted
@@ -6102,6 +6116,35 @@ class Lists:
         elif server.is_open:
             changed, server.run.changed = server.run.changed, set()
             self._begin(server, [method for method in LISTS if method in changed])
+
+
+# ── what a process said before it ended ──
+
+# Where the message stands among what else is written: of Python at the end of a traceback, of Node before the stack.
+_ERROR: Final = r"(?:Uncaught )?[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|NotFound)(?: \[\w+\])?"
+_TELLING: Final = (
+    (-1, re.compile(rf"(?!.*\bnode:)(?:[|+ -]*){_ERROR}(?::.*)?$"), re.compile("Traceback ")),
+    (0, re.compile(rf"{_ERROR}: "), None),
+    (0, re.compile(r"npm (?:error|ERR!) (?!code |errno |syscall |path )\S"), None),
+    (-1, re.compile(r"(?i)\W*(?:error|fatal|panic|thread '.*' panicked)\b"), None),
+)
+_NPX_COPY: Final = re.compile(r"""((?:[A-Za-z]:)?[\\/][^'":|]*[\\/]_npx[\\/][0-9a-f]{8,})""")
+
+
+def telling(lines: list[str]) -> str:
+    """What a person should read of its stderr: the line that says what is wrong, else the last ones."""
+    for at, pattern, beside in _TELLING:
+        found = [line for line in lines if pattern.match(line)]
+        if found and (beside is None or any(beside.search(line) for line in lines)):
+            return found[at].lstrip("|+ -")
+    return " | ".join(lines[-5:])
+
+
+def broken_npx(lines: list[str]) -> str | None:
+    """The folder of npx's that lacks a part, as it does when somebody has ended an npx that was still fetching."""
+    if not any(re.search(r"MODULE_NOT_FOUND|Cannot find (?:module|package)|ENOTEMPTY", line) for line in lines):
+        return None
+    return next((found[1] for line in lines if (found := _NPX_COPY.search(line))), None)
 
 
 # ── what its processes go through ──
@@ -6313,9 +6356,15 @@ class Life:
         self._out.timer("late", server.peer, since + server.options.startup_timeout_sec)
 
     def _count_death(self, server: Facts, event: ServerGone, ending: Ending | None) -> None:
-        if ending is not Ending.USELESS:
-            words = f'; its last words: "{" | ".join(event.stderr)}"' if event.stderr else ""
+        words = f'; its last words: "{telling(event.stderr)}"' if event.stderr else ""
+        if ending is Ending.USELESS:  # it was silent to us, and perhaps not to people
+            server.trouble = f"{server.trouble}{words}" if server.trouble else None
+        else:
             server.trouble, server.hint = f"{event.reason}{words}", event.hint
+            if broken := broken_npx(event.stderr):
+                server.hint = (
+                    f"npx has a broken copy of it: `mcpmux check --repair` deletes {broken} and fetches it again"
+                )
             self._out.log("error", server.why())
             if not server.known:
                 self.remember(server)
@@ -7463,6 +7512,31 @@ class Config(Struct, frozen=True):
     tables: dict[str, Any] = {}  # the servers', as they stand in the file
 
 
+# Programs that fetch what they are to run, if it is not there yet; and the words that make them do so.
+_LAUNCHERS: Final = {
+    "npx": "",
+    "uvx": "",
+    "bunx": "",
+    "pnpx": "",
+    "npm": "exec x",
+    "pnpm": "dlx",
+    "yarn": "dlx",
+    "bun": "x",
+    "pipx": "run",
+    "docker": "run",
+    "podman": "run",
+    "uv": "run tool",
+}
+
+
+def launcher_of(program: str, args: list[str]) -> str:
+    """The name of a program that may have to fetch first what it runs."""
+    name = re.split(r"[\\/]", program)[-1].lower().removesuffix(".exe").removesuffix(".cmd")
+    words = _LAUNCHERS.get(name)
+    first = next((arg for arg in args if not arg.startswith("-")), "")
+    return name if words is not None and (not words or first in words.split()) else ""
+
+
 def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Path]) -> tuple[Config, list[str]]:
     """The parsed document as options, and what is wrong outside the servers' tables. `absolute` finds a path that it
     names; the environment is still to come."""
@@ -7787,12 +7861,12 @@ def state_folder() -> Path:
     return user_folder("state")
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
     mark, text = mark_of(path), read_text(path)
     if text is None:
-        return Config(path, exists=False, environment=dict(os.environ), inherited=dict(os.environ))
-    return msgspec.structs.replace(read_config(parsed_toml(path, text), path), mark=mark)
+        return Config(path, exists=False, environment=dict(environment), inherited=dict(environment))
+    return msgspec.structs.replace(read_config(parsed_toml(path, text), path, environment), mark=mark)
 
 
 def mark_of(path: Path) -> tuple[int, int] | None:
@@ -7804,11 +7878,11 @@ def mark_of(path: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def read_config(document: dict[str, Any], path: Path) -> Config:
+def read_config(document: dict[str, Any], path: Path, inherited: Mapping[str, str] = os.environ) -> Config:
     """The parsed document as options, with the environment. Raises `ConfigError` for problems outside the servers'
     tables, with all."""
     config, fatal = config_of(document, path, lambda text: absolute(text, path.parent))
-    environment = dict(os.environ)
+    environment = dict(inherited)
     if config.options.env_file:
         file = absolute(config.options.env_file, path.parent)
         try:
@@ -7818,7 +7892,23 @@ def read_config(document: dict[str, Any], path: Path) -> Config:
     if fatal:
         problems = [f"{path}: {problem}" for problem in fatal]
         raise ConfigError("\n".join(problems + [f"{path.parent / text}" for text in config.broken.values()]))
-    return msgspec.structs.replace(config, environment=environment, inherited=dict(os.environ))
+    return msgspec.structs.replace(config, environment=environment, inherited=dict(inherited))
+
+
+def as_typed(text: str) -> str:
+    """A hint with mcpmux called as the person has called it: by uvx, by `uv run`, with its --config."""
+    words, parts = sys.argv[1:], Path(sys.prefix).parts
+    prefix = "mcpmux"
+    if "uv" in parts and {"archive-v0", "environments-v2"} & set(parts):
+        prefix = "uvx mcpmux" if DISTRIBUTION == "mcpmux" else f"uvx --from {DISTRIBUTION} mcpmux"
+    elif "UV_RUN_RECURSION_DEPTH" in os.environ:
+        prefix = "uv run mcpmux"
+    pairs = itertools.pairwise(words)
+    given = next((value for flag, value in pairs if flag == "--config"), None)
+    given = given or next((word.partition("=")[2] for word in words if word.startswith("--config=")), None)
+    if given:
+        prefix += f" --config {shlex.quote(given)}"
+    return re.sub(r"(?<![\w/.-])mcpmux (?=[a-z]+\b)(?!is |has |was |needs |knows )", lambda _: f"{prefix} ", text)
 
 
 def absolute(text: str, folder: Path) -> Path:
@@ -9122,7 +9212,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         how = _ended_how(code)
         log = self._journal.path(self._log_name) if self._has_log else None
         hint = (f"its log is {log}; " if log else "") + "the next call starts it again"
-        self._post(ServerGone(self.name, self.run, f"{called(self.name)} {how}", hint, list(self._words)[-5:]))
+        self._post(ServerGone(self.name, self.run, f"{called(self.name)} {how}", hint, list(self._words)))
 
     def _stdin(self) -> asyncio.WriteTransport:
         assert self._transport
@@ -13658,18 +13748,29 @@ class Waiting:
     change is a line of its own."""
 
     def __init__(self) -> None:
+        self.is_in_place = moves(sys.stderr)
         self._lines: dict[str, str] = {}
         self._drawn = 0
         self._said = ""
         self._paused = False
-        self._in_place = moves(sys.stderr)
 
     def show(self, lines: Mapping[str, str]) -> None:
         """By what is waited for, how that goes."""
         new = {name: text for name, text in lines.items() if self._lines.get(name) != text}
         self._lines |= new
         if new:
-            self._add("" if self._in_place else "".join(f"{name}: {text}\n" for name, text in new.items()))
+            self._add("" if self.is_in_place else "".join(f"{name}: {text}\n" for name, text in new.items()))
+
+    def servers(self, servers: Iterable[Facts], now: float) -> None:
+        """Those that are used; in a terminal with a clock, and a count if they are several."""
+        quiet = (State.IDLE, State.STOPPING, State.STOPPED)
+        shown = [one for one in servers if one.state not in quiet]
+        lines = {one.name: how_it_goes(one, now if self.is_in_place else None) for one in shown}
+        if self.is_in_place and len(lines) > 1:
+            ready = sum(text.startswith("ready") for text in lines.values())
+            lines[""] = f"{ready} of {len(lines)} ready"
+            self._lines.pop("", None)  # below all others
+        self.show(lines)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -13683,7 +13784,7 @@ class Waiting:
     def _add(self, text: str) -> None:
         self._said += text
         if not self._paused:
-            self._replace(self._drawing() if self._in_place else [])
+            self._replace(self._drawing() if self.is_in_place else [])
 
     def _replace(self, lines: list[str]) -> None:
         """What is drawn gives way to what stays, and that is followed by these lines."""
@@ -13693,23 +13794,35 @@ class Waiting:
 
     def _drawing(self) -> list[str]:
         size = shutil.get_terminal_size()
-        width = max(map(len, self._lines), default=0)
+        rows = list(self._lines.items())
+        if len(rows) >= size.lines:  # who is ready is waited for no more
+            rows = [(name, text) for name, text in rows if not text.startswith("ready")]
+        width = max((len(name) for name, _ in rows), default=0)
         room = max(size.columns - width - 3, 1)
         lines: list[str] = []
-        for name, text in self._lines.items():
-            style = OF_STATES.get(text.partition(",")[0])
+        for name, text in rows[-(size.lines - 1) :]:
+            style = OF_STATES.get(text.partition(",")[0], "yellow" if name and "fetching" in text else None)
             lines.append(f"{name:{width}}  {painted(text[:room], style, sys.stderr)}\n")
-        return lines[-(size.lines - 1) :]
+        return lines
 
 
-def how_it_goes(server: Facts) -> str:
-    """A server's state, for those who wait for its lists."""
-    tools = len(server.lists.get("tools/list", ()))
+def how_it_goes(server: Facts, now: float | None) -> str:
+    """A server's state, for those who wait for its lists; `now` is for the clock, if there is to be one."""
     if server.state is State.READY and not server.settling:
-        return f"ready, {tools} {'tool' if tools == 1 else 'tools'}"
-    if server.state is State.READY or (server.state is State.STARTING and not server.trouble):
-        return "starting" if server.state is State.STARTING else "starting, reading its lists"
-    return "failed" if server.trouble else server.state.value
+        return f"ready, {counted(len(server.lists.get('tools/list', ())), 'tool')}"
+    is_late = server.state is State.STARTING and server.run.stage is Stage.LATE
+    if server.state not in (State.READY, State.STARTING) or (server.trouble and not is_late):
+        return "failed" if server.trouble else server.state.value
+    what = "starting" if server.state is State.STARTING else "starting, reading its lists"
+    seconds = 0.0 if now is None else now - server.run.started_at
+    launcher = launcher_of(server.options.command or "", server.options.args)
+    if launcher and server.state is State.STARTING and seconds >= 3:
+        what = f"{launcher} is fetching or starting it"
+    return what if seconds < 2 else f"{what}, {seconds:.0f} s"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 # ── the host that commands play ──
@@ -13749,7 +13862,7 @@ class InnerHost:
         self._capabilities = capabilities or {}
         self._answers = answers or {}
         self._hears = hears
-        self.looks: Callable[[Iterable[Facts]], None] = lambda servers: None
+        self.looks: Callable[[Iterable[Facts], float], None] = lambda servers, now: None
         self._open: dict[int, asyncio.Future[Reply]] = {}
         self._bars: dict[int, Callable[[Fields], None]] = {}  # who hears of an open request's progress
         self._questions: dict[bytes, asyncio.Task[None]] = {}
@@ -13764,10 +13877,11 @@ class InnerHost:
             self._journal.close()
 
     async def _play(self, scene: Scene[Decoded]) -> Decoded:
-        self._started = asyncio.Event()
+        self._started, self._moved = asyncio.Event(), asyncio.Event()
         serving = asyncio.create_task(self.mux.run())
         acting = self._acting = asyncio.create_task(self._act(scene))
-        await asyncio.wait({serving, acting}, return_when=asyncio.FIRST_COMPLETED)
+        while not (await asyncio.wait({serving, acting}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED))[0]:
+            self.flush()  # a clock goes on
         acting.cancel()
         await asyncio.wait({acting})  # a call that it has open is cancelled while its server is still there
         self.mux.post(HostGone("the command is done"))
@@ -13808,6 +13922,11 @@ class InnerHost:
 
     def _say(self, line: bytes) -> None:
         self.mux.post(HostLines([line]))
+
+    async def moves_on(self) -> None:
+        """Until something has happened, or a second has passed."""
+        self._moved.clear()
+        await self._moved.wait()
 
     # ── what the mux does with a host ──
 
@@ -13864,7 +13983,8 @@ class InnerHost:
         return False
 
     def flush(self) -> None:
-        self._survive(self.looks, self.mux.core.servers.values())
+        self._moved.set()
+        self._survive(self.looks, self.mux.core.servers.values(), asyncio.get_running_loop().time())
 
     async def close(self) -> None:
         for question in list(self._questions.values()):
@@ -13874,8 +13994,7 @@ class InnerHost:
 def played(host: InnerHost, scene: Scene[Decoded], waiting: Waiting | None = None) -> Decoded:
     """What comes of a scene; meanwhile a person sees how each server does."""
     shown = waiting or Waiting()
-    quiet = (State.IDLE, State.STOPPING, State.STOPPED)
-    host.looks = lambda servers: shown.show({one.name: how_it_goes(one) for one in servers if one.state not in quiet})
+    host.looks = shown.servers
     try:
         return host.play(scene)
     finally:
@@ -13883,88 +14002,207 @@ def played(host: InnerHost, scene: Scene[Decoded], waiting: Waiting | None = Non
 
 
 def _print_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A dash stands for what is not known (None)."""
-    lines = [[*heads], *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for number, line in enumerate(lines):
-        cells = [
-            painted(cell.ljust(width), OF_STATES.get(cell) if number else "bold")
-            for cell, width in zip(line, widths, strict=True)
+    """A dash stands for what is not known (None); columns of numbers end together."""
+    table = [[*heads], *([*row] for row in rows)]
+    columns = [
+        ["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in column]
+        for column in zip(*table, strict=True)
+    ]
+    ends = [any(isinstance(cell, int) for cell in column) for column in zip(*table, strict=True)]
+    for column, end in zip(columns, ends, strict=True):
+        width = max(map(len, column))
+        column[:] = [
+            painted(cell.rjust(width) if end else cell.ljust(width), OF_STATES.get(cell) if number else "bold")
+            for number, cell in enumerate(column)
         ]
-        print("  ".join(cells).rstrip())
+    for line in zip(*columns, strict=True):
+        print("  ".join(line).rstrip())
 
 
 # ── check ──
 
 
+# Hosts with a window that ask no shell for its environment, and what they have of one. On Windows they have all of it.
+_BARE_HOSTS: Final = ("claude-desktop", "lm-studio")
+_BARE_PATH: Final = "/usr/bin:/bin:/usr/sbin:/sbin"
+_BARE_VARIABLES: Final = r"HOME|USER|LOGNAME|SHELL|TMPDIR|UV|DISPLAY|WAYLAND_DISPLAY|LANG|LC_\w+|XDG_\w+|DBUS_\w+"
+TOOLS_OF_HOSTS: Final = {"Cursor": 40, "VS Code": 128}  # as many as they give to a model; they leave out the rest
+BUSY: Final = 3  # so many late servers at once are more likely one busy machine
+
+
+class Checked(NamedTuple):
+    """What a check has found."""
+
+    rows: list[dict[str, Any]]
+    tools: list[str]
+    trouble: str | None  # of sampling
+    no_page: str | None = None  # why mcpmux cannot ask in the browser
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self.trouble or any(row["state"] == "failed" or row.get("unread") for row in self.rows))
+
+
 def _check(arguments: argparse.Namespace) -> int:
-    """Starts every server, lists what it offers, stops it.
+    """Starts every server, or these, lists what they offer, stops them.
     Example: mcpmux check --json"""
     config = load_config(config_path(arguments.config))
+    differs: list[str] = []
+    host = (window_host() or ("a host" if arguments.as_host else None)) if arguments.as_host is not False else None
+    if host and config.exists:
+        config, differs = as_window_host(config)
+    for name in arguments.servers:
+        if name not in config.broken:
+            _expect_server(config, name)
+    if arguments.servers:
+        chosen = {name: text for name, text in config.broken.items() if name in arguments.servers}
+        config = msgspec.structs.replace(only(config, arguments.servers), broken=chosen, sampling=None)
+    found = checked(config)
+    if arguments.repair and (broken := [row["server"] for row in found.rows if _repaired(row)]):
+        print(f"npx's copies of these were broken; they are fetched again: {', '.join(broken)}", file=sys.stderr)
+        found = checked(config)
+    models = [model.model for model in config.sampling.models] if config.sampling else []
+    if arguments.json:
+        sampling = {"models": models, "reason": found.trouble} if config.sampling else None
+        as_host = {"host": host, "unset": differs} if host else None
+        report = {"config": str(config.path), "servers": found.rows, "tools": found.tools, "sampling": sampling}
+        print(json.dumps(report | {"no_page": found.no_page, "asHost": as_host}, indent=2))
+    elif not config.exists:
+        print(f"There is no config file at {config.path}.")
+        print(as_typed("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one."))
+    else:
+        _print_check(config, found, f"does not work: {found.trouble}" if found.trouble else ", ".join(models))
+        if host:
+            print(f"\nChecked with the environment that {host} gives; --no-as-host takes your terminal's.")
+        if differs:
+            print(f"Your terminal sets what {host} does not: {', '.join(differs)}. `env_file` in [mux] is for such.")
+        print(_after_check(found, host))
+    return 1 if found.has_failed or not config.exists else 0
 
-    async def scene(host: InnerHost) -> tuple[list[dict[str, Any]], list[str], str | None]:
+
+def window_host() -> str | None:
+    """A host that has mcpmux and starts it with next to no environment."""
+    for host in HOSTS:
+        if host.name in _BARE_HOSTS and sys.platform != "win32":
+            with contextlib.suppress(ConfigError, ValueError):
+                if ENTRY_NAME in servers_in(read_text(_own_file(host)) or "", host.key):
+                    return host.title
+    return None
+
+
+def as_window_host(config: Config) -> tuple[Config, list[str]]:
+    """The config with the environment of such a host, and the variables that it names and only the terminal has."""
+    bare = {key: value for key, value in os.environ.items() if re.fullmatch(_BARE_VARIABLES, key)}
+    seen = load_config(config.path, bare | {"PATH": _BARE_PATH})
+    named: set[str] = set()
+    for options in config.servers.values():
+        texts = texts_of(msgspec.to_builtins(options), "")
+        named |= {found["var"] for text, _ in texts for found in PLACEHOLDER.finditer(text) if found["var"]}
+        named |= {*options.env_vars, *options.env_http_headers.values(), options.bearer_token_env_var or ""}
+    return seen, sorted(named & config.environment.keys() - seen.environment.keys())
+
+
+def checked(config: Config) -> Checked:
+    """Every server is started, and given as long as if it were served."""
+
+    async def scene(host: InnerHost) -> Checked:
         trouble = None
         try:
             if config.sampling:
                 await sampler_setup(config, set())
         except StartError as wrong:
             trouble = "; ".join(wrong.args)
-        await host.ask("tools/list")  # it waits for every server
+        await host.ask("tools/list")  # it waits for every server, but not for those that are late
         core = host.mux.core
-        return [_report(server) for server in core.servers.values()], list(core.catalogue.tools), trouble
+        while any(one.settling or one.state in (State.STARTING, State.STOPPING) for one in core.servers.values()):
+            await host.moves_on()
+        return Checked([_report(server) for server in core.servers.values()], list(core.catalogue.tools), trouble)
 
     host = InnerHost(config, cached=False)
-    rows, tools, trouble = played(host, scene)
-    no_page = host.mux.opener if config.options.page != "off" and isinstance(host.mux.opener, str) else None
+    found = played(host, scene)
+    if config.options.page != "off" and isinstance(host.mux.opener, str):
+        found = found._replace(no_page=host.mux.opener)
     order = list(config.servers) + list(config.broken)
-    rows.sort(key=lambda row: order.index(row["server"]))
-    rows += [{"server": name, "state": "disabled"} for name in config.disabled]
-    models = [model.model for model in config.sampling.models] if config.sampling else []
-    if arguments.json:
-        sampling = {"models": models, "reason": trouble} if config.sampling else None
-        report = {"config": str(config.path), "servers": rows, "tools": tools, "sampling": sampling}
-        print(json.dumps(report | {"no_page": no_page}, indent=2))
-    elif not config.exists:
-        print(f"There is no config file at {config.path}.")
-        print("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one.")
-    else:
-        _print_check(config, rows, tools, f"does not work: {trouble}" if trouble else ", ".join(models))
-        if no_page:
-            print(f"\npage: none, so only your host can ask you what servers ask: {no_page}")
-    failed = any(row["state"] == "failed" for row in rows)
-    return 1 if failed or trouble or not config.exists else 0
+    found.rows.sort(key=lambda row: order.index(row["server"]))
+    found.rows.extend({"server": name, "state": "disabled"} for name in config.disabled)
+    return found
 
 
 def _report(server: Facts) -> dict[str, Any]:
-    counts = {kind.key: len(server.lists.get(method, ())) for method, kind in LISTS.items()}
     ready = server.state is State.READY
+    lists = {
+        kind.key: None if method in server.unread else server.lists.get(method, ()) for method, kind in LISTS.items()
+    }
+    size = sum(len(tool.left) + len(tool.right) + len(tool.shown) for tool in lists["tools"] or ())
     return {
         "server": server.name,
         "state": "ready" if ready else "failed",
         "revision": server.revision if ready else None,
-        **counts,
+        **{key: len(entries) if ready and entries is not None else None for key, entries in lists.items()},
+        "tokens": size // BYTES_OF_A_TOKEN if ready else None,
         "ms": round(server.ready_in * 1000) if server.ready_in is not None else None,
+        "unread": [f"{method} {why}" for method, why in server.unread.items()],
+        "leftOut": server.left_out,
         "reason": None if ready else server.trouble,
-        "next": None if ready else server.hint,
+        "next": None if ready else server.hint.removesuffix("; the next call starts it again"),
     }
 
 
-def _print_check(config: Config, rows: list[dict[str, Any]], tools: list[str], sampling: str) -> None:
+def _repaired(row: dict[str, Any]) -> bool:
+    """Whether a server's copy at npx's was broken, and is deleted."""
+    copy = broken_npx([row.get("reason") or "", "MODULE_NOT_FOUND", row.get("next") or ""])
+    folder = Path(copy) if copy else None
+    if folder is None or folder.parent.name != "_npx" or not folder.is_dir() or folder.is_symlink():
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def _print_check(config: Config, found: Checked, sampling: str) -> None:
     print(f"{config.path}\n")
-    keys = ("server", "state", "revision", "tools", "prompts", "resources", "ms")
-    shown = [row | {"resources": row["resources"] + row["resourceTemplates"]} if "ms" in row else row for row in rows]
-    _print_table(map(str.upper, keys), [[row.get(key) for key in keys] for row in shown])
-    if sampling:
-        print(f"\nsampling: {sampling}")
-    if tools:
-        print(f"\n{len(tools)} tools: " + textwrap.fill(", ".join(tools), 100, break_on_hyphens=False))
-    for note in config.notes:
-        print(f"\nnote: {note}")
-    for row in rows:
-        if row["state"] == "failed":
-            print(f"\n{row['server']}: {row['reason'].removeprefix(row['server'] + ': ')}\n  next: {row['next']}")
+    keys = ("server", "state", "revision", "tools", "prompts", "resources", "tokens", "ms")
+    rows, ready = found.rows, sum(row["state"] == "ready" for row in found.rows)
     if not rows:
         print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
+        return
+    shown = [row | {"resources": _sum(row.get("resources"), row.get("resourceTemplates"))} for row in rows]
+    _print_table(map(str.upper, keys), [[row.get(key) for key in keys] for row in shown])
+    tokens = sum(row.get("tokens") or 0 for row in rows)
+    over = [f"{host} ({most})" for host, most in TOOLS_OF_HOSTS.items() if len(found.tools) > most]
+    limits = f"; more than {' and '.join(over)} will use: enabled_tools in a server's table chooses" if over else ""
+    count = f"{ready} of {len(rows)} ready, {counted(len(found.tools), 'tool')}, about {tokens:,} tokens"
+    print(f"\n{count}{limits}" + (f"\nsampling: {sampling}" if sampling else ""))
+    if found.no_page:
+        print(f"page: none, so only your host can ask you what servers ask: {found.no_page}")
+    for note in config.notes:
+        print(f"note: {note}")
+    for row in rows:
+        for text in [*row.get("unread", ()), *(f"left out: {what}" for what in row.get("leftOut", ()))]:
+            print(f"\n{row['server']}: {harmless(text)}")
+        if row["state"] == "failed":
+            reason = row["reason"].removeprefix(row["server"] + ": ")
+            print(f"\n{row['server']}: {reason}\n  next: {as_typed(row['next'])}")
+
+
+def _sum(*counts: int | None) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _after_check(found: Checked, host: str | None) -> str:
+    failed = [row["server"] for row in found.rows if row["state"] == "failed"]
+    late = [row["server"] for row in found.rows if re.match(r"\S+ (has|did) not ", row.get("reason") or "")]
+    again = as_typed(f"mcpmux check {' '.join(failed)}")
+    if len(late) >= BUSY:
+        what = f"\n{len(late)} servers were late at once, so this machine is probably busy."
+        return f"{what} Check them one by one: {as_typed(f'mcpmux check {late[0]}')}"
+    if failed:
+        return f"\nNext: mend what failed, then {again}"
+    if not found.rows:
+        return ""
+    if host:
+        return f"\nNext: restart {host} if it runs since before; it then has these tools."
+    return as_typed("\nNext: `mcpmux tools` shows the tools, `mcpmux install HOST` gives them to a host.")
 
 
 # ── add, list, tools ──
@@ -15133,10 +15371,12 @@ def _argument(*flags: str, **keys: Any) -> tuple[tuple[str, ...], dict[str, Any]
 
 
 _ENV: Final = "a variable for it, as often as needed; a secret is better given as '${VAR}'"
+_AS_HOST: Final = "with the environment that a host with a window gives (usual if one has mcpmux), or your terminal's"
 _DAYS: Final = "counted back from today (30)"
 
 ARGUMENTS: Final = {
     "as-it-came": _argument("--json", action="store_true", help="the result as it came"),
+    "as-host": _argument("--as-host", action=argparse.BooleanOptionalAction, help=_AS_HOST),
     "config": _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG),
     "days": _argument("--days", metavar="N", type=_number_of_days, default=30, help=_DAYS),
     "dry-run": _argument("--dry-run", action="store_true", help="only show what would be written or run"),
@@ -15154,8 +15394,12 @@ ARGUMENTS: Final = {
     "one": _argument("server", nargs="?", metavar="SERVER", help="of this server only"),
     "output": _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
     "prefer": _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why"),
+    "repair": _argument(
+        "--repair", action="store_true", help="delete copies of npx's that are broken, and fetch again"
+    ),
     "replace": _argument("--replace", action="store_true", help="move the host's other servers into the TOML file"),
     "server": _argument("server", metavar="SERVER", help="its name in the config"),
+    "servers": _argument("servers", nargs="*", metavar="SERVER", help="these alone"),
     "source": _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
     "tool": _argument("tool", metavar="TOOL", help="its name, as `mcpmux tools` shows it"),
     "yes": _argument("--yes", "-y", action="store_true", help="do it unasked"),
@@ -15169,7 +15413,7 @@ SUBCOMMANDS: Final = (
     Subcommand("accept", _accept, "see how a pinned server's tools have changed, and take them", "server yes config"),
     Subcommand("consents", _consents, "which servers may use your model, as you said", "one forget json"),
     Subcommand("call", _call, "call a tool", "tool given output config as-it-came"),
-    Subcommand("check", _check, "start every server and say how each does", "config json"),
+    Subcommand("check", _check, "start every server and say how each does", "servers config as-host repair json"),
     Subcommand("login", _login, "log in to a remote server, in your browser", "server config"),
     Subcommand("logout", _logout, "forget a login at a remote server", "server config"),
     Subcommand(

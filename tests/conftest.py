@@ -183,6 +183,7 @@ def empty_home(folder: Path) -> dict[str, str]:
         "XDG_",
         "MCPMUX_",
         "BROWSER",
+        "UV_RUN_",
         "PYTHONDONTWRITEBYTECODE",
     )  # without bytecode litellm takes twice as long to load
     kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}

@@ -35,7 +35,7 @@ def printed() -> list[str]:
         env = empty_home(Path(folder) / "home") | {"BROWSER": "firefox"}
         for name in ("NO_COLOR", "GITHUB_TOKEN"):
             env.pop(name, None)
-        terminal = Terminal(env, "--config", str(config), "check", columns=COLUMNS)
+        terminal = Terminal(env | {"MCPMUX_CONFIG": str(config)}, "check", columns=COLUMNS)
         assert terminal.close() == 1
     text = terminal.shown.rpartition("\x1b[J")[2].replace(str(config), SHOWN_PATH)
     return ["$ mcpmux check", *text.rstrip().splitlines()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import json
 import os
 import re
@@ -149,7 +151,7 @@ SECRET = "s3cret-of-ada"
 TROUBLED = [
     server_table("good"),
     server_table("exits", "--exit", "3", "--stderr", "boom: ${TEST_SECRET} is refused", env={"K": "${TEST_SECRET}"}),
-    server_table("silent", "--silent", startup_timeout_sec=1),
+    server_table("silent", "--silent", "--stderr", "waiting for a login", startup_timeout_sec=1),
     server_table("garbage", "--garbage"),
     server_table("missing", command="no-such-program-here"),
     server_table("unset", env={"A_KEY": "${MCPTEST_UNSET}"}),
@@ -168,10 +170,7 @@ class Checked:
         self.plain = run(env, "check", "--config", str(self.config))
         self.json = run(env, "--config", str(self.config), "check", "--json")
         head, *lines = self.plain.stdout.split("\n\n")[1].splitlines()
-        columns = [found.start() for found in re.finditer(r"\S+", head)]
-        cut = [
-            [line[a:b].strip() for a, b in zip(columns, [*columns[1:], None], strict=True)] for line in [head, *lines]
-        ]
+        cut = [line.split() for line in [head, *lines]]
         self.heads, self.rows = cut[0], {row[0]: row[1:] for row in cut[1:]}
 
     def trouble(self, server: str) -> tuple[str, str]:
@@ -197,31 +196,40 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Checked:
 
 def test_check_has_a_row_for_every_server(troubled: Checked):
     assert troubled.plain.stdout.startswith(f"{troubled.config}\n\n")
-    assert troubled.heads == ["SERVER", "STATE", "REVISION", "TOOLS", "PROMPTS", "RESOURCES", "MS"]
+    assert troubled.heads == ["SERVER", "STATE", "REVISION", "TOOLS", "PROMPTS", "RESOURCES", "TOKENS", "MS"]
     assert list(troubled.rows) == ["good", "exits", "silent", "garbage", "missing", "unset", "misspelt", "off"]
     ready = ["ready", "2025-11-25", str(len(FAKE_TOOLS)), "1", "2"]
-    failed = ["failed", "-", "0", "0", "0", "-"]
+    failed = ["failed", *"------"]
     for name in ("good", "garbage"):
-        assert troubled.rows[name][:-1] == ready
+        assert troubled.rows[name][:-2] == ready
+        assert 100 < int(troubled.rows[name][-2]) < 1000
         assert 0 < int(troubled.rows[name][-1]) < PATIENCE * 1000
     for name in ("exits", "silent", "missing", "unset", "misspelt"):
         assert troubled.rows[name] == failed, name
-    assert troubled.rows["off"] == ["disabled", "-", "-", "-", "-", "-"]
+    assert troubled.rows["off"] == ["disabled", *"------"]
 
 
-def test_check_lists_the_tools_as_the_host_will_see_them(troubled: Checked):
+def test_check_says_in_a_line_how_many_servers_and_tools_there_are_and_what_they_cost(troubled: Checked):
+    """Their names are for `mcpmux tools`: 800 of them hide everything else."""
     names = [f"{server}__{tool}" for server in ("good", "garbage") for tool in FAKE_TOOLS]
-    told = re.search(rf"^{len(names)} tools: ((?:.+\n)+)", troubled.plain.stdout, re.MULTILINE)
-    assert told
-    assert told[1].replace("\n", " ").strip().split(", ") == names
+    tokens = sum(int(troubled.rows[name][-2]) for name in ("good", "garbage"))
+    assert f"\n2 of 8 ready, {len(names)} tools, about {tokens} tokens\n" in troubled.plain.stdout
+    assert names[0] not in troubled.plain.stdout
     assert json.loads(troubled.json.stdout)["tools"] == names
+
+
+def test_check_says_what_to_do_next(troubled: Checked, healthy: Checked):
+    again = f"mcpmux --config {troubled.config} check exits silent missing unset misspelt"
+    assert troubled.plain.stdout.endswith(f"\nNext: mend what failed, then {again}\n")
+    tools, install = (f"`mcpmux --config {healthy.config} {word}`" for word in ("tools", "install HOST"))
+    assert healthy.plain.stdout.endswith(f"\nNext: {tools} shows the tools, {install} gives them to a host.\n")
 
 
 @pytest.mark.parametrize(
     ("server", "reason"),
     [
         ("exits", 'exits exited with code 3; its last words: "boom: *** is refused"'),
-        ("silent", "silent has not answered `initialize` within 1 s"),
+        ("silent", 'silent did not answer `initialize` within 4 s; its last words: "waiting for a login"'),
         ("missing", "'no-such-program-here' was not found on PATH"),
         ("unset", "${MCPTEST_UNSET} is not set (mcp_servers.unset.env.A_KEY)"),
         ("misspelt", 'mcpmux.toml: mcp_servers.misspelt.comand: unknown key; did you mean "command"?'),
@@ -264,7 +272,7 @@ def test_check_exits_with_1_if_a_server_failed_and_0_if_none_did(troubled: Check
     assert troubled.plain.returncode == troubled.json.returncode == 1
     assert healthy.plain.returncode == healthy.json.returncode == 0
     assert [row[0] for row in healthy.rows.values()] == ["ready", "ready"]
-    assert "next:" not in healthy.plain.stdout
+    assert "  next:" not in healthy.plain.stdout
 
 
 def test_check_says_on_stderr_whom_it_waits_for_and_nothing_else(troubled: Checked, healthy: Checked):
@@ -281,12 +289,13 @@ def test_check_for_machines_has_the_same_in_full(troubled: Checked, healthy: Che
     whole = json.loads(troubled.json.stdout)
     assert whole["config"] == str(troubled.config)
     assert list(troubled.parsed) == list(troubled.rows)
-    keys = ["server", "state", "revision", "tools", "prompts", "resources", "resourceTemplates", "ms", "reason", "next"]
+    keys = ["server", "state", "revision", "tools", "prompts", "resources", "resourceTemplates", "tokens", "ms"]
+    keys += ["unread", "leftOut", "reason", "next"]
     for name, row in troubled.parsed.items():
         assert list(row) == (["server", "state"] if name == "off" else keys)
         assert row["state"] == troubled.rows[name][0]
     good = troubled.parsed["good"]
-    del good["ms"]
+    del good["ms"], good["tokens"]
     assert good == {
         "server": "good",
         "state": "ready",
@@ -297,6 +306,8 @@ def test_check_for_machines_has_the_same_in_full(troubled: Checked, healthy: Che
         "prompts": 1,
         "resources": 1,
         "resourceTemplates": 1,
+        "unread": [],
+        "leftOut": [],
     }
     for name in ("exits", "silent", "missing", "unset", "misspelt"):
         row = troubled.parsed[name]
@@ -356,6 +367,194 @@ def test_check_leaves_no_process(home: dict[str, str], tmp_path: Path):
     started = pids.read_text().split()
     assert len(started) == 2
     assert not any(is_running(int(pid)) for pid in started)
+
+
+PYTHON_TRACEBACK = """Starting.
+Traceback (most recent call last):
+  File "/x/server.py", line 3, in <module>
+    import nowhere
+ModuleNotFoundError: No module named 'nowhere'
+[notice] A new release of pip is available"""
+GROUP = """  + Exception Group Traceback (most recent call last):
+  |   File "/x/server.py", line 3, in <module>
+  | ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    | ValueError: no token
+    +------------------------------------"""
+NODE_STACK = """node:internal/modules/esm/resolve:873
+  throw new ERR_MODULE_NOT_FOUND(packageName, fileURLToPath(base), null);
+        ^
+
+Error [ERR_MODULE_NOT_FOUND]: Cannot find package 'zod' imported from /h/.npm/_npx/a1b2c3d4e5f60718/node_modules/x/i.js
+    at packageResolve (node:internal/modules/esm/resolve:873:9) {
+  code: 'ERR_MODULE_NOT_FOUND'
+}
+
+Node.js v22.1.0"""
+NPM = """npm error code E404
+npm error 404 Not Found - GET https://registry.example/@nobody%2fnothing - Not found
+npm error 404
+npm error A complete log of this run can be found in: /h/.npm/_logs/x.log"""
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (PYTHON_TRACEBACK, "ModuleNotFoundError: No module named 'nowhere'"),
+        (GROUP, "ValueError: no token"),
+        (NODE_STACK, NODE_STACK.splitlines()[4]),
+        (NPM, NPM.splitlines()[1]),
+        ("ready soon\nerror: the following required arguments were not provided\nUsage: x", "error: the following"),
+        ("thread 'main' panicked at src/main.rs:2:5:\nat the disco", "thread 'main' panicked at src/main.rs:2:5:"),
+        ("one\ntwo\nthree\nfour\nfive\nsix", "two | three | four | five | six"),
+    ],
+    ids=["Python", "a group of Python's", "Node", "npm", "clap", "Rust", "anything"],
+)
+def test_of_what_a_server_said_the_line_is_quoted_that_says_what_is_wrong(words: str, line: str):
+    """Not the tail of a stack."""
+    assert mcpmux.telling([one.strip() for one in words.splitlines() if one.strip()]).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("place", "folder"),
+    [
+        ("imported from /h/.npm/_npx/a1b2c3d4e5f60718/node_modules/x.js", "/h/.npm/_npx/a1b2c3d4e5f60718"),
+        (
+            "'C:\\Users\\Ada L\\npm-cache\\_npx\\a1b2c3d4e5f60718\\x'",
+            "C:\\Users\\Ada L\\npm-cache\\_npx\\a1b2c3d4e5f60718",
+        ),
+        ("imported from /srv/app/x.js", None),
+    ],
+)
+def test_a_broken_copy_of_npxs_is_known_by_its_folder(place: str, folder: str | None):
+    assert mcpmux.broken_npx([f"Error [ERR_MODULE_NOT_FOUND]: Cannot find package 'zod' {place}"]) == folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for npx is a shell script")
+def test_check_mends_a_broken_copy_of_npxs(home: dict[str, str], tmp_path: Path):
+    copy = tmp_path / ".npm" / "_npx" / "a1b2c3d4e5f60718"
+    copy.mkdir(parents=True)
+    stand_in = tmp_path / "npx"
+    said = f"Error [ERR_MODULE_NOT_FOUND]: Cannot find package 'zod' imported from {copy}/node_modules/x.js"
+    serve = shlex.join([sys.executable, str(FAKE)])
+    stand_in.write_text(f'#!/bin/sh\nif [ -e {copy} ]; then echo "{said}" >&2; exit 1; fi\nexec {serve}\n')
+    stand_in.chmod(0o755)
+    config = written(tmp_path / "mcpmux.toml", server_table("files", command=str(stand_in)))
+    done = run(home, "check", "--config", str(config))
+    assert done.returncode == 1
+    mend = f"`mcpmux --config {config} check --repair` deletes {copy} and fetches it again"
+    assert f'\nfiles: files exited with code 1; its last words: "{said}"\n' in done.stdout
+    assert f"\n  next: npx has a broken copy of it: {mend}\n" in done.stdout
+    assert copy.exists()
+    done = run(home, "check", "--repair", "--config", str(config))
+    assert done.returncode == 0
+    assert "npx's copies of these were broken; they are fetched again: files\n" in done.stderr
+    assert not copy.exists()
+    assert copy.parent.exists()
+
+
+FAILS_TO_LIST = """
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" in message:
+        answer = {"jsonrpc": "2.0", "id": message["id"]}
+        if message["method"] == "initialize":
+            about = {"capabilities": {"tools": {}, "resources": {}}, "serverInfo": {"name": "x", "version": "1"}}
+            answer["result"] = {"protocolVersion": message["params"]["protocolVersion"], **about}
+        elif message["method"] == "tools/list":
+            answer["result"] = {"tools": [{"name": "a", "inputSchema": {"type": "object"}}, {"name": 5}]}
+        else:
+            answer["error"] = {"code": -32603, "message": "no database"}
+        print(json.dumps(answer), flush=True)
+"""
+
+
+def test_check_says_which_list_failed_and_what_was_left_out(home: dict[str, str], tmp_path: Path):
+    table = server_table("half", script=written(tmp_path / "half.py", FAILS_TO_LIST))
+    config = written(tmp_path / "mcpmux.toml", table)
+    done = run(home, "check", "--config", str(config))
+    assert done.returncode == 1
+    assert re.search(r"^half +ready +2025-11-25 +1 +0 +- ", done.stdout, re.MULTILINE)
+    assert "\nhalf: resources/list failed: no database\n" in done.stdout
+    assert "\nhalf: left out: an entry of tools/list without a name\n" in done.stdout
+    [row] = json.loads(run(home, "check", "--json", "--config", str(config)).stdout)["servers"]
+    assert (row["state"], row["tools"], row["resources"]) == ("ready", 1, None)
+    assert row["leftOut"] == ["an entry of tools/list without a name"]
+    assert row["unread"][0] == "resources/list failed: no database"
+
+
+def test_check_starts_the_servers_that_it_is_told_and_no_others(home: dict[str, str], tmp_path: Path):
+    pids = tmp_path / "pids"
+    tables = [server_table("one"), server_table("two", "--pid-file", str(pids)), server_table("off", enabled=False)]
+    config = written(tmp_path / "mcpmux.toml", *tables, server_table("wrong", comand="x"))
+    done = run(home, "check", "one", "wrong", "--config", str(config))
+    assert done.returncode == 1
+    assert re.findall(r"^(\w+) +(?:ready|failed|disabled) ", done.stdout, re.MULTILINE) == ["one", "wrong"]
+    assert not pids.exists()
+    for name, says in (("tow", "did you mean two?"), ("off", "off is disabled")):
+        done = run(home, "check", name, "--config", str(config))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert says in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="hosts of Windows have the whole environment")
+def test_check_runs_servers_as_the_host_will(home: dict[str, str], tmp_path: Path):
+    config = written(tmp_path / "mcpmux.toml", server_table("one", env={"A_KEY": "${MCPTEST_KEY}"}))
+    home = home | {"MCPTEST_KEY": "x"}
+    assert run(home, "check", "--config", str(config)).returncode == 0
+    done = run(home, "check", "--as-host", "--config", str(config))
+    assert done.returncode == 1
+    assert "\none: ${MCPTEST_KEY} is not set (mcp_servers.one.env.A_KEY)\n" in done.stdout
+    assert "\nYour terminal sets what a host does not: MCPTEST_KEY." in done.stdout
+    file = mcpmux.host_files(mcpmux.HOSTS[0], mcpmux.Machine(sys.platform, home, home["HOME"], ""), False)[-1]
+    written(Path(file), json.dumps({"mcpServers": {"mcpmux": {"command": "x"}}}))
+    done = run(home, "check", "--config", str(config))
+    assert done.returncode == 1
+    assert (
+        "\nChecked with the environment that Claude Desktop gives; --no-as-host takes your terminal's.\n" in done.stdout
+    )
+    assert json.loads(run(home, "check", "--json", "--config", str(config)).stdout)["asHost"] == {
+        "host": "Claude Desktop",
+        "unset": ["MCPTEST_KEY"],
+    }
+    assert run(home, "check", "--no-as-host", "--config", str(config)).returncode == 0
+
+
+def test_check_says_that_the_machine_is_busy_if_many_servers_are_late_at_once(home: dict[str, str], tmp_path: Path):
+    late = [server_table(name, "--silent", startup_timeout_sec=0.2) for name in ("a", "b", "c")]
+    config = written(tmp_path / "mcpmux.toml", *late)
+    done = run(home, "check", "--config", str(config))
+    assert done.returncode == 1
+    assert "\n3 servers were late at once, so this machine is probably busy. Check them one by one: " in done.stdout
+
+
+def test_thirty_servers_end_with_what_matters_on_one_screen():
+    rows = [{"server": f"s{n}", "state": "ready", "tools": 27, "tokens": 9000, "revision": "x"} for n in range(30)]
+    config = mcpmux.Config(Path("/x.toml"))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        mcpmux._print_check(config, mcpmux.Checked(rows, ["t"] * 810, None), "")
+    last = out.getvalue().splitlines()[-1]
+    assert last.startswith("30 of 30 ready, 810 tools, about 270,000 tokens; more than Cursor (40) and VS Code (128)")
+
+
+def test_hints_call_mcpmux_as_the_person_did(monkeypatch: pytest.MonkeyPatch):
+    hint = "run `mcpmux check`, for mcpmux has no `mcpmux.toml`"
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    for prefix, words, called in (
+        ("/usr", [], "mcpmux check"),
+        ("/usr", ["check", "--config", "a b.toml"], "mcpmux --config 'a b.toml' check"),
+        ("/usr", ["--config=x.toml"], "mcpmux --config x.toml check"),
+        ("/h/.cache/uv/archive-v0/abc", [], "uvx mcpmux check"),
+    ):
+        monkeypatch.setattr(sys, "prefix", prefix)
+        monkeypatch.setattr(sys, "argv", ["mcpmux", *words])
+        assert mcpmux.as_typed(hint) == f"run `{called}`, for mcpmux has no `mcpmux.toml`"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    monkeypatch.setattr(sys, "argv", ["mcpmux"])
+    assert mcpmux.as_typed(hint) == "run `uv run mcpmux check`, for mcpmux has no `mcpmux.toml`"
 
 
 # ── models ──

@@ -84,14 +84,18 @@ def test_the_picture_shows_what_check_prints():
     """But for the milliseconds. If this fails: `uv run python tests/make_picture.py`."""
 
     def without_times(lines: list[str]) -> list[str]:
-        return [re.sub(r"\d+$", "", " ".join(text for _, _, text in make_picture.runs(line))) for line in lines]
+        return [
+            re.sub(r" +([\d,]+|MS)$", "", " ".join(text for _, _, text in make_picture.runs(line))) for line in lines
+        ]
 
     drawn: dict[str, list[str]] = {}
     picture = make_picture.PICTURE.read_text(encoding="utf-8")
     for line, text in re.findall(r'<text x="[\d.]+" y="(\d+)"[^>]*>([^<]*)</text>', picture):
         drawn.setdefault(line, []).append(html.unescape(text))
     printed = without_times(make_picture.printed())
-    assert [re.sub(r"\d+$", "", " ".join(words)) for words in drawn.values()] == [line for line in printed if line]
+    assert [re.sub(r" +([\d,]+|MS)$", "", " ".join(words)) for words in drawn.values()] == [
+        line for line in printed if line
+    ]
     assert f"](tests/{make_picture.PICTURE.name})" in README
 
 
@@ -110,6 +114,7 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux tools SERVER",
         "mcpmux call TOOL JSON",
         "mcpmux check",
+        "mcpmux check SERVER",
         "mcpmux check --json",
         "mcpmux import",
         "mcpmux import HOST",
@@ -154,13 +159,17 @@ def test_the_first_screen_loads_and_prints_what_it_shows(tmp_path: Path, home: d
     assert len(text.splitlines()) == 6
     config = tmp_path / "mcpmux.toml"
     config.write_text(text)
-    environment = home | {"PATH": f"{stand_in.parent}:{home['PATH']}", "BROWSER": "firefox"}
-    command = [*COMMAND, "check", "--config", str(config)]
+    environment = home | {
+        "PATH": f"{stand_in.parent}:{home['PATH']}",
+        "BROWSER": "firefox",
+        "MCPMUX_CONFIG": str(config),
+    }
+    command = [*COMMAND, "check"]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    shown = block("console").split("\n", 1)[1]
+    shown = block("console").split("\n", 1)[1].replace("`uvx mcpmux", "`mcpmux")
 
     def without_times(output: str) -> list[str]:
-        return [re.sub(r"\d+$", "", line) for line in output.strip().splitlines()[1:]]
+        return [re.sub(r" +([\d,]+|MS)$", "", line) for line in output.strip().splitlines()[1:]]
 
     assert without_times(printed) == without_times(shown)
 
