@@ -156,6 +156,7 @@ STOP_STEP: Final = 0.6  # each step of the ladder; Codex kills mcpmux itself aft
 STOP_LAST: Final = 0.3  # after SIGKILL only an unkillable process is still there
 EXIT_DRAIN: Final = 0.25  # a dead server's last lines are read; a grandchild that holds the pipe is not waited for
 END_MOST: Final = 1.6  # of all ladders together: what seventy processes that are still starting need does not grow
+FETCH_MOST: Final = 600.0  # what npx and the like still fetch when nobody waits for it is ended after this
 LEFT_SILENT: Final = 30.0  # a process has gone and its child has the pipes: is it the server, or only left behind?
 STOOD_STILL: Final = 1.0  # a timer that comes so late tells that mcpmux was stopped, or the machine asleep
 WOKEN: Final = 2.0  # then what lies in the pipes is read before anything is too late
@@ -6120,6 +6121,8 @@ class Lists:
 
 # ── what a process said before it ended ──
 
+STILL_FETCHING: Final = "was not ready yet, and is left to finish what it fetches"
+
 # Where the message stands among what else is written: of Python at the end of a traceback, of Node before the stack.
 _ERROR: Final = r"(?:Uncaught )?[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|NotFound)(?: \[\w+\])?"
 _TELLING: Final = (
@@ -6359,6 +6362,7 @@ class Life:
         words = f'; its last words: "{telling(event.stderr)}"' if event.stderr else ""
         if ending is Ending.USELESS:  # it was silent to us, and perhaps not to people
             server.trouble = f"{server.trouble}{words}" if server.trouble else None
+            server.hint = event.hint if event.reason.endswith(STILL_FETCHING) else server.hint
         else:
             server.trouble, server.hint = f"{event.reason}{words}", event.hint
             if broken := broken_npx(event.stderr):
@@ -8839,6 +8843,17 @@ class Family:
             self._job.Close()
             self._job = None
 
+    def leave(self) -> None:
+        """It goes on without mcpmux."""
+        if sys.platform == "win32" and self._job is not None:
+            import win32job  # noqa: PLC0415
+
+            limits = win32job.QueryInformationJobObject(self._job, win32job.JobObjectExtendedLimitInformation)
+            limits["BasicLimitInformation"]["LimitFlags"] &= ~win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+            win32job.SetInformationJobObject(self._job, win32job.JobObjectExtendedLimitInformation, limits)
+            self._job.Close()
+            self._job = None
+
     def _signal(self, number: int) -> None:
         if sys.platform != "win32":
             try:
@@ -8869,6 +8884,7 @@ class Guardian:
 
     def __init__(self) -> None:
         self._shell: subprocess.Popen[bytes] | None = None
+        self.left: set[int] = set()
 
     def start(self) -> None:
         if sys.platform != "win32" and self._shell is None:
@@ -8890,7 +8906,10 @@ class Guardian:
 
     @property
     def pids(self) -> set[int]:
-        return {self._shell.pid} if self._shell else set()
+        """What outlives mcpmux: the shell, and what is left to finish."""
+        return {pid for left in self.left for pid in (left, *descendants(left))} | (
+            {self._shell.pid} if self._shell else set()
+        )
 
     def close(self) -> None:
         if self._shell and self._shell.stdin:
@@ -8902,6 +8921,102 @@ class Guardian:
         if self._shell and self._shell.stdin:
             with contextlib.suppress(OSError, ValueError):  # somebody has killed it, or it is closed
                 os.write(self._shell.stdin.fileno(), line.encode())
+
+
+# Waits for a line, which says that all is well. Else it reads the pipes in mcpmux's place, as long as the group $1 is
+# there and at most $2 seconds.
+_MINDER: Final = r"""trap "" HUP INT TERM
+read -r one && exit
+for pipe in "$3" "$4"; do
+    while kill -s 0 -- "-$1"; do cat "/dev/fd/$pipe"; sleep 1; done &
+done
+n=0
+while [ "$n" -lt "$2" ] && kill -s 0 -- "-$1"; do sleep 1; n=$((n + 1)); done
+kill -s KILL -- "-$1"
+wait"""
+_MINDER_OF_WINDOWS: Final = """
+import subprocess, sys, win32api, win32con, win32event
+handle = win32api.OpenProcess(win32con.SYNCHRONIZE, False, int(sys.argv[1]))
+win32event.WaitForSingleObject(handle, int(sys.argv[2]) * 1000)
+subprocess.run(["taskkill", "/PID", sys.argv[1], "/T", "/F"], creationflags=subprocess.CREATE_NO_WINDOW)
+"""
+
+
+class Minder:
+    """Beside a process that may have to fetch first what it runs: npx that is ended in the middle of that leaves a copy
+    that is broken for good. If mcpmux goes before the process has said a word, the minder sees it through."""
+
+    def __init__(self, lock: int | None, pid: int, pipes: list[int]) -> None:
+        """`lock` is held as long as it is at work."""
+        self.pid, self._lock = pid, lock
+        self._shell: subprocess.Popen[bytes] | None = None
+        if sys.platform != "win32":
+            self._shell = subprocess.Popen(
+                ["/bin/sh", "-c", _MINDER, "mcpmux minder", str(pid), str(int(FETCH_MOST)), *map(str, pipes)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={"PATH": os.defpath},
+                pass_fds=pipes if lock is None else [*pipes, lock],
+                start_new_session=True,
+            )
+
+    def dismiss(self) -> None:
+        """All is fetched, or there is nothing to fetch any more."""
+        if self._shell:
+            assert self._shell.stdin
+            with contextlib.suppress(OSError):
+                os.write(self._shell.stdin.fileno(), b"\n")
+            self._shell.stdin.close()
+            asyncio.get_running_loop().call_later(1.0, self._shell.poll)  # it is no more then
+        self._unlock()
+
+    def take_over(self) -> int | None:
+        """Its own process, if it has one."""
+        self._unlock()
+        if sys.platform == "win32":
+            subprocess.Popen(
+                [sys.executable, "-c", _MINDER_OF_WINDOWS, str(self.pid), str(int(FETCH_MOST))],
+                creationflags=subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP,
+                close_fds=True,
+            )
+        elif self._shell and self._shell.stdin:
+            self._shell.stdin.close()
+            self._shell.returncode = 0  # nobody here waits for it
+            return self._shell.pid
+        return None
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+async def turn_to_fetch(command: Command) -> int | None:
+    """For npx and its like, which do not stand two of them that fetch the same: a lock, of all mcpmux processes."""
+    launcher = launcher_of(command.program, command.args)
+    if launcher not in ("npx", "pnpx", "bunx", "npm"):
+        return None
+    what = next((arg for arg in command.args if not arg.startswith("-")), "")
+    path = user_folder("cache") / "fetching" / hashlib.sha256(f"{launcher} {what}".encode()).hexdigest()[:24]
+
+    def opened() -> int:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    try:
+        lock = await asyncio.to_thread(opened)
+    except OSError:
+        return None  # a cache that cannot be written to is npx's trouble too
+    end = time.monotonic() + FETCH_MOST
+    try:
+        while not is_locked(lock) and time.monotonic() < end:  # noqa: ASYNC110 - another process holds it
+            await asyncio.sleep(4 * LOCK_LOOK)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def kill_all(pids: Iterable[int]) -> None:
@@ -9086,6 +9201,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._stopping = False
         self._closing: asyncio.Future[None] | None = None
         self._transport: asyncio.SubprocessTransport | None = None
+        self.mind: Callable[[int, list[int]], Minder] | None = None  # if it may have to fetch first what it is to run
+        self._minder: Minder | None = None  # as long as it may
 
     # ── what the loop tells ──
 
@@ -9094,12 +9211,19 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._transport = transport
         self.pid = transport.get_pid()
         self._family = Family(self.pid)
-        self._guardian.add(self.pid)
+        if self.mind:
+            pipes = [pipe for fd in (1, 2) if (pipe := transport.get_pipe_transport(fd)) and sys.platform != "win32"]
+            files = [pipe.get_extra_info("pipe").fileno() for pipe in pipes]
+            self._minder, self.mind = self.mind(self.pid, files), None
+        else:
+            self._guardian.add(self.pid)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
             if self._left:
                 self._left.cancel()
+            if self._minder:
+                self._dismiss_minder()
             lines = self._splitter.feed(data)
             if lines:
                 self._post(ServerLines(self.name, self.run, lines))
@@ -9170,6 +9294,9 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     async def stop(self) -> None:
         """The ladder. Each step is for servers that the one before it does not end; in all at most 1.5 s."""
+        if self._minder and not self.exited.is_set():
+            self._leave(self._minder)
+            return
         self._stopping = True
         # 1. End of input: how the protocol says goodbye.
         self.read(True)  # a server that blocks on its output cannot see it
@@ -9184,6 +9311,25 @@ class ServerProcess(asyncio.SubprocessProtocol):
             self._family.kill(strangers)
             await self._exits(STOP_LAST)
         self._end()
+
+    def _dismiss_minder(self) -> None:
+        if self._minder:
+            self._minder.dismiss()
+            self._minder = None
+            self._guardian.add(self.pid)
+
+    def _leave(self, minder: Minder) -> None:
+        """Nobody waits for it any more: its minder sees to the end of what it fetches. Its input ends."""
+        assert self._transport
+        self._gone, self._minder = True, None
+        self._guardian.left |= {self.pid, minder.take_over() or self.pid}
+        self._family.leave()
+        self._transport.get_extra_info("subprocess").returncode = 0  # or closing the pipes would kill it
+        self._transport.close()
+        self._journal.rest(self._log_name)
+        reason = f"{called(self.name)} {STILL_FETCHING}"
+        hint = "it may still be fetching, and goes on with that; try again in a while"
+        self._post(ServerGone(self.name, self.run, reason, hint, list(self._words)))
 
     async def _exits(self, seconds: float) -> bool:
         try:
@@ -9200,6 +9346,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._gone = True
         assert self._transport
         code = self._transport.get_returncode()
+        self._dismiss_minder()
         self._family.kill()
         self._guardian.remove(self.pid)
         last = self._splitter.feed(b"\n")
@@ -12714,7 +12861,16 @@ class Mux:
         command = await prepare(name, table, self._config)
         self._journal.hide(command.secrets)
         process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
-        await self._spawn(command, process, outbox)
+        if launcher_of(command.program, command.args):
+            process.mind = functools.partial(Minder, lock := await turn_to_fetch(command))
+            try:
+                await self._spawn(command, process, outbox)
+            except BaseException:
+                if process.mind and lock is not None:  # it has no minder
+                    os.close(lock)
+                raise
+        else:
+            await self._spawn(command, process, outbox)
         return process
 
     async def _start_own(self, name: Peer, run: int) -> ServerSide:
