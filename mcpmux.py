@@ -107,17 +107,7 @@ import threading
 import time
 import tomllib
 import urllib.parse
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Container,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, Protocol, TextIO, TypeVar, get_args, get_origin
@@ -468,8 +458,7 @@ _ID_AT_TAIL: Final = re.compile(rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonr
 
 
 class LineSplitter:
-    """Joins chunks and cuts them at newlines, whatever the chunking; a line over `limit` bytes becomes a `TooLong`.
-    Blank lines are left out."""
+    """Joins chunks, cuts them at newlines. A line over `limit` bytes becomes a `TooLong`; blank ones are left out."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -524,8 +513,7 @@ def decode_line(line: bytes) -> Envelope:
 
 def decode_batch(line: bytes) -> list[bytes]:
     """The messages of a JSON array (2025-03-26 only), each still to be decoded. Raises `BadLine`."""
-    items = [bytes(item) for item in _read_twice(_decode_items, line)]
-    if not items:
+    if not (items := [bytes(item) for item in _read_twice(_decode_items, line)]):
         raise BadLine("an empty batch")
     return items
 
@@ -651,8 +639,7 @@ def _decoded(decode: Callable[[Any], Decoded], raw: Raw | bytes | UnsetType | No
 
 def text_in(fields: Fields, key: str) -> str:
     """A member that has to be a string. Raises `RpcError` (-32602)."""
-    value = value_of(fields.get(key))
-    if not isinstance(value, str):
+    if not isinstance(value := value_of(fields.get(key)), str):
         raise RpcError(INVALID_PARAMS, f"params.{key} must be a string")
     return value
 
@@ -672,8 +659,7 @@ def progress_token(params: Fields) -> bytes | None:
 
 
 def harmless(text: str) -> str:
-    """A peer's words for people, in a terminal or a log: what would move the cursor, hide text or turn it round is made
-    visible. New lines and tabs stay."""
+    """A peer's words for people: what moves the cursor, hides or turns text is made visible; not new lines and tabs."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
@@ -746,10 +732,11 @@ MODERN_REVISIONS: Final = ("2026-07-28",)
 LEGACY_REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
 
 # What a modern host subscribes to: by the notification, the key of the filter and the capability that has it.
+_RESOURCES_CHANGED: Final = "notifications/resources/list_changed"
 CHANGES: Final = {
     "notifications/tools/list_changed": ("toolsListChanged", "tools"),
     "notifications/prompts/list_changed": ("promptsListChanged", "prompts"),
-    "notifications/resources/list_changed": ("resourcesListChanged", "resources"),
+    _RESOURCES_CHANGED: ("resourcesListChanged", "resources"),
 }
 BATCH_REVISIONS: Final = frozenset({"2025-03-26"})  # the one revision in which an array is a batch of messages
 
@@ -766,10 +753,8 @@ class ListKind(NamedTuple):
 LISTS: Final[dict[str, ListKind]] = {
     "tools/list": ListKind("tools", "name", "tools", "notifications/tools/list_changed"),
     "prompts/list": ListKind("prompts", "name", "prompts", "notifications/prompts/list_changed"),
-    "resources/list": ListKind("resources", "uri", "resources", "notifications/resources/list_changed"),
-    "resources/templates/list": ListKind(
-        "resourceTemplates", "uriTemplate", "resources", "notifications/resources/list_changed"
-    ),
+    "resources/list": ListKind("resources", "uri", "resources", _RESOURCES_CHANGED),
+    "resources/templates/list": ListKind("resourceTemplates", "uriTemplate", "resources", _RESOURCES_CHANGED),
 }
 
 # What the host is told whoever is up: mcpmux itself serves these, with empty lists if need be.
@@ -850,8 +835,7 @@ def caller_of(params: Fields) -> Caller | None:
     meta = object_of(params.get("_meta"))
     if VERSION_KEY not in meta:
         return None
-    version = value_of(meta[VERSION_KEY])
-    if not isinstance(version, str):
+    if not isinstance(version := value_of(meta[VERSION_KEY]), str):
         raise RpcError(INVALID_PARAMS, f"params._meta: {VERSION_KEY} must be a string")
     if version not in MODERN_REVISIONS:
         data = {"supported": MODERN_REVISIONS, "requested": version}  # what `server/discover` lists
@@ -975,8 +959,7 @@ NOTHING_OWN: Final = Own()
 
 
 def is_sampled_locally(host: Fields, options: ServerOptions, own: Own, *, with_tools: bool) -> bool:
-    """Which of the two answers a server's sampling: `auto` prefers the host. What a modern task asks for inside itself
-    is asked of the host, past us."""
+    """Who answers a server's sampling: `auto` prefers the host. What a modern task asks inside itself passes us by."""
     if not own.model or offers(host, "extensions", TASKS_EXTENSION):
         return False
     host_can = offers(host, "sampling", "tools") if with_tools else offers(host, "sampling")
@@ -1014,8 +997,7 @@ def capabilities_for_server(host: Fields, options: ServerOptions, own: Own = NOT
 
 
 def next_cursor(body: Fields, seen: set[bytes]) -> bytes | None:
-    """Where a list goes on. Only an absent or null cursor ends it (an empty string does not); so do one that does not
-    advance, and too many pages."""
+    """Where a list goes on. No cursor or null ends it (an empty string does not), a repeated one, too many pages."""
     cursor = bytes(body.get("nextCursor", b"null"))
     if cursor == b"null" or cursor in seen or len(seen) >= MAX_PAGES - 1:
         return None
@@ -1204,10 +1186,8 @@ def digest_of(value: Any) -> str:
 
 
 def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | None:
-    """One entry as strict hosts take it; a string says why it cannot be; None means that the config leaves it out.
-
-    Hosts refuse a whole list for one bad entry, so each is made valid or left out.
-    """
+    """One entry as strict hosts take it, which refuse a whole list for a bad one. A string says why it cannot be made
+    valid; None: the config leaves it out."""
     kind = LISTS[method]
     entry = object_of(raw)
     name = value_of(entry.get(kind.identity))
@@ -1377,8 +1357,7 @@ def _object_schema(raw: Raw) -> Raw:
 
 def _output_schema(raw: Raw) -> tuple[Raw, bool]:
     """An output schema of type object, and whether it had to be wrapped (as the TypeScript SDK does)."""
-    schema = value_of(raw)
-    if isinstance(schema, dict) and schema.get("type") == "object":
+    if isinstance(schema := value_of(raw), dict) and schema.get("type") == "object":
         return _object_schema(raw), False
     inner = _moved_inwards(schema) if isinstance(schema, dict) else {} if schema else {"not": {}}
     outer: dict[str, Any] = {"type": "object", "properties": {"result": inner}, "required": ["result"]}
@@ -1388,8 +1367,7 @@ def _output_schema(raw: Raw) -> tuple[Raw, bool]:
 
 
 def _moved_inwards(schema: Any) -> Any:
-    """A schema that is now at `properties.result`: what it refers to from its root is there too. One with an `$id` is
-    the root of its own references."""
+    """A schema that is now at `properties.result`, with its references. One with an `$id` is the root of its own."""
     if isinstance(schema, list):
         return [_moved_inwards(one) for one in schema]
     if not isinstance(schema, dict) or "$id" in schema:
@@ -1425,9 +1403,7 @@ def _render(entry: Fields, identity: str) -> tuple[bytes, bytes]:
 def fit_name(text: str, limit: int) -> str:
     """`text` in the alphabet and length that every host accepts; the same text always gives the same name."""
     name = _NOT_IN_NAMES.sub("_", text)
-    if len(name) <= limit:
-        return name
-    return f"{name[: limit - 7]}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return name if len(name) <= limit else f"{name[: limit - 7]}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 _COMPARED: Final = 100  # names; to compare two letter by letter takes the product of their lengths
@@ -1555,9 +1531,8 @@ def merge(
     for route in named["tools/list"].values():
         bare[route.name] = None if route.name in bare else route
     resources = {uri: route.server for uri, route in named["resources/list"].items()}
-    pages = {
-        entry.page: part.server for part in reversed(parts) for entry in part.lists.get("tools/list", ()) if entry.page
-    }
+    with_page = [(one.page, part.server) for part in parts for one in part.lists.get("tools/list", ()) if one.page]
+    pages = dict(reversed(with_page))  # of several servers the first
     templates = [(one.name, part.server) for part in parts for one in part.lists.get("resources/templates/list", ())]
     schemes: dict[str, list[str]] = {}
     for uri, server in (*resources.items(), *pages.items(), *templates):
@@ -1692,7 +1667,7 @@ def own_tools(servers: Mapping[str, tuple[str, int]]) -> list[bytes]:
     return [encode(find), encode(call)]
 
 
-def deferred(catalogue: Catalogue, options: MuxOptions, listed: Container[str], own: list[bytes]) -> Catalogue:
+def deferred(catalogue: Catalogue, options: MuxOptions, listed: Iterable[str], own: list[bytes]) -> Catalogue:
     """With a list of tools that has but these, and our own."""
     tools = {name: route for name, route in catalogue.tools.items() if name in listed}
     result, plain = _rendered("tools/list", tools, _room(options) - sum(map(len, own)), [], own)
@@ -1707,8 +1682,7 @@ def deferred(catalogue: Catalogue, options: MuxOptions, listed: Container[str], 
 def unwrapped(fields: Fields) -> Fields:
     """The params of a call through `call_tool` as those of the tool's own. Raises `RpcError`, for the model to read."""
     given, inner = object_of(fields.get("arguments")), {key: raw for key, raw in fields.items() if key != "arguments"}
-    name = value_of(given.get("name"))
-    if not isinstance(name, str):
+    if not isinstance(name := value_of(given.get("name")), str):
         raise RpcError(INVALID_PARAMS, f"{CALL_TOOL} needs the name of a tool, as {FIND_TOOLS} gives it")
     if name in (FIND_TOOLS, CALL_TOOL):
         raise RpcError(INVALID_PARAMS, f"{name} is called directly, not through {CALL_TOOL}")
@@ -2126,9 +2100,7 @@ def judge_question(
     own: Own = NOTHING_OWN,
 ) -> Verdict:
     """What becomes of a server's question, given what the host of this call declared and what that server was told.
-
-    Raises `RpcError` for a refusal (codes: 2025-11-25, client/elicitation, client/sampling, client/roots).
-    """
+    Raises `RpcError` for a refusal (codes: 2025-11-25, client/elicitation, client/sampling, client/roots)."""
     match method:
         case "roots/list" if offers(host, "roots"):
             return Forward(params)
@@ -2259,7 +2231,7 @@ def choice_form(message: str, choices: Mapping[str, str], **more: Any) -> Fields
     return object_of(encode({"message": message, "requestedSchema": schema}))
 
 
-def decision_in(reply: Reply, decisions: Container[str], otherwise: str) -> str:
+def decision_in(reply: Reply, decisions: Iterable[str], otherwise: str) -> str:
     """What the person has decided: a refusal, unless an accepted form says what is allowed."""
     said = object_of(reply.result)
     decision = value_of(object_of(said.get("content")).get("decision"))
@@ -2309,8 +2281,7 @@ def pages_in(error: Raw | bytes | None) -> list[Fields]:
 def fit_refusal(error: Raw | bytes, server: str, options: ServerOptions) -> Reply:
     """A server's error as a legacy host may see it: one that names pages to visit with the server's name in what the
     person is told, and not at all where the table has switched that off."""
-    pages = pages_in(error)
-    if not pages:
+    if not (pages := pages_in(error)):
         return Reply(None, error)
     if options.elicitation == "off":
         return failed(f'mcpmux: {server} needs a page to be visited first, and its table says elicitation = "off"')
@@ -2585,8 +2556,7 @@ Effect = SendHost | SendServer | Start | Stop | Saved | SetTimer | Log
 
 
 class Out:
-    """The one door for effects and timers. Knows peers by their names, and which of them do not read; what a line says
-    it looks at for the trace only."""
+    """The one door for effects and timers. Knows peers by name and which do not read; reads lines for the trace."""
 
     def __init__(self) -> None:
         self.now = 0.0  # the time of the event that is handled
@@ -2669,8 +2639,7 @@ class Out:
 
     def is_due(self, key: TimerKey) -> bool:
         """Takes a timer whose time has come; one that some clock has told too early is set again."""
-        at = self._timers.get(key)
-        if at is None:
+        if (at := self._timers.get(key)) is None:
             return False
         if at > self.now:
             self.effects.append(SetTimer(key, at))
@@ -2745,8 +2714,7 @@ class Run(Struct):
 
 
 class Facts:
-    """What is known of one server, or child process of ours. All parts read it; `Life` writes it, with the greeting and
-    the lists that it drives."""
+    """What is known of one server, or child process of ours. All parts read it; section 12 alone writes it."""
 
     def __init__(self, peer: Name, options: ServerOptions, run: int = 0) -> None:
         self.peer = peer
@@ -2833,8 +2801,7 @@ class InHand(Protocol):
 
 
 class Asker:
-    """Who waits for the answer to a request of ours. To send one never ends it: that is always a later event. By itself
-    it cares for nothing that comes of it."""
+    """Who waits for the answer to a request of ours; by itself it ignores it. Sending never ends a request at once."""
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         """It is answered, or never will be: the reply then says why. It is in no table any more."""
@@ -2889,8 +2856,9 @@ class InFlight:
 
     def __init__(self) -> None:
         self._by_id: dict[int | None, Pending] = {}
-        self._owed: dict[Name, dict[int, Pending]] = {}
-        self._asked: dict[str, dict[bytes, Pending]] = {}  # servers' questions, by their own ids
+        self._owed: collections.defaultdict[Name, dict[int, Pending]] = collections.defaultdict(dict)
+        # Servers' questions, by their own ids.
+        self._asked: collections.defaultdict[str, dict[bytes, Pending]] = collections.defaultdict(dict)
         self._minted = 0
         self.get = self._by_id.get  # by number
 
@@ -2911,23 +2879,17 @@ class InFlight:
         number, most = self._minted, now + (patience if limit is None else limit)
         pending = Pending(number, peer, asker, method, patience, now, now + patience, most, ask, server, server_id)
         self._by_id[number] = pending
-        self._owed.setdefault(peer, {})[number] = pending
+        self._owed[peer][number] = pending
         if server:
             pending.server_id = server_id = server_id or b"%d" % number  # mcpmux's own have none
-            self._asked.setdefault(server, {})[server_id] = pending
+            self._asked[server][server_id] = pending
         return pending
 
     def settle(self, pending: Pending) -> None:
         del self._by_id[pending.id]
-        owed = self._owed[pending.peer]
-        del owed[pending.id]
-        if not owed:
-            del self._owed[pending.peer]
+        del self._owed[pending.peer][pending.id]
         if pending.server:
-            asked = self._asked[pending.server]
-            del asked[pending.server_id]
-            if not asked:
-                del self._asked[pending.server]
+            del self._asked[pending.server][pending.server_id]
 
     def hand_on(self, pending: Pending, peer: Name) -> None:
         """Another peer owes what it comes to now; also within the event that has settled it."""
@@ -2939,14 +2901,14 @@ class InFlight:
             self._asked.setdefault(pending.server, {})[pending.server_id] = pending
 
     def asked(self, server: str, id: bytes) -> Pending | None:
-        return self._asked.get(server, {}).get(id)
+        return self._asked[server].get(id)
 
     def owed_by(self, peer: Name) -> list[Pending]:
         """The oldest first."""
-        return list(self._owed.get(peer, {}).values())
+        return list(self._owed[peer].values())
 
     def asked_by(self, server: str) -> list[Pending]:
-        return list(self._asked.get(server, {}).values())
+        return list(self._asked[server].values())
 
     def __iter__(self) -> Iterator[Pending]:
         return iter(list(self._by_id.values()))
@@ -3029,8 +2991,7 @@ class Exchange(Asker):
 
 
 class HostEnd:
-    """The host's side of the core. `open` has every request of the host's from its line to its ending: `answer` and
-    `drop` are the only ways out of it."""
+    """The host's side of the core. `open` has each of its requests; `answer` and `drop` are the only ways out of it."""
 
     def __init__(self, out: Out, options: MuxOptions) -> None:
         self.take_options(options, {})
@@ -3113,9 +3074,8 @@ class HostEnd:
         self.answer(ask, failed(f"mcpmux: {text}"), source)
 
     def refuse(self, ask: Ask, error: RpcError) -> None:
-        self.answer(
-            ask, Reply(None, error_body(error)), as_it_is=error.code in (UNSUPPORTED_VERSION, MISSING_CAPABILITY)
-        )
+        is_modern = error.code in (UNSUPPORTED_VERSION, MISSING_CAPABILITY)
+        self.answer(ask, Reply(None, error_body(error)), as_it_is=is_modern)
 
     def drop(self, ask: Ask, params: Fields) -> None:
         """Nobody waits for it any more: it is taken out wherever it is."""
@@ -3446,8 +3406,7 @@ class Calls(Asker):
         return known[2]
 
     def tell_level(self, server: Facts) -> None:
-        """Legacy servers have one level: the most talkative that anybody wants now. What a modern host did not ask
-        for is sorted out on the way back."""
+        """Legacy servers have one level: the most talkative that anybody wants now; the way back sorts out the rest."""
         callers = [one.ask.caller for one in self._in_flight.owed_by(server.peer) if one.ask]
         levels = [level for level in (*(one.level for one in callers if one.modern), self._host.level) if level]
         level = min(levels, key=LOG_LEVELS.index, default=None)
@@ -3500,8 +3459,7 @@ class Calls(Asker):
             self._host.tell(pending.peer, line)
 
     def dropped(self, ask: Ask, params: Fields) -> None:
-        pending = self._in_flight.get(ask.number)
-        if pending and pending.ask is ask:
+        if (pending := self._in_flight.get(ask.number)) and pending.ask is ask:
             self.withdraw(pending, params)
 
     def told_of_progress(self, pending: Pending | None, peer: Name, params: Fields) -> None:
@@ -3548,7 +3506,7 @@ class Calls(Asker):
         else:
             self._out.to_server(pending.peer, line)
 
-    def fail_all(self, server: Facts, text: str, kept: Container[int] = ()) -> None:
+    def fail_all(self, server: Facts, text: str, kept: Iterable[int] = ()) -> None:
         """All that it owes. What we asked for ourselves has nobody waiting."""
         for pending in self._in_flight.owed_by(server.peer):
             if pending.id in kept or self._in_flight.get(pending.id) is not pending:
@@ -3573,12 +3531,11 @@ class Calls(Asker):
     def forget_told(self) -> None:
         self._told.clear()
 
-    def process_gone(self, server: Facts, unread: list[bytes], *, keeps_waiting: bool, keeps_unread: bool) -> bool:
-        """What its process owed fails, but for what it never took; that, and what waited for it, may be for the next
-        one: whether there is any."""
+    def process_gone(self, server: Facts, unread: list[bytes], *, keeps_waiting: bool) -> bool:
+        """What its process owed fails, but not what the next one may have: unread, or waiting. Whether there is any."""
         waiting = self._waiting.pop(server.peer, {})
         kept = waiting if keeps_waiting else {}
-        for line in unread if keeps_unread else ():
+        for line in unread:
             message = decode_line(line)
             pending = self._in_flight.get(number_of_id(message.id)) if isinstance(message.id, Raw) else None
             if pending and pending.peer == server.peer and pending.ask:
@@ -3598,8 +3555,7 @@ class Calls(Asker):
     def opened(self, server: Facts) -> None:
         """It gets what waited for it."""
         for number, params in self._waiting.pop(server.peer, {}).items():
-            pending = self._in_flight.get(number)
-            if pending and server.peer in self._out.clogged:
+            if (pending := self._in_flight.get(number)) and server.peer in self._out.clogged:
                 self.fail(pending, self.does_not_read(server.peer))
             elif pending:
                 self._dispatch(server, pending, params)
@@ -3698,8 +3654,7 @@ class TaskBook:
 
 
 class Tasks(Asker):
-    """Who owns which task: those that servers made for the host, of both eras, and those that it made for servers.
-    Asker of the calls that begin one."""
+    """Who owns which task: those of servers, in both eras, and those of the host. Asker of the calls that begin one."""
 
     def __init__(self, ground: Ground, calls: Calls) -> None:
         self._out, _, _, self._servers = ground
@@ -3755,8 +3710,7 @@ class Tasks(Asker):
     def about_one(self, ask: Ask) -> Steps:
         """tasks/get, tasks/result, tasks/cancel, tasks/update."""
         id = text_in(ask.fields, "taskId")
-        name = self.owner(id)
-        if name is None:
+        if (name := self.owner(id)) is None:
             raise RpcError(INVALID_PARAMS, "no server has made a task with this taskId")
         task = self.of_servers.get(id) or Task(name)
         is_result = ask.method == "tasks/result"  # it blocks until the task has ended
@@ -3796,8 +3750,7 @@ class Tasks(Asker):
                     if isinstance(id, str) and len(listed) < TASKS_MOST and self.owner(id) in (None, name):
                         listed[id] = None
                         tasks.append(bytes(raw))
-                cursor = next_cursor(body, seen)
-                if cursor is None:
+                if (cursor := next_cursor(body, seen)) is None:
                     break
                 params = {"cursor": Raw(cursor)}
         return b'{"tasks":[%b]}' % b",".join(tasks)
@@ -3809,9 +3762,8 @@ class Tasks(Asker):
     def own_of_host(self, server: str, result: Raw) -> Raw:
         """The host's answer to tasks/list, with those that it made for this server."""
         body = object_of(result)
-        own = [
-            one for one in items_of(body.get("tasks")) if self.is_for(server, value_of(object_of(one).get("taskId")))
-        ]
+        tasks = items_of(body.get("tasks"))
+        own = [one for one in tasks if self.is_for(server, value_of(object_of(one).get("taskId")))]
         return Raw(encode(body | {"tasks": Raw(encode(own))}))
 
     # ── how it goes with one ──
@@ -3838,8 +3790,7 @@ class Tasks(Asker):
 
     def status_from_host(self, params: Fields) -> None:
         id = value_of(params.get("taskId"))
-        task = self.of_host.get(id)
-        if task:
+        if task := self.of_host.get(id):
             if value_of(params.get("status")) in TERMINAL:
                 self._is_over(self.of_host, id)
             if self._servers[task.server].state is State.READY:
@@ -3863,8 +3814,7 @@ class Tasks(Asker):
 
 
 class Listen(NamedTuple):
-    """A modern host's `subscriptions/listen`, open until it cancels. What a server is listened to for is a subscription
-    of ours."""
+    """A modern host's `subscriptions/listen`, open until it cancels. A subscription is ours, at a server."""
 
     ask: Ask
     changes: frozenset[str]  # the list notifications that it wants
@@ -3951,8 +3901,7 @@ class Subscriptions(Asker):
 
     def subscribed_at(self, uri: str) -> str | None:
         """The server at which a legacy host has subscribed to it."""
-        found = (name for name, wanted in self._wanted.items() if LEGACY_HOST in wanted.get(uri, ()))
-        return next(found, None)
+        return next((name for name, wanted in self._wanted.items() if LEGACY_HOST in wanted.get(uri, ())), None)
 
     def want(self, server: Facts, uri: str, whose: bytes = LEGACY_HOST) -> None:
         """A server is told when the first comes."""
@@ -3989,9 +3938,8 @@ class Subscriptions(Asker):
 
     def updated(self, server: Facts, message: Envelope) -> None:
         """To those who subscribed to it; of a sub-resource all hear who subscribed at this server."""
-        params = object_of(message.params)
+        params, wanted = object_of(message.params), self._wanted.get(server.name, {})
         uri = value_of(params.get("uri"))
-        wanted = self._wanted.get(server.name, {})
         whose = wanted.get(uri) if isinstance(uri, str) else None
         if whose is None:
             if isinstance(uri, str) and self._merged.catalogue.resources.get(uri, server.name) != server.name:
@@ -4046,9 +3994,8 @@ class Subscriptions(Asker):
             self._end_former(run)
 
     def _filter_for(self, server: Facts) -> Fields:
-        wanted: dict[str, Any] = {
-            key: True for key, capability in CHANGES.values() if offers(server.capabilities, capability, "listChanged")
-        }
+        can = server.capabilities
+        wanted: dict[str, Any] = {key: True for key, name in CHANGES.values() if offers(can, name, "listChanged")}
         if uris := self._wanted.get(server.name):
             wanted["resourceSubscriptions"] = list(uris)
         for listen in self._listens.values():
@@ -4547,8 +4494,7 @@ class Questions(Asker):
         """What a question has come to, for whoever asked it."""
         if question.peer is not Peer.PAGE:
             return reply
-        why = value_of(object_of(reply.result).get("reason")) or reply.failure
-        if why:
+        if why := value_of(object_of(reply.result).get("reason")) or reply.failure:
             self._out.log("info", f"{question.server}: the person was not reached: {why}")
         return said_on_page(reply)
 
@@ -4812,12 +4758,11 @@ class Rounds(Asker):
         self._out, self._in_flight, self._host, self._servers = ground
         self._calls, self._questions, self._secret = calls, questions, secret
         self._open: dict[int, Round] = {}
-        self._of_token: dict[str, int] = {}
         self._minted = 0
         questions.bridge = self
 
     def __len__(self) -> int:
-        return len(self._open) + len(self._of_token.keys() - {one.token for one in self._open.values()})
+        return len(self._open)
 
     # ── beginning and ending ──
 
@@ -4831,7 +4776,6 @@ class Rounds(Asker):
         if ended.phase is not Phase.OVER:
             raise Bug(f"a round is {ended.phase.name} and not over")
         del self._open[ended.id]
-        self._of_token.pop(ended.token, None)
         self._out.timer("round", str(ended.id), None)
         ended.call.round, ended.call.asker = 0, ended.asker
 
@@ -4911,8 +4855,7 @@ class Rounds(Asker):
 
     def forget(self, question: Pending) -> None:
         """It was withdrawn."""
-        found = self._open.get(question.round)
-        if found:
+        if found := self._open.get(question.round):
             found.questions = {key: one for key, one in found.questions.items() if one.number != question.id}
             if found.phase is Phase.ASKING and not found.questions:
                 self._end(found)
@@ -4942,28 +4885,23 @@ class Rounds(Asker):
         """Ends a host's request with the questions that are open, and a state that only this round's retry can have."""
         self._minted += 1
         parked.ask, parked.token = ask, f"{STATE_PREFIX}{parked.id}.{self._minted}.{self._secret()}"
-        self._of_token[parked.token] = parked.id
         self._out.timer("round", str(parked.id), self._out.now + self._host.options.input_timeout_sec)
         entries = {key: one.shown for key, one in parked.questions.items() if one.is_open and bytes(one.shown)}
-        result = input_required(entries, parked.token)
-        self._host.answer(ask, Reply(result, None), parked.server, as_it_is=True)
+        self._host.answer(ask, Reply(input_required(entries, parked.token), None), parked.server, as_it_is=True)
 
     def retry(self, ask: Ask, token: str) -> None:
         """The host came back with a state of ours. Raises `RpcError`."""
-        found = self._open.get(self._of_token.get(token, 0))
-        if found is None:
+        if (found := next((one for one in self._open.values() if one.token == token), None)) is None:
             text = "this requestState is of no use (any more): send the request again without it"
             raise RpcError(INVALID_PARAMS, text)
         if identity(ask.method, ask.fields) != identity(found.ask.method, found.ask.fields):
             raise RpcError(INVALID_PARAMS, "this requestState belongs to another request: method, name or arguments")
-        server = self._servers.get(found.server)
-        if server is None:
+        if (server := self._servers.get(found.server)) is None:
             self._close(found, Turn.END)
-            gone = failed(f"mcpmux: {found.server} was removed from the config")
-            self._host.answer(ask, found.kept or gone)
+            self._host.answer(ask, found.kept or failed(f"mcpmux: {found.server} was removed from the config"))
             found.asker.withdrawn(found.call)
             return
-        del self._of_token[token]
+        found.token = ""  # it is good for one retry
         ask.approved = found.ask.approved
         self._take_answers(found, ask)
         if any(one.is_open and bytes(one.shown) for one in found.questions.values()) and not found.kept:
@@ -4990,8 +4928,7 @@ class Rounds(Asker):
             if reply is None:
                 continue
             question.is_open = False
-            pending = self._in_flight.get(question.number)
-            if pending is None:
+            if (pending := self._in_flight.get(question.number)) is None:
                 self._gathered(found, key, reply)
             else:
                 self._host.keep_roots(pending.method, reply)
@@ -5045,8 +4982,7 @@ class Rounds(Asker):
         self._close(parked, Turn.DUE)
         text = f"mcpmux: nobody has answered within {self._host.options.input_timeout_sec:g} s (input_timeout_sec)"
         for question in parked.questions.values():
-            pending = self._in_flight.get(question.number)
-            if pending and pending.peer is Peer.NEXT:
+            if (pending := self._in_flight.get(question.number)) and pending.peer is Peer.NEXT:
                 self._calls.end(pending, failed(text))
             elif pending:
                 self._calls.withdraw(pending, {})
@@ -5194,8 +5130,7 @@ class Rounds(Asker):
     # ── pages to visit (-32042: 2025-11-25, client/elicitation) ──
 
     def _wants_pages(self, server: Facts, call: Pending, reply: Reply) -> bool:
-        """Whether a legacy server's answer is a refusal until pages have been visited, which is not the host's own
-        affair."""
+        """Whether a legacy server refuses until pages have been visited, and that is not the host's own affair."""
         is_refusal = value_of(object_of(reply.error).get("code")) == URL_ELICITATION_REQUIRED
         ask = call.ask if call.method in CARRIERS else None
         return is_refusal and ask is not None and (ask.caller.modern or self._is_on_page(server, ask))
@@ -5264,8 +5199,7 @@ class Rounds(Asker):
             found.asker.ended(pending, reply)
 
     def withdrawn(self, pending: Pending) -> None:
-        found = self._open.get(pending.round)
-        if found and not pending.server:
+        if (found := self._open.get(pending.round)) and not pending.server:
             self._end(found)
             found.asker.withdrawn(pending)
 
@@ -5276,8 +5210,7 @@ class Rounds(Asker):
 
     def dropped(self, ask: Ask, params: Fields) -> None:
         """The host has cancelled a request that waits for a round."""
-        found = self._open.get(ask.number)
-        if found and found.ask is ask:
+        if (found := self._open.get(ask.number)) and found.ask is ask:
             self._end(found)
             found.asker.withdrawn(found.call)
 
@@ -5319,8 +5252,7 @@ class Approvals(Asker):
     # ── which calls wait ──
 
     def may_go_on(self, ask: Ask, route: Route) -> bool:
-        """Else it waits for the person, or has been answered. A decision holds for what it was shown for: server, tool,
-        definition and arguments."""
+        """Else it waits for the person, or is answered. A decision holds for server, tool, definition and arguments."""
         if not waits_for_approval(route.entry, self._servers[route.server].options, through=ask.through):
             return True
         matter = self._matter(ask, route)
@@ -5427,8 +5359,7 @@ class Approvals(Asker):
                 self._merged.accept(approval.matter.server, approval.unlike)
                 self.accepted()
             return
-        decision = decision_in(self._questions.said(pending, reply), DECISIONS, "no")
-        if decision == "always":
+        if (decision := decision_in(self._questions.said(pending, reply), DECISIONS, "no")) == "always":
             self._allowed.add(approval.matter[:3])
         asks = list(approval.asks.values())
         if not asks and decision != "always":
@@ -5450,8 +5381,7 @@ class Approvals(Asker):
 
     def _back(self, ask: Ask, matter: Matter, reply: Reply) -> None:
         """A modern host's retry."""
-        decision = decision_in(reply, DECISIONS, "no")
-        if decision == "always":
+        if (decision := decision_in(reply, DECISIONS, "no")) == "always":
             self._allowed.add(matter[:3])
         if self._settled(ask, matter, decision):
             ask.fields = without(ask.fields, *OF_RETRY)
@@ -5461,8 +5391,7 @@ class Approvals(Asker):
         """The host has cancelled a call. What its person is asked by it is withdrawn; the page still counts."""
         approval = self._open[ask.number]
         del approval.asks[ask.id]
-        pending = self._in_flight.get(ask.number)
-        if pending and pending.peer is Peer.HOST and not approval.asks:
+        if (pending := self._in_flight.get(ask.number)) and pending.peer is Peer.HOST and not approval.asks:
             self._calls.withdraw(pending, params)
 
     def removed(self, server: str) -> None:
@@ -5735,25 +5664,18 @@ class Moment(Enum):
     AGAIN = "is gone for a fresh process to take its place"
 
 
-# A missing pair is our bug, never the server's.
-TRANSITIONS: Final[dict[tuple[State, Moment], State]] = {
-    (State.IDLE, Moment.USE): State.STARTING,
-    (State.STOPPED, Moment.USE): State.STARTING,
-    (State.STARTING, Moment.UP): State.READY,
-    (State.STARTING, Moment.GONE): State.BACKOFF,
-    (State.STARTING, Moment.GAVE_UP): State.FAILED,
-    (State.STARTING, Moment.STOP): State.STOPPING,
-    (State.READY, Moment.GONE): State.BACKOFF,
-    (State.READY, Moment.GAVE_UP): State.FAILED,
-    (State.READY, Moment.STOP): State.STOPPING,
-    (State.BACKOFF, Moment.DUE): State.IDLE,
-    (State.FAILED, Moment.DUE): State.IDLE,
-    (State.STOPPING, Moment.ENDED): State.STOPPED,
-    (State.STOPPING, Moment.GONE): State.BACKOFF,  # it was stopped because it was of no use
-    (State.STOPPING, Moment.GAVE_UP): State.FAILED,
-    (State.STARTING, Moment.AGAIN): State.IDLE,
-    (State.STOPPING, Moment.AGAIN): State.IDLE,
+# Where each leads to, and from where. A missing pair is our bug, never the server's.
+_MOMENTS: Final = {
+    Moment.USE: (State.STARTING, (State.IDLE, State.STOPPED)),
+    Moment.UP: (State.READY, (State.STARTING,)),
+    Moment.GONE: (State.BACKOFF, (State.STARTING, State.READY, State.STOPPING)),  # stopping since it was of no use
+    Moment.GAVE_UP: (State.FAILED, (State.STARTING, State.READY, State.STOPPING)),
+    Moment.STOP: (State.STOPPING, (State.STARTING, State.READY)),
+    Moment.ENDED: (State.STOPPED, (State.STOPPING,)),
+    Moment.AGAIN: (State.IDLE, (State.STARTING, State.STOPPING)),
+    Moment.DUE: (State.IDLE, (State.BACKOFF, State.FAILED)),
 }
+TRANSITIONS: Final = {(state, moment): to for moment, (to, states) in _MOMENTS.items() for state in states}
 
 
 def next_state(state: State, moment: Moment) -> State:
@@ -5802,12 +5724,9 @@ class Hello(NamedTuple):
     silence: float | None = None  # seconds after which it is not waited for
 
 
-class Silent(NamedTuple):
-    """No answer within the time of its `Hello`."""
-
-
-class Gone(NamedTuple):
-    """The process has ended."""
+class Quiet(Enum):
+    SILENT = "no answer within the time of its `Hello`"
+    GONE = "the process has ended"
 
 
 class Met(NamedTuple):
@@ -5820,7 +5739,7 @@ class Met(NamedTuple):
 
 
 FRESH_PROCESS: Final = Hello("")
-Search = Generator[Hello, "Reply | Silent | Gone", "Met | str | None"]
+Search = Generator[Hello, "Reply | Quiet", "Met | str | None"]
 
 
 def find_era(name: str, ways: Iterable[str], *, is_free: bool) -> Search:
@@ -5831,17 +5750,17 @@ def find_era(name: str, ways: Iterable[str], *, is_free: bool) -> Search:
     while left:
         way = left.pop(0)
         if way == FRESH:
-            if isinstance((yield FRESH_PROCESS), Gone):
+            if (yield FRESH_PROCESS) is Quiet.GONE:
                 return None  # it could not even be started
             is_unheard = False
             continue
         method = "server/discover" if way == "modern" else "initialize"
         reply = yield Hello(method, DISCOVER_SILENCE if way == "modern" and left[:1] == ["legacy"] else None)
-        if isinstance(reply, Gone):
+        if reply is Quiet.GONE:
             if not is_free or not (way == "modern" or is_unheard):
                 return None
             left = [FRESH, "legacy"]
-        elif isinstance(reply, Silent):
+        elif reply is Quiet.SILENT:
             is_unheard = True
         elif way == "modern":
             body = object_of(reply.result)
@@ -5879,8 +5798,7 @@ class Greeting(Asker):
 
     def up(self, server: Facts) -> None:
         """The process runs: what was found of its era is used, or else it is looked for."""
-        found = self._searches.get(server.peer)
-        if found is None:
+        if (found := self._searches.get(server.peer)) is None:
             ways: Iterable[str] = WAYS[server.run.starter.era]
             if server.options.protocol:
                 ways = [server.options.protocol]
@@ -5890,7 +5808,7 @@ class Greeting(Asker):
             self._searches[server.peer] = found
         self._go_on(server, found, None)
 
-    def _go_on(self, server: Facts, search: Search, reply: Reply | Silent | Gone | None) -> bool:
+    def _go_on(self, server: Facts, search: Search, reply: Reply | Quiet | None) -> bool:
         """Whether it is still looked for."""
         self._open.pop(server.peer, None)
         self._out.timer("silent", server.peer, None)
@@ -5904,7 +5822,7 @@ class Greeting(Asker):
                 self.life.give_up(server, end.value)
             return False
         if hello is FRESH_PROCESS:
-            if not isinstance(reply, Gone):
+            if reply is not Quiet.GONE:
                 self.life.stop(server, Ending.AGAIN)
         else:
             self._say(server, hello)
@@ -5917,33 +5835,29 @@ class Greeting(Asker):
             starter = server.run.starter
             server.run.told = self._calls.told(server, starter)
             revision = LEGACY_REVISIONS[0] if starter.modern else self._host.revision or LEGACY_REVISIONS[0]
-            params = encode(
-                {"protocolVersion": revision, "capabilities": server.run.told, "clientInfo": Raw(starter.info)}
-            )
+            hello_params = {"capabilities": server.run.told, "clientInfo": Raw(starter.info)}
+            params = encode({"protocolVersion": revision, **hello_params})
         self._open[server.peer] = self._calls.request(server, hello.method, params, self, FOREVER)
         if hello.silence:
             self._out.timer("silent", server.peer, self._out.now + hello.silence)
 
     def silent(self, server: Facts) -> None:
         """No answer to `server/discover`: `initialize` follows, and its answer decides."""
-        pending = self._open.get(server.peer)
-        if pending:
+        if pending := self._open.get(server.peer):
             self._in_flight.settle(pending)
-            self._go_on(server, self._searches[server.peer], Silent())
+            self._go_on(server, self._searches[server.peer], Quiet.SILENT)
 
     def ended(self, pending: Pending, reply: Reply) -> None:
-        server = self.life.alive(pending.peer)
-        if server and self._open.get(pending.peer) is pending:
+        if (server := self.life.alive(pending.peer)) and self._open.get(pending.peer) is pending:
             self._go_on(server, self._searches[pending.peer], reply)
 
     def gone(self, server: Facts) -> bool:
         """Whether a fresh process is to take the place of the one that has ended."""
-        search = self._searches.get(server.peer)
-        if search is None:
+        if (search := self._searches.get(server.peer)) is None:
             return False
         if server.run.ending is Ending.AGAIN:
             return True
-        return server.run.ending is None and self._go_on(server, search, Gone())
+        return server.run.ending is None and self._go_on(server, search, Quiet.GONE)
 
     def hello_of(self, server: Facts) -> str:
         """What it has not answered."""
@@ -6000,8 +5914,7 @@ class Reading:
                 self._room = 0
                 return
             digest = hashlib.blake2b(raw, digest_size=16).digest()
-            entry = self._former.get(digest) or self._fit(raw)
-            if isinstance(entry, Entry):
+            if isinstance(entry := self._former.get(digest) or self._fit(raw), Entry):
                 self.entries.append(entry)
                 self.fitted[digest] = entry
                 self._room -= len(entry.left) + len(entry.right)
@@ -6156,8 +6069,7 @@ _TIMERS_OF_A_RUN: Final = ("late", "silent", "open", "relist", "listen", "idle")
 
 
 class Life:
-    """Starts servers, and child processes of ours, when they are used; stops them when they are not; counts their
-    deaths. The one writer of `Facts`."""
+    """Starts servers and our child processes when used, stops idle ones, counts deaths. The one writer of `Facts`."""
 
     def __init__(
         self, ground: Ground, calls: Calls, greeting: Greeting, lists: Lists, hooks: Hooks, chance: Callable[[], float]
@@ -6339,9 +6251,8 @@ class Life:
         self._end_run(server)
         self._hooks.gone(server)
         keeps = server.state is not State.FAILED and not self.is_ending
-        waits = self._calls.process_gone(
-            server, event.unread, keeps_waiting=keeps and was is State.STOPPING, keeps_unread=keeps
-        )
+        keeps_waiting = keeps and was is State.STOPPING
+        waits = self._calls.process_gone(server, event.unread if keeps else [], keeps_waiting=keeps_waiting)
         self._settle(server)
         if waits:
             self.use(server)
@@ -6593,24 +6504,21 @@ class Finder:
                 reply = yield Step(name, ask.method, params)
                 body = object_of(reply.result)
                 entries += [bytes(one) for one in items_of(body.get(key))][: most - len(entries)]
-                cursor = next_cursor(body, seen)
-                if cursor is None:
+                if (cursor := next_cursor(body, seen)) is None:
                     break
                 params["cursor"] = Raw(cursor)
         return b'{"%b":[%b]}' % (key.encode(), b",".join(entries))
 
     def pass_on(self, ask: Ask) -> None:
-        """A method of the future: if its params name something that has an owner, the owner is asked; else those that
-        have an extension which nobody else has."""
+        """A method of the future: for the owner of what its params name; else for those with an extension of their."""
         params, catalogue = dict(ask.fields), self._merged.view(ask.caller).catalogue
         name, uri, task = (value_of(params.get(key)) for key in ("name", "uri", "taskId"))
         owner = self._tasks.owner(task)
         if owner is None and isinstance(uri, str):
             owner = next(iter(catalogue.owners_of(uri)), None)
-        if owner is None and isinstance(name, str):
-            route = catalogue.tools.get(name) or catalogue.prompts.get(name)
-            if route:
-                owner, params["name"] = route.server, Raw(encode(route.name))
+        route = (catalogue.tools.get(name) or catalogue.prompts.get(name)) if isinstance(name, str) else None
+        if owner is None and route:
+            owner, params["name"] = route.server, Raw(encode(route.name))
         if owner is not None:
             self._sent(ask, self._calls.forward(ask, owner, params))
         else:
@@ -6681,8 +6589,7 @@ class Router:
     # ── lines ──
 
     def lines(self, lines: Iterable[bytes | TooLong], server: Facts | None = None) -> None:
-        """Of the host, of a server or of a process of ours. One that shows a bug of ours costs itself, as everywhere;
-        the next is read."""
+        """Of the host, a server or a process of ours. A line that shows a bug of ours costs itself only."""
         peer, end = (server.peer, server) if server else (Peer.HOST, self._host)
         for line in lines:
             try:
@@ -6820,8 +6727,7 @@ class Router:
         host = self._host
         host.caller = host.legacy = Caller(False, bytes(declared), bytes(info) if is_object(info) else NOBODY.info)
         host.revision = revision
-        answer = {"protocolVersion": revision, **self._about_us(), "serverInfo": IMPLEMENTATION}
-        host.reply(ask, encode(answer))
+        host.reply(ask, encode({"protocolVersion": revision, **self._about_us(), "serverInfo": IMPLEMENTATION}))
         self._begin()
 
     def _discover(self, ask: Ask) -> None:
@@ -6891,10 +6797,8 @@ class Router:
             self.joined()
 
     def _get_prompt(self, ask: Ask) -> None:
-        name = text_in(ask.fields, "name")
-        prompts = self._merged.view(ask.caller).catalogue.prompts
-        route = prompts.get(name)
-        if route is None:
+        name, prompts = text_in(ask.fields, "name"), self._merged.view(ask.caller).catalogue.prompts
+        if (route := prompts.get(name)) is None:
             self._unknown_name(ask, name, "prompt", prompts)
         else:
             sent = self._calls.forward(ask, route.server, ask.fields | {"name": Raw(encode(route.name))})
@@ -6919,8 +6823,7 @@ class Router:
         ref = fields_of(params.get("ref", b"null"))
         if value_of(ref.get("type")) == "ref/prompt":
             name = text_in(ref, "name")
-            route = catalogue.prompts.get(name)
-            if route is None:
+            if (route := catalogue.prompts.get(name)) is None:
                 self._unknown_name(ask, name, "prompt", catalogue.prompts)
                 return
             owner, ref["name"] = route.server, Raw(encode(route.name))
@@ -6941,8 +6844,7 @@ class Router:
             self._host.reply(ask, b'{"completion":{"values":[]}}')
 
     def _set_level(self, ask: Ask) -> None:
-        level = text_in(ask.fields, "level")
-        if level not in LOG_LEVELS:
+        if (level := text_in(ask.fields, "level")) not in LOG_LEVELS:
             raise RpcError(INVALID_PARAMS, f"params.level must be one of {', '.join(LOG_LEVELS)}")
         self._host.level = level
         for server in self._servers.values():
@@ -6965,8 +6867,7 @@ class Router:
     def _unknown_name(self, ask: Ask, name: str, noun: str, known: Mapping[str, Route]) -> None:
         if self._hold(ask):
             return
-        owner = self._server_by_prefix(name)
-        if owner and not owner.known:
+        if (owner := self._server_by_prefix(name)) and not owner.known:
             is_lost = owner.state in (State.FAILED, State.STOPPING) or owner.run.stage is Stage.LATE
             if ask.blamed is None and not is_lost:
                 ask.blamed = owner.name
@@ -6991,8 +6892,7 @@ class Router:
     # ── its notifications and answers ──
 
     def _cancelled_by_host(self, params: Fields) -> None:
-        ask = self._host.open.get(bytes(params.get("requestId", b"")))
-        if ask:
+        if ask := self._host.open.get(bytes(params.get("requestId", b""))):
             call = self._in_flight.get(ask.number)
             self._host.drop(ask, params)
             if call and call.ask is ask:
@@ -7110,10 +7010,8 @@ class Core:
         self.out, self.in_flight = Out(), InFlight()
         self.host = HostEnd(self.out, options)
         ground = Ground(self.out, self.in_flight, self.host, self.servers)
-        idle = {Peer.SAMPLER: SAMPLER_IDLE, Peer.PAGE: PAGE_IDLE}
-        own: dict[Name, Facts] = {
-            peer: Facts(peer, ServerOptions(idle_timeout_sec=seconds)) for peer, seconds in idle.items()
-        }
+        idle = ((Peer.SAMPLER, SAMPLER_IDLE), (Peer.PAGE, PAGE_IDLE))
+        own: dict[Name, Facts] = {peer: Facts(peer, ServerOptions(idle_timeout_sec=most)) for peer, most in idle}
         self.sampler = own[Peer.SAMPLER]
         merged = self.merged = Merged(ground, names or {}, pins or {})
         calls = self.calls = Calls(ground, self._use)
@@ -7132,8 +7030,7 @@ class Core:
         life.own |= own
         parts = Parts(merged, calls, tasks, subscriptions, questions, rounds, approvals, lists, life)
         self.router = Router(ground, parts, self.begin, self.about_us)
-        self._known = known or {}
-        self._notice = notice
+        self._known, self._notice = known or {}, notice
         self._begun = False  # the servers have been started for the first time
         self._wanted: set[str] = set()  # those of them that the host sees
         self._reloading: set[str] = set()  # new servers of a changed config: changes are told when they are listed
@@ -7172,9 +7069,8 @@ class Core:
         self.host.take_options(options, hosts)
         self.out.is_tracing = options.log_level == "trace"
         self.turns.sampling = sampling
-        self.calls.take_own(
-            Own(sampling is not None, self._has_page and options.page != "off", options.page == "always")
-        )
+        has_page = self._has_page and options.page != "off"
+        self.calls.take_own(Own(sampling is not None, has_page, options.page == "always"))
 
     @property
     def catalogue(self) -> Catalogue:
@@ -8819,8 +8715,7 @@ OWN_GROUP: Final[dict[str, Any]] = (
 
 
 class Family:
-    """A process that was started with `OWN_GROUP`, and all that it has started: its group, or on Windows a job object,
-    which also ends when mcpmux itself does."""
+    """A process in an `OWN_GROUP` and all that it started: a group, or on Windows a job object, which ends with us."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -8856,10 +8751,8 @@ class Family:
 
     def _signal(self, number: int) -> None:
         if sys.platform != "win32":
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left, or only what is not ours
                 os.killpg(self.pid, number)
-            except (ProcessLookupError, PermissionError):  # nobody is left in it, or only what is not ours
-                pass
 
 
 # Reads process groups from a pipe, added and taken out since numbers are used again, and ends those that are left at
@@ -9022,10 +8915,8 @@ async def turn_to_fetch(command: Command) -> int | None:
 def kill_all(pids: Iterable[int]) -> None:
     """Those of them that are still there."""
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 def _job_for(pid: int) -> Any:
@@ -9047,10 +8938,8 @@ def _job_for(pid: int) -> Any:
 
 
 async def expand(text: str, where: str, environment: Mapping[str, str], secrets: set[str]) -> str:
-    """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced. What came from outside is added to `secrets`.
-
-    Raises `StartError` that names the variable or the command, never a value.
-    """
+    """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced; what came from outside is added to `secrets`. Raises
+    `StartError` that names the variable or the command, never a value."""
     pieces: list[str] = []
     at = 0
     for match in PLACEHOLDER.finditer(text):
@@ -9224,8 +9113,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
                 self._left.cancel()
             if self._minder:
                 self._dismiss_minder()
-            lines = self._splitter.feed(data)
-            if lines:
+            if lines := self._splitter.feed(data):
                 self._post(ServerLines(self.name, self.run, lines))
             elif self._transport and (stdout := self._transport.get_pipe_transport(1)):
                 widen(stdout.get_extra_info("pipe"))  # the end of a long one is still to come
@@ -9349,8 +9237,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._dismiss_minder()
         self._family.kill()
         self._guardian.remove(self.pid)
-        last = self._splitter.feed(b"\n")
-        if last:
+        if last := self._splitter.feed(b"\n"):
             self._post(ServerLines(self.name, self.run, last))
         self._transport.close()
         last_words = self._journal.rest(self._log_name)
@@ -9476,10 +9363,8 @@ def reap(known: Iterable[int]) -> None:
     """Linux: takes orphans that have ended out of the process table; the loop waits for `known` itself."""
     if sys.platform == "linux":
         for pid in set(descendants(os.getpid())) - set(known):
-            try:
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                pass
 
 
 # ══ 18. Remote ════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -9599,17 +9484,15 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     if options.bearer_token_env_var:
         variables["Authorization"] = (options.bearer_token_env_var, "bearer_token_env_var")
     for header, (variable, key) in variables.items():
-        value = config.environment.get(variable, "")
-        if not value:
+        if not (value := config.environment.get(variable, "")):
             todo = f"set {variable} in the host's environment or in env_file"
             raise StartError(f"{variable} is not set ({where}.{key})", todo)
         secrets.add(value)
         headers[header] = f"Bearer {value}" if key == "bearer_token_env_var" else value
     for header, value in headers.items():
         if not value.isascii() or not value.isprintable():
-            raise StartError(
-                f"its header {header} has a character that no header may have", f"correct it in {where} or its variable"
-            )
+            todo = f"correct it in {where} or its variable"
+            raise StartError(f"its header {header} has a character that no header may have", todo)
     login = login_path(config.path, name, url)
     named = any(SECRET_NAME.search(text) for text in (*headers, parts.query))
     if named or parts.password or options.env_http_headers or take_over(login, url):
@@ -9698,8 +9581,7 @@ def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
     kinds = {kind.__name__ for one in below for kind in type(one).__mro__}
     if isinstance(wrong, StartError):
         return f"cannot be reached: {wrong.args[0]}", wrong.args[1]
-    certificate = next((one for one in below if isinstance(one, ssl.SSLCertVerificationError)), None)
-    if certificate:
+    if certificate := next((one for one in below if isinstance(one, ssl.SSLCertVerificationError)), None):
         todo = "correct the host in its url, or name your company's CA file in SSL_CERT_FILE"
         return f"has a TLS certificate that is not trusted: {certificate.verify_message} ({shown})", todo
     if failed := next((one for one in below if isinstance(one, ssl.SSLError)), None):
@@ -9761,8 +9643,7 @@ def write_login(path: Path, login: Login) -> None:
 
 @contextlib.asynccontextmanager
 async def login_lock(path: Path) -> AsyncGenerator[None]:
-    """Of all mcpmux processes one at a time renews a login: a refresh token may be good for one use only. Raises
-    `TimeoutError` and `OSError`."""
+    """One mcpmux at a time renews a login: a refresh token may work once only. Raises `TimeoutError`, `OSError`."""
     path = path.with_suffix(".lock")
     make_folder(path.parent)
     file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
@@ -9776,8 +9657,7 @@ async def login_lock(path: Path) -> AsyncGenerator[None]:
 
 
 async def fetch(request: Any, may_be_open: bool, reads: bool = True) -> Any:
-    """A request of a login: its response, with as much of the body as authorization servers say. Raises `StartError`,
-    and what HTTP raises."""
+    """A login's request: its response, with as much body as such servers say. Raises `StartError`, HTTP's errors."""
     refuse_open(str(request.url), may_be_open)
     async with new_client(str(request.url), timeout=HTTP_PATIENCE) as client:
         response = await client.send(request, stream=True)
@@ -9804,8 +9684,7 @@ async def play(flow: Any, answer: Callable[[Any], Awaitable[Any]]) -> None:
 
 
 class Beginning(NamedTuple):
-    """What the SDK's provider begins with, as the storage that it wants. It keeps by itself what it is given; files are
-    written by those who hold their lock."""
+    """What the SDK's provider begins with, as a storage. Files are written by those who hold their lock."""
 
     client: Any = None
     tokens: Any = None
@@ -9846,9 +9725,7 @@ class LoginKeeper:
     """The login of one table while its server is used: read from its file, renewed, and written back."""
 
     def __init__(self, path: Path, may_be_open: bool, journal: Journal) -> None:
-        self._path = path
-        self._may_be_open = may_be_open
-        self._journal = journal
+        self._path, self._may_be_open, self._journal = path, may_be_open, journal
         self._lock = asyncio.Lock()
         self._refused: str | None = None  # a refresh token that is good for nothing any more
         self._take(read_login(path))
@@ -9882,8 +9759,7 @@ class LoginKeeper:
                         return login is not None
                     if login.refresh_token in (None, self._refused):
                         return False
-                    renewed = await self._refresh(login)
-                    if renewed is None:
+                    if (renewed := await self._refresh(login)) is None:
                         self._refused = login.refresh_token
                         return False
                     self._take(renewed)
@@ -9915,8 +9791,7 @@ class LoginKeeper:
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
         if statuses[-1] in REFUSED:
             return None
-        tokens = provider.context.current_tokens
-        if tokens is None:
+        if (tokens := provider.context.current_tokens) is None:
             what = f"cannot be logged in to: {place} answered HTTP {statuses[-1]} without a token"
             raise RemoteError(what, "try again later")
         return msgspec.structs.replace(
@@ -9933,8 +9808,7 @@ class Browser:
     7.3). `go` and `come_back` are what the SDK's provider wants for that."""
 
     def __init__(self, scopes: list[str], say: Callable[[str], None]) -> None:
-        self._scopes = scopes
-        self._say = say
+        self._scopes, self._say = scopes, say
         self._answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         self._state = ""  # what the answer must name, since any page may send a browser here; empty before it is asked
         self.context: Any = None  # of the SDK's provider
@@ -10147,16 +10021,14 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
             status = await knock(address, provider, method, insists=True)
     finally:
         browser.close()
-    login = login_of(address.url, provider.context, status)
-    if login:
+    if login := login_of(address.url, provider.context, status):
         async with login_lock(address.login):
             write_login(address.login, login)
     return address.login if login else None
 
 
 async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bool, str | None]:
-    """Whether there was a login, and why it could not be revoked, if that was so. Its file is removed all the same.
-    Raises `StartError`."""
+    """Whether there was a login, which is now removed, and why it could not be revoked, if so. Raises `StartError`."""
     url = await expand(options.url or "", f"mcp_servers.{name}.url", config.environment, set())
     path = login_path(config.path, name, url)
     take_over(path, url)
@@ -10199,11 +10071,9 @@ STATUS_WORDS: Final[dict[int | str, tuple[str, str]]] = {
         "asks for more than the login gives (HTTP 403)",
         "add scopes = [{scopes}] to its table and run `mcpmux login {name}`",
     ),
-    404: ("has no MCP at {shown} (HTTP {status})", "correct its url"),
-    405: ("has no MCP at {shown} (HTTP {status})", "correct its url"),
+    **dict.fromkeys((404, 405), ("has no MCP at {shown} (HTTP {status})", "correct its url")),
     407: ("cannot be reached: the proxy asks for a login (HTTP 407)", "correct HTTPS_PROXY"),
-    429: ("is busy (HTTP {status}){said}", "try again {later}"),
-    503: ("is busy (HTTP {status}){said}", "try again {later}"),
+    **dict.fromkeys((429, 503), ("is busy (HTTP {status}){said}", "try again {later}")),
 }
 
 
@@ -10211,8 +10081,7 @@ class Web:
     """One address: requests with its headers and its login. Whatever goes wrong comes out as a `RemoteError`."""
 
     def __init__(self, name: str, address: Address, journal: Journal) -> None:
-        self._name = name
-        self._address = address
+        self._name, self._address = name, address
         self._keeper = None if address.has_credentials else LoginKeeper(address.login, address.may_be_open, journal)
         self.has_answered = False  # the server has: it is one, and what goes wrong then is not the end of it
 
@@ -10240,9 +10109,8 @@ class Web:
         same place and keeps the message; a login that is not taken is renewed once."""
         kinds = {"Accept": EVENTS if method == "GET" else f"application/json, {EVENTS}"}
         kinds |= {} if body is None else {"Content-Type": "application/json"}
-        request = self._client.build_request(
-            method, url or self._address.url, headers={**kinds, **headers}, content=body
-        )
+        place, headers = url or self._address.url, {**kinds, **headers}
+        request = self._client.build_request(method, place, headers=headers, content=body)
         response = await self._follow(request)
         try:
             yield response
@@ -10252,8 +10120,7 @@ class Web:
     async def _follow(self, request: Any) -> Any:
         followed, renewed = 0, False
         while True:
-            token = await self._keeper.token() if self._keeper else None
-            if token:
+            if token := await self._keeper.token() if self._keeper else None:
                 request.headers["Authorization"] = f"Bearer {token}"
             try:
                 response = await self._client.send(request, stream=True)
@@ -10532,9 +10399,7 @@ class RemoteServer:
         self._exchanges: dict[int | str, Sent] = {}
         self._unread: list[bytes] = []  # requests that it has certainly not taken
         self._own = 0  # requests of this connection itself, so far
-        self._session = Session()
-        self._book = HeaderBook()
-        self._web = Web(name, address, journal)
+        self._session, self._book, self._web = Session(), HeaderBook(), Web(name, address, journal)
 
     # ── what the mux does ──
 
@@ -12797,8 +12662,7 @@ class Mux:
                     case SendHost(source, line):
                         self._host.put(source, line)
                     case SendServer(server, line):
-                        process = self._processes.get(server)
-                        if process:
+                        if process := self._processes.get(server):
                             process.outbox.append(line)
                             touched[server] = process
                     case Log(level, text):
@@ -12816,8 +12680,7 @@ class Mux:
         self._host.flush()
 
     def _set_timer(self, key: TimerKey, at: float | None) -> None:
-        handle = self._timers.pop(key, None)
-        if handle:
+        if handle := self._timers.pop(key, None):
             handle.cancel()
         if at is not None:
             self._timers[key] = self._loop.call_at(at, self._timer_due, key)
@@ -12847,8 +12710,7 @@ class Mux:
                 del self._starting[name]
 
     async def _start_server(self, name: str, run: int) -> ServerSide | None:
-        table = self._config.servers.get(name)
-        if table is None:
+        if (table := self._config.servers.get(name)) is None:
             return None  # a new config is on its way to the core
         limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
         if table.url:
@@ -12909,8 +12771,7 @@ class Mux:
         task.add_done_callback(ended)
 
     def _stop(self, name: Name, run: int) -> None:
-        process = self._processes.get(name)
-        if process and process.run == run:
+        if (process := self._processes.get(name)) and process.run == run:
             self._ladder(process)
         else:
             if name in self._starting:
@@ -12921,8 +12782,7 @@ class Mux:
 
     def _make_room(self, source: Name, room: bool) -> None:
         """The host reads slowly: the server whose lines wait is not read meanwhile."""
-        process = self._processes.get(source)
-        if process:
+        if process := self._processes.get(source):
             process.read(room)
 
     async def _finish(self) -> None:
@@ -12957,8 +12817,7 @@ class Mux:
                 self._in_loop(self.post, HostGone("the process that started mcpmux is gone"))
                 return
             for name, path_of_login in list(self._logins.items()):
-                mark = mark_of(path_of_login)
-                if mark and logins.get(name, mark) != mark:
+                if (mark := mark_of(path_of_login)) and logins.get(name, mark) != mark:
                     self._in_loop(self.post, TryAgain(name))
                 logins[name] = mark
             former_marks, marks = marks, (mark_of(pins), mark_of(consents_path()))
@@ -12971,8 +12830,7 @@ class Mux:
                 continue
             taken = seen
             try:
-                config = load_config(path)
-                if not config.exists:
+                if not (config := load_config(path)).exists:
                     raise ConfigError(f"{path}: is gone")
             except ConfigError as wrong:
                 for line in str(wrong).splitlines():
@@ -12982,10 +12840,8 @@ class Mux:
                 self._in_loop(self._take, config)
 
     def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed
-            pass
 
     def _take(self, config: Config) -> None:
         """A new configuration. Secrets are read anew when their servers start."""
