@@ -1613,24 +1613,19 @@ LIMIT, LIMIT_MOST = 5, 20  # tools that are found in one go
 
 def purpose(instructions: str, info: Fields) -> str:
     """What a server is for, in a line of its own words."""
-    words = (value_of(info.get(key)) for key in ("description", "title"))
-    lines = (
-        line.strip(" #*=-\t")
-        for text in (instructions, *words)
-        if isinstance(text, str)
-        for line in [*text.splitlines()]
-    )
+    texts = [instructions, *(value_of(info.get(key)) for key in ("description", "title"))]
+    lines = (line.strip(" #*=-\t") for text in texts if isinstance(text, str) for line in text.splitlines())
     return in_a_line(next(filter(None, lines), ""))
 
 
 def own_tools(servers: Mapping[str, tuple[str, int]]) -> list[bytes]:
     """The two that stand for all others; by server what it is for, and how many tools it has."""
     room = max(20, SERVERS_MOST // max(1, len(servers)) - 30)
-    lines = [
-        f"- {name} ({count})" + (f": {textwrap.shorten(text, room, placeholder='…')}" if text else "")
-        for name, (text, count) in servers.items()
-        if count
-    ]
+    about = {
+        name: f": {textwrap.shorten(text, room, placeholder='…')}" if text else ""
+        for name, (text, _) in servers.items()
+    }
+    lines = [f"- {name} ({count}){about[name]}" for name, (_, count) in servers.items() if count]
     find = {
         "name": FIND_TOOLS,
         "description": "Finds tools by what they do. The tools of the servers below are not listed: search here first,"
@@ -1657,12 +1652,7 @@ def own_tools(servers: Mapping[str, tuple[str, int]]) -> list[bytes]:
             },
             "required": ["name"],
         },
-        "annotations": {
-            "title": "Call a tool",
-            "readOnlyHint": False,
-            "destructiveHint": True,
-            "openWorldHint": True,
-        },
+        "annotations": {"title": "Call a tool", "readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
     }
     return [encode(find), encode(call)]
 
@@ -1681,12 +1671,12 @@ def deferred(catalogue: Catalogue, options: MuxOptions, listed: Iterable[str], o
 
 def unwrapped(fields: Fields) -> Fields:
     """The params of a call through `call_tool` as those of the tool's own. Raises `RpcError`, for the model to read."""
-    given, inner = object_of(fields.get("arguments")), {key: raw for key, raw in fields.items() if key != "arguments"}
+    given, inner = object_of(fields.get("arguments")), without(fields, "arguments")
     if not isinstance(name := value_of(given.get("name")), str):
         raise RpcError(INVALID_PARAMS, f"{CALL_TOOL} needs the name of a tool, as {FIND_TOOLS} gives it")
     if name in (FIND_TOOLS, CALL_TOOL):
         raise RpcError(INVALID_PARAMS, f"{name} is called directly, not through {CALL_TOOL}")
-    strange = [key for key in given if key not in ("name", "arguments")]
+    strange = without(given, "name", "arguments")
     arguments = given.get("arguments", Raw(JSON_NULL))
     if bytes(arguments) == JSON_NULL and not strange:
         return inner | {"name": given["name"]}
@@ -1719,8 +1709,7 @@ def answer_found(found: list[Found]) -> bytes:
         shortest = short | {"inputSchema": {"type": "object", "properties": names}}
         for form in (whole, short, shortest):
             text = encode(form)
-            size = len(text) + len(encode(text.decode()))
-            if size <= room:
+            if (size := len(text) + len(encode(text.decode()))) <= room:
                 tools.append(text)
                 room -= size
                 break
@@ -1738,58 +1727,21 @@ def _in_short(schema: Any) -> Any:
     return {key: _in_short(one) for key, one in schema.items() if not (key in words and isinstance(one, str))}
 
 
-# What developers take for the same, or for near enough. A word may stand in several rows.
-_SYNONYMS: Final = (
-    "list show get read view fetch retrieve display see",
-    "search find lookup query",
-    "delete remove drop erase destroy clear discard purge",
-    "create add new make insert open generate",
-    "update edit modify change set alter patch replace",
-    "rename move",
-    "copy duplicate clone",
-    "run execute invoke start launch trigger",
-    "stop kill terminate end cancel abort close",
-    "upload push send put publish",
-    "download pull fetch export save",
-    "send post write publish message",
-    "repo repository",
-    "dir folder directory",
-    "db database sql",
-    "doc docs document documentation page",
-    "config configuration settings setting option preference",
-    "env environment",
-    "var variable",
-    "param parameter argument",
-    "auth authentication login credential",
-    "k8s kubernetes",
-    "image img picture photo screenshot",
-    "message msg text",
-    "org organization",
-    "info information detail metadata about",
-    "permission access role",
-    "package pkg dependency library module",
-    "error err exception failure",
-    "history log logs",
-    "count number total many",
-    "diff compare difference",
-    "web internet online",
-    "website site page url link",
-    "issue ticket bug",
-    "task todo job",
-    "user member person people account",
-    "comment reply note",
-    "email mail",
-    "event meeting appointment",
-    "chart graph plot diagram",
-    "summarize summary",
-    "convert transform",
-    "remember memory store save",
-    "name title",
-    "merge combine join",
-    "schema structure",
-    "collection table",
-    "row record entry item document",
-)
+# What developers take for the same, or for near enough. A word may stand in several groups.
+_SYNONYMS: Final = """
+    list show get read view fetch retrieve display see, search find lookup query, delete remove drop erase destroy
+    clear discard purge, create add new make insert open generate, update edit modify change set alter patch replace,
+    rename move, copy duplicate clone, run execute invoke start launch trigger, stop kill terminate end cancel abort
+    close, upload push send put publish, download pull fetch export save, send post write publish message, repo
+    repository, dir folder directory, db database sql, doc docs document documentation page, config configuration
+    settings setting option preference, env environment, var variable, param parameter argument, auth authentication
+    login credential, k8s kubernetes, image img picture photo screenshot, message msg text, org organization, info
+    information detail metadata about, permission access role, package pkg dependency library module, error err
+    exception failure, history log logs, count number total many, diff compare difference, web internet online, website
+    site page url link, issue ticket bug, task todo job, user member person people account, comment reply note, email
+    mail, event meeting appointment, chart graph plot diagram, summarize summary, convert transform, remember memory
+    store save, name title, merge combine join, schema structure, collection table, row record entry item document
+"""
 _OFTEN: Final = (
     "a an the of to in on at for from with by and or is are was be do does did have has had my me i we our us you your"
     " it its this that these those please can could would should want need how what which who when where there some any"
@@ -1810,10 +1762,7 @@ _ENDINGS: Final[tuple[tuple[int, dict[str, str]], ...]] = (
         | {"aliti": "al", "iviti": "ive", "enci": "ence", "anci": "ance", "izer": "ize", "ator": "ate", "alli": "al"}
         | {"bli": "ble", "eli": "e", "logi": "log"},
     ),
-    (
-        1,
-        {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ness": "", "ful": ""},
-    ),
+    (1, {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ness": "", "ful": ""}),
     (
         2,
         dict.fromkeys(("ement", "ance", "ence", "able", "ible", "ment", "ant", "ent", "ism", "ate", "iti", "ous"), "")
@@ -1866,10 +1815,10 @@ def _stems(piece: str) -> tuple[str, ...]:
 
 @functools.cache
 def _alike() -> dict[str, dict[str, float]]:
-    """By stem the others of its rows."""
+    """By stem the others of its groups."""
     found: dict[str, dict[str, float]] = {}
-    for row in _SYNONYMS:
-        stems = [stem(word) for word in row.split()]
+    for group in _SYNONYMS.split(","):
+        stems = [stem(word) for word in group.split()]
         for one in stems:
             found.setdefault(one, {}).update(dict.fromkeys(stems, 0.6))
     return found
@@ -1903,8 +1852,7 @@ class Index:
         self._tools = list(tools.items())
         self._names: list[set[str]] = []
         self._postings: dict[str, list[tuple[int, float]]] = {}
-        counted = list[dict[str, float]]()
-        lengths = list[int]()
+        counted, lengths = list[dict[str, float]](), list[int]()
         for name, route in self._tools:
             weights, length, left = dict[str, float](), 0, SEARCHED_MOST
             for weight, text in _texts(name, route, about.get(route.server, "")):
@@ -1975,10 +1923,8 @@ class Index:
 
     def nearest_words(self, query: str) -> list[str]:
         """For words that no tool has."""
-        strange = [
-            one for piece in _PIECE.findall(query[:TEXT_MOST]) for one in self._terms(piece) if not self._near(one)
-        ]
-        return [near for one in strange if (near := nearest(one, self._sorted))]
+        terms = [one for piece in _PIECE.findall(query[:TEXT_MOST]) for one in self._terms(piece)]
+        return [near for one in terms if not self._near(one) and (near := nearest(one, self._sorted))]
 
 
 def spread(found: list[Found]) -> list[Found]:
@@ -1989,12 +1935,10 @@ def spread(found: list[Found]) -> list[Found]:
         had[one.route.server] += 1
         if had[one.route.server] <= LIMIT_MOST:
             waiting.append(one)
-    while waiting:
+    while waiting and len(ordered) < LIMIT_MOST:
         lately = collections.Counter(one.route.server for one in ordered[len(ordered) - len(ordered) % among :])
         chosen = next((at for at, one in enumerate(waiting) if lately[one.route.server] < most), 0)
         ordered.append(waiting.pop(chosen))
-        if len(ordered) == LIMIT_MOST:
-            break
     return ordered
 
 
@@ -2035,11 +1979,8 @@ class ToolSearch:
         if near := self.index.nearest_words(query):
             lines.append(f"Words that tools have, and are like yours: {', '.join(near)}.")
         lines.append("Say in other words what is to be done (a verb and a thing), or look through one server:")
-        lines += [
-            f"- {name} ({counts[name]})" + (f": {text[:EDGE]}" if text else "")
-            for name, text in self._about.items()
-            if counts[name]
-        ]
+        about = {name: f": {text[:EDGE]}" if text else "" for name, text in self._about.items() if counts[name]}
+        lines += [f"- {name} ({counts[name]}){text}" for name, text in about.items()]
         lines += lost
         text = encode("\n".join(lines)[:SERVERS_MOST])
         return b'{"content":[{"type":"text","text":%b}],"structuredContent":{"tools":[]}}' % text
