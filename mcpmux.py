@@ -3138,10 +3138,8 @@ class Merged:
         counts = collections.Counter(route.server for route in catalogue.tools.values())
         own = own_tools({name: (text, counts[name]) for name, text in about.items()})
         listed = {name for name, route in catalogue.tools.items() if self._is_listed(name, route, exposure)}
-        joined = self._joined if self.joins(caller) else {}
-        return View(
-            deferred(catalogue, self._host.options, {*listed, *joined}, own), ToolSearch(catalogue.tools, about)
-        )
+        listed |= {*self._joined} if self.joins(caller) else set()
+        return View(deferred(catalogue, self._host.options, listed, own), ToolSearch(catalogue.tools, about))
 
     def _is_listed(self, name: str, route: Route, exposure: HostOptions) -> bool:
         override = self._servers[route.server].options.tools.get(route.name)
@@ -4129,13 +4127,9 @@ class Turns(Asker):
         for number, until in list(self._lines.get(server, {}).items()):
             pending = self._in_flight.get(number)
             if pending and until <= self._out.now:
-                limit, full = (
-                    ("requests_per_minute", "max_concurrency")[self._is_full(server)],
-                    len(self._in_hand(server)),
-                )
-                waited = (
-                    f"a request of {server} has waited {until - pending.opened:.0f} s for its turn, {full} are open"
-                )
+                limit = "max_concurrency" if self._is_full(server) else "requests_per_minute"
+                waited = f"a request of {server} has waited {until - pending.opened:.0f} s for its turn"
+                waited += f", {len(self._in_hand(server))} are open"
                 self._calls.end(pending, Reply(None, error_body(limit_reached(limit, waited))))
         self._serve(server)
 
@@ -4342,12 +4336,7 @@ class Questions(Asker):
     # ── to a legacy host, and to the model ──
 
     def ask_host(
-        self,
-        server: Facts,
-        id: bytes,
-        method: str,
-        params: Raw | bytes | UnsetType,
-        asker: Asker | None = None,
+        self, server: Facts, id: bytes, method: str, params: Raw | bytes | UnsetType, asker: Asker | None = None
     ) -> Pending:
         """Raises `RpcError` if it is more than hosts take."""
         name, seconds = server.name, self._host.options.input_timeout_sec
@@ -4375,10 +4364,8 @@ class Questions(Asker):
         seconds, method = self._host.options.input_timeout_sec, QUESTIONS[1]
         pending = self._in_flight.open(Peer.HOST, asker, method, self._out.now, seconds, server=OURSELVES)
         self._calls.watch(pending)
-        message = Raw(encode(f"[{OURSELVES}] {text_in(form, 'message')}"))
-        self._host.tell(
-            OURSELVES, request_line(pending.id, method, encode(form | {"message": message})), is_request=True
-        )
+        params = encode(form | {"message": named_message(form, OURSELVES)})
+        self._host.tell(OURSELVES, request_line(pending.id, method, params), is_request=True)
         return pending
 
     def sample(self, server: Facts, id: bytes, params: Raw | UnsetType, asker: Asker | None = None) -> Pending:
@@ -5364,13 +5351,7 @@ class Consents(Asker):
     server one question at a time. Asker of these questions."""
 
     def __init__(
-        self,
-        ground: Ground,
-        calls: Calls,
-        questions: Questions,
-        rounds: Rounds,
-        turns: Turns,
-        kept: Mapping[str, str],
+        self, ground: Ground, calls: Calls, questions: Questions, rounds: Rounds, turns: Turns, kept: Mapping[str, str]
     ) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
         self._calls, self._questions, self._rounds, self._turns = calls, questions, rounds, turns
@@ -6218,9 +6199,8 @@ class Life:
         else:
             server.trouble, server.hint = f"{event.reason}{words}", event.hint
             if broken := broken_npx(event.stderr):
-                server.hint = (
-                    f"npx has a broken copy of it: `mcpmux check --repair` deletes {broken} and fetches it again"
-                )
+                repair = f"`mcpmux check --repair` deletes {broken} and fetches it again"
+                server.hint = f"npx has a broken copy of it: {repair}"
             self._out.log("error", server.why())
             if not server.known:
                 self.remember(server)
@@ -8741,9 +8721,8 @@ class Guardian:
     @property
     def pids(self) -> set[int]:
         """What outlives mcpmux: the shell, and what is left to finish."""
-        return {pid for left in self.left for pid in (left, *descendants(left))} | (
-            {self._shell.pid} if self._shell else set()
-        )
+        left = {pid for one in self.left for pid in (one, *descendants(one))}
+        return left | ({self._shell.pid} if self._shell else set())
 
     def close(self) -> None:
         if self._shell and self._shell.stdin:
@@ -8989,9 +8968,8 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     if program is None and os.path.exists(command):
         raise StartError(f"{shown(options.command, command)} may not be executed", "make it executable: chmod +x")
     if program is None and os.path.dirname(command):
-        raise StartError(
-            f"there is no program {shown(options.command, command)}", f"correct mcp_servers.{name}.command"
-        )
+        what = f"there is no program {shown(options.command, command)}"
+        raise StartError(what, f"correct mcp_servers.{name}.command")
     if program is None:
         comes_with = {"npx": "Node.js", "node": "Node.js", "npm": "Node.js", "uvx": "uv", "docker": "Docker"}
         todo = f"install {comes_with.get(options.command, 'it')}, or give its full path as `command`"
@@ -9066,9 +9044,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._has_log = True
         *lines, self._word = (self._word + words).split(b"\n")
         self._word = self._word[-EDGE:]
-        self._words.extend(
-            line.decode(errors="replace").strip()[:500] for line in lines[-STDERR_LINES:] if line.strip()
-        )
+        said = [line.decode(errors="replace").strip()[:500] for line in lines[-STDERR_LINES:]]
+        self._words.extend(filter(None, said))
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self._open_pipes.discard(fd)
@@ -11718,17 +11695,13 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
         raise ValueError(f"its form has {len(fields)} fields, more than {FIELDS_MOST}")
     secrets = [name for name, field in fields.items() if _SECRET_FIELD.search(f"{name} {field.get('title', '')}")]
     if secrets:
-        notes.append(
-            "This looks like a secret. Servers must not ask for secrets in a form: whoever it is gets to read it."
-        )
+        whoever = "Servers must not ask for secrets in a form: whoever it is gets to read it."
+        notes.append(f"This looks like a secret. {whoever}")
         view["secret"] = f"I know, and want {in_a_line(asker)} to have it."
     view |= {"fields": [_field_view(name, field) for name, field in fields.items()], "notes": notes, "parts": parts}
+    labels = [harmless(one.label[:1].upper() + one.label[1:]) for one in buttons]
     view["buttons"] = [
-        {
-            "label": harmless(one.label[:1].upper() + one.label[1:]),
-            "accepts": one.action == "accept",
-            "main": not at and not is_ours,
-        }
+        {"label": labels[at], "accepts": one.action == "accept", "main": not at and not is_ours}
         for at, one in enumerate(buttons)
     ]
     waits = float(about.get("waits") or TAB_PATIENCE)
