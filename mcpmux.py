@@ -8130,12 +8130,12 @@ def is_locked(file: int) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Generator[None]:
+def locked(path: Path, patience: float = LOCK_PATIENCE) -> Generator[None]:
     """Of all mcpmux processes one at a time has what this file stands for. Blocks. Raises `OSError`."""
     make_folder(path.parent)
     file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
     try:
-        end = time.monotonic() + LOCK_PATIENCE
+        end = time.monotonic() + patience
         while not is_locked(file):
             if time.monotonic() > end:
                 raise TimeoutError(f"{path}: another mcpmux holds it")
@@ -12489,8 +12489,16 @@ class Mux:
     """A core, its host and its processes."""
 
     def __init__(
-        self, config: Config, host: HostSide, journal: Journal, *, cached: bool = True, watches: bool = True
+        self,
+        config: Config,
+        host: HostSide,
+        journal: Journal,
+        *,
+        cached: bool = True,
+        watches: bool = True,
+        model: Iterable[str] = (),
     ) -> None:
+        """`model`: this program's arguments for what plays the sampler."""
         known, notes = read_known(cache_folder(), config) if cached else ({}, [])
         for note in notes:
             journal.log("warning", note)
@@ -12502,7 +12510,7 @@ class Mux:
             config.options,
             config.servers,
             hosts=config.hosts,
-            sampling=config.sampling if config.sampling and has_litellm() else None,
+            sampling=config.sampling if config.sampling and (model or has_litellm()) else None,
             known=known,
             names=read_names(config.path) if config.exists else {},
             pins=read_pins(config.path),
@@ -12513,7 +12521,8 @@ class Mux:
             secret=lambda: os.urandom(16).hex(),
             has_page=isinstance(opener, Opener),
         )
-        self.opener = opener
+        self.opener, self._model = opener, list(model)
+        self.unlearnt: list[str] = []  # at its end: servers that its host has not been told of yet
         self._config = config
         self._host = host
         self._journal = journal
@@ -12546,7 +12555,7 @@ class Mux:
             self._journal.log("info", note)
         for problem in self._config.broken.values():
             self._journal.log("error", problem)
-        if self._config.sampling and not has_litellm():
+        if self._config.sampling and not (self._model or has_litellm()):
             self._journal.log("error", f"{NO_LITELLM[0]}; {NO_LITELLM[1]}; servers are told of no local model")
         if isinstance(self.opener, str) and self._config.options.page != "off":
             self._journal.log("info", f"nobody is asked on mcpmux's own page: {self.opener}")
@@ -12565,6 +12574,9 @@ class Mux:
         while self._inbox:
             event = self._inbox.popleft()
             if isinstance(event, HostGone):
+                servers = core.servers.values()
+                if any(one.known for one in servers) and not self._ended:
+                    self.unlearnt = [one.name for one in servers if one.settling and not one.known and not one.trouble]
                 self._ended = True
                 self._done.set()
             elif isinstance(event, ServerGone):
@@ -12656,10 +12668,11 @@ class Mux:
             assert isinstance(self.opener, Opener)
             setup = page_setup(self.core.host.caller.name, self.opener)
         else:
-            setup = await sampler_setup(self._config, secrets)
+            setup = b"{}\n" if self._model else await sampler_setup(self._config, secrets)
         self._journal.hide(secrets)
         env = {key: value for key, value in self._config.inherited.items() if not key.startswith("MCPMUX_")}
-        command = Command(sys.executable, [os.path.abspath(__file__), f"_{name.value}"], env, None, frozenset())
+        words = self._model if self._model and name is Peer.SAMPLER else [f"_{name.value}"]
+        command = Command(sys.executable, [os.path.abspath(__file__), *words], env, None, frozenset())
         limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
         process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
         await self._spawn(command, process, outbox)
@@ -12671,7 +12684,16 @@ class Mux:
         """One in a turn of the loop: seventy take seconds, in which the host's end would not be seen."""
         async with self._spawning:
             self._guardian.start()
-            await spawn(command, process, outbox)
+            if process.mind is None:
+                await spawn(command, process, outbox)
+                return
+            spawning = asyncio.ensure_future(spawn(command, process, outbox))
+            try:
+                await asyncio.shield(spawning)  # asyncio would kill what has begun to fetch
+            except asyncio.CancelledError:
+                await spawning
+                await process.stop()
+                raise
 
     def _ladder(self, process: ServerSide) -> None:
         self._await_end(self._loop.create_task(process.stop()))
@@ -13537,6 +13559,8 @@ def main(argv: list[str] | None = None) -> int:
     close_memory()
     if words[:1] == ["_demo_server"]:  # of the demo, by the demo
         return DemoServer(words[1]).serve()
+    if words[:1] == ["_learn"]:  # by `_serve`
+        return _learn_on(Path(words[1]), words[2:])
     if words and words[0] in CHILDREN:
         return child_main(CHILDREN[words[0]])
     arguments = parse(words)
@@ -13629,11 +13653,26 @@ def _serve(arguments: argparse.Namespace) -> int:
     reading, writing = take_over_stdio()
     journal = Journal(config.options.log_level, state_folder() / "logs")
 
-    async def serve() -> None:
-        await Mux(config, HostPipes(reading, writing, int(config.options.max_message_mb * MB)), journal).run()
+    async def serve() -> list[str]:
+        mux = Mux(config, HostPipes(reading, writing, int(config.options.max_message_mb * MB)), journal)
+        await mux.run()
+        return mux.unlearnt
 
-    asyncio.run(serve())
+    if unlearnt := asyncio.run(serve()):
+        words = [sys.executable, os.path.abspath(__file__), "_learn", str(config.path), *unlearnt]
+        with contextlib.suppress(OSError):
+            nothing = subprocess.DEVNULL
+            subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing, **OWN_GROUP)
     journal.close()
+    return 0
+
+
+def _learn_on(path: Path, names: list[str]) -> int:
+    """`mcpmux _learn`: a host has gone that was told of other servers only. What these offer is learnt all the same, in
+    the time that they would have had, so that the next start knows it."""
+    with contextlib.suppress(OSError, ConfigError), locked(user_folder("cache") / "learning.lock", patience=0):
+        config = load_config(path)
+        checked(only(config, names))
     return 0
 
 
@@ -13778,12 +13817,13 @@ class InnerHost:
         capabilities: Mapping[str, Any] | None = None,
         answers: Mapping[str, Callable[[Fields], Coroutine[Any, Any, Any]]] | None = None,
         hears: Callable[[str, Fields], None] = lambda method, params: None,
+        model: Iterable[str] = (),
     ) -> None:
         self._journal = Journal("error", state_folder() / "logs")
         self._journal.threshold = LEVELS["error"] + 1  # what is wrong is in the answers
         options = msgspec.structs.replace(config.options, expose="all")  # a person sees everything
         everything = msgspec.structs.replace(config, options=options, hosts={})
-        self.mux = Mux(everything, self, self._journal, cached=cached, watches=False)
+        self.mux = Mux(everything, self, self._journal, cached=cached, watches=False, model=model)
         self.about: Any = None  # the answer to `initialize`
         self._capabilities = capabilities or {}
         self._answers = answers or {}
@@ -15126,6 +15166,9 @@ class DemoServer:
         self._notes = ["buy milk", "call Ada"]
 
     def serve(self) -> int:
+        if self._name == "model":
+            sys.stdin.buffer.readline()  # its setup
+            self._send(method=LOADED)
         for line in iter(sys.stdin.buffer.readline, b""):
             message = decode_any(line)
             if "id" in message:
@@ -15133,8 +15176,13 @@ class DemoServer:
         return 0
 
     def _answer(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        tools = self._tools[self._name]
+        tools = self._tools.get(self._name, {})
         match method:
+            case "prepare":
+                return {"params": params["params"], "models": ["demo"], "usd": None}
+            case "sampling/createMessage":
+                text = {"type": "text", "text": "Milk, Ada, plants."}
+                return {"role": "assistant", "content": text, "model": "demo/model", "stopReason": "endTurn"}
             case "initialize":
                 info = {"name": self._name, "version": __version__}
                 return {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info}
@@ -15173,7 +15221,7 @@ class DemoServer:
         prompt = {"type": "text", "text": f"Sum up in a line: {'; '.join(self._notes)}"}
         messages = [{"role": "user", "content": prompt}]
         answer = self._ask("sampling/createMessage", messages=messages, maxTokens=50)
-        return f"The model says: {answer['content']['text']}"
+        return f"The model {answer['model']} says: {answer['content']['text']}"
 
     def _countdown(self, params: dict[str, Any]) -> str:
         arguments, token = params.get("arguments", {}), params.get("_meta", {}).get("progressToken")
@@ -15189,7 +15237,7 @@ class DemoServer:
         "notes": {
             "whoami": ("Says which process this is", _whoami),
             "add_note": ("Adds a note; asks the person for its text", _add_note),
-            "summarize": ("Asks the host's model to sum the notes up", _summarize),
+            "summarize": ("Asks a model to sum the notes up", _summarize),
         },
         "clock": {
             "whoami": ("Says which process this is", _whoami),
@@ -15212,21 +15260,19 @@ def _demo(arguments: argparse.Namespace) -> int:
     servers = {name: {"command": sys.executable, "args": [me, "_demo_server", name]} for name in ("notes", "clock")}
 
     async def elicited(params: Fields) -> Any:
-        print(f"     the host shows  {value_of(params['message'])!r}")
-        print("     you answer      'water the plants'")
-        return {"action": "accept", "content": {"text": "water the plants"}}
-
-    async def sampled(params: Fields) -> Any:
-        asked = value_of(params["messages"])[0]["content"]["text"]
-        print(f"     the model gets  {asked!r}")
-        reply = {"role": "assistant", "content": {"type": "text", "text": "Milk, Ada, plants."}}
-        return {**reply, "model": "demo", "stopReason": "endTurn"}
+        form = value_of(params["requestedSchema"])["properties"]
+        content = {"decision": "once"} if "decision" in form else {"text": "water the plants"}
+        message = value_of(params["message"]).replace("\n", f"\n{'':21}")
+        print(f"     the host shows  {painted(message, 'yellow')}")
+        print(f"     you answer      {painted(next(iter(content.values())), 'yellow')}")
+        return {"action": "accept", "content": content}
 
     host = InnerHost(
-        read_config({"mcp_servers": servers}, Path(CONFIG_NAME).absolute()),
+        read_config({"mcp_servers": servers, "sampling": {"model": "demo/model"}}, Path(CONFIG_NAME).absolute()),
         cached=False,
-        capabilities={"sampling": {}, "elicitation": {}},
-        answers={"elicitation/create": elicited, "sampling/createMessage": sampled},
+        capabilities={"elicitation": {}},
+        answers={"elicitation/create": elicited},
+        model=["_demo_server", "model"],
     )
     host.play(_scenes)
     print(_next_steps())
@@ -15236,8 +15282,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 async def _scenes(host: InnerHost) -> None:
     async def show(tool: str, bar: Callable[[Fields], None] | None = None, after: str = "", **arguments: Any) -> str:
         reply = await host.ask("tools/call", {"name": tool, "arguments": arguments}, bar)
-        text = value_of(reply.result)["content"][0]["text"]
-        print(f"     {tool}  ->  {text}{after}")
+        text, failed = value_of(reply.result)["content"][0]["text"], value_of(reply.result).get("isError")
+        print(f"     {tool}  ->  {painted(text, 'red' if failed else 'green')}{after}")
         return text
 
     def bar(progress: Fields) -> None:
@@ -15249,19 +15295,23 @@ async def _scenes(host: InnerHost) -> None:
         if value_of(progress["progress"]) == 1:
             os.kill(int(clock.split()[-1]), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
-    print(f"1. A host starts mcpmux {host.about['serverInfo']['version']}, and two servers look like one:")
+    def head(text: str) -> None:
+        print(painted(text, "bold"))
+
+    head(f"1. A host starts mcpmux {host.about['serverInfo']['version']}, and two servers look like one:")
     for tool in value_of((await host.ask("tools/list")).result)["tools"]:
         print(f"     {tool['name']:18} {tool['description']}")
-    print("\n2. A call to each:")
+    head("\n2. A call to each:")
     await show("notes__whoami")
     clock = await show("clock__whoami")
-    print("\n3. Progress finds its way back:")
+    head("\n3. Progress reaches the host:")
     await show("clock__countdown", bar, steps=10)
-    print("\n4. A server asks the person (elicitation: server -> mcpmux -> host and back):")
+    head("\n4. A server asks you something (elicitation):")
     await show("notes__add_note")
-    print("\n5. A server asks the host's model (sampling):")
+    head("\n5. A server asks for a model, and this host has none, like most (sampling):")
     await show("notes__summarize")
-    print("\n6. A server is killed in the middle of a call:")
+    print("     mcpmux asked the model in [sampling]; here the demo plays it, so that no key is needed.")
+    head("\n6. A server is killed in the middle of a call:")
     await show("clock__countdown", kill_clock, steps=100, seconds=30)
     await show("notes__whoami", after="   (untouched)")
     await show("clock__whoami", after="   (started again)")

@@ -1,5 +1,5 @@
-"""Draws check.svg, which the README shows: what `mcpmux check` prints at a terminal, with two real servers and a third
-whose variable is not set.
+"""Draws check.svg and demo.svg, which the README shows: what `mcpmux check` prints at a terminal, with two real servers
+and a third whose variable is not set, and what `mcpmux demo` prints.
 
     uv run python tests/make_picture.py
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conftest import Terminal, empty_home
 
-PICTURE = Path(__file__).parent / "check.svg"
+FOLDER = Path(__file__).parent
 SERVERS = {"time": {"args": ["-m", "mcp_server_time"]}, "git": {"args": ["-m", "mcp_server_git"]}}
 SHOWN_PATH = "/home/you/.config/mcpmux/mcpmux.toml"
 COLUMNS = 104
@@ -41,6 +41,24 @@ def printed() -> list[str]:
     return ["$ mcpmux check", *text.rstrip().splitlines()]
 
 
+def demo_printed() -> list[str]:
+    """The six parts. A bar is drawn over itself, and a process has another number each time."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = empty_home(Path(folder) / "home")
+        env.pop("NO_COLOR", None)
+        terminal = Terminal(env, "demo", columns=COLUMNS)
+        assert terminal.close() == 0
+    lines = [line.rpartition("\r")[2] for line in terminal.shown.replace("\r\n", "\n").splitlines()]
+    end = next(number for number, line in enumerate(lines) if line.startswith("Now with your own"))
+    numbers: dict[str, str] = {}  # the first process is 4711, the next 4712
+    text = re.sub(
+        r"(?<=process )\d+",
+        lambda found: numbers.setdefault(found[0], str(4711 + len(numbers))),
+        "\n".join(lines[:end]),
+    )
+    return ["$ mcpmux demo", *text.rstrip().splitlines()]
+
+
 def runs(line: str) -> list[tuple[int, str, str]]:
     """The words of a line that stand together: at which column, in which style, and what."""
     found: list[tuple[int, str, str]] = []
@@ -54,7 +72,7 @@ def runs(line: str) -> list[tuple[int, str, str]]:
     return found
 
 
-def drawn(lines: list[str]) -> str:
+def drawn(lines: list[str], title: str) -> str:
     width = max(column + len(text) for line in lines for column, _, text in runs(line)) * WIDE + 2 * EDGE
     height = len(lines) * HIGH + 2 * EDGE
     rows = [
@@ -67,7 +85,7 @@ def drawn(lines: list[str]) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}"',
             '     font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14" fill="#e6edf3" role="img">',
-            "<title>What mcpmux check prints</title>",
+            f"<title>{title}</title>",
             f'<rect width="{width:.0f}" height="{height}" rx="8" fill="#161b22" stroke="#30363d"/>',
             *rows,
             "</svg>\n",
@@ -75,5 +93,10 @@ def drawn(lines: list[str]) -> str:
     )
 
 
+PICTURES = {"check": printed, "demo": demo_printed}
+
+
 if __name__ == "__main__":
-    PICTURE.write_text(drawn(printed()), encoding="utf-8", newline="\n")
+    for name, print_lines in PICTURES.items():
+        picture = drawn(print_lines(), f"What mcpmux {name} prints")
+        (FOLDER / f"{name}.svg").write_text(picture, encoding="utf-8", newline="\n")

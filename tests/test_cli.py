@@ -903,10 +903,10 @@ def test_the_demo_shows_progress(demo: Demo):
 
 
 def test_the_demo_shows_servers_that_ask_the_person_and_the_model(demo: Demo):
-    assert "'[notes] What shall I note?'" in demo.parts[4]
+    assert "the host shows  [notes] What shall I note?" in demo.parts[4]
     assert "notes__add_note  ->  Noted: water the plants" in demo.parts[4]
-    assert "the model gets  'Sum up in a line: buy milk; call Ada; water the plants'" in demo.parts[5]
-    assert "notes__summarize  ->  The model says: Milk, Ada, plants." in demo.parts[5]
+    assert "notes__summarize  ->  The model demo/model says: Milk, Ada, plants." in demo.parts[5]
+    assert "here the demo plays it" in demo.parts[5]
 
 
 def test_the_demo_shows_that_a_killed_server_hurts_nobody_else(demo: Demo):

@@ -80,7 +80,8 @@ def test_the_tables_of_keys_are_those_of_the_structs():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python's library")
-def test_the_picture_shows_what_check_prints():
+@pytest.mark.parametrize("name", make_picture.PICTURES)
+def test_a_picture_shows_what_a_command_prints(name: str):
     """But for the milliseconds. If this fails: `uv run python tests/make_picture.py`."""
 
     def without_times(lines: list[str]) -> list[str]:
@@ -89,14 +90,13 @@ def test_the_picture_shows_what_check_prints():
         ]
 
     drawn: dict[str, list[str]] = {}
-    picture = make_picture.PICTURE.read_text(encoding="utf-8")
+    picture = (make_picture.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
     for line, text in re.findall(r'<text x="[\d.]+" y="(\d+)"[^>]*>([^<]*)</text>', picture):
         drawn.setdefault(line, []).append(html.unescape(text))
-    printed = without_times(make_picture.printed())
-    assert [re.sub(r" +([\d,]+|MS)$", "", " ".join(words)) for words in drawn.values()] == [
-        line for line in printed if line
-    ]
-    assert f"](tests/{make_picture.PICTURE.name})" in README
+    printed = without_times(make_picture.PICTURES[name]())
+    words = [re.sub(r" +([\d,]+|MS)$", "", " ".join(words)) for words in drawn.values()]
+    assert words == [line for line in printed if line]
+    assert f"](tests/{name}.svg)" in README
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -301,7 +301,7 @@ def test_the_examples_part_on_sampling_has_every_key_with_its_default_and_loads(
 
 
 def test_the_two_commands_of_the_readme_are_what_ci_runs():
-    assert "pip install uv && uv run mcpmux demo\n" in README
+    assert "pip install uv && uv run --no-dev mcpmux demo\n" in README
     assert "pip install uv && uv run pytest\n" in README
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "pip install uv && uv run pytest"
 

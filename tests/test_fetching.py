@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import shlex
@@ -227,3 +228,54 @@ def test_two_that_fetch_the_same_take_turns(home: dict[str, str], monkeypatch: p
 def test_who_may_have_to_fetch_is_known_by_its_words(line: str, launcher: str):
     program, *args = line.split()
     assert mcpmux.launcher_of(program, args) == launcher
+
+
+# ── what is not known yet ──
+
+
+@linux
+def test_a_list_does_not_wait_for_one_slow_server_and_is_whole_later(start: Callable[..., RawHost], tmp_path: Path):
+    """`first_list_sec`: what is known is told, the rest is announced, and the next start has it all from the cache."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    known, slow = server_table("known"), server_table("slow", "--gate", str(gate))
+    host = start(known)
+    host.initialize()
+    assert {name.partition("__")[0] for name in host.tools()} == {"known"}
+    host.close()
+
+    host = start("[mux]\nfirst_list_sec = 0.2\n", known, slow)
+    host.initialize()
+    assert {name.partition("__")[0] for name in host.tools()} == {"known"}
+    gate.write_text("x")
+    host.until(lambda message: message.get("method") == "notifications/tools/list_changed")
+    assert {name.partition("__")[0] for name in host.tools()} == {"known", "slow"}
+    assert host.close() == 0
+
+    host = start("[mux]\nfirst_list_sec = 0.2\n", known, slow)
+    host.initialize()
+    assert {name.partition("__")[0] for name in host.tools()} == {"known", "slow"}, "though its gate is closed"
+
+
+@linux
+def test_what_a_slow_server_offers_is_learnt_though_the_host_goes(
+    start: Callable[..., RawHost], tmp_path: Path, home: dict[str, str]
+):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    known, slow = server_table("known"), server_table("slow", "--gate", str(gate))
+    host = start(known)
+    host.initialize()
+    host.tools()
+    host.close()
+    host = start("[mux]\nfirst_list_sec = 0.2\n", known, slow)
+    host.initialize()
+    assert {name.partition("__")[0] for name in host.tools()} == {"known"}
+    assert host.close() == 0
+    gate.write_text("x")  # somebody still reads it
+    command = [*COMMAND, "list", "--json", "--config", str(tmp_path / "mcpmux.toml")]
+    for _ in range(100):
+        listed = json.loads(subprocess.run(command, env=home, capture_output=True, check=True).stdout)
+        if all(row["tools"] for row in listed["servers"]):
+            return
+    pytest.fail("it is not learnt")
