@@ -12574,9 +12574,7 @@ class Mux:
         while self._inbox:
             event = self._inbox.popleft()
             if isinstance(event, HostGone):
-                servers = core.servers.values()
-                if any(one.known for one in servers) and not self._ended:
-                    self.unlearnt = [one.name for one in servers if one.settling and not one.known and not one.trouble]
+                self._leave_learning()
                 self._ended = True
                 self._done.set()
             elif isinstance(event, ServerGone):
@@ -12604,6 +12602,12 @@ class Mux:
         for process in touched.values():
             process.flush()
         self._host.flush()
+
+    def _leave_learning(self) -> None:
+        """What the host was not told of, though it was told of other servers."""
+        servers = self.core.servers.values()
+        if any(one.known for one in servers) and not self._ended:
+            self.unlearnt = [one.name for one in servers if one.settling and not one.known and not one.trouble]
 
     def _set_timer(self, key: TimerKey, at: float | None) -> None:
         if handle := self._timers.pop(key, None):
@@ -15262,8 +15266,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     async def elicited(params: Fields) -> Any:
         form = value_of(params["requestedSchema"])["properties"]
         content = {"decision": "once"} if "decision" in form else {"text": "water the plants"}
-        message = value_of(params["message"]).replace("\n", f"\n{'':21}")
-        print(f"     the host shows  {painted(message, 'yellow')}")
+        lines = [painted(line, "yellow") for line in value_of(params["message"]).split("\n")]
+        print(f"     the host shows  {f'{chr(10):22}'.join(lines)}")
         print(f"     you answer      {painted(next(iter(content.values())), 'yellow')}")
         return {"action": "accept", "content": content}
 
@@ -15296,22 +15300,22 @@ async def _scenes(host: InnerHost) -> None:
             os.kill(int(clock.split()[-1]), signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
     def head(text: str) -> None:
-        print(painted(text, "bold"))
+        print(("" if text[0] == "1" else "\n") + painted(text, "bold"))
 
     head(f"1. A host starts mcpmux {host.about['serverInfo']['version']}, and two servers look like one:")
     for tool in value_of((await host.ask("tools/list")).result)["tools"]:
         print(f"     {tool['name']:18} {tool['description']}")
-    head("\n2. A call to each:")
+    head("2. A call to each:")
     await show("notes__whoami")
     clock = await show("clock__whoami")
-    head("\n3. Progress reaches the host:")
+    head("3. Progress reaches the host:")
     await show("clock__countdown", bar, steps=10)
-    head("\n4. A server asks you something (elicitation):")
+    head("4. A server asks you something (elicitation):")
     await show("notes__add_note")
-    head("\n5. A server asks for a model, and this host has none, like most (sampling):")
+    head("5. A server asks for a model, and this host has none, like most (sampling):")
     await show("notes__summarize")
     print("     mcpmux asked the model in [sampling]; here the demo plays it, so that no key is needed.")
-    head("\n6. A server is killed in the middle of a call:")
+    head("6. A server is killed in the middle of a call:")
     await show("clock__countdown", kill_clock, steps=100, seconds=30)
     await show("notes__whoami", after="   (untouched)")
     await show("clock__whoami", after="   (started again)")

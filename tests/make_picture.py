@@ -48,7 +48,7 @@ def demo_printed() -> list[str]:
         env.pop("NO_COLOR", None)
         terminal = Terminal(env, "demo", columns=COLUMNS)
         assert terminal.close() == 0
-    lines = [line.rpartition("\r")[2] for line in terminal.shown.replace("\r\n", "\n").splitlines()]
+    lines = [line.rpartition("\r")[2] for line in terminal.shown.replace("\r\n", "\n").split("\n")]
     end = next(number for number, line in enumerate(lines) if line.startswith("Now with your own"))
     numbers: dict[str, str] = {}  # the first process is 4711, the next 4712
     text = re.sub(

@@ -180,6 +180,18 @@ def test_the_snippets_for_claude_desktop_are_json_with_one_entry():
         assert json.loads(block("json", nth)) == {"mcpServers": {"mcpmux": {"command": "uvx", "args": args}}}
 
 
+def test_the_messages_that_the_readme_explains_are_ours():
+    """Word for word, but for names and numbers."""
+    rows = README.split("### What a message means")[1].split("\n\n")[1].splitlines()[2:]
+    messages = [one for row in rows for one in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    assert len(messages) > 15
+    source = (ROOT / "mcpmux.py").read_text().replace("\\\\", "\\").replace('\\"', '"')
+    names = r"…|'npx' |\$\{GITHUB_TOKEN\} |in line 7|30 s|Cursor \(40\)|resources/list|\^"
+    for message in messages:
+        for part in re.split(names, message):
+            assert part.strip(" :;,") in source, message
+
+
 # ── moving in ──
 
 MOVING_IN = README[README.index("## Moving in") : README.index("## Commands")]
