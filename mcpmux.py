@@ -11507,8 +11507,7 @@ def choices_of(field: dict[str, Any]) -> list[tuple[Any, Any]]:
     """What a field of a form lets one choose from, and how each is shown."""
     if field.get("type") == "array":
         field = field.get("items", {})
-    titled = field.get("oneOf") or field.get("anyOf") or []
-    if titled:
+    if titled := field.get("oneOf") or field.get("anyOf"):
         return [(str(one.get("const")), one.get("title", one.get("const"))) for one in titled]
     values = field.get("enum", [])
     names = field.get("enumNames", [])
@@ -11600,19 +11599,14 @@ def _shown_choices(field: dict[str, Any]) -> list[tuple[Any, Any]]:
 def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
     """As the tab is told of it."""
     choices, default, kind = _shown_choices(field), field.get("default"), field.get("type")
-    view: dict[str, Any] = {
-        "label": harmless(field.get("title") or name),
-        "hint": harmless(field.get("description", "")),
-    }
-    view["needed"] = field["required"]
+    label, hint = harmless(field.get("title") or name), harmless(field.get("description", ""))
+    view: dict[str, Any] = {"label": label, "hint": hint, "needed": field["required"]}
     if choices or kind == "array":
         preset = default if isinstance(default, list) else [default]
         view |= {"many": kind == "array", "choices": [harmless(str(shown)) for _, shown in choices]}
         at = [number for number, (value, _) in enumerate(choices) if value in preset and default is not None]
-        return view | {
-            "preset": at,
-            "about": _bounds(field, "minItems", "maxItems", "to choose:") if view["many"] else "",
-        }
+        about = _bounds(field, "minItems", "maxItems", "to choose:") if view["many"] else ""
+        return view | {"preset": at, "about": about}
     limits: dict[str, Any]
     if kind in ("integer", "number"):
         limits = {"min": field.get("minimum"), "max": field.get("maximum"), "step": 1 if kind == "integer" else "any"}
@@ -11768,9 +11762,8 @@ def _sampling_parts(about: dict[str, Any], slots: list[tuple[dict[str, Any], str
         for one in blocks_of(message):
             parts += block(str(message.get("role", "")).capitalize(), one)
     for tool in params.get("tools") or ():
-        parts.append(
-            {"label": f"Tool: {in_a_line(str(tool.get('name')))}", "text": harmless(str(tool.get("description", "")))}
-        )
+        label = f"Tool: {in_a_line(str(tool.get('name')))}"
+        parts.append({"label": label, "text": harmless(str(tool.get("description", "")))})
     for one in blocks_of(reply) if reply is not None else ():
         parts += block("The model's answer", one)
     return parts
@@ -11790,13 +11783,7 @@ class Opener(Struct, frozen=True):
 _FAR: Final = {"SSH_CONNECTION": "over SSH", "SSH_TTY": "over SSH", "container": "in a container"}
 _OF_TERMINALS: Final = ("lynx", "w3m", "links", "links2", "elinks", "www-browser", "browsh")
 _BROWSERS: Final = (
-    "xdg-open",
-    "x-www-browser",
-    "firefox",
-    "google-chrome",
-    "chromium",
-    "chromium-browser",
-    "microsoft-edge",
+    *("xdg-open", "x-www-browser", "firefox", "google-chrome", "chromium", "chromium-browser", "microsoft-edge"),
 )
 # Where the browsers are listed that live in a box of their own.
 _BOXES: Final = ("/var/lib/snapd/desktop/applications", "/var/lib/flatpak/exports/share/applications")
@@ -11834,11 +11821,8 @@ def _display(environment: Mapping[str, str], root: Path) -> dict[str, str] | Non
     run, x11 = root / f"run/user/{os.getuid()}", root / "tmp/.X11-unix"
     found = {"WAYLAND_DISPLAY": next((one.name for one in run.glob("wayland-*") if one.suffix != ".lock"), "")}
     found["DISPLAY"] = next((f":{one.name[1:]}" for one in sorted(x11.glob("X*"))), "")
-    return (
-        {key: name for key, name in found.items() if name} | {"XDG_RUNTIME_DIR": str(run)}
-        if any(found.values())
-        else None
-    )
+    there = {key: name for key, name in found.items() if name}
+    return there | {"XDG_RUNTIME_DIR": str(run)} if there else None
 
 
 def go_to(opener: Opener, address: str) -> None:
@@ -11918,8 +11902,7 @@ class Page:
         params = object_of(message.params)
         number = None if message.id is UNSET else number_of_id(message.id)
         if message.method == CANCELLED:
-            shown = self._asked.pop(number_of_id(params["requestId"]) or 0, None)
-            if shown:
+            if shown := self._asked.pop(number_of_id(params["requestId"]) or 0, None):
                 self._over(shown, f"no longer asked: {in_a_line(str(value_of(params.get('reason'), '')))[:TEXT_MOST]}")
         elif number is not None and message.method == "ask":
             self._ask(number, {key: value_of(raw) for key, raw in params.items()})
@@ -12062,14 +12045,12 @@ class Page:
             return PlainTextResponse("This is not the address of this page.", 421)
         if request.method == "GET" and path == "/" and heads.get("sec-fetch-dest", "document") == "document":
             nonce = os.urandom(16).hex()
-            return HTMLResponse(
-                _PAGE.replace("$NONCE", nonce), headers={"Content-Security-Policy": _POLICY.format(nonce)}
-            )
+            policy = {"Content-Security-Policy": _POLICY.format(nonce)}
+            return HTMLResponse(_PAGE.replace("$NONCE", nonce), headers=policy)
         if request.method != "POST" or path not in ("/open", "/events", "/answer"):
             return PlainTextResponse("There is nothing here.", 404)
-        is_from_us = (
-            heads.getlist("origin") == [f"http://{self.host}"] and heads.get("content-type") == "application/json"
-        )
+        is_from_us = heads.getlist("origin") == [f"http://{self.host}"]
+        is_from_us = is_from_us and heads.get("content-type") == "application/json"
         if not is_from_us or heads.get("sec-fetch-site", "same-origin") != "same-origin":
             return JSONResponse({"text": "Only the page itself may ask this."}, 403)
         body = b""
@@ -12084,8 +12065,7 @@ class Page:
         said = said if isinstance(said, dict) else {}
         if path == "/open":
             return JSONResponse(*self._open(str(said.get("key"))))
-        tab = self._tabs.get(heads.get("authorization", "").removeprefix("Bearer "))
-        if tab is None:
+        if (tab := self._tabs.get(heads.get("authorization", "").removeprefix("Bearer "))) is None:
             return JSONResponse({"text": "This page is over."}, 401)
         if path == "/events":
             return StreamingResponse(self._events(tab), media_type="text/event-stream")
