@@ -1026,6 +1026,7 @@ def elicitation_modes(capabilities: Fields) -> frozenset[str]:
 # ══ 5. Catalogue and search ══════════════════════════════════════════════════════════════════════════════════════════
 # Many servers' lists become one: filtered, made valid, named, resolved, found. Pure values; knows no connection.
 
+ALWAYS_LOAD, SEARCH_HINT = "anthropic/alwaysLoad", "anthropic/searchHint"  # in `_meta`, for hosts that defer tools
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
 _EXPRESSION: Final = re.compile(r"\{([^{}]*)\}")
 
@@ -1224,7 +1225,7 @@ def _fit_tool(entry: Fields, name: str, options: ServerOptions) -> str | None:
     if not value_of(entry.get("description")):  # some hosts refuse an empty one
         entry["description"] = Raw(encode(name))
     if override.always:
-        entry["_meta"] = Raw(encode(object_of(entry.get("_meta")) | {"anthropic/alwaysLoad": True}))
+        entry["_meta"] = Raw(encode(object_of(entry.get("_meta")) | {ALWAYS_LOAD: True}))
     schema = entry.setdefault("inputSchema", Raw(b'{"type":"object"}'))
     if value_of(object_of(schema).get("type"), "object") != "object" or not is_object(schema):
         return f'tool {name!r}: its inputSchema is not of type "object"'
@@ -1606,83 +1607,66 @@ _OPERATORS: Final = {"+": ("", True), ".": (".", False), ";": (";", False)} | {o
 
 # ── tools found by what they do ──
 
-FIND_TOOLS: Final = "mcpmux__find_tools"
-CALL_TOOL: Final = "mcpmux__call_tool"
+FIND_TOOLS, CALL_TOOL = "mcpmux__find_tools", "mcpmux__call_tool"
 LIMIT, LIMIT_MOST = 5, 20  # tools that are found in one go
+_FIND: Final = (
+    b'{"name":"mcpmux__find_tools","description":%b,"inputSchema":{"type":"object","properties":{"query":{"type":"st'
+    b'ring","description":"What is to be done, in a few words: create'
+    b' issue"},"server":{"type":"string","description":"Only tools of this'
+    b' server"},"limit":{"type":"integer","minimum":1,"maximum":20,"default":5}},"required":["query"]},"annotations"'
+    b':{"title":"Find tools","readOnlyHint":true,"openWorldHint":false}}'
+)
+_CALL: Final = (
+    b'{"name":"mcpmux__call_tool","description":"Calls a tool that mcpmux__find_tools has'
+    b' found.","inputSchema":{"type":"object","properties":{"name":{"type":"string","description":"As it was'
+    b' found"},"arguments":{"type":"object","description":"As its inputSchema'
+    b' says"}},"required":["name"]},"annotations":{"title":"Call a'
+    b' tool","readOnlyHint":false,"destructiveHint":true,"openWorldHint":true}}'
+)
 
 
 def purpose(instructions: str, info: Fields) -> str:
     """What a server is for, in a line of its own words."""
     texts = [instructions, *(value_of(info.get(key)) for key in ("description", "title"))]
-    lines = (line.strip(" #*=-\t") for text in texts if isinstance(text, str) for line in text.splitlines())
+    lines = [line.strip(" #*=-\t") for text in texts if isinstance(text, str) for line in text.splitlines()]
     return in_a_line(next(filter(None, lines), ""))
 
 
-def own_tools(servers: Mapping[str, tuple[str, int]]) -> list[bytes]:
-    """The two that stand for all others; by server what it is for, and how many tools it has."""
-    room = max(20, SERVERS_MOST // max(1, len(servers)) - 30)
-    about = {
-        name: f": {textwrap.shorten(text, room, placeholder='…')}" if text else ""
-        for name, (text, _) in servers.items()
-    }
-    lines = [f"- {name} ({count}){about[name]}" for name, (_, count) in servers.items() if count]
-    find = {
-        "name": FIND_TOOLS,
-        "description": "Finds tools by what they do. The tools of the servers below are not listed: search here first,"
-        f" then call what was found with {CALL_TOOL}. Servers (how many tools): \n" + "\n".join(lines),
-        "inputSchema": {
-            "type": "object",
-            "properties": {
-                "query": {"type": "string", "description": "What is to be done, in a few words: create issue"},
-                "server": {"type": "string", "description": "Only tools of this server"},
-                "limit": {"type": "integer", "minimum": 1, "maximum": LIMIT_MOST, "default": LIMIT},
-            },
-            "required": ["query"],
-        },
-        "annotations": {"title": "Find tools", "readOnlyHint": True, "openWorldHint": False},
-    }
-    call = {
-        "name": CALL_TOOL,
-        "description": f"Calls a tool that {FIND_TOOLS} has found.",
-        "inputSchema": {
-            "type": "object",
-            "properties": {
-                "name": {"type": "string", "description": "As it was found"},
-                "arguments": {"type": "object", "description": "As its inputSchema says"},
-            },
-            "required": ["name"],
-        },
-        "annotations": {"title": "Call a tool", "readOnlyHint": False, "destructiveHint": True, "openWorldHint": True},
-    }
-    return [encode(find), encode(call)]
-
-
-def deferred(catalogue: Catalogue, options: MuxOptions, listed: Iterable[str], own: list[bytes]) -> Catalogue:
-    """With a list of tools that has but these, and our own."""
+def deferred(catalogue: Catalogue, options: MuxOptions, listed: set[str], about: Mapping[str, str]) -> Catalogue:
+    """With a list of tools that has our own two, which stand for all, and of the others but these."""
+    counts = collections.Counter(route.server for route in catalogue.tools.values())
+    text = (
+        f"Finds tools by what they do. Those of the servers below are not listed: search here, then call what was found"
+        f" with {CALL_TOOL}. Servers (how many tools):\n" + "\n".join(_server_lines(about, counts))
+    )
+    own = [_FIND % encode(text), _CALL]
     tools = {name: route for name, route in catalogue.tools.items() if name in listed}
     result, plain = _rendered("tools/list", tools, _room(options) - sum(map(len, own)), [], own)
     plains = {key: value for key, value in catalogue.plain.items() if key != "tools/list"}
-    return msgspec.structs.replace(
-        catalogue,
-        results=catalogue.results | {"tools/list": result},
-        plain=plains | ({"tools/list": plain} if plain else {}),
-    )
+    results, plains = catalogue.results | {"tools/list": result}, plains | ({"tools/list": plain} if plain else {})
+    return msgspec.structs.replace(catalogue, results=results, plain=plains)
+
+
+def _server_lines(about: Mapping[str, str], counts: Mapping[str, int]) -> list[str]:
+    room = max(20, SERVERS_MOST // max(1, len(counts)) - 30)
+    there = {name: textwrap.shorten(text, room, placeholder="…") for name, text in about.items() if counts[name]}
+    return [f"- {name} ({counts[name]})" + (f": {text}" if text else "") for name, text in there.items()]
 
 
 def unwrapped(fields: Fields) -> Fields:
     """The params of a call through `call_tool` as those of the tool's own. Raises `RpcError`, for the model to read."""
     given, inner = object_of(fields.get("arguments")), without(fields, "arguments")
-    if not isinstance(name := value_of(given.get("name")), str):
+    name, arguments = value_of(given.get("name")), given.get("arguments", Raw(JSON_NULL))
+    strange = without(given, "name", "arguments")
+    if not isinstance(name, str):
         raise RpcError(INVALID_PARAMS, f"{CALL_TOOL} needs the name of a tool, as {FIND_TOOLS} gives it")
     if name in (FIND_TOOLS, CALL_TOOL):
         raise RpcError(INVALID_PARAMS, f"{name} is called directly, not through {CALL_TOOL}")
-    strange = without(given, "name", "arguments")
-    arguments = given.get("arguments", Raw(JSON_NULL))
     if bytes(arguments) == JSON_NULL and not strange:
         return inner | {"name": given["name"]}
     if not is_object(arguments):
-        keys = f", as are {', '.join(strange)}"[:TEXT_MOST] if strange else ""
-        raise RpcError(INVALID_PARAMS, f"what {name[:TEXT_MOST]} is given belongs into arguments, an object{keys}")
+        keys = f": {', '.join(strange)}"[:TEXT_MOST] if strange else ""
+        raise RpcError(INVALID_PARAMS, f"arguments must be an object, with all that {name[:TEXT_MOST]} is given{keys}")
     return inner | {"name": given["name"], "arguments": arguments}
 
 
@@ -1691,8 +1675,8 @@ class Found(NamedTuple):
 
     name: str
     route: Route
-    score: float
-    words: list[tuple[str, str]]
+    score: float = 0.0
+    words: Iterable[tuple[str, str]] = ()
 
 
 def answer_found(found: list[Found]) -> bytes:
@@ -1700,17 +1684,19 @@ def answer_found(found: list[Found]) -> bytes:
     tools, room = list[bytes](), ANSWER_MOST - 100
     for one in found:
         fields = definition(one.route.entry)
-        told = {"name": one.name, "server": one.route.server}
-        whole = told | {key: fields[key] for key in ("description", "inputSchema")}
-        description = str(value_of(fields["description"]))[:TEXT_MOST]
-        schema = value_of(fields["inputSchema"])
-        names = {key: {} for key in object_of(object_of(fields["inputSchema"]).get("properties"))}
-        short = told | {"description": description, "inputSchema": _in_short(schema)}
-        shortest = short | {"inputSchema": {"type": "object", "properties": names}}
-        for form in (whole, short, shortest):
-            text = encode(form)
-            if (size := len(text) + len(encode(text.decode()))) <= room:
-                tools.append(text)
+        schema, told = fields["inputSchema"], {"name": one.name, "server": one.route.server}
+        names = {key: {} for key in object_of(object_of(schema).get("properties"))}
+        text = str(value_of(fields["description"]))
+        forms = (
+            (text, schema),
+            (text[:TEXT_MOST], _in_short(value_of(schema))),
+            ("", {"type": "object", "properties": names}),
+        )
+        for description, shape in forms:
+            form = encode(told | {"description": description, "inputSchema": shape})
+            size = len(form) + len(encode(form.decode()))
+            if size <= room:
+                tools.append(form)
                 room -= size
                 break
     body = b'{"tools":[%b]}' % b",".join(tools)
@@ -1721,224 +1707,236 @@ def _in_short(schema: Any) -> Any:
     """A schema without its words for people."""
     if isinstance(schema, list):
         return [_in_short(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
     words = ("description", "title", "$comment")
-    return {key: _in_short(one) for key, one in schema.items() if not (key in words and isinstance(one, str))}
+    is_word = isinstance(schema, dict) and (lambda key, one: key in words and isinstance(one, str))
+    return {key: _in_short(one) for key, one in schema.items() if not is_word(key, one)} if is_word else schema
 
 
-# What developers take for the same, or for near enough. A word may stand in several groups.
-_SYNONYMS: Final = """
-    list show get read view fetch retrieve display see, search find lookup query, delete remove drop erase destroy
-    clear discard purge, create add new make insert open generate, update edit modify change set alter patch replace,
-    rename move, copy duplicate clone, run execute invoke start launch trigger, stop kill terminate end cancel abort
-    close, upload push send put publish, download pull fetch export save, send post write publish message, repo
-    repository, dir folder directory, db database sql, doc docs document documentation page, config configuration
-    settings setting option preference, env environment, var variable, param parameter argument, auth authentication
-    login credential, k8s kubernetes, image img picture photo screenshot, message msg text, org organization, info
-    information detail metadata about, permission access role, package pkg dependency library module, error err
-    exception failure, history log logs, count number total many, diff compare difference, web internet online, website
-    site page url link, issue ticket bug, task todo job, user member person people account, comment reply note, email
-    mail, event meeting appointment, chart graph plot diagram, summarize summary, convert transform, remember memory
-    store save, name title, merge combine join, schema structure, collection table, row record entry item document
+# What people say and tools call otherwise: the words of a row stand for each other; before `>`, for those after it.
+_ALIKE_ROWS: Final = """
+    list show get read view fetch retrieve display see / search find lookup query / delete remove drop erase destroy
+    clear discard purge / create add new make insert open generate post / update edit modify change set alter patch
+    replace / rename move / copy duplicate clone / run execute invoke start launch trigger / stop kill terminate end
+    cancel abort close / cancel > delete remove / upload push send put publish / download pull fetch export save /
+    send post write publish message / repo repository / dir folder directory / db database sql / doc docs document
+    documentation page / config configuration settings option preference / env environment / var variable / param
+    parameter argument / auth authentication login credential / k8s kubernetes / image img picture photo screenshot /
+    message msg text / org organization / info information detail metadata / permission access role / package pkg
+    dependency library module / error err exception failure / history log logs / count number total / diff compare
+    difference / web internet online / website site page url link / issue ticket bug / task todo job / user member
+    person people account / comment reply note / email mail / event meeting appointment / chart graph plot diagram /
+    summarize summary / convert transform / remember memory store save / name title / merge combine join / schema
+    structure / collection table / row record entry item document / retry rerun restart again / put > create add
+    insert upload set update append / give > set add assign / throw bin trash rid away > delete remove drop / tell say
+    said > post send message comment / write > create add send append / draw > generate chart diagram create / know >
+    search find / remember > create add entity observation / forget > delete memory entity / switch turn > toggle
+    checkout set control / press touch tap push hit > click press tap / phone > mobile device / program app > process
+    app application / problem > issue error / schedule agenda > calendar event / free busy > availability freebusy
+    free / town city place address > address location geocode place / drive walk bike route far > directions route
+    travel isochrone distance / high height > elevation / rain snow sunny warm cold > weather forecast temperature /
+    money cost worth > price / company > ticker stock / earn earning > income earnings revenue / undo > reset revert
+    rollback / former previous before back > previous back history rollback / save keep > commit write store set /
+    changed change > diff update history commit / wrong fail crash broken mistake > error failure log / slow slowly
+    fast faster speed > performance optimize index analyze trace / big bigger large small smaller > resize size /
+    share > permission share / bold italic colour > format style / tab > sheet worksheet / line > row text paragraph /
+    said spoken video film > transcript youtube caption / lamp > light / security hole > vulnerability scan security /
+    who > user member author profile / where > location search / when > date time history / team colleague > member
+    user channel / cluster > kubernetes node pod / copies > replica scale / answer > reply / lately recent last
+    yesterday > recent history latest / accept > approve merge / propose > create pull merge request / short > summary
+    / look > search find get list / choose pick > select option / box field > input fill / whole pages > crawl all /
+    news > search web / several many > multiple batch / kind > type schema / fake > mock / tick > check checklist /
+    done finished > complete status transition / attached connected > available / again > rerun retry / why > log
+    error describe explain analyze / ask > query search / check > get status validate / clean > clear / finish >
+    complete close / invite > add member / near nearby around > search place nearest / restaurant shop hotel cafe >
+    place category search / way path > route directions / talk chat conversation > message channel thread history /
+    code source > file repository / version > commit tag release history / computer machine > system process / note >
+    file document page content / reminder remind > task event / everything > list all / column > field / field >
+    column / cell > range / spreadsheet > workbook excel sheet / workbook > spreadsheet / slide deck > presentation /
+    presentation > slide / wiki > page article / article > page / build > pipeline job workflow / pipeline > workflow
+    build / workflow > pipeline / deploy > release rollout deployment / pr > pull request / mr > merge request /
+    ticket > card task / card > task / inbox > email / alert > monitor / scrape > extract crawl fetch / crawl > scrape
+    map / pdf > document paper / subtitle > transcript / container > docker pod / terminal shell > command process /
+    command > process / folder > list / colleague boss > email / place > location / hours > time worklog / visit go >
+    navigate open url / button > click / vulnerability > security / chart > visualize / value > key get / edit > write
+    / write > edit / group > channel / picture > figure / compare > diff / install > add / person > contact / memory >
+    knowledge entity / fact > observation entity / weather > forecast climate / light lamp heating door room kitchen
+    bedroom > entity service state device / temperature > climate weather
 """
-_OFTEN: Final = (
-    "a an the of to in on at for from with by and or is are was be do does did have has had my me i we our us you your"
-    " it its this that these those please can could would should want need how what which who when where there some any"
-    " all into as if so"
+_PHRASES: Final = (
+    ("how many", "count"),
+    ("how long", "duration"),
+    ("to-do", "task"),
+    ("drop-down", "select"),
+    ("thumbs up", "reaction emoji"),
+    ("look up", "search"),
+    ("log in", "login"),
+    ("set up", "create"),
+    ("turn into", "convert"),
+    ("get rid of", "delete"),
 )
+_OFTEN: Final = """
+    a an the of to in on at for from with by and or is are was were be been do does did have has had my me i we our us
+    you your it its this that these those they their he she his her somebody someone something please can could would
+    should want need how what which there here some any all into as if so about now then than too very just one ones
+    thing way let will may might up out off s t m re ll old current no not only more most
+"""
 _STOP: Final = frozenset(_OFTEN.split())
 _PIECE: Final = re.compile(r"[^\W_]+")
 _CAMEL: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
-_VC: Final = re.compile(r"(?:[aeiou]|(?<=[^aeiou])y)+(?:[^aeiouy]|(?<=[aeiou])y)+")
-_HAS_VOWEL: Final = re.compile(r"[aeiou]|(?<=[^aeiou])y")
-_CVC: Final = re.compile(r"(?:^|.*[^aeiou])[aeiouy][^aeiouwxy]$")
-# Endings, longest first, with what stands for each, and how much of a word must be left.
-_ENDINGS: Final[tuple[tuple[int, dict[str, str]], ...]] = (
-    (
-        1,
-        {"ational": "ate", "ization": "ize", "isation": "ize", "iveness": "ive", "fulness": "ful", "ousness": "ous"}
-        | {"tional": "tion", "biliti": "ble", "entli": "ent", "ousli": "ous", "ation": "ate", "alism": "al"}
-        | {"aliti": "al", "iviti": "ive", "enci": "ence", "anci": "ance", "izer": "ize", "ator": "ate", "alli": "al"}
-        | {"bli": "ble", "eli": "e", "logi": "log"},
-    ),
-    (1, {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ness": "", "ful": ""}),
-    (
-        2,
-        dict.fromkeys(("ement", "ance", "ence", "able", "ible", "ment", "ant", "ent", "ism", "ate", "iti", "ous"), "")
-        | dict.fromkeys(("ive", "ize", "al", "er", "ic"), "")
-        | {"sion": "s", "tion": "t"},
-    ),
-)
-
-
-def stem(word: str) -> str:
-    """What words of one family have in common, in English (Porter's way)."""
-    if len(word) <= 3 or not word.isascii() or not word.isalpha():
-        return word
-    for ending, instead in (("sses", "ss"), ("ies", "i"), ("ss", "ss"), ("s", "")):
-        if word.endswith(ending):
-            word = word.removesuffix(ending) + instead
-            break
-    word = _without_tense(word)
-    if word.endswith("y") and _HAS_VOWEL.search(word[:-1]):
-        word = word[:-1] + "i"
-    for least, endings in _ENDINGS:
-        ending = next((one for one in endings if word.endswith(one)), None)
-        if ending and len(_VC.findall(rest := word.removesuffix(ending) + endings[ending] * (least > 1))) >= least:
-            word = rest if least > 1 else rest + endings[ending]
-    if word.endswith("e") and ((size := len(_VC.findall(word[:-1]))) > 1 or (size == 1 and not _CVC.match(word[:-1]))):
-        word = word[:-1]
-    return word[:-1] if word.endswith("ll") and len(_VC.findall(word)) > 1 else word
-
-
-def _without_tense(word: str) -> str:
-    if word.endswith("eed"):
-        return word[:-1] if _VC.search(word[:-3]) else word
-    ending = next((one for one in ("ed", "ing") if word.endswith(one)), None)
-    if ending is None or not _HAS_VOWEL.search(rest := word.removesuffix(ending)):
-        return word
-    if rest.endswith(("at", "bl", "iz")):
-        return rest + "e"
-    if rest[-2:-1] == rest[-1:] and rest[-1:] not in "aeioulsz":
-        return rest[:-1]
-    return rest + "e" if len(_VC.findall(rest)) == 1 and _CVC.match(rest) else rest
+_ENDING: Final = re.compile(r"(?<=.{7})ations?$|(?<=.{4})ments?$|(?<=.{3})(?:ions?|ings?|ies|ied|ers?|ed|es|s|e|y)$")
 
 
 @functools.lru_cache(maxsize=16384)
 def _stems(piece: str) -> tuple[str, ...]:
-    """A piece of text as it is looked for: whole, and what it is put together from."""
+    """A piece of text as it is looked for: whole, and what it is put together from; not at all if all texts have it."""
+    if piece.lower() in _STOP:
+        return ()
     parts = _CAMEL.findall(piece[:40])
-    whole = stem(piece[:40].lower())
-    return (whole,) if len(parts) <= 1 else (whole, *(stem(part.lower()) for part in parts))
+    return tuple(dict.fromkeys(stem(one.lower()) for one in (piece[:40], *(parts if len(parts) > 1 else ()))))
+
+
+def stem(word: str) -> str:
+    """What words of one family have in common, in English: an ending goes, and what stood before it."""
+    word = _ENDING.sub("", _ENDING.sub("", word))
+    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
 
 
 @functools.cache
-def _alike() -> dict[str, dict[str, float]]:
-    """By stem the others of its groups."""
-    found: dict[str, dict[str, float]] = {}
-    for group in _SYNONYMS.split(","):
-        stems = [stem(word) for word in group.split()]
-        for one in stems:
-            found.setdefault(one, {}).update(dict.fromkeys(stems, 0.6))
+def _alike() -> dict[str, set[str]]:
+    """By stem what may stand for it."""
+    found: dict[str, set[str]] = {}
+    for row in _ALIKE_ROWS.split("/"):
+        said, _, meant = row.partition(">")
+        for word in said.split():
+            found.setdefault(stem(word), set()).update(stem(other) for other in (meant or said).split())
     return found
 
 
-def _texts(name: str, route: Route, about: str) -> Iterator[tuple[float, str]]:
+_IN_NAME: Final = 3.5  # what a word in a tool's name counts; all other weights were found by trying (test_found.py)
+
+
+def _texts(name: str, route: Route) -> Iterator[tuple[float, str]]:
     """What a tool says of itself, and how much each text counts."""
     tool = value_of(route.entry.left + encode(name) + route.entry.right, {})
     meta, hints = (tool.get(key) if isinstance(tool.get(key), dict) else {} for key in ("_meta", "annotations"))
-    yield 4.0, route.entry.shown
-    yield 1.5, route.server
-    for text in (tool.get("title"), hints.get("title"), meta.get("anthropic/searchHint")):
-        if isinstance(text, str):
-            yield 2.0, text
-    yield 1.0, str(tool.get("description"))
+    yield _IN_NAME, route.entry.shown
+    for text in (tool.get("title"), hints.get("title"), meta.get(SEARCH_HINT)):
+        yield 2.0, text if isinstance(text, str) else ""
+    description = str(tool.get("description"))
+    yield 1.2, description[:200]
+    yield 0.4, description[200:SEARCHED_MOST]
     schemas = [tool.get("inputSchema")]
     for schema in schemas:  # grows while it is read
         properties = schema.get("properties") if isinstance(schema, dict) else None
-        for key, one in properties.items() if isinstance(properties, dict) else ():
-            yield 0.7, key
-            if isinstance(one, dict):
-                yield 0.3, str(one.get("description", ""))
-                schemas += [one, one.get("items")]
-    yield 0.2, about
+        if isinstance(properties, dict):
+            below = [one for one in properties.values() if isinstance(one, dict)]
+            yield 0.5, " ".join(properties)
+            yield 0.2, " ".join(one["description"] for one in below if isinstance(one.get("description"), str))
+            schemas += [*below, *(one.get("items") for one in below)]
 
 
 class Index:
-    """Tools by their words (BM25 over weighted fields)."""
+    """Tools by their words: BM25 over weighted texts, in which a name is as good however long the rest is."""
 
     def __init__(self, tools: Mapping[str, Route], about: Mapping[str, str]) -> None:
         self._tools = list(tools.items())
-        self._names: list[set[str]] = []
-        self._postings: dict[str, list[tuple[int, float]]] = {}
-        counted, lengths = list[dict[str, float]](), list[int]()
-        for name, route in self._tools:
-            weights, length, left = dict[str, float](), 0, SEARCHED_MOST
-            for weight, text in _texts(name, route, about.get(route.server, "")):
-                pieces = _PIECE.findall(text[:left])
-                for piece in pieces:
-                    for one in _stems(piece):
-                        weights[one] = weights.get(one, 0.0) + weight
-                length += len(pieces)
+        postings = collections.defaultdict[str, list[tuple[int, float]]](list)
+        self._of: dict[str, list[int]] = {}  # by server
+        counted, self._names = list[dict[str, float]](), list[set[str]]()
+        for at, (name, route) in enumerate(self._tools):
+            self._of.setdefault(route.server, []).append(at)
+            weights, left = dict[str, float](), SEARCHED_MOST
+            for weight, text in _texts(name, route):
+                for one in itertools.chain.from_iterable(map(_stems, set(_PIECE.findall(text[:left])))):
+                    weights[one] = weights.get(one, 0.0) + weight
                 left -= len(text)
                 if left <= 0:
                     break
             counted.append(weights)
-            lengths.append(length)
-            self._names.append({one for piece in _PIECE.findall(route.entry.shown) for one in _stems(piece)})
-        mean = sum(lengths) / max(1, len(lengths))
+            self._names.append({one for one, weight in weights.items() if weight >= _IN_NAME})
+        self._servers = {one: {stem for piece in _PIECE.findall(one) for stem in _stems(piece)} for one in self._of}
+        self._about = {
+            one: {stem for piece in _PIECE.findall(about.get(one, "")) for stem in _stems(piece)} for one in self._of
+        }
+        mean = sum(map(len, counted)) / max(1, len(counted))
         for at, weights in enumerate(counted):
-            slow = 1.5 * (0.4 + 0.6 * lengths[at] / mean)
+            slow = 0.7 + 0.3 * len(weights) / mean
             for one, weight in weights.items():
-                self._postings.setdefault(one, []).append((at, weight / (weight + slow)))
-        self._sorted = sorted(self._postings)
+                named = _IN_NAME if weight >= _IN_NAME else 0.0
+                counts = (weight - named) / slow + named
+                postings[one].append((at, counts / (counts + 2.0)))
+        self._postings, self._sorted = dict(postings), sorted(postings)
 
-    def find(self, query: str, server: str | None = None, limit: int = LIMIT) -> list[Found]:
-        """The best first; of one server no more than `CROWD` says, while others have any, unless it is named."""
-        scores, words = dict[int, float](), dict[int, list[tuple[str, str]]]()
-        asked = {one: piece for piece in _PIECE.findall(query[:SEARCHED_MOST]) for one in self._terms(piece)}
-        possible = 0.0
+    def find(self, query: str) -> list[Found]:
+        """The best first: what has a fair part of what the best could have."""
+        for said, meant in _PHRASES:
+            query = re.sub(said, meant, query, flags=re.IGNORECASE)
+        scores, words, possible = dict[int, float](), dict[int, list[tuple[str, str]]](), 0.0
+        asked = {one: piece for piece in _PIECE.findall(query[:TEXT_MOST]) for one in self._terms(piece)}
         for one, piece in asked.items():
-            best, by = dict[int, float](), dict[int, str]()
-            for term, weight in self._near(one).items():
-                rarity = weight * self._rarity(term)
-                for at, impact in self._postings[term]:
-                    if rarity * impact > best.get(at, 0.0):
-                        best[at], by[at] = rarity * impact, term
-            possible += max(best.values(), default=0.0)
-            for at, score in best.items():
+            best = self._matches(one)
+            possible += max(best.values())[0] if best else 0.0
+            for at, (score, term) in best.items():
                 scores[at] = scores.get(at, 0.0) + score
-                words.setdefault(at, []).append((piece, by[at]))
+                words.setdefault(at, []).append((piece, term))
         for at in scores:
-            hit = {term for _, term in words[at]}
-            scores[at] *= 1 + 0.5 * len(hit & self._names[at]) / max(1, len(self._names[at]))
-        floor = 0.2 * possible
-        order = sorted((at for at in scores if scores[at] >= floor), key=lambda at: (-scores[at], at))
-        found = [Found(self._tools[at][0], self._tools[at][1], scores[at], words[at]) for at in order]
-        if server is not None:
-            return [one for one in found if one.route.server == server][:limit]
-        return spread(found)[:limit]
+            names, server = self._names[at], self._tools[at][1].server
+            names = names - self._servers[server] or names
+            scores[at] *= 1 + len({term for _, term in words[at]} & names) / len(names)
+            scores[at] *= 1 + 0.03 * min(5, len(self._about[server] & asked.keys()))
+        order = sorted((at for at in scores if scores[at] >= 0.2 * possible), key=lambda at: (-scores[at], at))
+        return [Found(*self._tools[at], scores[at], words[at]) for at in order]
+
+    def _matches(self, one: str) -> dict[int, tuple[float, str]]:
+        """By tool, how well it fits a word, and by which of its own. A word with many others for it says less."""
+        near = self._near(one)
+        vague = 2 * self._rarity(len({at for term in near for at, _ in self._postings[term]}))
+        best: dict[int, tuple[float, str]] = {}
+        for term, weight in near.items():
+            rarity = self._rarity(len(self._postings[term]))
+            rarity = rarity if term == one else weight * min(rarity, vague)
+            for at, impact in self._postings[term]:
+                if at not in best or rarity * impact > best[at][0]:
+                    best[at] = rarity * impact, term
+        for server, names in self._servers.items():
+            if one in names:  # as if each of its tools were called so
+                value = self._rarity(len(self._of[server])) * _IN_NAME / (_IN_NAME + 2.0)
+                best |= dict.fromkeys(self._of[server], (value, one))
+        return best
+
+    def _rarity(self, having: int) -> float:
+        return math.log(1 + (len(self._tools) - having + 0.5) / (having + 0.5))
 
     def _terms(self, piece: str) -> tuple[str, ...]:
-        if piece.lower() in _STOP:
-            return ()
-        whole, *parts = _stems(piece)
+        whole, *parts = _stems(piece) or ("",)
         return (whole,) if whole in self._postings or not parts else tuple(parts)
 
     def _near(self, one: str) -> dict[str, float]:
         """The terms that stand for a word of a query, and how well."""
-        near = {one: 1.0} | {k: v for k, v in _alike().get(one, {}).items() if k != one}
-        if len(one) >= 3:
-            first = bisect.bisect_left(self._sorted, one)
-            for term in itertools.islice(self._sorted, first, first + 20):
-                if not term.startswith(one):
-                    break
-                near.setdefault(term, 0.5)
-        return {term: weight for term, weight in near.items() if term in self._postings}
+        near = dict.fromkeys(_alike().get(one, ()), 0.65) | {one: 1.0}
+        first = bisect.bisect_left(self._sorted, one)
+        begun = itertools.takewhile(lambda term: term.startswith(one), self._sorted[first : first + 20])
+        near |= {term: 0.4 for term in begun if term not in near and len(one) > 2}
+        near = {term: weight for term, weight in near.items() if term in self._postings}
+        return near or dict.fromkeys(self._spelt(one), 0.4)
 
-    def _rarity(self, term: str) -> float:
-        having = len(self._postings[term])
-        return math.log(1 + (len(self._tools) - having + 0.5) / (having + 0.5))
-
-    def nearest_words(self, query: str) -> list[str]:
-        """For words that no tool has."""
-        terms = [one for piece in _PIECE.findall(query[:TEXT_MOST]) for one in self._terms(piece)]
-        return [near for one in terms if not self._near(one) and (near := nearest(one, self._sorted))]
+    def _spelt(self, one: str) -> list[str]:
+        """The term that is spelt almost so."""
+        start, end = (bisect.bisect_left(self._sorted, mark) for mark in (one[:1], one[:1] + "\U0010ffff"))
+        near = [term for term in self._sorted[start:end] if abs(len(term) - len(one)) < 3]
+        return difflib.get_close_matches(one, near, 1, 0.8) if len(one) > 3 else []
 
 
-def spread(found: list[Found]) -> list[Found]:
+def spread(found: Iterable[Found]) -> list[Found]:
     """So that no server crowds out another: what is too much of one comes after what others have."""
-    among, most = CROWD
-    had, waiting, ordered = collections.Counter[str](), list[Found](), list[Found]()
+    (among, most), ordered, had = CROWD, list[Found](), collections.Counter[str]()
+    waiting: list[Found] = []
     for one in found:
         had[one.route.server] += 1
-        if had[one.route.server] <= LIMIT_MOST:
-            waiting.append(one)
+        waiting += [one] if had[one.route.server] <= LIMIT_MOST else []
     while waiting and len(ordered) < LIMIT_MOST:
         lately = collections.Counter(one.route.server for one in ordered[len(ordered) - len(ordered) % among :])
-        chosen = next((at for at, one in enumerate(waiting) if lately[one.route.server] < most), 0)
-        ordered.append(waiting.pop(chosen))
+        ordered.append(waiting.pop(next((at for at, one in enumerate(waiting) if lately[one.route.server] < most), 0)))
     return ordered
 
 
@@ -1946,12 +1944,11 @@ class ToolSearch:
     """The tools that a host does not see in its list, and what their servers are for; indexed when first asked."""
 
     def __init__(self, tools: Mapping[str, Route], about: Mapping[str, str]) -> None:
-        self.tools = tools
-        self._about = about
+        self._tools, self._about = tools, about
 
     @functools.cached_property
     def index(self) -> Index:
-        return Index(self.tools, self._about)
+        return Index(self._tools, self._about)
 
     def find(self, given: Mapping[str, Any], servers: Iterable[str]) -> list[Found]:
         """By what `find_tools` was given. Raises `RpcError`."""
@@ -1959,30 +1956,29 @@ class ToolSearch:
         if not isinstance(query, str):
             raise RpcError(INVALID_PARAMS, 'find_tools needs a query, in a few words: "create issue"')
         most = min(max(limit, 1), LIMIT_MOST) if isinstance(limit, int) else LIMIT
-        if server is None or server == "":
-            return self.index.find(query, None, most)
+        if not server:
+            return spread(self.index.find(query))[:most]
         if server not in servers:
-            name = str(server)[:TEXT_MOST]
-            near = nearest(name, servers)
+            near = nearest(name := str(server)[:TEXT_MOST], servers)
             hint = f" (did you mean {near}?)" if near else f"; there are: {', '.join(servers)}"
             raise RpcError(INVALID_PARAMS, f"there is no server {name!r}{hint}")
-        if not query.split():
-            own = [Found(name, route, 0.0, []) for name, route in self.tools.items() if route.server == server]
-            return own[:most]
-        return self.index.find(query, server, most)
+        found = self.index.find(query) if query.split() else itertools.starmap(Found, self._tools.items())
+        return [one for one in found if one.route.server == server][:most]
 
     def nothing_found(self, given: Mapping[str, Any], lost: Iterable[str]) -> bytes:
         """What to try next."""
-        query, server = str(given["query"]), given.get("server")
-        counts = collections.Counter(route.server for route in self.tools.values())
-        lines = [f"No tool fits {query[:TEXT_MOST]!r}" + (f" at {server}." if server else ".")]
-        if near := self.index.nearest_words(query):
-            lines.append(f"Words that tools have, and are like yours: {', '.join(near)}.")
-        lines.append("Say in other words what is to be done (a verb and a thing), or look through one server:")
-        about = {name: f": {text[:EDGE]}" if text else "" for name, text in self._about.items() if counts[name]}
-        lines += [f"- {name} ({counts[name]}){text}" for name, text in about.items()]
-        lines += lost
-        text = encode("\n".join(lines)[:SERVERS_MOST])
+        query, server = str(given["query"])[:TEXT_MOST], given.get("server")
+        known = {piece.lower() for route in self._tools.values() for piece in _PIECE.findall(route.entry.shown)}
+        like = [near for piece in _PIECE.findall(query) if (near := nearest(piece.lower(), known))]
+        counts = collections.Counter(route.server for route in self._tools.values())
+        lines = [
+            f"No tool{f' of {server}' if server else ''} fits {query!r}."
+            + (f" Tools have words like these: {', '.join(like)}." if like else ""),
+            "Say in other words what is to be done (a verb and a thing), or look through one server:",
+            *(_server_lines(self._about, counts)),
+            *lost,
+        ]
+        text = encode("\n".join(lines)[: 2 * SERVERS_MOST])
         return b'{"content":[{"type":"text","text":%b}],"structuredContent":{"tools":[]}}' % text
 
 
@@ -3135,11 +3131,9 @@ class Merged:
             return View(catalogue)
         servers = [self._servers[part.server] for part in parts]
         about = {one.name: purpose(one.instructions, object_of(one.info)) for one in servers}
-        counts = collections.Counter(route.server for route in catalogue.tools.values())
-        own = own_tools({name: (text, counts[name]) for name, text in about.items()})
         listed = {name for name, route in catalogue.tools.items() if self._is_listed(name, route, exposure)}
-        listed |= {*self._joined} if self.joins(caller) else set()
-        return View(deferred(catalogue, self._host.options, listed, own), ToolSearch(catalogue.tools, about))
+        listed |= set(self._joined if self.joins(caller) else ())
+        return View(deferred(catalogue, self._host.options, listed, about), ToolSearch(catalogue.tools, about))
 
     def _is_listed(self, name: str, route: Route, exposure: HostOptions) -> bool:
         override = self._servers[route.server].options.tools.get(route.name)

@@ -132,6 +132,7 @@ def test_a_change_of_the_tables_is_told_to_the_host():
         ("rename a file", "files__move_file"),
         ("compare two branches", "git__git_diff"),
         ("committing", "git__git_commit"),
+        ("comits", "git__git_commit"),
         ("file details", "files__get_file_info"),
         ("getFileInfo", "files__get_file_info"),
     ],
@@ -169,9 +170,14 @@ def test_only_so_much_of_a_tools_text_counts():
 
 def test_where_nothing_is_found_the_answer_says_what_to_try():
     s = script(broken={"docs": "its table is wrong"})
-    answer = s.asks(1, "tools/call", name=FIND_TOOLS, arguments={"query": "comits xylophone"})
+    answer = s.asks(1, "tools/call", name=FIND_TOOLS, arguments={"query": "metalog xylophone"})
     assert answer["result"]["structuredContent"] == {"tools": []}
-    for words in ("No tool fits 'comits xylophone'", "commit", "- git (3): use git well", "its table is wrong"):
+    for words in (
+        "No tool fits 'metalog xylophone'",
+        "words like these: log",
+        "- git (3): use git well",
+        "its table is wrong",
+    ):
         assert words in answer.text
 
 
@@ -309,9 +315,15 @@ def test_a_modern_hosts_call_through_goes_over_rounds():
         ({}, "needs the name of a tool"),
         ({"name": 5}, "needs the name of a tool"),
         ([], "needs the name of a tool"),
-        ({"name": "git__git_log", "arguments": "path"}, "git__git_log is given belongs into arguments, an object"),
+        (
+            {"name": "git__git_log", "arguments": "path"},
+            "arguments must be an object, with all that git__git_log is given",
+        ),
         ({"name": "git__git_log", "arguments": [1]}, "an object"),
-        ({"name": "git__git_log", "path": "/"}, "belongs into arguments, an object, as are path"),
+        (
+            {"name": "git__git_log", "path": "/"},
+            "arguments must be an object, with all that git__git_log is given: path",
+        ),
         ({"name": CALL_TOOL, "arguments": {"name": "git__git_log"}}, f"{CALL_TOOL} is called directly"),
         ({"name": FIND_TOOLS, "arguments": {"query": "x"}}, f"{FIND_TOOLS} is called directly"),
         ({"name": "git__git_lag"}, "Unknown tool: git__git_lag (did you mean git__git_log?)"),
