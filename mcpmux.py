@@ -7656,6 +7656,11 @@ def _twice(lines: list[str], at: int) -> str:
 # The environment, files, secrets, PATH, the cache: nobody else reads or writes the disk, but for logs and pipes.
 
 CONFIG_NAME: Final = "mcpmux.toml"
+# A hint that begins with one of these is mcpmux's command line.
+COMMANDS: Final = (
+    "accept|add|call|check|consents|demo|disable|enable|import|install|list|login|logout|logs|models|prompts|read|remove"
+    "|schema|setup|tools|uninstall|usage"
+)
 
 
 def user_folder(kind: Literal["config", "state", "cache"]) -> Path:
@@ -7723,7 +7728,7 @@ def as_typed(text: str) -> str:
     given = given or next((word.partition("=")[2] for word in words if word.startswith("--config=")), None)
     if given:
         prefix += f" --config {shlex.quote(given)}"
-    return re.sub(r"(?<![\w/.-])mcpmux (?=[a-z]+\b)(?!is |has |was |needs |knows )", lambda _: f"{prefix} ", text)
+    return re.sub(rf"(?<![\w/.-])mcpmux (?=(?:{COMMANDS})\b)", lambda _: f"{prefix} ", text)
 
 
 def absolute(text: str, folder: Path) -> Path:
@@ -9014,8 +9019,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self.pid = transport.get_pid()
         self._family = Family(self.pid)
         if self.mind:
-            pipes = [pipe for fd in (1, 2) if (pipe := transport.get_pipe_transport(fd)) and sys.platform != "win32"]
-            files = [pipe.get_extra_info("pipe").fileno() for pipe in pipes]
+            pipes = [pipe for fd in (1, 2) if (pipe := transport.get_pipe_transport(fd))]
+            files: list[int] = [pipe.get_extra_info("pipe").fileno() for pipe in pipes]
             self._minder, self.mind = self.mind(self.pid, files), None
         else:
             self._guardian.add(self.pid)
@@ -13548,7 +13553,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except ConfigError as wrong:
-        print(re.sub(r"^(?! )", "mcpmux: ", str(wrong), flags=re.MULTILINE), file=sys.stderr)
+        print(re.sub(r"^(?! )", "mcpmux: ", as_typed(str(wrong)), flags=re.MULTILINE), file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Interrupted):
         return 130
@@ -14179,7 +14184,7 @@ def _add(arguments: argparse.Namespace) -> int:
     if wrong:
         raise ConfigError(f"{path} is left as it is: {'; '.join(wrong)}")
     append_servers(path, {name: table}, {})
-    print(f"added {name} to {path}\nnext: mcpmux tools {name}")
+    print(as_typed(f"added {name} to {path}\nnext: mcpmux tools {name}"))
     secret = next((key for key, value in env.items() if secrets_in([f"{key}={value}"])), None)
     if secret:
         print(f"note: {secret} looks like a secret and now stands in the file. Better: --env '{secret}=${{{secret}}}',")
@@ -14227,9 +14232,9 @@ def _list_servers(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"config": str(config.path), "servers": rows}, indent=2))
     elif not config.exists:
-        print(f"There is no config file at {config.path}; {_HOW_TO_ADD}")
+        print(as_typed(f"There is no config file at {config.path}; {_HOW_TO_ADD}"))
     elif not rows:
-        print(f"No servers yet in {config.path}; {_HOW_TO_ADD}")
+        print(as_typed(f"No servers yet in {config.path}; {_HOW_TO_ADD}"))
     else:
         _print_servers(rows)
     return 0
@@ -14246,7 +14251,7 @@ def _print_servers(rows: list[dict[str, Any]]) -> None:
         if row["reason"]:
             print(f"\n{row['server']}: {row['reason']}")
     if any(row["state"] == "enabled" and row["tools"] is None for row in rows):
-        print("\n-: not known before it has run once; `mcpmux check` starts them all")
+        print(as_typed("\n-: not known before it has run once; `mcpmux check` starts them all"))
 
 
 def _shown_command(table: Any) -> list[str] | None:

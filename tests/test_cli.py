@@ -539,6 +539,10 @@ def test_thirty_servers_end_with_what_matters_on_one_screen():
     assert last.startswith("30 of 30 ready, 810 tools, about 270,000 tokens; more than Cursor (40) and VS Code (128)")
 
 
+def test_every_command_is_known_to_be_one_in_a_hint():
+    assert {row.name for row in mcpmux.SUBCOMMANDS} <= set(mcpmux.COMMANDS.split("|"))
+
+
 def test_hints_call_mcpmux_as_the_person_did(monkeypatch: pytest.MonkeyPatch):
     hint = "run `mcpmux check`, for mcpmux has no `mcpmux.toml`"
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
