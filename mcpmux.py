@@ -8675,6 +8675,14 @@ class Family:
                 os.killpg(self.pid, number)
 
 
+def _own_shell(words: list[str], kept: Iterable[int] = ()) -> subprocess.Popen[bytes]:
+    """A shell that may outlive mcpmux and hears from it through a pipe; `kept` are files that it has too."""
+    null, command = subprocess.DEVNULL, ["/bin/sh", "-c", *words]
+    keys: dict[str, Any] = {"cwd": "/", "env": {"PATH": os.defpath}, "start_new_session": True, "pass_fds": tuple(kept)}
+    process: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, **keys)
+    return process
+
+
 # Reads process groups from a pipe, added and taken out since numbers are used again, and ends those that are left at
 # the pipe's end.
 _GUARDIAN: Final = r"""trap "" HUP INT TERM
@@ -8701,15 +8709,7 @@ class Guardian:
 
     def start(self) -> None:
         if sys.platform != "win32" and self._shell is None:
-            self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", _GUARDIAN, "mcpmux guardian"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env={"PATH": os.defpath},
-                start_new_session=True,
-            )
+            self._shell = _own_shell([_GUARDIAN, "mcpmux guardian"])
 
     def add(self, group: int) -> None:
         self._tell(f"+{group}\n")
@@ -8763,16 +8763,8 @@ class Minder:
         self.pid, self._lock = pid, lock
         self._shell: subprocess.Popen[bytes] | None = None
         if sys.platform != "win32":
-            self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", _MINDER, "mcpmux minder", str(pid), str(int(FETCH_MOST)), *map(str, pipes)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env={"PATH": os.defpath},
-                pass_fds=pipes if lock is None else [*pipes, lock],
-                start_new_session=True,
-            )
+            words = [_MINDER, "mcpmux minder", str(pid), str(int(FETCH_MOST)), *map(str, pipes)]
+            self._shell = _own_shell(words, pipes if lock is None else [*pipes, lock])
 
     def dismiss(self) -> None:
         """All is fetched, or there is nothing to fetch any more."""
