@@ -2833,9 +2833,9 @@ class InFlight:
         if pending.id in self._by_id:
             self.settle(pending)
         pending.peer = peer
-        self._by_id[pending.id] = self._owed.setdefault(peer, {})[pending.id] = pending
+        self._by_id[pending.id] = self._owed[peer][pending.id] = pending
         if pending.server:
-            self._asked.setdefault(pending.server, {})[pending.server_id] = pending
+            self._asked[pending.server][pending.server_id] = pending
 
     def asked(self, server: str, id: bytes) -> Pending | None:
         return self._asked[server].get(id)
@@ -4111,7 +4111,10 @@ class Turns(Asker):
             if not wait:
                 number = next(iter(line))
                 del line[number]
-                self._turn_has_come(self._in_flight.get(number))
+                pending = self._in_flight.get(number)
+                assert pending and pending.params is not None
+                pending.since = now
+                self.prepare(pending, Raw(encode(pending.params)))
         due = min(now + (wait or FOREVER), *line.values(), FOREVER)
         self._out.timer("turn", server, due if line else None)
 
@@ -4126,11 +4129,6 @@ class Turns(Asker):
                 waited += f", {len(self._in_hand(server))} are open"
                 self._calls.end(pending, Reply(None, error_body(limit_reached(limit, waited))))
         self._serve(server)
-
-    def _turn_has_come(self, pending: Pending | None) -> None:
-        assert pending and pending.params is not None
-        pending.since = self._out.now
-        self.prepare(pending, Raw(encode(pending.params)))
 
     def prepare(self, pending: Pending, params: Raw) -> None:
         """Also what the person has edited: it goes through redaction and guard like what a server asks."""
@@ -4148,13 +4146,9 @@ class Turns(Asker):
         told = {"server": Raw(encode(pending.server)), "seconds": Raw(b"%.3f" % pending.patience)}
         self._calls.put(self._sampler, pending, body | told)
 
-    def _prepared(self, pending: Pending, prepared: Fields) -> None:
-        """`params` are what would be sent, `models` those that would be asked in this order, `usd` what it may cost at
-        most. With consent it is for the model."""
-        if self.gate.passes(pending, prepared):
-            self.ask_model(pending, prepared)
-
     def ask_model(self, pending: Pending, prepared: Fields) -> None:
+        """`params` are what would be sent, `models` those that would be asked in this order, `usd` what it may cost at
+        most."""
         pending.method = QUESTIONS[0]
         self._asked.count(pending.server, self._out.now)
         body = {key: prepared[key].copy() for key in ("params", "models", "usd") if key in prepared}
@@ -4174,7 +4168,9 @@ class Turns(Asker):
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         if pending.method == PREPARE and reply.result is not None:
-            self._prepared(pending, object_of(reply.result))
+            prepared = object_of(reply.result)
+            if self.gate.passes(pending, prepared):
+                self.ask_model(pending, prepared)
             return
         if self.gate.looks_at(pending, reply):
             return
@@ -6691,7 +6687,7 @@ class Router:
             try:
                 ask.fields, ask.through = unwrapped(ask.fields), True
             except RpcError as error:
-                self._host.answer(ask, failed(f"mcpmux: {error}"))
+                self._host.fail(ask, str(error))
                 return False
         return True
 
@@ -6703,7 +6699,7 @@ class Router:
         try:
             found = search.find(given, names)
         except RpcError as error:
-            self._host.answer(ask, failed(f"mcpmux: {error}"))
+            self._host.fail(ask, str(error))
             return
         lost = [one.why() for one in self._servers.values() if one.name in names and one.trouble]
         self._host.reply(ask, answer_found(found) if found else search.nothing_found(given, lost))
@@ -12670,9 +12666,6 @@ class Mux:
                 await process.stop()
                 raise
 
-    def _ladder(self, process: ServerSide) -> None:
-        self._await_end(self._loop.create_task(process.stop()))
-
     def _await_end(self, task: asyncio.Task[None]) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             self._stopping.discard(task)
@@ -12683,7 +12676,7 @@ class Mux:
 
     def _stop(self, name: Name, run: int) -> None:
         if (process := self._processes.get(name)) and process.run == run:
-            self._ladder(process)
+            self._await_end(self._loop.create_task(process.stop()))
         else:
             if name in self._starting:
                 starting = self._starting.pop(name)
