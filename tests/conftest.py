@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-pairings", action="store_true", help="every host before every server; without it a diagonal"
     )
+    parser.addoption("--new-pictures", action="store_true", help="draws the picture of the page anew")
 
 
 ROOT = Path(__file__).parent.parent

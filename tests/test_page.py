@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asked import DECISIONS, EVERY_KIND, FORM, NAME, URL, Person, choice, sampling
 from conftest import PATIENCE, RawHost, is_running, server_table
 
 import mcpmux
@@ -25,38 +26,6 @@ from mcpmux import Opener, Page, PageSetup
 
 HOST = "127.0.0.1:7"
 ORIGIN = {"origin": f"http://{HOST}"}
-NAME = {"type": "object", "properties": {"name": {"type": "string"}}}
-FORM = {"asker": "git", "call": "git__log", "mode": "form", "message": "Your name?", "requestedSchema": NAME}
-FORM |= {"waits": 300.0, "opens": True}
-URL = FORM | {"mode": "url", "message": "Pay", "url": "https://pay.example/7"}
-DECISIONS = {"once": "this call", "always": "this tool until mcpmux ends", "no": "deny"}
-
-
-def choice(message: str = "May git run delete?", **more: Any) -> dict[str, Any]:
-    form = {key: json.loads(bytes(raw)) for key, raw in mcpmux.choice_form(message, DECISIONS).items()}
-    about = {"asker": "mcpmux", "call": "git__delete", "mode": "form", "waits": 300.0, "opens": True}
-    return about | form | {"shown": [{"title": "Tool", "text": "delete"}]} | more
-
-
-def sampling(**more: Any) -> dict[str, Any]:
-    messages = [
-        {"role": "user", "content": {"type": "text", "text": "Sum up"}},
-        {
-            "role": "assistant",
-            "content": [{"type": "tool_use", "id": "t1", "name": "weather", "input": {"place": "Rome"}}],
-        },
-        {
-            "role": "user",
-            "content": [{"type": "tool_result", "toolUseId": "t1", "content": [{"type": "text", "text": "rain"}]}],
-        },
-        {"role": "user", "content": {"type": "image", "mimeType": "image/png", "data": "aGVyb24="}},
-        {"role": "user", "content": {"type": "image", "mimeType": "image/svg+xml", "data": "PHN2Zz4="}},
-    ]
-    params = {"systemPrompt": "Be brief", "maxTokens": 400, "messages": messages, "tools": [{"name": "weather"}]}
-    told = {"server": "notes", "models": ["a/one", "b/two"], "usd": 0.0123, "params": params} | more
-    return choice("May notes use your model?", mode="sampling", sampling=told) | {"call": "notes__sum"}
-
-
 # ── a page without its process, and a clock of the test's own ──
 
 
@@ -255,20 +224,6 @@ def test_a_form_is_shown_and_its_answer_is_the_elicitations_result(inside: Run):
     inside(scene)
 
 
-EVERY_KIND: dict[str, Any] = {
-    "text": {"type": "string", "minLength": 2, "maxLength": 4},
-    "mail": {"type": "string", "format": "email"},
-    "uri": {"type": "string", "format": "uri"},
-    "day": {"type": "string", "format": "date"},
-    "time": {"type": "string", "format": "date-time"},
-    "int": {"type": "integer", "minimum": 1, "maximum": 3},
-    "float": {"type": "number"},
-    "bool": {"type": "boolean"},
-    "enum": {"type": "string", "enum": ["r", "g"], "enumNames": ["Red", "Green"]},
-    "one": {"type": "string", "oneOf": [{"const": "#f00", "title": "Red"}, {"const": "#0f0", "title": "Green"}]},
-    "some": {"type": "array", "minItems": 1, "items": {"anyOf": [{"const": "a", "title": "A"}, {"const": "b"}]}},
-    "many": {"type": "array", "items": {"type": "string", "enum": ["x", "y"]}},
-}
 WELL = ["abc", "a@b.c", "https://x.y", "2026-11-26", "2026-11-26T09:00:00.000Z", "2", "2.5", 1, 1, 0, [1, 0, 1], []]
 TAKEN = [
     "abc",
@@ -898,52 +853,6 @@ def test_the_address_stands_in_a_file_that_others_cannot_read_and_that_goes_when
 # ── the real process ──
 
 ASK_FORM = {"method": "elicitation/create", "params": {"message": "Your name?", "requestedSchema": NAME}}
-
-
-class Person:
-    """A browser of the test's own: mcpmux opens it as `BROWSER`, and the address that it is given is in a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self._told = folder / "told"
-        self._program = folder / "browser.py"
-        self._program.write_text(
-            "import os, sys, urllib.parse, urllib.request\n"
-            "page = sys.argv[1]\n"
-            "if page.startswith('file:'):\n"
-            "    page = open(urllib.request.url2pathname(urllib.parse.urlsplit(page).path)).read()\n"
-            f"open({str(self._told) + '.new'!r}, 'w').write(page)\n"
-            f"os.replace({str(self._told) + '.new'!r}, {str(self._told)!r})\n"
-        )
-        self.env = {"BROWSER": f"{sys.executable} {self._program}"}
-
-    def address(self, host: RawHost) -> tuple[str, str]:
-        """Host and key, once the browser is there."""
-        while not self._told.exists():
-            assert host.process.poll() is None and "not reached" not in host.log(), host.log()
-            host.request("ping")
-        found = re.search(r"http://([0-9.:]+)/#([0-9a-f]+)", self._told.read_text())
-        assert found
-        self._told.unlink()
-        return found[1], found[2]
-
-    def post(self, host: str, path: str, body: Any, **heads: str) -> tuple[int, dict[str, Any]]:
-        asked = self._ask(host, path, body, **heads)
-        try:
-            answer = asked.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            asked.close()
-
-    def events(self, host: str, token: str) -> Any:
-        """Connection and stream."""
-        asked = self._ask(host, "/events", {}, authorization=f"Bearer {token}")
-        return asked, asked.getresponse()
-
-    def _ask(self, host: str, path: str, body: Any, **heads: str) -> http.client.HTTPConnection:
-        asked = http.client.HTTPConnection(host, timeout=PATIENCE)
-        given = {"origin": f"http://{host}", "content-type": "application/json"} | heads
-        asked.request("POST", path, json.dumps(body), given)
-        return asked
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,13 +45,13 @@ FULL: dict[str, Any] = {
 # ── packages ──
 
 
-def npm_modules() -> Path:
-    """The folder with the npm packages; the first run on a machine installs them, later ones find them there.
+def npm_modules(packages: Mapping[str, str] = NPM_PACKAGES) -> Path:
+    """The folder with these npm packages; the first run on a machine installs them, later ones find them there.
 
     They are installed beside their place and renamed to it, so that whatever is at that place is complete, and two
     runs at once do no harm. No install script is run: none of these packages needs its own.
     """
-    place = _cache() / "npm" / "+".join(f"{name.rpartition('/')[2]}-{v}" for name, v in NPM_PACKAGES.items())
+    place = _cache() / "npm" / "+".join(f"{name.rpartition('/')[2]}-{v}" for name, v in packages.items())
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix="installing-", dir=place.parent))
@@ -60,7 +60,7 @@ def npm_modules() -> Path:
             [
                 *("install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--save-exact"),
                 *("--no-update-notifier", "--cache", str(place.parent / "npm-cache")),
-                *(f"{name}@{version}" for name, version in NPM_PACKAGES.items()),
+                *(f"{name}@{version}" for name, version in packages.items()),
             ],
             return_completed_process=True,
             cwd=building,
