@@ -162,6 +162,7 @@ HOST_PATIENCE: Final = {"claude-ai": 55.0, "goose": 290.0, "claude-code": 1700.0
 HOST_PATIENCE_LEAST: Final = 55.0
 DECISION_KEPT: Final = 600.0  # for a call that is made again, once its host has given up on it
 STILL_WAITING: Final = 10.0  # between two words of progress to a host whose call waits for the person
+PAGE_OPENS: Final = 30.0  # the page's process, and then a browser, for a person who wants to see it
 BROWSER_START: Final = 5.0  # some browsers are waited for until they are closed
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
 RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
@@ -2415,6 +2416,10 @@ class PinsRead(Struct):
     pins: Pins
 
 
+class PageWanted(Struct):
+    """The person wants to see it."""
+
+
 class TryAgain(Struct):
     """What kept a server from serving may be over: somebody has logged in."""
 
@@ -2426,7 +2431,7 @@ class TimerDue(Struct):
 
 
 ServerEvent = ServerUp | ServerLines | ServerClogged | ServerGone
-Event = HostLines | HostGone | ServerEvent | ConfigChanged | PinsRead | ConsentsRead | TryAgain | TimerDue
+Event = HostLines | HostGone | ServerEvent | ConfigChanged | PinsRead | ConsentsRead | PageWanted | TryAgain | TimerDue
 
 
 # ── effects ──
@@ -4387,6 +4392,10 @@ class Questions(Asker):
         if self._out.due_at("still", Peer.PAGE) == FOREVER:
             self._out.timer("still", Peer.PAGE, self._out.now + STILL_WAITING)
         self._calls.put(self.own[Peer.PAGE], pending, question)
+
+    def open_page(self) -> None:
+        pending = self._in_flight.open(Peer.PAGE, UNHEARD, "open", self._out.now, PAGE_OPENS, server=OURSELVES)
+        self._calls.put(self.own[Peer.PAGE], pending, {})
 
     def patience_of(self, ask: Ask | None) -> float:
         """How long the person may take, since hosts give up on a call."""
@@ -7021,6 +7030,8 @@ class Core:
                 self._reconfigure(event)
             case PinsRead() | ConsentsRead():
                 self._take_decisions(event)
+            case PageWanted():
+                self.questions.open_page()
             case TryAgain(name):
                 if server := self.life.alive(name):
                     self.life.try_again(server)
@@ -8151,6 +8162,17 @@ def read_kept(what: str, config: Path, kind: Any) -> Any:
         return msgspec.json.decode(kept_path(what, config).read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError):
         return kind()
+
+
+def heard_path(config: Path) -> Path:
+    """Where those who run with this config say that they open their pages."""
+    return kept_path("page", config).with_suffix(".heard")
+
+
+def add_line(path: Path, text: str) -> None:
+    """Raises `OSError`."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def read_names(config: Path) -> Names:
@@ -12711,7 +12733,7 @@ class Mux:
         seen = taken = self._config.mark
         logins: dict[str, tuple[int, int] | None] = {}
         pins = kept_path("pins", path)
-        marks = mark_of(pins), mark_of(consents_path())
+        marks, wanted = (mark_of(pins), mark_of(consents_path())), mark_of(kept_path("page", path))
         trim, worked = memory_trimmer(), time.process_time()
         while not self._done.wait(WATCH_TICK):
             if time.process_time() - worked > TRIM_AFTER:
@@ -12729,6 +12751,8 @@ class Mux:
                 self._in_loop(self.post, PinsRead(read_pins(path)))
             if former_marks[1] != marks[1]:
                 self._in_loop(self.post, ConsentsRead(read_consents(self._config)))
+            if wanted != (wanted := mark_of(kept_path("page", path))):
+                self._in_loop(self._open_page)
             former, seen = seen, mark_of(path)
             if seen == taken or seen != former:
                 continue
@@ -12742,6 +12766,15 @@ class Mux:
                         self._journal.log("error", f"{line} (the previous configuration stays in effect)")
             else:
                 self._in_loop(self._take, config)
+
+    def _open_page(self) -> None:
+        """Somebody has run `mcpmux page`: it is told what becomes of that, and never the key."""
+        why = 'its config says page = "off"' if self._config.options.page == "off" else self.opener
+        who = in_a_line(self.core.host.caller.name) or "a host"
+        if isinstance(why, Opener):
+            self.post(PageWanted())
+        told = f"the mcpmux of {who} " + ("opens its page" if isinstance(why, Opener) else f"has no page: {why}")
+        self._journal.later(functools.partial(add_line, heard_path(self._config.path), told))
 
     def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -14430,7 +14463,8 @@ def _consents(arguments: argparse.Namespace) -> int:
 
 
 def _call(arguments: argparse.Namespace) -> int:
-    """Calls a tool and shows its answer. What its server asks is asked here. Exits with 1 if it failed.
+    """Calls a tool and shows its answer. What its server asks is asked here, or with --page in the browser. Exits with
+    1 if it failed.
     Example: mcpmux call time__get_current_time '{"timezone": "Europe/London"}'"""
     config = load_config(config_path(arguments.config))
     text = sys.stdin.buffer.read() if arguments.arguments == "-" else arguments.arguments.encode(errors="replace")
@@ -14471,9 +14505,113 @@ def _call(arguments: argparse.Namespace) -> int:
         return await host.ask("tasks/result", {"taskId": task["taskId"]}) if "taskId" in task else reply
 
     mine, answers = only(config, [owner]), {"elicitation/create": person.asked}
+    options = msgspec.structs.replace(config.options, page="always" if arguments.page else "off")
+    mine = msgspec.structs.replace(mine, options=options)
     host = InnerHost(mine, cached=own_name is not None, capabilities=PERSON, answers=answers, hears=hear)
+    if arguments.page:
+        expect_browser(host.mux.opener)
     reply = played(host, scene, waiting)
     return show_reply(reply, arguments.output, as_it_came=arguments.json)
+
+
+def expect_browser(opener: Opener | str) -> Opener:
+    """Raises `ConfigError`."""
+    if isinstance(opener, str):
+        raise ConfigError(f"there is no page here: {opener}")
+    return opener
+
+
+# What `mcpmux page --try` asks, one of each kind.
+_CHOICE: Final = {key: value_of(raw) for key, raw in choice_form("May example use your model?", DECISIONS).items()}
+_TRIAL: Final[tuple[dict[str, Any], ...]] = (
+    {
+        "mode": "form",
+        "asker": "example",
+        "message": "A form has a field for each thing that its server wants to know.",
+        "requestedSchema": {
+            "properties": {
+                "name": {"type": "string", "title": "Name", "minLength": 2},
+                "email": {"type": "string", "title": "Email", "format": "email"},
+                "day": {"type": "string", "title": "Day", "format": "date"},
+                "count": {"type": "integer", "title": "How many", "minimum": 1, "maximum": 9, "default": 3},
+                "urgent": {"type": "boolean", "title": "Urgent"},
+                "colour": {"type": "string", "title": "Colour", "enum": ["red", "green"]},
+                "extras": {"type": "array", "title": "Extras", "items": {"enum": ["gift wrap", "insurance"]}},
+                "token": {"type": "string", "title": "API token", "description": "Leave it empty: this is a test."},
+            },
+            "required": ["name", "count"],
+        },
+    },
+    {
+        "mode": "url",
+        "asker": "example",
+        "message": "An address is opened if you want it.",
+        "url": "https://example.org",
+    },
+    _CHOICE
+    | {
+        "mode": "form",
+        "asker": OURSELVES,
+        "message": "May example run delete_branch?",
+        "shown": [{"title": "Arguments", "text": '{\n  "branch": "main"\n}'}],
+    },
+    _CHOICE
+    | {
+        "mode": "sampling",
+        "asker": OURSELVES,
+        "sampling": {
+            "server": "example",
+            "models": ["anthropic/claude-sonnet-4-5"],
+            "usd": 0.0061,
+            "params": {
+                "systemPrompt": "You summarize notes in one line.",
+                "messages": [{"role": "user", "content": {"type": "text", "text": "Buy milk. Call Ada on Friday."}}],
+                "maxTokens": 400,
+            },
+        },
+    },
+)
+
+
+def _page(arguments: argparse.Namespace) -> int:
+    """Has the mcpmux that your host runs open its page: what servers ask you, and what you have lately decided. With
+    --try the page shows one question of each kind.
+    Example: mcpmux page --try"""
+    config = load_config(config_path(arguments.config))
+    if arguments.trial:
+        return asyncio.run(_try_page(expect_browser(opener_for(sys.platform, os.environ))))
+    wanted, heard = kept_path("page", config.path), heard_path(config.path)
+    heard.unlink(missing_ok=True)
+    write_whole(wanted, str(time.time_ns()).encode(), private=True, lasting=False)
+    time.sleep(2 * WATCH_TICK + 0.2)  # each looks once in a while
+    lines = (read_text(heard) or "").splitlines()
+    for line in lines:
+        print(harmless(line))
+    if not lines:
+        print(
+            f"No mcpmux runs with {config.path}: your host starts it. `mcpmux page --try` shows the page without one."
+        )
+    return 0 if lines else 1
+
+
+async def _try_page(opener: Opener) -> int:
+    """The page's process without a core: its answers are printed."""
+    me, pipe = [sys.executable, os.path.abspath(__file__)], asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*me, "_page", stdin=pipe, stdout=pipe)
+    assert process.stdin and process.stdout
+    process.stdin.write(page_setup("", opener))
+    for number, question in enumerate(_TRIAL):
+        about = {"call": "example__try", "waits": 600.0, "opens": True} | question
+        process.stdin.write(request_line(number, "ask", encode(about)))
+    still = set(range(len(_TRIAL)))
+    while still and (line := await process.stdout.readline()):
+        message = decode_line(line)
+        number = None if message.id is UNSET else number_of_id(message.id)
+        if number in still:
+            still.remove(number)
+            print(harmless(f"{_TRIAL[number]['message']}\n  {bytes(message.result or b'').decode()}"), flush=True)
+    process.stdin.close()
+    return await process.wait()
 
 
 def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
@@ -15337,6 +15475,7 @@ ARGUMENTS: Final = {
     "name": _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
     "one": _argument("server", nargs="?", metavar="SERVER", help="of this server only"),
     "output": _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
+    "page": _argument("--page", action="store_true", help="what is asked is asked in the browser, not here"),
     "prefer": _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why"),
     "repair": _argument(
         "--repair", action="store_true", help="delete copies of npx's that are broken, and fetch again"
@@ -15347,6 +15486,7 @@ ARGUMENTS: Final = {
     "source": _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
     "tool": _argument("tool", metavar="TOOL", help="its name, as `mcpmux tools` shows it"),
     "yes": _argument("--yes", "-y", action="store_true", help="do it unasked"),
+    "try": _argument("--try", dest="trial", action="store_true", help="one question of each kind, to try it out"),
     "url": _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
 }
 
@@ -15356,7 +15496,8 @@ SUBCOMMANDS: Final = (
     Subcommand("tools", _tools, "the tools and their arguments", "one config json"),
     Subcommand("accept", _accept, "see how a pinned server's tools have changed, and take them", "server yes config"),
     Subcommand("consents", _consents, "which servers may use your model, as you said", "one forget json"),
-    Subcommand("call", _call, "call a tool", "tool given output config as-it-came"),
+    Subcommand("call", _call, "call a tool", "tool given output page config as-it-came"),
+    Subcommand("page", _page, "open the page that asks you what servers ask", "try config"),
     Subcommand("check", _check, "start every server and say how each does", "servers config as-host repair json"),
     Subcommand("login", _login, "log in to a remote server, in your browser", "server config"),
     Subcommand("logout", _logout, "forget a login at a remote server", "server config"),

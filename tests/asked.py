@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,13 @@ class Person:
             host.request("ping")
         where, _, key = self.address_now().removeprefix("http://").partition("/#")
         return where, key
+
+    def address_of(self, command: subprocess.Popen[bytes]) -> str:
+        """The same for a command that ends if the person is not reached."""
+        while not self._told.exists():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"ended with {command.wait(0.05)}")
+        return self.address_now()
 
     def address_now(self) -> str:
         """Whole, now that the browser is there."""

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 import urllib.parse
 import urllib.request
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 from asked import DECISIONS, EVERY_KIND, FORM, NAME, URL, Person, choice, sampling
-from conftest import PATIENCE, RawHost, is_running, server_table
+from conftest import COMMAND, PATIENCE, RawHost, is_running, server_table
 
 import mcpmux
 from mcpmux import Opener, Page, PageSetup
@@ -928,3 +929,60 @@ def test_a_browser_that_was_opened_outlives_mcpmux(serve: Callable[..., RawHost]
         assert is_running(browser)
     finally:
         os.kill(browser, signal.SIGKILL)
+
+
+# ── commands ──
+
+
+def test_the_example_of_page_asks_one_question_of_each_kind_and_prints_the_answers(
+    person: Person, home: dict[str, str]
+):
+    command = subprocess.Popen([*COMMAND, "page", "--try"], stdout=subprocess.PIPE, env=home | person.env)
+    where, _, key = person.address_of(command).removeprefix("http://").partition("/#")
+    token = person.post(where, "/open", {"key": key})[1]["token"]
+    connection, stream = person.events(where, token)
+    cards = first_news(stream)["add"]
+    assert len(cards) == 4
+    kinds = [("address" in one["question"], bool(one["question"]["fields"]), "slot" in str(one)) for one in cards]
+    assert kinds == [(False, True, False), (True, False, False), (False, False, False), (False, False, True)]
+    for one in cards:
+        question = one["question"]
+        last = {"id": question["id"], "hash": one["hash"], "button": len(question["buttons"]) - 1}
+        assert person.post(where, "/answer", last, authorization=f"Bearer {token}")[0] == 200
+    assert command.communicate(timeout=PATIENCE)[0].count(b"decision") == 2 and command.returncode == 0
+    connection.close()
+
+
+def test_page_has_the_running_mcpmux_open_it_and_gets_no_key(
+    serve: Callable[..., RawHost], person: Person, home: dict[str, str], tmp_path: Path
+):
+    run = [*COMMAND, "page", "--config", str(tmp_path / "mcpmux.toml")]
+    host = serve(server_table("fake"), env=person.env)
+    host.initialize()
+    done = subprocess.run(run, env=home, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.returncode) == ("the mcpmux of raw opens its page\n", 0)
+    where, key = person.address(host)
+    assert key not in done.stdout + done.stderr
+    assert person.post(where, "/open", {"key": key})[0] == 200
+    host.close()
+    done = subprocess.run(run, env=home, capture_output=True, text=True, timeout=PATIENCE)
+    assert "No mcpmux runs with" in done.stdout and done.returncode == 1
+    done = subprocess.run([*run, "--try"], env=home, capture_output=True, text=True, timeout=PATIENCE)
+    assert "there is no page here: mcpmux runs over SSH" in done.stderr and done.returncode == 2
+
+
+def test_call_asks_on_the_page_if_it_is_told_to(person: Person, home: dict[str, str], tmp_path: Path):
+    config = tmp_path / "mcpmux.toml"
+    config.write_text(server_table("fake"))
+    run = [*COMMAND, "call", "fake__ask", json.dumps(ASK_FORM), "--page", "--config", str(config)]
+    command = subprocess.Popen(run, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=home | person.env)
+    where, _, key = person.address_of(command).removeprefix("http://").partition("/#")
+    token = person.post(where, "/open", {"key": key})[1]["token"]
+    connection, stream = person.events(where, token)
+    [card] = first_news(stream)["add"]
+    answer = {"id": card["question"]["id"], "hash": card["hash"], "button": 0, "values": ["Ada"]}
+    assert person.post(where, "/answer", answer, authorization=f"Bearer {token}")[0] == 200
+    assert b'"content": {"name": "Ada"}' in command.communicate(timeout=PATIENCE)[0] and command.returncode == 0
+    connection.close()
+    done = subprocess.run(run, env=home, capture_output=True, text=True, timeout=PATIENCE)
+    assert "there is no page here" in done.stderr and done.returncode == 2
