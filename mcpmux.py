@@ -303,7 +303,7 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     protocol: Literal["legacy", "modern"] | None = None
     # who answers when it asks for a model: `"auto"`, `"host"`, `"local"` or `"off"`, as [above](#sampling)
     sampling: Literal["auto", "host", "local", "off"] = "auto"
-    # who asks the person what it asks: `"auto"`, `"host"`, `"local"` or `"off"`, as [there](#when-a-server-asks-you)
+    # who asks the person what it asks: `"auto"`, `"host"`, `"local"` or `"off"`, as [there](#when-a-server-asks-you-something)
     elicitation: bool | Literal["auto", "host", "local", "off"] = "auto"
     # tools whose calls wait for the person: names or globs of its own names, `"destructive"` or `true`; `false`: none,
     # not even [those that a search has found](#many-tools)
