@@ -116,6 +116,7 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux check",
         "mcpmux check SERVER",
         "mcpmux check --json",
+        "mcpmux page",
         "mcpmux import",
         "mcpmux import HOST",
         "mcpmux install HOST",
