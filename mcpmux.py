@@ -303,7 +303,7 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
     protocol: Literal["legacy", "modern"] | None = None
     # who answers when it asks for a model: `"auto"`, `"host"`, `"local"` or `"off"`, as [above](#sampling)
     sampling: Literal["auto", "host", "local", "off"] = "auto"
-    # who asks the person what it asks: `"auto"`, `"host"`, `"local"` or `"off"`, as [there](#when-a-server-asks-you-something)
+    # who asks you what it asks: `"auto"`, `"host"`, `"local"` or `"off"`, as [there](#when-a-server-asks-you-something)
     elicitation: bool | Literal["auto", "host", "local", "off"] = "auto"
     # tools whose calls wait for the person: names or globs of its own names, `"destructive"` or `true`; `false`: none,
     # not even [those that a search has found](#many-tools)
@@ -7028,10 +7028,8 @@ class Core:
                     self.life.gone(server, event)
             case ConfigChanged():
                 self._reconfigure(event)
-            case PinsRead() | ConsentsRead():
-                self._take_decisions(event)
-            case PageWanted():
-                self.questions.open_page()
+            case PinsRead() | ConsentsRead() | PageWanted():
+                self._of_person(event)
             case TryAgain(name):
                 if server := self.life.alive(name):
                     self.life.try_again(server)
@@ -7040,13 +7038,16 @@ class Core:
             case HostLines() | ServerLines():
                 raise Bug("lines are handled one by one")
 
-    def _take_decisions(self, read: PinsRead | ConsentsRead) -> None:
-        """Of the person's, that are kept."""
-        if isinstance(read, ConsentsRead):
-            self.consents.take(read.consents)
-        else:
-            self.merged.pins = read.pins
-            self._lists_changed()
+    def _of_person(self, event: PinsRead | ConsentsRead | PageWanted) -> None:
+        """What they have decided, and is kept; or what they want to see."""
+        match event:
+            case PageWanted():
+                self.questions.open_page()
+            case ConsentsRead(consents):
+                self.consents.take(consents)
+            case PinsRead(pins):
+                self.merged.pins = pins
+                self._lists_changed()
 
     def _timer_due(self, kind: str, name: Name) -> None:
         if kind in self._timers:
