@@ -5289,7 +5289,8 @@ class Approvals(Asker):
         if (decision := decision_in(self._questions.said(pending, reply), DECISIONS, "no")) == "always":
             self._allowed.add(approval.matter[:3])
         asks = list(approval.asks.values())
-        if not asks and decision != "always":
+        is_decided = reply.result is not None and value_of(object_of(reply.result).get("action")) != "cancel"
+        if not asks and decision != "always" and is_decided:
             self._decided[approval.matter] = decision, self._out.now + DECISION_KEPT
             if len(self._decided) > QUESTIONS_MOST:
                 del self._decided[next(iter(self._decided))]
@@ -11913,6 +11914,7 @@ class Page:
         number = None if message.id is UNSET else number_of_id(message.id)
         if message.method == CANCELLED:
             if shown := self._asked.pop(number_of_id(params["requestId"]) or 0, None):
+                self._ignored += not self._tabs and shown.opens
                 self._over(shown, f"no longer asked: {in_a_line(str(value_of(params.get('reason'), '')))[:TEXT_MOST]}")
         elif number is not None and message.method == "ask":
             self._ask(number, {key: value_of(raw) for key, raw in params.items()})

@@ -136,6 +136,15 @@ def test_a_decision_counts_ten_minutes():
     assert calls(s) == 0 and len(s.asked_on_page()) == 1
 
 
+def test_what_nobody_has_decided_is_asked_again_and_not_remembered_as_a_no():
+    s = script(page=True)
+    deletes(s, 1)
+    s.advance(56)
+    s.page_says("cancel", reason="nobody came to the page within 60 s")
+    deletes(s, 2)
+    assert calls(s) == 0 and len(s.asked_on_page()) == 1
+
+
 def test_nothing_is_forwarded_after_the_host_has_cancelled():
     s = script(page=True)
     deletes(s, 1)

@@ -703,6 +703,18 @@ def test_what_nobody_comes_for_is_cancelled_and_the_browser_is_opened_no_more(in
     inside(scene)
 
 
+def test_what_its_host_gives_up_sooner_counts_as_well(inside: Run):
+    async def scene(page: Inside) -> None:
+        for number in (1, 2, 3):
+            page.asks(id=number)
+            page.passes(55)
+            page.says("notifications/cancelled", {"requestId": number, "reason": "timed out"})
+        page.asks(id=4)
+        assert "`mcpmux page` opens it" in page.answer(4)["reason"]
+
+    inside(scene)
+
+
 @pytest.mark.requirement("page-unattended")
 def test_the_browser_is_opened_once_a_minute_and_for_a_hosts_call_only(inside: Run):
     async def scene(page: Inside) -> None:
