@@ -11610,14 +11610,14 @@ def _shown_choices(field: dict[str, Any]) -> list[tuple[Any, Any]]:
 def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
     """As the tab is told of it."""
     choices, default, kind = _shown_choices(field), field.get("default"), field.get("type")
-    label, hint = harmless(field.get("title") or name), harmless(field.get("description", ""))
-    view: dict[str, Any] = {"label": label, "hint": hint, "needed": field["required"]}
+    view: dict[str, Any] = {"label": harmless(field.get("title") or name), "needed": field["required"]}
+    view["hint"] = harmless(field.get("description", ""))
     if choices or kind == "array":
         preset = default if isinstance(default, list) else [default]
         view |= {"many": kind == "array", "choices": [harmless(str(shown)) for _, shown in choices]}
-        at = [number for number, (value, _) in enumerate(choices) if value in preset and default is not None]
-        about = _bounds(field, "minItems", "maxItems", "to choose:") if view["many"] else ""
-        return view | {"preset": at, "about": about}
+        view["about"] = _bounds(field, "minItems", "maxItems", "to choose:") if kind == "array" else ""
+        view["preset"] = [at for at, (value, _) in enumerate(choices) if value in preset and default is not None]
+        return view
     limits: dict[str, Any]
     if kind in ("integer", "number"):
         limits = {"min": field.get("minimum"), "max": field.get("maximum"), "step": 1 if kind == "integer" else "any"}
@@ -11676,9 +11676,7 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
     mode, asker, call = about.get("mode"), str(about.get("asker")), str(about.get("call") or "")
     is_ours = "shown" in about or mode == "sampling"
     fields, buttons, notes = fields_of_form(about.get("requestedSchema")), list(_ANSWERS), list[str]()
-    parts: list[dict[str, Any]] = [
-        {"label": harmless(one["title"]), "text": harmless(one["text"])} for one in about.get("shown", ())
-    ]
+    parts = [{"label": harmless(one["title"]), "text": harmless(one["text"])} for one in about.get("shown", ())]
     view: dict[str, Any] = {"id": id, "call": in_a_line(call), "message": harmless(str(about.get("message", "")))}
     view["title"] = "mcpmux asks you" if is_ours else f"{in_a_line(asker)} asks you"
     slots, params = list[tuple[dict[str, Any], str]](), None
@@ -11700,14 +11698,13 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
         raise ValueError(f"its form has {len(fields)} fields, more than {FIELDS_MOST}")
     secrets = [name for name, field in fields.items() if _SECRET_FIELD.search(f"{name} {field.get('title', '')}")]
     if secrets:
-        whoever = "Servers must not ask for secrets in a form: whoever it is gets to read it."
-        notes.append(f"This looks like a secret. {whoever}")
+        notes.append("This looks like a secret. Servers must not ask for secrets in a form.")
         view["secret"] = f"I know, and want {in_a_line(asker)} to have it."
     view |= {"fields": [_field_view(name, field) for name, field in fields.items()], "notes": notes, "parts": parts}
     labels = [harmless(one.label[:1].upper() + one.label[1:]) for one in buttons]
     view["buttons"] = [
-        {"label": labels[at], "accepts": one.action == "accept", "main": not at and not is_ours}
-        for at, one in enumerate(buttons)
+        {"label": label, "accepts": one.action == "accept", "main": one.action == "accept" and not is_ours}
+        for label, one in zip(labels, buttons, strict=True)
     ]
     waits = float(about.get("waits") or TAB_PATIENCE)
     shown = Shown(id, view, buttons, fields, slots, params, bool(about.get("opens")), is_ours, now, now + waits, 0.0)
@@ -11725,7 +11722,7 @@ def address_of(url: str) -> tuple[dict[str, str], list[str]]:
     except ValueError:  # also of an alphabet that no host may have
         return refused, [_NOT_OPENED]
     # Browsers read a backslash as a slash, and drop tabs and line ends: nothing of that is left to them.
-    is_plain = re.fullmatch(r"[A-Za-z0-9¡-􏿿._~:/?#\[\]@!$&'()*+,;=%-]+", url) and harmless(url) == url
+    is_plain = re.fullmatch(r"[A-Za-z0-9\u00a1-\U0010ffff._~:/?#\[\]@!$&'()*+,;=%-]+", url) and harmless(url) == url
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc or not is_plain:
         return refused, [_NOT_OPENED]
     notes = ["It is not encrypted: others on the way can read and change it (http)."] if parts.scheme == "http" else []
@@ -11736,6 +11733,13 @@ def address_of(url: str) -> tuple[dict[str, str], list[str]]:
         url = parts._replace(netloc=host + (f":{port}" if port else "")).geturl()
     before = f"{parts.scheme}://"
     return {"before": before, "host": host, "after": url[len(before + host) :], "url": url}, notes
+
+
+_SHOWN_OF_PARAMS: Final = ("systemPrompt", "messages", "tools", "maxTokens")
+
+
+def _as_json(value: Any) -> str:
+    return harmless(msgspec.json.format(encode(value)).decode())
 
 
 def _sampling_parts(about: dict[str, Any], slots: list[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
@@ -11761,7 +11765,7 @@ def _sampling_parts(about: dict[str, Any], slots: list[tuple[dict[str, Any], str
             case {"data": str(data)}:
                 yield {"label": label, "text": f"{one.get('type')}, {one.get('mimeType')}, {len(data) * 3 // 4} bytes"}
             case _:
-                yield {"label": label, "text": harmless(msgspec.json.format(encode(one)).decode())}
+                yield {"label": label, "text": _as_json(one)}
 
     cost = "nobody knows its price" if usd is None else f"at most ${usd:.2g}"
     about_it = f"{', '.join(map(str, about['models']))}; {params.get('maxTokens')} tokens at most; {cost}"
@@ -11773,8 +11777,9 @@ def _sampling_parts(about: dict[str, Any], slots: list[tuple[dict[str, Any], str
         for one in blocks_of(message):
             parts += block(str(message.get("role", "")).capitalize(), one)
     for tool in params.get("tools") or ():
-        label = f"Tool: {in_a_line(str(tool.get('name')))}"
-        parts.append({"label": label, "text": harmless(str(tool.get("description", "")))})
+        parts.append({"label": f"Tool: {in_a_line(str(tool.get('name')))}", "text": _as_json(tool)})
+    if rest := {key: value for key, value in params.items() if key not in _SHOWN_OF_PARAMS}:
+        parts.append({"label": "Other settings", "text": _as_json(rest)})
     for one in blocks_of(reply) if reply is not None else ():
         parts += block("The model's answer", one)
     return parts
@@ -11793,9 +11798,7 @@ class Opener(Struct, frozen=True):
 
 _FAR: Final = {"SSH_CONNECTION": "over SSH", "SSH_TTY": "over SSH", "container": "in a container"}
 _OF_TERMINALS: Final = ("lynx", "w3m", "links", "links2", "elinks", "www-browser", "browsh")
-_BROWSERS: Final = (
-    *("xdg-open", "x-www-browser", "firefox", "google-chrome", "chromium", "chromium-browser", "microsoft-edge"),
-)
+_BROWSERS: Final = ("xdg-open", "x-www-browser", "firefox", "google-chrome", "chromium", "microsoft-edge")
 # Where the browsers are listed that live in a box of their own.
 _BOXES: Final = ("/var/lib/snapd/desktop/applications", "/var/lib/flatpak/exports/share/applications")
 
@@ -11807,7 +11810,10 @@ def opener_for(platform: str, environment: Mapping[str, str], root: Path = Path(
         far = _FAR["container"]
     display = _display(environment, root) if platform == "linux" else {}
     for words in environment.get("BROWSER", "").split(os.pathsep):
-        command = words.split() if platform == "win32" else shlex.split(words)
+        try:
+            command = shlex.split(words, posix=platform != "win32")
+        except ValueError:  # a quotation mark without its other
+            command = words.split()
         if command and PurePath(command[0]).name not in _OF_TERMINALS:
             return Opener(command, display or {}, by_file=not far)
     if far:
@@ -11830,10 +11836,9 @@ def _display(environment: Mapping[str, str], root: Path) -> dict[str, str] | Non
     if sys.platform == "win32":
         return None
     run, x11 = root / f"run/user/{os.getuid()}", root / "tmp/.X11-unix"
-    found = {"WAYLAND_DISPLAY": next((one.name for one in run.glob("wayland-*") if one.suffix != ".lock"), "")}
-    found["DISPLAY"] = next((f":{one.name[1:]}" for one in sorted(x11.glob("X*"))), "")
-    there = {key: name for key, name in found.items() if name}
-    return there | {"XDG_RUNTIME_DIR": str(run)} if there else None
+    found = {one.name: "WAYLAND_DISPLAY" for one in run.glob("wayland-*") if one.suffix != ".lock"}
+    found |= {f":{one.name[1:]}": "DISPLAY" for one in x11.glob("X*")}
+    return {name: value for value, name in found.items()} | {"XDG_RUNTIME_DIR": str(run)} if found else None
 
 
 def go_to(opener: Opener, address: str) -> None:
@@ -14525,55 +14530,23 @@ def expect_browser(opener: Opener | str) -> Opener:
 
 
 # What `mcpmux page --try` asks, one of each kind.
-_CHOICE: Final = {key: value_of(raw) for key, raw in choice_form("May example use your model?", DECISIONS).items()}
-_TRIAL: Final[tuple[dict[str, Any], ...]] = (
-    {
-        "mode": "form",
-        "asker": "example",
-        "message": "A form has a field for each thing that its server wants to know.",
-        "requestedSchema": {
-            "properties": {
-                "name": {"type": "string", "title": "Name", "minLength": 2},
-                "email": {"type": "string", "title": "Email", "format": "email"},
-                "day": {"type": "string", "title": "Day", "format": "date"},
-                "count": {"type": "integer", "title": "How many", "minimum": 1, "maximum": 9, "default": 3},
-                "urgent": {"type": "boolean", "title": "Urgent"},
-                "colour": {"type": "string", "title": "Colour", "enum": ["red", "green"]},
-                "extras": {"type": "array", "title": "Extras", "items": {"enum": ["gift wrap", "insurance"]}},
-                "token": {"type": "string", "title": "API token", "description": "Leave it empty: this is a test."},
-            },
-            "required": ["name", "count"],
-        },
-    },
-    {
-        "mode": "url",
-        "asker": "example",
-        "message": "An address is opened if you want it.",
-        "url": "https://example.org",
-    },
-    _CHOICE
-    | {
-        "mode": "form",
-        "asker": OURSELVES,
-        "message": "May example run delete_branch?",
-        "shown": [{"title": "Arguments", "text": '{\n  "branch": "main"\n}'}],
-    },
-    _CHOICE
-    | {
-        "mode": "sampling",
-        "asker": OURSELVES,
-        "sampling": {
-            "server": "example",
-            "models": ["anthropic/claude-sonnet-4-5"],
-            "usd": 0.0061,
-            "params": {
-                "systemPrompt": "You summarize notes in one line.",
-                "messages": [{"role": "user", "content": {"type": "text", "text": "Buy milk. Call Ada on Friday."}}],
-                "maxTokens": 400,
-            },
-        },
-    },
-)
+_TRIAL: Final[list[dict[str, Any]]] = decode_any(rb"""[
+{"mode": "form", "asker": "example", "message": "A form has a field for each thing that its server wants to know.",
+ "requestedSchema": {"required": ["name", "count"], "properties": {
+   "name": {"type": "string", "title": "Name", "minLength": 2},
+   "email": {"type": "string", "title": "Email", "format": "email"},
+   "day": {"type": "string", "title": "Day", "format": "date"},
+   "count": {"type": "integer", "title": "How many", "minimum": 1, "maximum": 9, "default": 3},
+   "urgent": {"type": "boolean", "title": "Urgent"},
+   "colour": {"type": "string", "title": "Colour", "enum": ["red", "green"]},
+   "extras": {"type": "array", "title": "Extras", "items": {"enum": ["gift wrap", "insurance"]}},
+   "token": {"type": "string", "title": "API token", "description": "Leave it empty: this is a test."}}}},
+{"mode": "url", "asker": "example", "message": "An address is opened if you want it.", "url": "https://example.org"},
+{"mode": "form", "message": "May example run delete_branch?", "shown": [{"title": "Arguments", "text": "main"}]},
+{"mode": "sampling", "message": "May example use your model?", "sampling": {
+   "server": "example", "models": ["anthropic/claude-sonnet-4-5"], "usd": 0.0061, "params": {"maxTokens": 400,
+   "systemPrompt": "You summarize notes in one line.",
+   "messages": [{"role": "user", "content": {"type": "text", "text": "Buy milk. Call Ada on Friday."}}]}}}]""")
 
 
 def _page(arguments: argparse.Namespace) -> int:
@@ -14604,7 +14577,8 @@ async def _try_page(opener: Opener) -> int:
     assert process.stdin and process.stdout
     process.stdin.write(page_setup("", opener))
     for number, question in enumerate(_TRIAL):
-        about = {"call": "example__try", "waits": 600.0, "opens": True} | question
+        form = choice_form(question["message"], DECISIONS)
+        about = {"asker": OURSELVES, "call": "example__try", "waits": 600.0, "opens": True} | form | question
         process.stdin.write(request_line(number, "ask", encode(about)))
     still = set(range(len(_TRIAL)))
     while still and (line := await process.stdout.readline()):
