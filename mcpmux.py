@@ -12351,8 +12351,8 @@ function cardOf({ question, hash, age, left }) {
     make("div", { className: "buttons" }, ...buttons));
   function tick() {
     const gone = (performance.now() - at) / 1000, rest = Math.max(0, Math.round(left - gone));
-    const two = String(rest % 60).padStart(2, "0");
-    time.textContent = `Asked ${Math.floor((age + gone) / 60)} min ago, waits ${Math.floor(rest / 60)}:${two} more.`;
+    const two = String(rest % 60).padStart(2, "0"), ago = Math.floor((age + gone) / 60);
+    time.textContent = `Asked ${ago ? `${ago} min ago` : "now"}, waits ${Math.floor(rest / 60)}:${two} more.`;
   }
   async function send(button) {
     const accepts = question.buttons[button].accepts;

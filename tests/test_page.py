@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from asked import DECISIONS, EVERY_KIND, FORM, NAME, URL, Person, choice, sampling
 from conftest import COMMAND, PATIENCE, RawHost, is_running, server_table
+from script import PAGE, TOOL, Script
 
 import mcpmux
 from mcpmux import Opener, Page, PageSetup
@@ -1001,3 +1002,100 @@ def test_call_asks_on_the_page_if_it_is_told_to(person: Person, home: dict[str, 
     connection.close()
     done = subprocess.run(run, env=home, capture_output=True, text=True, timeout=PATIENCE)
     assert "there is no page here" in done.stderr and done.returncode == 2
+
+
+# ── the core and the page together ──
+
+
+class Whole:
+    """A core whose page is a real one, with a tab; hosts and servers are the test's."""
+
+    def __init__(self, page: Inside, *, host_is_modern: bool, server_is_modern: bool) -> None:
+        self.page = page
+        self.modern, self.given = server_is_modern, 0
+        self.s = Script(
+            {"git": mcpmux.ServerOptions(command="git", approve=["delete"])},
+            offers={"git": {"tools/list": [TOOL, TOOL | {"name": "delete"}]}},
+            modern=["git"] if server_is_modern else [],
+            sampling=mcpmux.SamplingOptions(),
+            consents={},
+            page=True,
+        )
+        self.calls = self.s.host_asks_modern if host_is_modern else self.s.host_asks
+        if host_is_modern:
+            self.calls("first", "tools/list")
+            self.s.advance(0.3)
+
+    def server_asks(self, method: str, params: dict[str, Any]) -> None:
+        if self.modern:
+            asked = {"a": {"method": method, "params": params}}
+            self.s.server_answers("git", "tools/call", {"resultType": "input_required", "inputRequests": asked})
+        else:
+            self.s.server_sends("git", id="q", method=method, params=params)
+
+    def answer(self) -> Any:
+        """What the server has got for what it asked."""
+        if self.modern:
+            return self.s.server_hears("git", "tools/call")["params"]["inputResponses"]["a"]
+        return self.s.answer_to_server("git", "q")["result"]
+
+    async def decides(self, label: str, **said: Any) -> None:
+        """The person sees what was asked, and presses a button."""
+        for line in self.s.to_page[self.given :]:
+            self.page.page.take(mcpmux.decode_line(line.raw))
+        self.given = len(self.s.to_page)
+        tab = await self.page.tab()
+        [number] = tab.cards
+        assert (await tab.presses(label, number, **said))[0] == 200
+        [line] = [one for one in self.page.lines if one.get("id") == number]
+        self.s.feed(mcpmux.ServerLines(PAGE, self.s.runs[PAGE], [json.dumps(line).encode()]))
+
+
+PAIRINGS = [(host, server) for host in (False, True) for server in (False, True)]
+
+
+@pytest.mark.parametrize(("host_is_modern", "server_is_modern"), PAIRINGS)
+@pytest.mark.requirement("asked-by-page")
+def test_every_pairing_of_hosts_without_any_capability_and_servers_is_answered_by_the_page(
+    host_is_modern: bool, server_is_modern: bool, inside: Run
+):
+    async def form(page: Inside) -> None:
+        whole = Whole(page, host_is_modern=host_is_modern, server_is_modern=server_is_modern)
+        whole.calls(1, "tools/call", name="git__log")
+        whole.server_asks("elicitation/create", {key: FORM[key] for key in ("message", "requestedSchema")})
+        await whole.decides("Send", values=["Ada"])
+        assert whole.answer() == {"action": "accept", "content": {"name": "Ada"}}
+
+    async def address(page: Inside) -> None:
+        whole = Whole(page, host_is_modern=host_is_modern, server_is_modern=server_is_modern)
+        whole.calls(1, "tools/call", name="git__log")
+        whole.server_asks("elicitation/create", {key: URL[key] for key in ("mode", "message", "url")})
+        await whole.decides("Open pay.example")
+        assert whole.answer() == {"action": "accept"}
+
+    async def approval(page: Inside) -> None:
+        for label, calls in (("Deny", 0), ("This call", 1)):
+            whole = Whole(page, host_is_modern=host_is_modern, server_is_modern=server_is_modern)
+            whole.calls(1, "tools/call", name="git__delete", arguments={"branch": "main"})
+            assert not whole.s.server_heard("git", "tools/call")
+            await whole.decides(label)
+            assert len(whole.s.server_heard("git", "tools/call")) == calls
+            assert (1 in whole.s.answered) == (label == "Deny")
+            page.now += 60
+            page.page.end_all("the next one")
+            page.lines.clear()
+
+    async def sampled(page: Inside) -> None:
+        whole = Whole(page, host_is_modern=host_is_modern, server_is_modern=server_is_modern)
+        whole.calls(1, "tools/call", name="git__log")
+        text = {"type": "text", "text": "Sum up"}
+        whole.server_asks("sampling/createMessage", {"messages": [{"role": "user", "content": text}], "maxTokens": 9})
+        await whole.decides("This one", edits={"0": "Sum up, without names"})
+        [asked] = whole.s.model_asked()
+        assert asked["params"]["params"]["messages"][0]["content"]["text"] == "Sum up, without names"
+        spoken = {"role": "assistant", "content": {"type": "text", "text": "Milk"}, "model": "m"}
+        whole.s.model_answers(spoken)
+        assert whole.answer()["content"]["text"] == "Milk"
+
+    for scene in (form, address, approval, sampled):
+        inside(scene)
