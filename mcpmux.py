@@ -2798,9 +2798,8 @@ class InFlight:
 
     def __init__(self) -> None:
         self._by_id: dict[int | None, Pending] = {}
-        self._owed: collections.defaultdict[Name, dict[int, Pending]] = collections.defaultdict(dict)
-        # Servers' questions, by their own ids.
-        self._asked: collections.defaultdict[str, dict[bytes, Pending]] = collections.defaultdict(dict)
+        self._owed: dict[Name, dict[int, Pending]] = {}
+        self._asked: dict[str, dict[bytes, Pending]] = {}  # servers' questions, by their own ids
         self._minted = 0
         self.get = self._by_id.get  # by number
 
@@ -2821,36 +2820,42 @@ class InFlight:
         number, most = self._minted, now + (patience if limit is None else limit)
         pending = Pending(number, peer, asker, method, patience, now, now + patience, most, ask, server, server_id)
         self._by_id[number] = pending
-        self._owed[peer][number] = pending
+        self._owed.setdefault(peer, {})[number] = pending
         if server:
             pending.server_id = server_id = server_id or b"%d" % number  # mcpmux's own have none
-            self._asked[server][server_id] = pending
+            self._asked.setdefault(server, {})[server_id] = pending
         return pending
 
     def settle(self, pending: Pending) -> None:
         del self._by_id[pending.id]
-        del self._owed[pending.peer][pending.id]
+        owed = self._owed[pending.peer]  # nothing is kept of a server that may never come back
+        del owed[pending.id]
+        if not owed:
+            del self._owed[pending.peer]
         if pending.server:
-            del self._asked[pending.server][pending.server_id]
+            asked = self._asked[pending.server]
+            del asked[pending.server_id]
+            if not asked:
+                del self._asked[pending.server]
 
     def hand_on(self, pending: Pending, peer: Name) -> None:
         """Another peer owes what it comes to now; also within the event that has settled it."""
         if pending.id in self._by_id:
             self.settle(pending)
         pending.peer = peer
-        self._by_id[pending.id] = self._owed[peer][pending.id] = pending
+        self._by_id[pending.id] = self._owed.setdefault(peer, {})[pending.id] = pending
         if pending.server:
-            self._asked[pending.server][pending.server_id] = pending
+            self._asked.setdefault(pending.server, {})[pending.server_id] = pending
 
     def asked(self, server: str, id: bytes) -> Pending | None:
-        return self._asked[server].get(id)
+        return self._asked.get(server, {}).get(id)
 
     def owed_by(self, peer: Name) -> list[Pending]:
         """The oldest first."""
-        return list(self._owed[peer].values())
+        return list(self._owed.get(peer, {}).values())
 
     def asked_by(self, server: str) -> list[Pending]:
-        return list(self._asked[server].values())
+        return list(self._asked.get(server, {}).values())
 
     def __iter__(self) -> Iterator[Pending]:
         return iter(list(self._by_id.values()))
@@ -7186,6 +7191,7 @@ class Core:
             self.life.retire(old)
         self.servers.clear()
         self.servers.update(kept)
+        self._wanted &= kept.keys()
         gone = [name for name in former if name not in kept]
         for name in gone:
             self.tasks.removed(name)
