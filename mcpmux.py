@@ -8310,8 +8310,8 @@ def forget_failures(folder: Path, server: str) -> None:
 
 
 # ══ 16. Pipes ═════════════════════════════════════════════════════════════════════════════════════════════════════════
-# The host's two pipes and the log, each with a thread that may block so that the loop never does. They know bytes and
-# lines, not messages.
+# The host's two pipes, in the loop where they never block, and the log, which has a thread. They know bytes and lines,
+# not messages.
 
 LOG_FILE_MOST: Final = 5 * MB  # then it is moved aside, once
 CLOSED: Final = -1  # in place of a log file's descriptor: it could not be written
@@ -8508,8 +8508,8 @@ def widen(pipe: Any) -> None:
 
 
 class HostPipes:
-    """The host's end: a thread that reads and one that writes, since pipes and files alike can then be blocked on, and
-    a process may end while they are. Servers' lines wait in a queue each, served in turn."""
+    """The host's end. Pipes and sockets are read and written in the loop; a thread each has what may block, which are
+    files, consoles and all that Windows has. Servers' lines wait in a queue each, served in turn."""
 
     def __init__(self, reading: int, writing: int, limit: int) -> None:
         self._reading, self._writing = reading, writing
@@ -8517,114 +8517,74 @@ class HostPipes:
         self._queues: dict[Name, collections.deque[bytes]] = {}
         self._sizes: collections.Counter[Name] = collections.Counter()
         self._full: set[Name] = set()  # sources that are not read until their queue is empty
-        self._wake = threading.Condition()
-        self._gate = threading.Event()  # closed while what mcpmux itself has to say is not read
-        self._gate.set()
-        self._heard: list[bytes | TooLong] = []  # lines that the loop has been told of and has not taken yet
-        self._heard_size = 0
-        self._hearing = threading.Condition()
-        self._closing = False
-        self._broken = False
+        self._rest = memoryview(b"")  # of what is being written
+        self._is_busy = False  # the pipe is full, or the thread at work
+        self._is_broken = False
+        self._written = asyncio.Event()
+        self._jobs: collections.deque[memoryview] = collections.deque()  # for the thread that writes
+        self._job = threading.Semaphore(0)
+        self._gate = threading.Event()  # for the one that reads: closed while what mcpmux itself has to say is not read
+        self._chunks: list[tuple[bytes, str]] = []  # that it has read, and the loop not taken yet
+        self._ahead = 0  # bytes of them
+        self._taken = threading.Condition()
 
     def start(self, post: Callable[[Event], None], on_room: Callable[[Name, bool], None]) -> None:
         """`on_room(source, False)` asks not to read from that server until `on_room(source, True)`."""
         self._loop = asyncio.get_running_loop()
         self._post, self._on_room = post, on_room
-        self._written = asyncio.Event()
-        self._writer = threading.Thread(target=self._write_all, name="mcpmux to host", daemon=True)
-        self._writer.start()
-        threading.Thread(target=self._read_all, name="mcpmux from host", daemon=True).start()
+        self._in_loop = {end for end in (self._reading, self._writing) if _may_be_in_loop(end)}
+        self._set_blocking(False)
+        threads = {self._reading: ("from host", self._read_all), self._writing: ("to host", self._write_all)}
+        for end in threads.keys() - self._in_loop:
+            name, run = threads[end]
+            threading.Thread(target=run, name=f"mcpmux {name}", daemon=True).start()
+        self._listen(True)
 
     def put(self, source: Name, line: bytes) -> None:
-        with self._wake:
-            self._queues.setdefault(source, collections.deque()).append(line)
-            self._sizes[source] += len(line)
-            if self._sizes[source] <= READ_AHEAD or source in self._full:
-                return
-            self._full.add(source)
-            if source is Peer.HOST:
-                self._gate.clear()
-        self._on_room(source, False)
+        self._queues.setdefault(source, collections.deque()).append(line)
+        self._sizes[source] += len(line)
 
     def is_full(self, source: Name) -> bool:
         return source in self._full
 
-    def _room_again(self, source: Name) -> None:
-        """In the loop's thread; by now it may be full once more."""
-        if source not in self._full:
-            self._on_room(source, True)
-
     def flush(self) -> None:
-        with self._wake:
-            self._wake.notify()
+        """Writes what there is, as far as the host takes it now."""
+        while self._queues and not self._is_busy:
+            self._write(memoryview(self._take_turns()))
+        for source in self._queues.keys() - self._full if self._queues else ():
+            if self._sizes[source] > READ_AHEAD:
+                self._full.add(source)
+                self._make_room(source, False)
 
     async def close(self) -> None:
-        """Writes what there is, for a short while."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        """Writes what there is, for a short while. The host's pipes are as they were then: others may share them."""
         try:
+            self.flush()
             async with asyncio.timeout(HOST_FLUSH):
-                await self._written.wait()
+                while self._is_busy:
+                    self._written.clear()
+                    await self._written.wait()
         except TimeoutError:
             pass  # it does not read
+        self._listen(False)
+        for end in self._in_loop:
+            self._loop.remove_writer(end)
+        self._set_blocking(True)
 
-    def _read_all(self) -> None:
-        reason = "the host closed its end"
-        while True:
-            self._gate.wait()
-            try:
-                chunk = os.read(self._reading, 65536)
-            except OSError as wrong:
-                chunk, reason = b"", f"the host cannot be read: {wrong}"
-            self._hear(self._splitter.feed(chunk or b"\n"), len(chunk))  # a last line without its newline is a line
-            if not chunk:
-                self._call(self._post, HostGone(reason))
-                return
+    def _set_blocking(self, blocking: bool) -> None:
+        for end in self._in_loop:
+            if sys.platform != "win32":
+                os.set_blocking(end, blocking)
 
-    def _hear(self, lines: list[bytes | TooLong], size: int) -> None:
-        """Wakes the loop once for all that comes while it is busy: each waking is a byte in the socket that signals
-        come through too, and a full one would lose SIGTERM. The host waits for a loop that is far behind."""
-        if not lines:
-            return
-        with self._hearing:
-            if not self._heard:
-                self._call(self._hand_over)
-            self._heard += lines
-            self._heard_size += size
-            self._hearing.wait_for(lambda: self._heard_size <= READ_AHEAD)
+    def _make_room(self, source: Name, room: bool) -> None:
+        if source is Peer.HOST:
+            self._listen(room)
+        else:
+            self._on_room(source, room)
 
-    def _hand_over(self) -> None:
-        with self._hearing:
-            lines, self._heard, self._heard_size = self._heard, [], 0
-            self._hearing.notify()
-        self._post(HostLines(lines))
-
-    def _write_all(self) -> None:
-        while True:
-            with self._wake:
-                while not any(self._queues.values()):
-                    if self._closing:
-                        self._call(self._written.set)
-                        return
-                    self._wake.wait()
-                pieces, emptied = self._take_turns()
-            for source in emptied:
-                self._call(self._room_again, source)
-            data = memoryview(b"".join(pieces))
-            if len(data) > USUAL_PIPE:
-                widen(self._writing)
-            try:
-                while data and not self._broken:
-                    data = data[os.write(self._writing, data) :]
-            except OSError as wrong:
-                self._broken = True  # what is still queued has nobody to go to
-                self._call(self._post, HostGone(f"the host cannot be written to: {wrong}"))
-
-    def _take_turns(self) -> tuple[list[bytes], list[Name]]:
-        """At least a line and at most about `FAIR_BITE` of each queue; and the sources that may be read again."""
+    def _take_turns(self) -> bytes:
+        """At least a line and at most about `FAIR_BITE` of each queue; a source whose queue is empty is read again."""
         pieces: list[bytes] = []
-        emptied: list[Name] = []
         for source, queue in list(self._queues.items()):
             bite = 0
             while queue and bite < FAIR_BITE:
@@ -8635,16 +8595,117 @@ class HostPipes:
                 del self._queues[source], self._sizes[source]
             if not queue and source in self._full:
                 self._full.discard(source)
-                emptied.append(source)
-                if source is Peer.HOST:
-                    self._gate.set()
-        return pieces, emptied
+                self._make_room(source, True)
+        return b"".join(pieces)
+
+    # ── reading ──
+
+    def _listen(self, wanted: bool) -> None:
+        if self._reading not in self._in_loop:
+            (self._gate.set if wanted else self._gate.clear)()
+        elif wanted:
+            self._loop.add_reader(self._reading, self._read)
+        else:
+            self._loop.remove_reader(self._reading)
+
+    def _read(self) -> None:
+        """One chunk in a turn of the loop."""
+        try:
+            self._hear(os.read(self._reading, USUAL_PIPE))
+        except BlockingIOError:
+            pass
+        except OSError as wrong:
+            self._hear(b"", f"the host cannot be read: {wrong}")
+
+    def _hear(self, chunk: bytes, reason: str = "the host closed its end") -> None:
+        lines = self._splitter.feed(chunk or b"\n")  # a last line without its newline is a line
+        if lines:
+            self._post(HostLines(lines))
+        if not chunk:
+            self._listen(False)
+            self._post(HostGone(reason))
+
+    def _read_all(self) -> None:
+        """A thread's. It wakes the loop once for all that comes while it is busy: each waking is a byte in the socket
+        that signals come through too, and a full one would lose SIGTERM. The host waits for a loop far behind."""
+        reason = ""
+        while not reason:
+            self._gate.wait()
+            try:
+                chunk = os.read(self._reading, USUAL_PIPE)
+                reason = "" if chunk else "the host closed its end"
+            except OSError as wrong:
+                chunk, reason = b"", f"the host cannot be read: {wrong}"
+            with self._taken:
+                if not self._chunks:
+                    self._call(self._take)
+                self._chunks.append((chunk, reason))
+                self._ahead += len(chunk)
+                self._taken.wait_for(lambda: self._ahead <= READ_AHEAD)
+
+    def _take(self) -> None:
+        with self._taken:
+            chunks, self._chunks, self._ahead = self._chunks, [], 0
+            self._taken.notify()
+        if data := b"".join(chunk for chunk, _ in chunks):
+            self._hear(data)
+        if reason := chunks[-1][1]:
+            self._hear(b"", reason)
+
+    # ── writing ──
+
+    def _write(self, data: memoryview) -> None:
+        if len(data) > USUAL_PIPE:
+            widen(self._writing)
+        if self._writing not in self._in_loop:
+            self._is_busy = True
+            self._jobs.append(data)
+            self._job.release()
+            return
+        try:
+            while data and not self._is_broken:
+                data = data[os.write(self._writing, data) :]
+        except BlockingIOError:
+            self._loop.add_writer(self._writing, self._go_on)
+            self._rest, self._is_busy = data, True
+        except OSError as wrong:
+            self._go_on(wrong)
+
+    def _go_on(self, wrong: OSError | None = None) -> None:
+        """It has been written, or can be written to again, or never more."""
+        data, self._rest, self._is_busy = self._rest, memoryview(b""), False
+        if self._writing in self._in_loop:
+            self._loop.remove_writer(self._writing)
+        if wrong and not self._is_broken:
+            self._is_broken = True  # what is still queued has nobody to go to
+            self._post(HostGone(f"the host cannot be written to: {wrong}"))
+        if data:
+            self._write(data)
+        self.flush()
+        if not self._is_busy:
+            self._written.set()
+
+    def _write_all(self) -> None:
+        """A thread's."""
+        while self._job.acquire():
+            data, failure = self._jobs.popleft(), None
+            try:
+                while data and not self._is_broken:
+                    data = data[os.write(self._writing, data) :]
+            except OSError as wrong:
+                failure = wrong
+            self._call(self._go_on, failure)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed: nobody listens
             pass
+
+
+def _may_be_in_loop(end: int) -> bool:
+    kind = os.fstat(end).st_mode
+    return sys.platform != "win32" and (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind))
 
 
 # ══ 17. Processes ═════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -9042,6 +9103,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
             self._minder, self.mind = self.mind(self.pid, files), None
         else:
             self._guardian.add(self.pid)
+        if isinstance(stdout := transport.get_pipe_transport(1), asyncio.ReadTransport):
+            stdout.set_protocol(_Stdout(self.pipe_data_received, stdout.get_protocol()))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
@@ -9188,6 +9251,19 @@ class ServerProcess(asyncio.SubprocessProtocol):
         pipe = self._transport.get_pipe_transport(0)
         assert isinstance(pipe, asyncio.WriteTransport)
         return pipe
+
+
+class _Stdout(asyncio.Protocol):
+    """What comes is heard at once: asyncio's own takes a turn of the loop more."""
+
+    def __init__(self, hear: Callable[[int, bytes], None], own: asyncio.BaseProtocol) -> None:
+        self._hear, self._own = hear, own
+
+    def data_received(self, data: bytes) -> None:
+        self._hear(1, data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._own.connection_lost(exc)
 
 
 def _ended_how(code: int | None) -> str:
@@ -12530,28 +12606,29 @@ class Mux:
         self._host = host
         self._journal = journal
         self._inbox: collections.deque[Event] = collections.deque()
-        self._wake = asyncio.Event()
+        self._is_hearing = False
         self._timers: dict[TimerKey, asyncio.TimerHandle] = {}
         self._processes: dict[Name, ServerSide] = {}
         self._starting: dict[Name, asyncio.Task[None]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._guardian = Guardian()
         self._spawning = asyncio.Lock()
-        self._ended = False
         self._logins: dict[str, Path] = {}  # by server: the file of its login
         self._done = threading.Event()  # ends the watch over config, logins and parent
         self._watches = watches
 
     def post(self, event: Event) -> None:
-        """From the loop's thread. One wake-up serves all that comes before it is heard."""
+        """From the loop's thread. It is heard at once; what comes of that, right after it."""
         self._inbox.append(event)
-        self._wake.set()
+        if not self._is_hearing:
+            self._drain()
 
     # ── the loop ──
 
     async def run(self) -> None:
         """Serves until the host goes or a signal comes; returns when nothing is left."""
         self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
         become_subreaper()
         self._watch_signals()
         for note in self._config.notes:
@@ -12565,20 +12642,30 @@ class Mux:
         self._host.start(self.post, self._make_room)
         if self._watches:
             threading.Thread(target=self._watch, args=(parent_watch(),), name="mcpmux watch", daemon=True).start()
-        while not self._ended:
-            await self._wake.wait()
-            self._wake.clear()
-            self._drain()
+        await self._over
         await self._finish()
 
     def _drain(self) -> None:
+        """What goes wrong here ends mcpmux."""
+        self._is_hearing = True
+        try:
+            while self._inbox:
+                self._hear_all()
+        except BaseException as wrong:
+            if self._over.done():
+                raise
+            self._over.set_exception(wrong)
+        finally:
+            self._is_hearing = False
+
+    def _hear_all(self) -> None:
         core, now = self.core, self._loop.time
         touched: dict[Name, ServerSide] = {}
         while self._inbox:
             event = self._inbox.popleft()
-            if isinstance(event, HostGone):
+            if isinstance(event, HostGone) and not self._over.done():
                 self._leave_learning()
-                self._ended = True
+                self._over.set_result(None)
                 self._done.set()
             elif isinstance(event, ServerGone):
                 process = self._processes.get(event.server)
@@ -12609,7 +12696,7 @@ class Mux:
     def _leave_learning(self) -> None:
         """What the host was not told of, though it was told of other servers."""
         servers = self.core.servers.values()
-        if any(one.known for one in servers) and not self._ended:
+        if any(one.known for one in servers):
             self.unlearnt = [one.name for one in servers if one.settling and not one.known and not one.trouble]
 
     def _set_timer(self, key: TimerKey, at: float | None) -> None:
@@ -12727,7 +12814,7 @@ class Mux:
 
     async def _finish(self) -> None:
         """All ladders at once, what the host still takes, and then whoever left his group."""
-        self._drain()
+        self._is_hearing = True  # no more
         closing = self._loop.create_task(self._host.close())
         for task in self._starting.values():
             task.cancel()

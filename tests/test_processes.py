@@ -8,9 +8,11 @@ import os
 import select
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,11 +209,11 @@ def test_the_guardian_ends_the_groups_that_are_left() -> None:
 
 def test_servers_are_started_one_in_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Our choice: seventy starts take seconds, and the host may go meanwhile."""
-    at_once, most = 0, 0
+    at_once = most = spawned = 0
 
     async def spawn(*_: Any) -> None:
-        nonlocal at_once, most
-        at_once, most = at_once + 1, max(most, at_once + 1)
+        nonlocal at_once, most, spawned
+        at_once, most, spawned = at_once + 1, max(most, at_once + 1), spawned + 1
         await asyncio.sleep(0)
         at_once -= 1
         raise mcpmux.StartError("it is gone", "")
@@ -223,13 +225,13 @@ def test_servers_are_started_one_in_a_turn_of_the_loop(monkeypatch: pytest.Monke
         servers = dict.fromkeys(names, mcpmux.ServerOptions(command=sys.executable))
         journal = mcpmux.Journal("error", None)
         mux = mcpmux.Mux(mcpmux.Config(tmp_path / "x", servers=servers), mcpmux.HostPipes(0, 1, 1000), journal)
+        mux._loop = asyncio.get_running_loop()
         await asyncio.gather(*(mux._start(name, 1) for name in names))
         journal.close()
-        assert len(mux._inbox) == 10
         mux._guardian.close()
 
     asyncio.run(start_all())
-    assert most == 1
+    assert (most, spawned) == (1, 10)
 
 
 def test_what_lies_in_the_pipes_is_read_before_a_timer_that_comes_late(tmp_path: Path) -> None:
@@ -237,16 +239,18 @@ def test_what_lies_in_the_pipes_is_read_before_a_timer_that_comes_late(tmp_path:
 
     async def oversleep() -> None:
         journal = mcpmux.Journal("error", None)
+        loop = asyncio.get_running_loop()
         mux = mcpmux.Mux(mcpmux.Config(tmp_path / "x"), mcpmux.HostPipes(0, 1, 1000), journal)
-        loop = mux._loop = asyncio.get_running_loop()
+        mux._loop, timer = loop, ("call", "x")
+        mux._is_hearing = True  # what is posted stays where it is
         for late, posted in ((0.1, 1), (60.0, 0)):
             mux._inbox.clear()
-            mux._set_timer("x", loop.time() - late)
-            mux._timer_due("x")
+            mux._set_timer(timer, loop.time() - late)
+            mux._timer_due(timer)
             assert len(mux._inbox) == posted
-            assert ("x" in mux._timers) != posted
-        assert loop.time() < mux._timers["x"].when() <= loop.time() + mcpmux.WOKEN
-        mux._set_timer("x", None)
+            assert (timer in mux._timers) != posted
+        assert loop.time() < mux._timers[timer].when() <= loop.time() + mcpmux.WOKEN
+        mux._set_timer(timer, None)
         journal.close()
 
     asyncio.run(oversleep())
@@ -380,8 +384,12 @@ def test_a_last_line_without_its_newline_is_served(serve: Serve) -> None:
 
 @posix
 def test_a_loop_that_is_busy_is_woken_once_for_all_that_comes() -> None:
-    """Our choice: each waking is a byte in the socket that signals come through, which takes a few hundred."""
-    reading, host = os.pipe()
+    """Our choice: each waking is a byte in the socket that signals come through, which takes a few hundred. A console:
+    pipes are read in the loop."""
+    import tty
+
+    host, reading = os.openpty()
+    tty.setraw(reading)
     sent = [b'{"id":%d}' % n for n in range(1000)]
     heard: list[mcpmux.Event] = []
 
@@ -401,11 +409,73 @@ def test_a_loop_that_is_busy_is_woken_once_for_all_that_comes() -> None:
                 pass  # the reader has not read it yet
         os.close(host)
         await gone.wait()
+        await pipes.close()
 
     asyncio.run(while_nothing_runs())
     lines = [event.lines for event in heard if isinstance(event, mcpmux.HostLines)]
     assert [line for chunk in lines for line in chunk] == sent
     assert len(lines) <= 2  # the last line may come after the loop has looked
+
+
+@posix
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_the_hosts_pipes_are_in_the_loop_and_as_they_were_afterwards(kind: str) -> None:
+    """Our choice: a waking of a thread costs more than all else of a call. A launcher may share the description."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    (reading, host_writes), (host_reads, writing) = os.pipe(), os.pipe()
+    if kind == "socket":
+        for fd, end in zip((reading, host_writes, host_reads, writing), (*pairs[0], *pairs[1]), strict=True):
+            os.dup2(end.fileno(), fd)
+    ends, rooms, heard = (reading, writing), list[tuple[str, bool]](), list[mcpmux.Event]()
+    size = 100_000
+
+    async def serve_for_a_while() -> None:
+        threads, gone = threading.active_count(), asyncio.Event()
+
+        def hear(event: mcpmux.Event) -> None:
+            heard.append(event)
+            if isinstance(event, mcpmux.HostGone):
+                gone.set()
+
+        pipes = mcpmux.HostPipes(*ends, 1000)
+        pipes.start(hear, lambda source, room: rooms.append((str(source), room)))
+        assert threading.active_count() == threads
+        assert [os.get_blocking(end) for end in ends] == [False] * 2
+        for source, count in (("flood", 20), ("small", 1)):
+            for _ in range(count):
+                pipes.put(source, source.encode() * (size if source == "flood" else 1) + b"\n")
+        pipes.flush()
+        assert rooms == [("flood", False)]
+        assert pipes.is_full("flood") and not pipes.is_full("small")
+        begin = os.read(host_reads, 10)
+        os.write(host_writes, b"one\ntwo")
+        rest = asyncio.create_task(asyncio.to_thread(read_all, host_reads, 20 * (5 * size + 1) + 6 - len(begin)))
+        came = begin + await rest
+        assert came.index(b"small\n") < 3 * 5 * size  # at its turn
+        assert came.count(b"flood") == 20 * size
+        assert rooms == [("flood", False), ("flood", True)]
+        os.close(host_writes)
+        pairs[0][1].close()
+        await gone.wait()
+        await pipes.close()
+
+    asyncio.run(serve_for_a_while())
+    lines = [line for event in heard if isinstance(event, mcpmux.HostLines) for line in event.lines]
+    assert lines == [b"one", b"two"]
+    assert [os.get_blocking(end) for end in ends] == [True] * 2
+    for end in (*ends, host_reads):
+        os.close(end)
+    for end in (end for pair in pairs for end in pair):
+        end.close()
+
+
+def read_all(end: int, size: int) -> bytes:
+    """A thread's."""
+    pieces: list[bytes] = []
+    while size:
+        pieces.append(os.read(end, min(size, 65536)))
+        size -= len(pieces[-1])
+    return b"".join(pieces)
 
 
 def test_half_a_last_line_is_refused_like_any_bad_line(serve: Serve) -> None:
