@@ -7331,6 +7331,7 @@ class Config(Struct, frozen=True):
     exists: bool = True
     options: MuxOptions = MuxOptions()
     hosts: dict[str, HostOptions] = {}  # by what they call themselves, in lower case
+    profile: str = ""  # the one of these that holds, whatever the host calls itself
     servers: dict[str, ServerOptions] = {}
     broken: dict[str, str] = {}
     disabled: list[str] = []
@@ -7365,6 +7366,16 @@ def launcher_of(program: str, args: list[str]) -> str:
     words = _LAUNCHERS.get(name)
     first = next((arg for arg in args if not arg.startswith("-")), "")
     return name if words is not None and (not words or first in words.split()) else ""
+
+
+def with_profile(config: Config, name: str) -> Config:
+    """As it is for one of the hosts that it names. Raises `ConfigError`."""
+    if not name:
+        return config
+    if (table := config.hosts.get(name.lower())) is None:
+        near = nearest(name.lower(), config.hosts)
+        raise ConfigError(f"{config.path} has no [hosts.{name}]" + (f"; did you mean {near}?" if near else ""))
+    return msgspec.structs.replace(config, hosts={"*": table}, profile=name)
 
 
 def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Path]) -> tuple[Config, list[str]]:
@@ -12859,7 +12870,7 @@ class Mux:
                 continue
             taken = seen
             try:
-                if not (config := load_config(path)).exists:
+                if not (config := with_profile(load_config(path), self._config.profile)).exists:
                     raise ConfigError(f"{path}: is gone")
             except ConfigError as wrong:
                 for line in str(wrong).splitlines():
@@ -13652,6 +13663,7 @@ def plan_import(
 
 _HOST_NAMES: Final = ", ".join(host.name for host in HOSTS)
 CHILDREN: Final = {"_sampler": serve_sampler, "_page": serve_page}  # of ours, as the mux starts them
+_PROFILE: Final = "show what [hosts.NAME] says, whatever the host calls itself"
 _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
 
 
@@ -13708,6 +13720,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: mcpmux --config ~/mcpmux.toml",
     )
     parser.add_argument("--config", metavar="PATH", help=_WHICH_CONFIG)
+    parser.add_argument("--profile", metavar="NAME", default="", help=_PROFILE)
     parser.add_argument("--version", action="version", version=f"mcpmux {__version__}")
     parser.set_defaults(run=_serve, takes="")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -13751,7 +13764,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     if sys.stdin is not None and sys.stdin.isatty():
         hint = "mcpmux speaks MCP on stdin and stdout: a host starts it. Try `mcpmux check` or `mcpmux demo`."
         print(hint, file=sys.stderr)
-    config = load_config(config_path(arguments.config))
+    config = with_profile(load_config(config_path(arguments.config)), arguments.profile)
     reading, writing = take_over_stdio()
     journal = Journal(config.options.log_level, state_folder() / "logs")
 
@@ -14196,18 +14209,30 @@ def checked(config: Config) -> Checked:
     return found
 
 
+def tokens_of(tools: Iterable[Entry]) -> int:
+    return sum(len(tool.left) + len(tool.right) + len(tool.shown) for tool in tools) // BYTES_OF_A_TOKEN
+
+
+def over_limits(tools: int) -> str:
+    """Which hosts will not use so many tools, and what to do."""
+    over = [f"{host} ({most})" for host, most in TOOLS_OF_HOSTS.items() if tools > most]
+    what = (
+        'enabled_tools in a server\'s table chooses, and expose = "search" in [mux] or [hosts.NAME] lists two for all'
+    )
+    return f"; more than {' and '.join(over)} will use: {what}" if over else ""
+
+
 def _report(server: Facts) -> dict[str, Any]:
     ready = server.state is State.READY
     lists = {
         kind.key: None if method in server.unread else server.lists.get(method, ()) for method, kind in LISTS.items()
     }
-    size = sum(len(tool.left) + len(tool.right) + len(tool.shown) for tool in lists["tools"] or ())
     return {
         "server": server.name,
         "state": "ready" if ready else "failed",
         "revision": server.revision if ready else None,
         **{key: len(entries) if ready and entries is not None else None for key, entries in lists.items()},
-        "tokens": size // BYTES_OF_A_TOKEN if ready else None,
+        "tokens": tokens_of(lists["tools"] or ()) if ready else None,
         "ms": round(server.ready_in * 1000) if server.ready_in is not None else None,
         "unread": [f"{method} {why}" for method, why in server.unread.items()],
         "leftOut": server.left_out,
@@ -14236,8 +14261,7 @@ def _print_check(config: Config, found: Checked, sampling: str) -> None:
     shown = [row | {"resources": _sum(row.get("resources"), row.get("resourceTemplates"))} for row in rows]
     _print_table(map(str.upper, keys), [[row.get(key) for key in keys] for row in shown])
     tokens = sum(row.get("tokens") or 0 for row in rows)
-    over = [f"{host} ({most})" for host, most in TOOLS_OF_HOSTS.items() if len(found.tools) > most]
-    limits = f"; more than {' and '.join(over)} will use: enabled_tools in a server's table chooses" if over else ""
+    limits = over_limits(len(found.tools))
     count = f"{ready} of {len(rows)} ready, {counted(len(found.tools), 'tool')}, about {tokens:,} tokens"
     print(f"\n{count}{limits}" + (f"\nsampling: {sampling}" if sampling else ""))
     if found.no_page:
@@ -14345,6 +14369,7 @@ def _list_servers(arguments: argparse.Namespace) -> int:
                 "era": one.era if one else None,
                 "revision": one.revision if one else None,
                 "tools": [tool for tool, route in routes.items() if route.server == name] if one else None,
+                "tokens": tokens_of(route.entry for route in routes.values() if route.server == name) if one else None,
                 "reason": config.broken.get(name),
             }
         )
@@ -14363,9 +14388,13 @@ def _print_servers(rows: list[dict[str, Any]]) -> None:
     def cells(row: dict[str, Any]) -> list[Any]:
         tools = None if row["tools"] is None else len(row["tools"])
         command = row["url"] or shlex.join(row["command"] or ())
-        return [row["server"], row["state"], row["revision"], tools, command or None]
+        return [row["server"], row["state"], row["revision"], tools, row["tokens"], command or None]
 
-    _print_table(("SERVER", "STATE", "REVISION", "TOOLS", "COMMAND"), map(cells, rows))
+    _print_table(("SERVER", "STATE", "REVISION", "TOOLS", "TOKENS", "COMMAND"), map(cells, rows))
+    if tools := sum(len(row["tools"] or ()) for row in rows):
+        print(
+            f"\n{counted(tools, 'tool')}, about {sum(row['tokens'] or 0 for row in rows):,} tokens{over_limits(tools)}"
+        )
     for row in rows:
         if row["reason"]:
             print(f"\n{row['server']}: {row['reason']}")
@@ -14429,6 +14458,8 @@ def _tools(arguments: argparse.Namespace) -> int:
     if not arguments.server:
         failed |= config.broken
     catalogue = known_catalogue(config, lists)
+    if arguments.search is not None:
+        return _show_found(arguments, catalogue, last_known(config))
     tools = [
         {"server": catalogue.tools[tool["name"]].server, **tool}
         for tool in value_of(catalogue.results["tools/list"])["tools"]
@@ -14445,6 +14476,23 @@ def _tools(arguments: argparse.Namespace) -> int:
     for name, reason in failed.items():
         print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _show_found(arguments: argparse.Namespace, catalogue: Catalogue, known: Mapping[str, Known]) -> int:
+    """What `find_tools` would find, and by which words."""
+    about = {name: purpose(one.instructions, object_of(one.info)) for name, one in known.items()}
+    given = {"query": arguments.search, "server": arguments.server}
+    found = ToolSearch(catalogue.tools, about).find(given, [arguments.server])
+    rows = [(one.name, one.route.server, round(one.score, 1), dict(one.words)) for one in found]
+    if arguments.json:
+        keys = ("name", "server", "score", "words")
+        print(json.dumps({"tools": [dict(zip(keys, row, strict=True)) for row in rows]}, indent=2))
+    elif rows:
+        by = [", ".join(f"{said} ~ {term}" for said, term in words.items()) for *_, words in rows]
+        _print_table(("TOOL", "SCORE", "BY"), [(row[0], row[2], text) for row, text in zip(rows, by, strict=True)])
+    else:
+        print("No tool fits; say in other words what is to be done.")
+    return 0 if rows else 1
 
 
 def _print_tool(tool: dict[str, Any]) -> None:
@@ -15212,6 +15260,8 @@ def _install(arguments: argparse.Namespace) -> int:
     host = _expect_host(arguments.host)
     config = load_config(config_path(arguments.config))
     entry = entry_for_hosts(config.path, config.sampling is not None)
+    if arguments.profile and with_profile(config, arguments.profile):
+        entry["args"] += ["--profile", arguments.profile]
     if config.sampling and "--from" not in entry["args"] and not has_litellm():
         print(f"note: {'; '.join(NO_LITELLM)}")
     file = _own_file(host)
@@ -15546,11 +15596,13 @@ ARGUMENTS: Final = {
     "one": _argument("server", nargs="?", metavar="SERVER", help="of this server only"),
     "output": _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
     "page": _argument("--page", action="store_true", help="what is asked is asked in the browser, not here"),
+    "profile": _argument("--profile", metavar="NAME", default="", help=_PROFILE),
     "prefer": _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why"),
     "repair": _argument(
         "--repair", action="store_true", help="delete copies of npx's that are broken, and fetch again"
     ),
     "replace": _argument("--replace", action="store_true", help="move the host's other servers into the TOML file"),
+    "search": _argument("--search", metavar="WORDS", help="what a host would find by these, and why"),
     "server": _argument("server", metavar="SERVER", help="its name in the config"),
     "servers": _argument("servers", nargs="*", metavar="SERVER", help="these alone"),
     "source": _argument("source", nargs="?", metavar="HOST|FILE", help=f"all, a file, or one of: {_HOST_NAMES}"),
@@ -15563,7 +15615,7 @@ ARGUMENTS: Final = {
 SUBCOMMANDS: Final = (
     Subcommand("add", _add, "put a server into the config", "name url env config", "COMMAND [ARGUMENT ...]"),
     Subcommand("list", _list_servers, "the servers of the config, and what is known of them", "config json"),
-    Subcommand("tools", _tools, "the tools and their arguments", "one config json"),
+    Subcommand("tools", _tools, "the tools and their arguments", "one config search json"),
     Subcommand("accept", _accept, "see how a pinned server's tools have changed, and take them", "server yes config"),
     Subcommand("consents", _consents, "which servers may use your model, as you said", "one forget json"),
     Subcommand("call", _call, "call a tool", "tool given output page config as-it-came"),
@@ -15574,7 +15626,7 @@ SUBCOMMANDS: Final = (
     Subcommand(
         "import", _import, "take servers over from a host's own file", "source config keep-secrets force dry-run"
     ),
-    Subcommand("install", _install, "make a host start mcpmux", "host config replace keep-secrets dry-run"),
+    Subcommand("install", _install, "make a host start mcpmux", "host config profile replace keep-secrets dry-run"),
     Subcommand("uninstall", _uninstall, "give a host back what it had before install", "host dry-run"),
     Subcommand("models", _models, "the models of [sampling], with scores and prices", "config prefer"),
     Subcommand("usage", _usage, "what sampling has cost, by day, server and model", "days json"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COMMAND, PATIENCE, Terminal, is_running, server_table
+from conftest import COMMAND, PATIENCE, RawHost, Terminal, is_running, server_table
 from test_cli import FAKE_TOOLS, Done, run, written
 
 import mcpmux
@@ -916,3 +916,32 @@ def test_a_persons_words_become_the_fields_value(text: str, field: dict[str, Any
 def test_words_that_a_field_does_not_take_are_refused(text: str, field: dict[str, Any]):
     with pytest.raises(ValueError, match=r"\w"):
         mcpmux.typed(text, field)
+
+
+# ── many tools ──
+
+
+def test_a_search_shows_what_a_host_would_find_and_why(config: Path, home: dict[str, str]):
+    written(config, server_table("fake"))
+    done = run(home, "tools", "--search", "echoes")
+    assert re.search(r"^fake__echo +\d+\.\d +echoes ~ echo", done.stdout, re.MULTILINE)
+    told = json.loads(run(home, "tools", "fake", "--search", "echoes", "--json").stdout)
+    assert told["tools"][0]["name"] == "fake__echo" and told["tools"][0]["words"] == {"echoes": "echo"}
+    nothing = run(home, "tools", "--search", "xylophone")
+    assert nothing.returncode == 1 and "No tool fits" in nothing.stdout
+
+
+def test_a_profile_holds_whatever_the_host_calls_itself(config: Path, home: dict[str, str]):
+    hosts = '[hosts.few]\nservers = []\n[hosts.other]\nexpose = "search"\n'
+    config.write_text(hosts + server_table("fake"))
+    for words, tools in (([], len(FAKE_TOOLS)), (["--profile", "few"], 0), (["--profile", "Other"], 2)):
+        host = RawHost([*COMMAND, *words], home)
+        try:
+            host.initialize()
+            assert len(host.tools()) == tools
+        finally:
+            host.close()
+    wrong = run(home, "--profile", "othr")
+    assert wrong.returncode == 2 and "has no [hosts.othr]; did you mean other?" in wrong.stderr
+    dry = run(home, "install", "cursor", "--profile", "few", "--dry-run")
+    assert '"--profile",' in dry.stdout and '"few"' in dry.stdout

@@ -112,6 +112,7 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux add NAME -- COMMAND",
         "mcpmux list",
         "mcpmux tools SERVER",
+        "mcpmux tools --search WORDS",
         "mcpmux call TOOL JSON",
         "mcpmux check",
         "mcpmux check SERVER",
@@ -134,6 +135,7 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux logs SERVER",
         "mcpmux schema",
         "mcpmux demo",
+        "mcpmux --profile NAME",
         "mcpmux --version",
     ]
     [everyday] = [text for text in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "mcpmux add" in text]

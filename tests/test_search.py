@@ -249,6 +249,7 @@ def test_what_joins_the_list_is_bounded():
 # ── a call through the other ──
 
 
+@pytest.mark.requirement("call-through")
 @pytest.mark.parametrize("modern", [False, True])
 def test_a_call_through_is_a_call_of_the_tool(modern: bool):
     s = script(modern=("git",) if modern else ())
@@ -290,6 +291,7 @@ def test_a_server_may_ask_during_a_call_through():
     assert s.answer_to_server("git", 7)["result"] == {"action": "decline"}
 
 
+@pytest.mark.requirement("call-through")
 def test_a_modern_hosts_call_through_goes_over_rounds():
     s = script(capabilities=FORM, begin=False, modern=("git",))
     s.host_asks_modern("list", "tools/list")
