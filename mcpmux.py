@@ -11714,7 +11714,7 @@ def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
     limits: dict[str, Any]
     if kind in ("integer", "number"):
         limits = {"min": field.get("minimum"), "max": field.get("maximum"), "step": 1 if kind == "integer" else "any"}
-        about = _bounds(field, "minimum", "maximum", "an integer" if kind == "integer" else "a number")
+        about = _bounds(field, "minimum", "maximum", "an integer:" if kind == "integer" else "a number:")
     else:
         limits = {"minlength": field.get("minLength"), "maxlength": field.get("maxLength")}
         limits |= {"step": 1} if field.get("format") == "date-time" else {}
@@ -11727,7 +11727,7 @@ def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
 
 def _bounds(field: dict[str, Any], least: str, most: str, what: str) -> str:
     bounds = [f"at {word} {field[key]}" for word, key in (("least", least), ("most", most)) if key in field]
-    return " ".join([what, *bounds[:1], *(f"and {one}" for one in bounds[1:])]) if bounds or what[:2] == "an" else ""
+    return f"{what} {' and '.join(bounds)}" if bounds else what.rstrip(":") if what.startswith("an ") else ""
 
 
 # ── what a question looks like ──
@@ -14718,7 +14718,7 @@ async def _try_page(opener: Opener) -> int:
     assert process.stdin and process.stdout
     process.stdin.write(page_setup("", opener))
     for number, question in enumerate(_TRIAL):
-        form = choice_form(question["message"], DECISIONS)
+        form = choice_form(question["message"], consents("first") if "sampling" in question else DECISIONS)
         about = {"asker": OURSELVES, "call": "example__try", "waits": 600.0, "opens": True} | form | question
         process.stdin.write(request_line(number, "ask", encode(about)))
     still = set(range(len(_TRIAL)))
@@ -14907,12 +14907,10 @@ class Person:
             to_stderr("declined: this is no address of a page\n")
             return {"action": "decline"}
         action = await self._chooses("open it in the browser? y: yes, n: decline, c: cancel: ", _ACTIONS)
-        if action == "accept":
-            import webbrowser  # noqa: PLC0415
-
-            opener = threading.Thread(target=webbrowser.open, args=(url,), daemon=True)
-            opener.start()
-            await asyncio.to_thread(opener.join, BROWSER_START)
+        opener = opener_for(sys.platform, os.environ)
+        if action == "accept" and isinstance(opener, Opener):
+            with contextlib.suppress(OSError):  # it stands above, to be copied
+                await asyncio.to_thread(go_to, opener, url)
         return {"action": action}
 
     async def _fills_in(self, message: str, schema: dict[str, Any]) -> dict[str, Any]:
