@@ -198,6 +198,33 @@ def test_the_others_calls_are_answered_at_full_rate_whatever_one_server_does(ser
     assert [pid for pid in started if is_running(pid)] == []
 
 
+@pytest.mark.requirement("call-through")
+def test_the_caller_of_a_bad_server_is_told_the_same_in_a_call_through(serve: Serve) -> None:
+    """Our choice (README, "Many tools"): the whole table of faults once more."""
+    bad = {
+        f"bad{n}": server_table(
+            f"bad{n}", "--also", "write", *vices, startup_timeout_sec=2, tool_timeout_sec=2, approve=False
+        )
+        for n, (vices, _, _) in enumerate(FAULTS.values())
+    }
+    good, limits = server_table("good", approve=False), "[mux]\nmax_message_mb = 8\nhost_message_mb = 2\n"
+    host = serve(limits + 'expose = "search"\n', *bad.values(), good)
+    host.initialize()
+    assert host.tools() == ["mcpmux__find_tools", "mcpmux__call_tool"]
+
+    def through(name: str, call: dict[str, Any]) -> int:
+        inner = {**call, "name": f"{name}__{call['name']}"}
+        return host.ask("tools/call", {"name": "mcpmux__call_tool", "arguments": inner})
+
+    asked = [through(name, call) for name, (_, call, _) in zip(bad, FAULTS.values(), strict=True)]
+    for number, name, (what, (_, _, words)) in zip(asked, bad, FAULTS.items(), strict=True):
+        said = host.answer(number)
+        text = failure(said) if "result" in said else said["error"]["message"]
+        assert words in text, what
+        assert name in text or what == "answers with an error", what
+    assert text_of(host.answer(through("good", ECHO))) == "{}"
+
+
 @posix
 def test_a_server_that_answers_its_handshake_late_is_announced_then(serve: Serve, tmp_path: Path) -> None:
     """Our choice: lists wait for startup_timeout_sec; many cold servers take longer."""

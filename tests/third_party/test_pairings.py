@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from conftest import RawHost
 
+from mcpmux import CALL_TOOL
+
 from .harness import NODE, Launcher, Party
 from .hosts import (
     LEVEL_KEY,
@@ -114,7 +116,12 @@ WRITTEN_HERE = [name for name, server in SERVERS.items() if server.cells is OURS
 
 def parties(modules: Path) -> list[Party]:
     return [
-        Party(name, server.command, [one.replace("{modules}", str(modules)) for one in server.args], keys=server.keys)
+        Party(
+            name,
+            server.command,
+            [one.replace("{modules}", str(modules)) for one in server.args],
+            keys=server.keys | {"approve": False},
+        )
         for name, server in SERVERS.items()
     ]
 
@@ -143,6 +150,21 @@ def host(request: pytest.FixtureRequest, modules: Path, tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp(request.param)
     launcher, log = Launcher(folder), folder / "stderr.log"
     host = start_host(request.param, launcher.command(*parties(modules)), launcher.env, modules, log)
+    yield host
+    host.close()
+    assert "a bug in mcpmux" not in log.read_text()
+
+
+@pytest.fixture(scope="module", params=["python-modern", "typescript-legacy"])
+def searching(
+    request: pytest.FixtureRequest, modules: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    """One that is shown `find_tools` and `call_tool` in place of all tools, before the servers written here."""
+    folder = tmp_path_factory.mktemp(f"searching-{request.param}")
+    launcher, log = Launcher(folder), folder / "stderr.log"
+    behind = [party for party in parties(modules) if party.name in WRITTEN_HERE]
+    command = launcher.command(*behind, sampling='[mux]\nexpose = "search"\n')
+    host = start_host(request.param, command, launcher.env, modules, log)
     yield host
     host.close()
     assert "a bug in mcpmux" not in log.read_text()
@@ -206,6 +228,19 @@ def test_what_a_server_asks_in_the_middle_of_a_request_is_answered(host: Host, s
             assert question["params"]["message"].lower().startswith(f"[{server}] please ")
             if question["params"].get("mode") == "url":
                 assert ("elicitationId" in question["params"]) is not host.modern
+
+
+@pytest.mark.parametrize("server", WRITTEN_HERE)
+@pytest.mark.requirement("call-through")
+def test_what_a_server_asks_in_a_call_through_is_answered_as_in_its_own(searching: Host, server: str):
+    """Our choice (README, "Many tools"): every feature of the table that a tool has."""
+    cells = [cell for cell in SERVERS[server].cells.values() if cell.method == "tools/call"]
+    searching.events.taken("asked")
+    for cell in cells:
+        inner = json.loads(json.dumps(cell.params).replace("{server}", server))
+        result = searching.call("tools/call", name=CALL_TOOL, arguments=inner)
+        assert cell.says in text(result)
+        assert sorted(question["method"] for question in searching.events.taken("asked")) == sorted(cell.asks)
 
 
 @pytest.mark.parametrize("server", WRITTEN_HERE)
