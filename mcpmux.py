@@ -7945,7 +7945,10 @@ def words_of(kind: type[Struct]) -> dict[str, str]:
 
 def schema_of_config() -> dict[str, Any]:
     """A JSON Schema of the file, made from the structs that it becomes."""
-    kinds = (MuxOptions, ServerOptions, SamplingOptions, ToolOverride, OAuthOptions, ModelOptions, SamplingLimits)
+    kinds = (
+        *(MuxOptions, ServerOptions, SamplingOptions, HostOptions, ToolOverride, OAuthOptions, ModelOptions),
+        SamplingLimits,
+    )
     tables, parts = msgspec.json.schema_components(kinds, ref_template="#/definitions/{name}")
     for kind in kinds:
         part = parts[kind.__name__]
@@ -7955,7 +7958,7 @@ def schema_of_config() -> dict[str, Any]:
                 part["properties"][key]["description"] = re.sub(r"\[([^]]*)\]\(#[^)]*\)", r"\1", text)
         part["additionalProperties"] = False
     parts["ServerOptions"]["properties"] |= {key: {"description": "Codex's; ignored"} for key in sorted(CODEX_KEYS)}
-    mux, server, sampling, *_ = tables
+    mux, server, sampling, host, *_ = tables
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "mcpmux.toml",
@@ -7963,6 +7966,7 @@ def schema_of_config() -> dict[str, Any]:
         "properties": {
             "mux": mux,
             "mcp_servers": {"type": "object", "additionalProperties": server},
+            "hosts": {"type": "object", "additionalProperties": host},
             "sampling": sampling,
         },
         "additionalProperties": False,

@@ -439,3 +439,8 @@ def test_two_modern_hosts_behind_one_pipe_see_each_its_own():
     assert len(s.asks_modern(2, "tools/list")["result"]["tools"]) == 2
     found = s.asks_modern(3, "tools/call", name=FIND_TOOLS, arguments={"query": "file"})
     assert all(one["server"] == "git" for one in found["result"]["structuredContent"]["tools"])
+
+
+def test_editors_know_the_tables_of_hosts():
+    hosts = mcpmux.schema_of_config()["properties"]["hosts"]["additionalProperties"]["$ref"]
+    assert hosts == "#/definitions/HostOptions"
