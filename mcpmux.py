@@ -133,6 +133,8 @@ CHANGES_TOGETHER: Final = 5.0  # while servers are still being listed the host r
 LIST_PATIENCE: Final = {"claude-ai": 30.0, "codex-mcp-client": 8.0, "mcpmux": float("inf")}
 DISCOVER_SILENCE: Final = 10.0  # a legacy server may never answer `server/discover`; `initialize` then follows
 LISTEN_AGAIN, LISTEN_AGAIN_MOST = 1.0, 60.0  # a server that ends our subscription is not asked in a tight loop
+LISTEN_TOGETHER: Final = 0.05  # of many wishes for one server's resources each would be a listen with all before it
+SWEEP_APART: Final = 0.05  # between looks at all that is open for what has had its time
 ASK_TOGETHER: Final = 0.01  # questions of a server that come this close travel to the host together
 ORPHAN_WAIT: Final = 30.0  # a question outside any call waits for the next one, and a server for its answer
 STATE_ONLY_WAIT: Final = 0.1  # before a call is tried again that only gave a state
@@ -854,7 +856,7 @@ def enveloped(params: Fields, caller: Caller, told: bytes, level: str | None = N
     """Params for a modern server: what it is told of the host goes into `_meta`; what is there already stays."""
     meta = object_of(params.get("_meta"))
     meta[VERSION_KEY] = Raw(encode(MODERN_REVISIONS[0]))
-    meta.setdefault(INFO_KEY, Raw(caller.info))
+    meta[INFO_KEY] = Raw(caller.info)
     meta[CAPABILITIES_KEY] = Raw(told)
     if level:
         meta[LEVEL_KEY] = Raw(encode(level))
@@ -1182,8 +1184,10 @@ def definition(entry: Entry) -> Fields:
 
 
 def digest_of(value: Any) -> str:
-    """The same for values that are equal, however they were spelt."""
-    text = msgspec.json.encode(decode_any(encode(value)), order="deterministic")
+    """The same for values that are equal, however they were spelt; what cannot be read is equal to itself only."""
+    text = encode(value)
+    with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        text = msgspec.json.encode(decode_any(text), order="deterministic")
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
@@ -2287,7 +2291,7 @@ def embedded(method: str, params: Raw | bytes | UnsetType) -> Raw:
 
 def identity(method: str, params: Fields) -> tuple[str, dict[str, Any]]:
     """What a retry has to have in common with the call it continues, as values: spelling does not matter."""
-    return method, {key: value_of(raw) for key, raw in without(params, "_meta", *OF_RETRY).items()}
+    return method, {key: value_of(raw, bytes(raw)) for key, raw in without(params, "_meta", *OF_RETRY).items()}
 
 
 def brought(question: Fields, answer: Raw | None, host: Fields) -> Reply | None:
@@ -2642,8 +2646,9 @@ class Run(Struct):
     fitted: dict[str, dict[bytes, Entry]] = {}  # by list and a hash of what it sent: most of it will not change
     # Our subscription at a modern one.
     listen: Pending | None = None
-    former_listens: list[Pending] = []  # to be ended when the present one is acknowledged
+    former_listen: Pending | None = None  # to be ended when the present one is acknowledged
     listens_for: Fields | None = None  # None: it offers no subscriptions
+    listened_at: float = 0.0
     listen_wait: float = LISTEN_AGAIN
 
     def remember_pages(self, pages: Iterable[Fields]) -> None:
@@ -2952,7 +2957,10 @@ class HostEnd:
         self.roots: bytes | None = None  # its last answer to roots/list
         self.seen: dict[str, bytes] = {}  # by list method: the list that it has, or was told to fetch
         self._out = out
-        self._early: list[SendHost] = []  # waits until it is ready
+        # What waits until it is ready, and how much of that is whose; and the questions by their number, until then.
+        self._early: list[SendHost] = []
+        self._early_of: collections.Counter[Name] = collections.Counter()
+        self.untold: dict[int, SendHost] = {}
 
     def take_options(self, options: MuxOptions, hosts: Mapping[str, HostOptions]) -> None:
         self.options, self._hosts = options, hosts
@@ -3048,14 +3056,18 @@ class HostEnd:
 
     # ── what it did not ask for ──
 
-    def tell(self, source: Name, line: bytes, *, is_request: bool = False) -> None:
-        """A legacy host: kept until it has initialized. A modern one hears what it subscribed to, and no more."""
+    def tell(self, source: Name, line: bytes, *, question: int = 0) -> None:
+        """A legacy host: kept until it has initialized. A modern one hears what it subscribed to, and no more.
+        `question` is the number of a request."""
         if len(line) > self.limit:
             most = "is more than hosts take, and was dropped"
             self._out.note(source, f"a notification of {len(line)} bytes {most}")
         elif self.is_ready:
             self._out.to_host(source, line)
-        elif self.revision and (is_request or sum(one.source == source for one in self._early) < HELD_FOR_HOST):
+        elif self.revision and question:
+            self.untold[question] = SendHost(source, line)
+        elif self.revision and self._early_of[source] < HELD_FOR_HOST:
+            self._early_of[source] += 1
             self._early.append(SendHost(source, line))
 
     def keep_roots(self, method: str, reply: Reply) -> None:
@@ -3065,7 +3077,9 @@ class HostEnd:
 
     def ready(self) -> None:
         self.is_ready = True
-        early, self._early = self._early, []
+        early = [*self._early, *self.untold.values()]
+        for table in (self._early, self._early_of, self.untold):
+            table.clear()
         for effect in early:
             self._out.to_host(effect.source, effect.line)
 
@@ -3263,12 +3277,14 @@ class Calls(Asker):
         self.last_used[name] = self._out.now
         if server.state is State.FAILED or server.run.stage is Stage.LATE or name in self._out.clogged:
             return failed(self.does_not_read(name) if name in self._out.clogged else server.why())
+        is_open = server.run.stage is Stage.OPEN
+        if is_open and ask.caller.modern and (refusal := self._foreign_state(server, ask, params)):
+            return refusal
         seconds = patience or server.options.tool_timeout_sec
         most = patience or seconds * PROGRESS_CAP
         pending = self._in_flight.open(name, asker or self, ask.method, self._out.now, seconds, most, ask=ask)
         pending.wrapped, pending.token = wrapped, progress_token(params)
         ask.by, ask.number = self, pending.id
-        is_open = server.run.stage is Stage.OPEN
         if ask.method in CARRIERS and (ask.caller.modern or server.modern or self.own.page or not is_open):
             pending.params = params
         if pending.deadline < self._watched:
@@ -3279,6 +3295,13 @@ class Calls(Asker):
         else:
             self._wait(server, pending, body)
         return pending
+
+    def _foreign_state(self, server: Facts, ask: Ask | None, params: Fields | UnsetType) -> Reply | None:
+        """Why a call with a state that a legacy server cannot have given is not for it."""
+        if server.modern or ask is None or not ask.caller.modern or params is UNSET or "requestState" not in params:
+            return None
+        text = f"{server.name} has given no requestState: send the call without it"
+        return Reply(None, error_body(RpcError(INVALID_PARAMS, text)))
 
     def put(self, server: Facts, pending: Pending, params: Fields) -> None:
         """A request of another part's for a process, where it waits if that is not ready."""
@@ -3312,10 +3335,6 @@ class Calls(Asker):
             told = encode(self.told(server, ask.caller))
             params = enveloped({} if params is UNSET else params, ask.caller, told, level)
         elif ask and ask.caller.modern and params is not UNSET:
-            if "requestState" in params:
-                text = f"{server.name} has given no requestState: send the call without it"
-                self.end(pending, Reply(None, error_body(RpcError(INVALID_PARAMS, text))))
-                return
             params = without_envelope(params)
             if ask.caller.level:
                 self.tell_level(server)
@@ -3444,10 +3463,10 @@ class Calls(Asker):
             self._waiting.get(pending.peer, {}).pop(pending.id, None)
             return
         line = notification_line(CANCELLED, encode(params | {"requestId": Raw(b"%d" % pending.id)}))
-        if pending.peer is Peer.HOST:
-            self._host.tell(pending.server, line)
-        else:
+        if pending.peer is not Peer.HOST:
             self._out.to_server(pending.peer, line)
+        elif not self._host.untold.pop(pending.id, None):
+            self._host.tell(pending.server, line)
 
     def fail_all(self, server: Facts, text: str, kept: Iterable[int] = ()) -> None:
         """All that it owes. What we asked for ourselves has nobody waiting."""
@@ -3479,11 +3498,12 @@ class Calls(Asker):
         waiting = self._waiting.pop(server.peer, {})
         kept = waiting if keeps_waiting else {}
         for line in unread:
-            message = decode_line(line)
-            pending = self._in_flight.get(number_of_id(message.id)) if isinstance(message.id, Raw) else None
-            if pending and pending.peer == server.peer and pending.ask:
-                pending.is_sent = False
-                kept[pending.id] = UNSET if message.params is UNSET else fields_of(message.params)
+            with contextlib.suppress(BadLine):  # so deep that it cannot be read twice
+                message = decode_line(line)
+                pending = self._in_flight.get(number_of_id(message.id)) if isinstance(message.id, Raw) else None
+                if pending and pending.peer == server.peer and pending.ask:
+                    pending.is_sent = False
+                    kept[pending.id] = UNSET if message.params is UNSET else fields_of(message.params)
         if kept:
             self._waiting[server.peer] = kept
         self.fail_all(server, server.why(), kept)
@@ -3500,6 +3520,8 @@ class Calls(Asker):
         for number, params in self._waiting.pop(server.peer, {}).items():
             if (pending := self._in_flight.get(number)) and server.peer in self._out.clogged:
                 self.fail(pending, self.does_not_read(server.peer))
+            elif pending and (refusal := self._foreign_state(server, pending.ask, params)):
+                self.end(pending, refusal)
             elif pending:
                 self._dispatch(server, pending, params)
 
@@ -3518,6 +3540,7 @@ class Calls(Asker):
             self._out.log("warning", text)
             self.fail(pending, text + (" (tool_timeout_sec)" if pending.ask else ""))
         self._watched = min((pending.deadline for pending in self._in_flight), default=FOREVER)
+        self._watched = max(self._watched, self._out.now + SWEEP_APART)
         if self._watched < FOREVER:
             self._out.timer("calls", "", self._watched)
 
@@ -3681,7 +3704,7 @@ class Tasks(Asker):
     def all(self, names: list[str]) -> Steps:
         """tasks/list: server by server, page by page; one that fails contributes nothing, and nobody another's."""
         tasks: list[bytes] = []
-        for name in names:
+        for name in filter(self._is_usable, names):
             seen: set[bytes] = set()
             params: Fields = {}
             listed = self._listed[name] = {}
@@ -3762,6 +3785,7 @@ class Listen(NamedTuple):
     ask: Ask
     changes: frozenset[str]  # the list notifications that it wants
     extra: Fields  # of its filter, what only extensions know
+    owners: dict[str, str]  # of the resources that it wants, when it was opened
 
 
 LEGACY_HOST: Final = b""  # among those who want a URI: listens have ids
@@ -3788,7 +3812,7 @@ class Subscriptions(Asker):
         is_modern = any(server.modern for server in self._servers.values())
         known = {key for key, _ in CHANGES.values()} | {"resourceSubscriptions"}
         extra = {key: raw.copy() for key, raw in wanted.items() if key not in known and is_modern}
-        listen = self._listens[ask.id] = Listen(ask, frozenset(flags.values()), extra)
+        listen = self._listens[ask.id] = Listen(ask, frozenset(flags.values()), extra, owners)
         ask.by = self
         honoured: dict[str, Any] = dict.fromkeys(flags, True) | extra
         if "resourceSubscriptions" in wanted:
@@ -3805,9 +3829,9 @@ class Subscriptions(Asker):
 
     def dropped(self, ask: Ask, params: Fields) -> None:
         listen = self._listens.pop(ask.id)
-        for name, wanted in list(self._wanted.items()):
-            for uri in [uri for uri, whose in wanted.items() if ask.id in whose]:
-                self.unwant(self._servers[name], uri, ask.id)
+        for uri, owner in listen.owners.items():
+            if owner in self._servers:
+                self.unwant(self._servers[owner], uri, ask.id)
         if listen.extra:
             self._listen_everywhere()
 
@@ -3919,17 +3943,19 @@ class Subscriptions(Asker):
                 self.listen_at(server)
 
     def listen_at(self, server: Facts) -> None:
-        """One subscription for all that anybody wants of it. A wider one is opened before the narrower ends."""
+        """One subscription for all that anybody wants of it. A wider one is opened before the narrower ends, and when
+        that is acknowledged: so that many wishes at once are one more, not as many."""
         run = server.run
-        if run.listens_for is None:
+        if run.listens_for is None or (run.listen and run.former_listen):
+            return
+        if run.listen and self._out.now < (due := run.listened_at + LISTEN_TOGETHER):
+            self._out.timer("listen", server.name, due)
             return
         asked = self._filter_for(server)
         if run.listen and run.listens_for == asked:
             return
-        run.listens_for = asked
-        if run.listen:
-            run.former_listens.append(run.listen)
-            run.listen = None
+        run.listens_for, run.listened_at = asked, self._out.now
+        run.former_listen, run.listen = run.listen, None
         if asked:
             body = encode({"notifications": asked})
             run.listen = self._calls.request(server, "subscriptions/listen", body, self, FOREVER)
@@ -3941,25 +3967,28 @@ class Subscriptions(Asker):
         wanted: dict[str, Any] = {key: True for key, name in CHANGES.values() if offers(can, name, "listChanged")}
         if uris := self._wanted.get(server.name):
             wanted["resourceSubscriptions"] = list(uris)
+        tasks: list[str] = []
         for listen in self._listens.values():
             for key, raw in listen.extra.items():
                 value = value_of(raw)
                 if key == "taskIds" and isinstance(value, list):
-                    own = [id for id in value if self._tasks.owner(id) == server.name]
-                    value = [*wanted.get(key, []), *own]
+                    tasks += [id for id in value if self._tasks.owner(id) == server.name]
+                    value = tasks
                 wanted[key] = value
         return {key: Raw(encode(value)) for key, value in wanted.items()}
 
     def _end_former(self, run: Run) -> None:
-        former, run.former_listens = run.former_listens, []
-        for pending in former:
-            if self._in_flight.get(pending.id) is pending:
-                self._calls.withdraw(pending, {})
+        former, run.former_listen = run.former_listen, None
+        if former and self._in_flight.get(former.id) is former:
+            self._calls.withdraw(former, {})
 
     def ended(self, pending: Pending, reply: Reply) -> None:
         """By the server: it is listened to again, after a while; one that knows no subscriptions is left alone."""
         server = self._servers.get(shown(pending.peer))
         if server is None or server.run.listen is not pending:
+            if server and server.run.former_listen is pending:
+                server.run.former_listen = None
+                self.listen_at(server)
             return
         run = server.run
         run.listen = None
@@ -3979,6 +4008,7 @@ class Subscriptions(Asker):
         if run.listen and number_of_id(meta.get(SUBSCRIPTION_KEY, Raw(b""))) == run.listen.id:
             run.listen_wait = LISTEN_AGAIN
             self._end_former(run)
+            self.listen_at(server)  # for what was wished meanwhile
 
     def cancelled(self, server: Facts, message: Envelope) -> None:
         """A modern server ends a subscription of ours."""
@@ -4343,7 +4373,7 @@ class Questions(Asker):
         now = self._out.now
         pending = self._in_flight.open(Peer.HOST, asker or self, method, now, seconds, server=name, server_id=id)
         fields = object_of(params)
-        pending.calls = self._calls_of(server, fields)
+        pending.calls = () if asker else self._calls_of(server, fields)
         server.run.remember_pages([fields])
         pending.is_task = "task" in fields
         pending.token = progress_token(fields)
@@ -4356,7 +4386,7 @@ class Questions(Asker):
             raise RpcError(INVALID_PARAMS, f"the request has {len(line)} bytes, more than hosts take")
         self._calls.watch(pending)
         self._asked(server)
-        self._host.tell(name, line, is_request=True)
+        self._host.tell(name, line, question=pending.id)
         return pending
 
     def ask_for_us(self, form: Fields, asker: Asker) -> Pending:
@@ -4365,7 +4395,7 @@ class Questions(Asker):
         pending = self._in_flight.open(Peer.HOST, asker, method, self._out.now, seconds, server=OURSELVES)
         self._calls.watch(pending)
         params = encode(form | {"message": named_message(form, OURSELVES)})
-        self._host.tell(OURSELVES, request_line(pending.id, method, params), is_request=True)
+        self._host.tell(OURSELVES, request_line(pending.id, method, params), question=pending.id)
         return pending
 
     def sample(self, server: Facts, id: bytes, params: Raw | UnsetType, asker: Asker | None = None) -> Pending:
@@ -4374,7 +4404,7 @@ class Questions(Asker):
         patience = self.patience_of(call.ask) - (self._out.now - call.opened) if call else FOREVER
         calls = self._calls_of(server, object_of(params))
         pending = self._turns.take(server.name, id, params, asker or self, patience)
-        pending.calls = calls
+        pending.calls = () if asker else calls
         self._asked(server)
         return pending
 
@@ -4387,7 +4417,7 @@ class Questions(Asker):
             raise RpcError(INTERNAL_ERROR, f"mcpmux: {name} has asked the person {PAGE_MOST} times within a minute")
         self._on_page.count(name, now)
         pending = self._in_flight.open(Peer.PAGE, asker or self, "ask", now, waits, server=name, server_id=id)
-        pending.calls, pending.within = self._calls_of(server, asked), call
+        pending.calls, pending.within = () if asker else self._calls_of(server, asked), call
         self._asked(server)
         what = call.ask.what if call and call.ask else ""
         self.put_to_page(pending, page_question(name, what, asked, waits))
@@ -4437,9 +4467,9 @@ class Questions(Asker):
 
     def _calls_of(self, server: Facts, params: Fields) -> tuple[int, ...]:
         """The host's calls that this server knows: a question does not say in which of them it is asked, unless it
-        is asked in a task."""
-        if server.modern or RELATED_TASK in object_of(params.get("_meta")):
-            return ()  # those of a modern server end with their round
+        is asked in a task. (One that a call has ended with is its round's.)"""
+        if RELATED_TASK in object_of(params.get("_meta")):
+            return ()
         owed = self._in_flight.owed_by(server.name)
         return tuple(call.id for call in owed if call.ask and call.is_sent and call.method in CARRIERS)
 
@@ -4560,9 +4590,9 @@ class Questions(Asker):
             self._calls.end(question, self._from_memory(server, question.method))
 
     def gone(self, server: Facts, reason: str) -> None:
-        """Its process has ended. What a modern one asked belongs to its rounds, and the call is made again."""
+        """Its process has ended. What a call has ended with belongs to its round, and the call is made again."""
         for pending in reversed(self._in_flight.asked_by(server.name)):  # else the next in line would begin
-            if not (server.modern and pending.round):
+            if (pending.heir or pending.asker) is self:
                 self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
 
     def removed(self, server: Facts, reason: str) -> None:
@@ -4840,7 +4870,7 @@ class Rounds(Asker):
             found.phase = next_phase(found.phase, Turn.PARTIAL)
             self._put_to_host(found, ask)
             return
-        if found.matter:
+        if found.matter and not found.kept:
             self._close(found, Turn.END)
             self.decided(ask, found.matter, Reply(found.answers[OURSELVES], None))
             return
@@ -5177,6 +5207,7 @@ class Approvals(Asker):
         self._out, self._in_flight, self._host, self._servers = ground
         self._merged, self._calls, self._questions, self._rounds = merged, calls, questions, rounds
         self._open: dict[int, Approval] = {}  # by the number of its question
+        self._number_of: dict[Matter, int] = {}
         self._allowed: set[tuple[str, str, str]] = set()  # until mcpmux ends
         self._decided: dict[Matter, tuple[str, float]] = {}  # after its host had given up, and until when it counts
         rounds.decided, rounds.holds = self._back, self._holds
@@ -5194,7 +5225,7 @@ class Approvals(Asker):
             return True
         if until > self._out.now:
             return self._settled(ask, matter, decision)
-        waiting = next((number for number, one in self._open.items() if one.matter == matter), None)
+        waiting = self._number_of.get(matter)
         if waiting is not None:
             self._wait(waiting, ask)
         else:
@@ -5236,7 +5267,7 @@ class Approvals(Asker):
             return
         elif host_can:
             number = self._questions.ask_for_us(form, self).id
-            self._open[number] = Approval(matter, {})
+            self._opened(number, Approval(matter, {}))
         else:
             why = "its arguments are too long for the host to show" if len(arguments) > ARGUMENTS_MOST else NOBODY_ASKS
             who = f"{matter.tool} of {matter.server} waits for the person (approve in its table)"
@@ -5247,8 +5278,8 @@ class Approvals(Asker):
     def compare(self, server: str) -> None:
         """Tools that have changed are shown to a person who looks at the page; it is not opened for them."""
         unlike = list(self._merged.withheld.get(server, {}).values())[:SHOWN_MOST]
-        is_asked = any(one.unlike and one.matter.server == server for one in self._open.values())
-        if not unlike or is_asked or not self._calls.own.page:
+        matter = Matter(server, "", "", "")
+        if not unlike or matter in self._number_of or not self._calls.own.page:
             return
         texts = [(one.entry.name, one.pin.shown, encode(definition(one.entry)).decode()) for one in unlike]
         shown = [
@@ -5257,15 +5288,18 @@ class Approvals(Asker):
             for when, text in (("as you accepted it", before), ("now", after))
         ]
         form = choice_form(f"Tools of {server} have changed. Use them as they are now?", CHANGED)
-        self._to_page(Approval(Matter(server, "", "", ""), {}, [one.entry for one in unlike]), "", form, shown)
+        self._to_page(Approval(matter, {}, [one.entry for one in unlike]), "", form, shown)
 
     def _to_page(self, approval: Approval, call: str, form: Fields, shown: list[dict[str, str]]) -> int:
         most = self._host.options.input_timeout_sec
         pending = self._in_flight.open(Peer.PAGE, self, "ask", self._out.now, most, server=OURSELVES)
-        self._open[pending.id] = approval
+        self._opened(pending.id, approval)
         question = page_question(OURSELVES, call, form, most, shown=shown)
         self._questions.put_to_page(pending, question)
         return pending.id
+
+    def _opened(self, number: int, approval: Approval) -> None:
+        self._open[number], self._number_of[approval.matter] = approval, number
 
     def _wait(self, number: int, ask: Ask) -> None:
         self._open[number].asks[ask.id] = ask
@@ -5310,7 +5344,9 @@ class Approvals(Asker):
 
     def _close(self, pending: Pending) -> Approval:
         self._out.timer("approval", str(pending.id), None)
-        return self._open.pop(pending.id)
+        approval = self._open.pop(pending.id)
+        del self._number_of[approval.matter]
+        return approval
 
     def _back(self, ask: Ask, matter: Matter, reply: Reply) -> None:
         """A modern host's retry."""
@@ -5795,6 +5831,7 @@ class Greeting(Asker):
         """It is no longer looked for."""
         self._searches.pop(name, None)
         self._open.pop(name, None)
+        self._out.timer("silent", name, None)
 
 
 # ── how its lists are read ──
@@ -6144,6 +6181,7 @@ class Life:
         server.trouble = trouble
         self._out.log("error", server.why())
         self.remember(server)
+        self._greeting.forget(server.peer)
         self.stop(server, Ending.USELESS)
         self._calls.fail_all(server, server.why())
         self._settle(server)
@@ -6241,17 +6279,21 @@ class Life:
             server.state = next_state(server.state, Moment.DUE)
             self._out.timer("rested", server.peer, None)
 
-    def retire(self, server: Facts) -> None:
-        """It is no longer in the config, or not like this: it ends with all that it owes and is owed."""
-        text = f"mcpmux: {server.name} was removed from the config, or its table has changed"
-        self._out.no_timers(server.peer, (*_TIMERS_OF_A_RUN, "rested"))
-        self._out.clogged.discard(server.peer)
-        self._greeting.forget(server.peer)
-        self._deaths.pop(server.peer, None)
-        self._hooks.removed(server, text)
-        self._calls.forget(server, text)
-        if server.state in (State.STARTING, State.READY):
-            self._out.put(Stop(server.peer, server.run.number))
+    def retire(self, servers: Iterable[Facts]) -> None:
+        """They are no longer in the config, or not like this: they end with all that they owe and are owed."""
+        for server in servers:  # all of them, before anything that waited for one goes on to another
+            if server.state in (State.STARTING, State.READY):
+                self._out.put(Stop(server.peer, server.run.number))
+            server.state, server.run.stage = State.FAILED, Stage.CLOSED
+            server.trouble = f"{server.name} was removed from the config, or its table has changed"
+        for server in servers:
+            text = f"mcpmux: {server.trouble}"
+            self._out.no_timers(server.peer, (*_TIMERS_OF_A_RUN, "rested"))
+            self._out.clogged.discard(server.peer)
+            self._greeting.forget(server.peer)
+            self._deaths.pop(server.peer, None)
+            self._hooks.removed(server, text)
+            self._calls.forget(server, text)
 
     def end(self) -> None:
         """mcpmux stops: every process does."""
@@ -7186,14 +7228,14 @@ class Core:
             kept[name] = server
         for name, reason in config.broken.items():
             kept[name] = broken_server(name, reason, former[name].run.number + 1 if name in former else 0)
-        for old in former.values():
-            self._former_runs = max(self._former_runs, old.run.number)
-            self.life.retire(old)
+        self._former_runs = max([self._former_runs, *(old.run.number for old in former.values())])
+        self.life.retire(former.values())
         self.servers.clear()
         self.servers.update(kept)
         self._wanted &= kept.keys()
         gone = [name for name in former if name not in kept]
         for name in gone:
+            self._wanted.discard(name)
             self.tasks.removed(name)
             self.subscriptions.removed(name)
         new = ", ".join(server.name for server in started) or "none"
@@ -13685,6 +13727,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a console's alphabet lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    former: Any = sys.stdout, sys.stderr
+    if arguments.run is not _serve:
+        sys.stdout, sys.stderr = (stream and Screen(stream) for stream in former)
     try:
         return arguments.run(arguments)
     except ConfigError as wrong:
@@ -13695,6 +13740,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # as of `mcpmux tools | head`; Python flushes stdout once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    finally:
+        sys.stdout, sys.stderr = former
 
 
 class Subcommand(NamedTuple):
@@ -13801,6 +13848,22 @@ STYLES: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 OF_STATES: Final = {"ready": "green", "enabled": "green", "failed": "red", "broken": "red", "starting": "yellow"}
 
 
+_OURS: Final = f"\x1b{os.urandom(8).hex()}"  # begins what mcpmux itself makes a terminal do: no peer can guess it
+
+
+class Screen:
+    """A stream for people: what the words of peers would make a terminal do is made visible, whoever prints them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write("\x1b".join(map(harmless, text.split(_OURS))))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def moves(stream: TextIO | Any) -> bool:
     """Whether it is a terminal whose cursor can be moved."""
     if stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
@@ -13818,7 +13881,7 @@ def painted(text: str, style: str | None, stream: TextIO | None = None) -> str:
     """https://no-color.org"""
     if style is None or os.environ.get("NO_COLOR") or not moves(stream or sys.stdout):
         return text
-    return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+    return f"{_OURS}[{STYLES[style]}m{text}{_OURS}[0m"
 
 
 def to_stderr(text: str) -> None:
@@ -13858,7 +13921,7 @@ class Waiting:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._add(f"{harmless(text)}\n")
+        self._add(f"{text}\n")
 
     def clear(self, *, paused: bool = False) -> None:
         """Nothing is shown any more; what comes while `paused` waits, since a person is being asked."""
@@ -13873,7 +13936,7 @@ class Waiting:
     def _replace(self, lines: list[str]) -> None:
         """What is drawn gives way to what stays, and that is followed by these lines."""
         said, self._said = ("", self._said) if self._paused else (self._said, "")
-        to_stderr((f"\x1b[{self._drawn}A\x1b[J" if self._drawn else "") + said + "".join(lines))
+        to_stderr((f"{_OURS}[{self._drawn}A{_OURS}[J" if self._drawn else "") + said + "".join(lines))
         self._drawn = len(lines)
 
     def _drawing(self) -> list[str]:
@@ -13886,7 +13949,7 @@ class Waiting:
         lines: list[str] = []
         for name, text in rows[-(size.lines - 1) :]:
             style = OF_STATES.get(text.partition(",")[0], "yellow" if name and "fetching" in text else None)
-            lines.append(f"{name:{width}}  {painted(text[:room], style, sys.stderr)}\n")
+            lines.append(f"{name:{width}}  {painted(in_a_line(text)[:room], style, sys.stderr)}\n")
         return lines
 
 
@@ -14274,10 +14337,10 @@ def _print_check(config: Config, found: Checked, sampling: str) -> None:
         print(f"note: {note}")
     for row in rows:
         for text in [*row.get("unread", ()), *(f"left out: {what}" for what in row.get("leftOut", ()))]:
-            print(f"\n{row['server']}: {harmless(text)}")
+            print(f"\n{row['server']}: {in_a_line(text)}")
         if row["state"] == "failed":
-            reason = row["reason"].removeprefix(row["server"] + ": ")
-            print(f"\n{row['server']}: {reason}\n  next: {as_typed(row['next'])}")
+            reason = in_a_line(row["reason"]).removeprefix(row["server"] + ": ")
+            print(f"\n{row['server']}: {reason}\n  next: {as_typed(in_a_line(row['next']))}")
 
 
 def _sum(*counts: int | None) -> int | None:
@@ -14401,7 +14464,7 @@ def _print_servers(rows: list[dict[str, Any]]) -> None:
         )
     for row in rows:
         if row["reason"]:
-            print(f"\n{row['server']}: {row['reason']}")
+            print(f"\n{row['server']}: {in_a_line(row['reason'])}")
     if any(row["state"] == "enabled" and row["tools"] is None for row in rows):
         print(as_typed("\n-: not known before it has run once; `mcpmux check` starts them all"))
 
@@ -14478,7 +14541,7 @@ def _tools(arguments: argparse.Namespace) -> int:
         nothing = f"{arguments.server or config.path} has no tools."
         print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
     for name, reason in failed.items():
-        print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{reason}", file=sys.stderr)
+        print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{in_a_line(reason)}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -14501,13 +14564,11 @@ def _show_found(arguments: argparse.Namespace, catalogue: Catalogue, known: Mapp
 
 def _print_tool(tool: dict[str, Any]) -> None:
     """One tool as people read it: NAME(needed: type, more?: type), and in a line what it does."""
-    schema = tool.get("inputSchema", {})
-    properties = schema.get("properties", {})
-    needed = schema.get("required", [])
+    properties, needed = members_of(tool.get("inputSchema"))
     parameters = [f"{name}{'' if name in needed else '?'}: {_type_of(one)}" for name, one in properties.items()]
     line = f"{tool['name']}({', '.join(parameters)})"
     width = max(shutil.get_terminal_size().columns, 60)
-    first, *rest = textwrap.wrap(harmless(line), width, subsequent_indent="        ", break_on_hyphens=False)
+    first, *rest = textwrap.wrap(in_a_line(line), width, subsequent_indent="        ", break_on_hyphens=False)
     print("\n".join([painted(tool["name"], "bold") + first.removeprefix(tool["name"]), *rest]))
     title = tool.get("title") or tool.get("annotations", {}).get("title")
     does = next((line.strip() for line in tool.get("description", "").splitlines() if line.strip()), "")
@@ -14515,20 +14576,26 @@ def _print_tool(tool: dict[str, Any]) -> None:
     print(textwrap.indent(textwrap.shorten(says, width - 4, placeholder=" …"), "    "))
 
 
-def _type_of(schema: Any) -> str:
+def members_of(schema: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The properties that an object's schema names, and which are required: it may say anything there."""
+    properties, needed = (schema.get(key) if isinstance(schema, dict) else None for key in ("properties", "required"))
+    return properties if isinstance(properties, dict) else {}, needed if isinstance(needed, list) else []
+
+
+def _type_of(schema: Any, depth: int = 5) -> str:
     """A JSON schema in a word or two."""
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or not depth:
         return "any"
     if isinstance(schema.get("enum"), list):
         return " | ".join(json.dumps(one, ensure_ascii=False) for one in schema["enum"])
     parts = schema.get("anyOf") or schema.get("oneOf")
     if isinstance(parts, list):
-        return " | ".join(dict.fromkeys(_type_of(one) for one in parts))
+        return " | ".join(dict.fromkeys(_type_of(one, depth - 1) for one in parts))
     if "const" in schema:
         return json.dumps(schema["const"], ensure_ascii=False)
     kind = schema.get("type", "any")
     if kind == "array":
-        inner = _type_of(schema.get("items"))
+        inner = _type_of(schema.get("items"), depth - 1)
         return f"({inner})[]" if " " in inner else f"{inner}[]"
     return " | ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
 
@@ -14764,32 +14831,39 @@ def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
 def bar_of(progress: Fields) -> str:
     """How far a call is, in a line."""
     done, total, message = (value_of(progress.get(key)) for key in ("progress", "total", "message"))
-    words = f"  {harmless(message)}" if isinstance(message, str) else ""
-    if isinstance(total, int | float) and total > 0:
-        filled = min(max(int(done * 20 / total), 0), 20)
+    words = f"  {message}" if isinstance(message, str) else ""
+    done, total = (max(-1e9, min(one, 1e300)) if isinstance(one, int | float) else 0 for one in (done, total))
+    if total > 0:
+        filled = int(20 * min(max(done / total, 0), 1))
         return f"[{'#' * filled:20}] {done:g}/{total:g}{words}"
     return f"{done:g}{words}"
 
 
 def show_reply(reply: Reply, output: str | None, *, as_it_came: bool) -> int:
     """A call's result on stdout, a failure on stderr; the exit code."""
-    result = value_of(reply.result)
-    failed = reply.result is None or result.get("isError") is True
-    if as_it_came:
-        line = bytes(reply.result) if reply.result is not None else b'{"error":%b}' % bytes(reply.error or b"null")
+    body = object_of(reply.result)
+    failed = reply.result is None or value_of(body.get("isError")) is True
+    out: Any = sys.stderr if failed else sys.stdout
+    if not failed and not sys.stdout.isatty():  # for a program
+        out = getattr(sys.stdout, "_stream", sys.stdout)
+    line = bytes(reply.result) if reply.result is not None else b'{"error":%b}' % bytes(reply.error or b"null")
+    if as_it_came and sys.stdout.isatty():
+        print(line.decode(errors="replace"))
+    elif as_it_came:
         sys.stdout.flush()
         sys.stdout.buffer.write(line + b"\n")
     elif reply.result is None:
-        error = value_of(reply.error)
-        print(f"mcpmux: {error.get('message')} ({error.get('code')})", file=sys.stderr)
+        error = object_of(reply.error)
+        print(f"mcpmux: {value_of(error.get('message'))} ({value_of(error.get('code'))})", file=sys.stderr)
     else:
-        blocks = [block for block in result.get("content", []) if isinstance(block, dict)]
-        out = sys.stderr if failed else sys.stdout
+        unread = {"type": "text", "text": "(what cannot be read)"}
+        blocks = [one for raw in items_of(body.get("content")) if isinstance(one := value_of(raw, unread), dict)]
         keeper = Keeper(output, sum(blob_of(block) is not None for block in blocks))
         for block in blocks:
-            print(_shown(block, keeper), file=out)
-        if "structuredContent" in result and not any(block.get("type") == "text" for block in blocks):
-            print(json.dumps(result["structuredContent"], indent=2, ensure_ascii=False), file=out)
+            print(_shown(block, keeper).replace("\r\n", "\n") if out.isatty() else _shown(block, keeper), file=out)
+        structured = value_of(body.get("structuredContent"))
+        if structured is not None and not any(block.get("type") == "text" for block in blocks):
+            print(json.dumps(structured, indent=2, ensure_ascii=False), file=out)
         if output and not keeper.count:
             print("mcpmux: nothing to save: the result has no image, audio or file", file=sys.stderr)
     return 1 if failed else 0
@@ -14797,7 +14871,7 @@ def show_reply(reply: Reply, output: str | None, *, as_it_came: bool) -> int:
 
 def _shown(block: dict[str, Any], keeper: Keeper) -> str:
     """A content block for people."""
-    resource = block.get("resource", {})
+    resource = held if isinstance(held := block.get("resource"), dict) else {}
     match block.get("type"):
         case "text":
             return str(block.get("text"))
@@ -14814,9 +14888,11 @@ def _shown(block: dict[str, Any], keeper: Keeper) -> str:
 
 def blob_of(block: dict[str, Any]) -> tuple[str, str] | None:
     """The MIME type and the base64 of a block that is no text."""
-    holder = block.get("resource", {}) if block.get("type") == "resource" else block
-    data = holder.get("blob" if block.get("type") == "resource" else "data")
-    return (str(holder.get("mimeType", "application/octet-stream")), data) if isinstance(data, str) else None
+    is_resource = block.get("type") == "resource"
+    holder = block.get("resource") if is_resource else block
+    if not isinstance(holder, dict) or not isinstance(data := holder.get("blob" if is_resource else "data"), str):
+        return None
+    return str(holder.get("mimeType", "application/octet-stream")), data
 
 
 class Keeper:
@@ -14869,7 +14945,7 @@ class Person:
     async def asked(self, params: Fields) -> dict[str, Any]:
         """An answer to `elicitation/create`."""
         question = {key: value_of(raw) for key, raw in params.items()}
-        message = harmless(str(question.get("message")))
+        message = str(question.get("message")).replace("\n", "\n  ")  # what it says further is seen to be its own
         if not self._is_there:
             self._waiting.say(f"mcpmux: declined, because stdin is no terminal: {message}")
             return {"action": "decline"}
@@ -14878,7 +14954,7 @@ class Person:
             try:
                 if question.get("mode") == "url":
                     return await self._sent_to(message, str(question.get("url")))
-                return await self._fills_in(message, question.get("requestedSchema", {}))
+                return await self._fills_in(message, question.get("requestedSchema"))
             except EOFError:
                 to_stderr("declined\n")
                 return {"action": "decline"}
@@ -14906,7 +14982,7 @@ class Person:
         return True
 
     async def _sent_to(self, message: str, url: str) -> dict[str, Any]:
-        to_stderr(f"{message}\n  {harmless(url)}\n")
+        to_stderr(f"{message}\n  {in_a_line(url)}\n")
         if not re.match("https?://", url):
             to_stderr("declined: this is no address of a page\n")
             return {"action": "decline"}
@@ -14917,14 +14993,13 @@ class Person:
                 await asyncio.to_thread(go_to, opener, url)
         return {"action": action}
 
-    async def _fills_in(self, message: str, schema: dict[str, Any]) -> dict[str, Any]:
-        fields = schema.get("properties", {})
-        needed = schema.get("required", [])
+    async def _fills_in(self, message: str, schema: Any) -> dict[str, Any]:
+        fields = fields_of_form(schema)
         to_stderr(f"{message}\n" + ("  (Enter takes what is in brackets, Ctrl-D declines)\n" if fields else ""))
         while True:
             content: dict[str, Any] = {}
             for name, field in fields.items():
-                value = await self._enters(name, field, needed=name in needed)
+                value = await self._enters(name, field, needed=field["required"])
                 if value is not None:
                     content[name] = value
             answers = _ACTIONS | ({"e": "edit"} if fields else {})
@@ -14941,21 +15016,21 @@ class Person:
         if choices:
             about = ["several, with commas between" if field.get("type") == "array" else "one"]
         about += ["needed"] if needed and default is None else []
-        label = f"  {harmless(str(field.get('title', name)))} ({', '.join(about)})"
+        label = [f"  {field.get('title', name)} ({', '.join(about)})"]
         if field.get("description"):
-            label += f": {harmless(str(field['description']))}"
+            label[0] += f": {field['description']}"
         for number, (value, shown) in enumerate(choices, 1):
-            label += harmless(f"\n    {number}: {shown}" + (f" ({value})" if shown != value else ""))
-        to_stderr(label + "\n")
+            label.append(f"    {number}: {shown}" + (f" ({value})" if shown != value else ""))
+        to_stderr("".join(f"{in_a_line(line)}\n" for line in label))
         usual = default if isinstance(default, str) else json.dumps(default)
         while True:
-            text = (await self._line("    > " if default is None else f"    [{harmless(usual)}] > ")).strip()
+            text = (await self._line("    > " if default is None else f"    [{in_a_line(usual)}] > ")).strip()
             if not text and (default is not None or not needed):
                 return default
             try:
                 return typed(text, field)
             except ValueError as wrong:
-                to_stderr(f"    {harmless(str(wrong))}\n")
+                to_stderr(f"    {in_a_line(str(wrong))}\n")
 
     async def _chooses(self, prompt: str, answers: Mapping[str, str]) -> str:
         """Nothing is taken for granted: Enter alone asks again."""

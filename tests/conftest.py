@@ -29,8 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--all-pairings", action="store_true", help="every host before every server; without it a diagonal"
     )
     parser.addoption("--new-pictures", action="store_true", help="draws the picture of the page anew")
+    parser.addoption("--fuzz-stories", type=int, default=1200, help="how many the fuzzer tells; each is a seed")
+    parser.addoption("--fuzz-from", type=int, default=0, help="the first of them")
+    parser.addoption("--costs", type=int, default=1000, help="of how many the costs are counted")
 
 
+FUZZ_PARTS = 4  # so that two cores share them
 ROOT = Path(__file__).parent.parent
 MCPMUX = ROOT / "mcpmux.py"
 COMMAND = [sys.executable, "-m", "mcpmux"]  # a module's bytecode is kept, a script's is not: a tenth of a second each

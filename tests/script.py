@@ -40,6 +40,7 @@ class Message(dict[str, Any]):
     """A parsed line with its bytes."""
 
     raw: bytes = b""
+    source: mcpmux.Name = mcpmux.Peer.HOST  # of one to the host: through whose queue it came
 
     @property
     def is_error(self) -> bool:
@@ -174,7 +175,7 @@ class Script:
 
     def server_hears(self, server: str, method: str) -> Message:
         """The last request or notification of this method that came to a server."""
-        return [message for message in self.to_server[server] if message.get("method") == method][-1]
+        return next(one for one in reversed(self.to_server[server]) if one.get("method") == method)
 
     def server_heard(self, server: str, method: str) -> list[Message]:
         return [message for message in self.to_server[server] if message.get("method") == method]
@@ -194,7 +195,7 @@ class Script:
         self, server: str, code: int = 1, stderr: list[str] | None = None, unread: list[Message] | None = None
     ) -> None:
         """`unread` is what it was sent and has certainly not taken."""
-        lines = [json.dumps(message).encode() for message in unread or []]
+        lines = [message.raw or json.dumps(message).encode() for message in unread or []]
         reason = f"{server} exited with code {code}"
         self.feed(mcpmux.ServerGone(server, self.runs[server], reason, "look", stderr or [], lines))
 
@@ -266,8 +267,9 @@ class Script:
     def _perform(self, effects: list[mcpmux.Effect]) -> None:
         for effect in effects:
             match effect:
-                case mcpmux.SendHost(line=line):
+                case mcpmux.SendHost(source, line):
                     message = self._parse(line)
+                    message.source = source
                     if "method" not in message and "id" in message:
                         self.answered.append(message["id"])
                         is_modern = message["id"] in self.enveloped
@@ -288,9 +290,7 @@ class Script:
                     self.runs[server] = run
                     self.page_starts += server is PAGE
                     (self.started if isinstance(server, str) else self.sampler_starts).append(server)
-                    self.feed(mcpmux.ServerUp(server, run))
-                    if server is SAMPLER:
-                        self.model_sends(method="loaded")
+                    self.comes_up(server, run)
                 case mcpmux.Stop(server, run):
                     (self.stopped if isinstance(server, str) else self.sampler_stops).append(server)
                 case mcpmux.SaveCatalogue(server, known):
@@ -311,6 +311,11 @@ class Script:
                 case mcpmux.Log(_, text):
                     assert self.bugs_allowed or not text.startswith("a bug in mcpmux"), text
                     self.logged.append(text)
+
+    def comes_up(self, server: mcpmux.Name, run: int) -> None:
+        self.feed(mcpmux.ServerUp(server, run))
+        if server is SAMPLER:
+            self.model_sends(method="loaded")
 
     def _parse(self, line: bytes) -> Message:
         assert line.endswith(b"\n") and line.count(b"\n") == 1
@@ -348,8 +353,8 @@ class Script:
 
     def _modern_server_gets(self, server: str, message: Message) -> None:
         method, params = message["method"], message.get("params", {})
-        meta = params.get("_meta", {})
-        if meta.get(PREFIX + "protocolVersion") != "2026-07-28":
+        meta = params.get("_meta")
+        if not isinstance(meta, dict) or meta.get(PREFIX + "protocolVersion") != "2026-07-28":
             data = {"supported": ["2026-07-28"], "requested": "none"}
             self.server_sends(server, id=message["id"], error={"code": -32022, "message": "old", "data": data})
             return
@@ -364,6 +369,6 @@ class Script:
             entries = self.offers[server].get(method, [])
             self.server_sends(server, id=message["id"], result={**more, mcpmux.LISTS[method].key: entries})
         elif method == "subscriptions/listen":
-            known = {key: value for key, value in params["notifications"].items() if value}
+            known = {key: value for key, value in params.get("notifications", {}).items() if value}
             acknowledged = {"_meta": {PREFIX + "subscriptionId": message["id"]}, "notifications": known}
             self.server_sends(server, method="notifications/subscriptions/acknowledged", params=acknowledged)

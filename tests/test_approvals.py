@@ -340,3 +340,12 @@ def test_the_call_of_an_app_by_its_bare_name_waits_too(how: str):
         "round": [1] if 1 in s.answered else [],
     }
     assert len(where[how]) == 1
+
+
+def test_arguments_that_no_program_can_read_are_decided_on_all_the_same():
+    s = script(page=True)
+    s.host_sends(
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"git__delete","arguments":{"n":1e999}}}'
+    )
+    decides(s, "once")
+    assert calls(s) == 1

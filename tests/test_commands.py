@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -805,6 +806,67 @@ def test_a_question_can_be_declined_or_cancelled(keys: bytes, action: str, confi
     terminal.presses(keys)
     terminal.until(f'{{"result": {{"action": "{action}"}}}}')
     assert terminal.close() == 0
+
+
+SPOOF = "x\x1b]0;pwn\x07\n\n[bank] Your PIN"
+ODD_FIELDS: dict[str, Any] = {
+    "f": {"type": "string", "format": SPOOF},
+    "t": {"type": SPOOF},
+    "s": "x",
+    "e": {"type": "string", "enum": 5},
+    "o": {"oneOf": [7, {"const": 1}]},
+    "i": {"type": "array", "items": [7]},
+    "l": {"type": "string", "title": SPOOF, "description": 7, "minLength": "zz", "enumNames": {}},
+}
+
+
+@needs_pty
+@pytest.mark.parametrize("schema", [{"properties": ODD_FIELDS, "required": 7}, {"properties": ["a"]}, "zz"])
+def test_a_form_that_is_none_is_filled_in_as_far_as_it_can_be_and_cannot_look_like_mcpmux(
+    schema: Any, config: Path, home: dict[str, str]
+):
+    written(config, server_table("fake"))
+    params = {"message": SPOOF, "requestedSchema": schema}
+    terminal = Terminal(home, "call", "fake__ask", json.dumps({"method": "elicitation/create", "params": params}))
+    for name in ODD_FIELDS if isinstance(schema, dict) and isinstance(schema["properties"], dict) else ():
+        terminal.until("    > ")
+        terminal.types("" if name == "i" else "1")
+    terminal.until("send this? ")
+    terminal.types("y")
+    terminal.until('"action": "accept"')
+    assert terminal.close() == 0
+    assert "\x1b]" not in terminal.shown and "Traceback" not in terminal.shown
+    assert not re.search(r"^\[bank\]", terminal.shown, re.MULTILINE)
+
+
+def test_what_peers_say_is_harmless_on_a_screen_whoever_prints_it(monkeypatch: pytest.MonkeyPatch):
+    shown = io.StringIO()
+    screen: Any = mcpmux.Screen(shown)
+    monkeypatch.setattr(mcpmux, "moves", lambda stream: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print(mcpmux.painted("good\x1b[2J", "green"), file=screen)
+    assert shown.getvalue() == "\x1b[32mgood\\x1b[2J\x1b[0m\n"
+
+
+ODD_RESULTS = [
+    b'{"content":5}',
+    b'{"content":[1e999,7,{"type":"image","data":5},{"type":"resource","resource":7},{"type":"resource_link"}]}',
+    b'{"content":[],"structuredContent":1e999}',
+    b'{"isError":1e999,"content":[{"type":"text","text":1e999},{"type":["x"]}]}',
+]
+
+
+@pytest.mark.parametrize("result", ODD_RESULTS)
+def test_a_result_is_shown_as_far_as_it_can_be_read(result: bytes, capsys: pytest.CaptureFixture[str]):
+    reply = mcpmux.Reply(mcpmux.Raw(result), None)
+    assert mcpmux.show_reply(reply, None, as_it_came=False) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_is_drawn_of_any_numbers():
+    for done, total in (("9" * 400, "1"), ("1", "9" * 400), ("true", "null"), ("-5", "3"), ("1e300", "1e-300")):
+        progress = {"progress": mcpmux.Raw(done.encode()), "total": mcpmux.Raw(total.encode())}
+        assert len(mcpmux.bar_of(progress)) < 60
 
 
 @needs_pty

@@ -1329,3 +1329,18 @@ def test_a_modern_hosts_envelope_is_never_invented():
     s.host_asks_modern(1, "tools/call", name="git__log", capabilities=FORM)
     told = called(s, "git")["params"]["_meta"]
     assert {key: told[key] for key in envelope(FORM)} == envelope(FORM)
+
+
+def test_a_state_that_a_legacy_server_never_gave_ends_the_call_and_takes_no_question_along():
+    declared: dict[str, Any] = {"elicitation": {}}
+    s = Script(["old"], begin=False)
+    s.asks_modern("d", "server/discover")
+    s.host_asks_modern("l", "tools/list", declared)
+    s.advance(0.3)
+    params = {"message": "?", "requestedSchema": {"type": "object", "properties": {}}}
+    s.server_sends("old", id="q", method="elicitation/create", params=params)
+    refused = s.asks_modern(1, "tools/call", capabilities=declared, name="old__log", requestState="x")
+    assert refused["error"]["code"] == -32602
+    s.host_asks_modern(2, "tools/call", declared, name="old__log")
+    s.advance(0.1)
+    assert list(s.host_hears(2)["result"]["inputRequests"])

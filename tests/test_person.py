@@ -289,3 +289,19 @@ def test_a_host_that_can_send_the_person_there_itself_is_left_to_it():
     refused(s, "e1")
     assert s.host_hears(1)["error"]["code"] == -32042
     assert PAGE not in s.runs
+
+
+def test_a_page_to_be_visited_is_that_calls_affair_and_no_others():
+    """Neither the end of the process that named it nor that of another call of its takes it off the page."""
+    s = Script(["git"], page=True)
+    s.host_asks(1, "tools/call", name="git__log")
+    s.host_asks(2, "tools/call", name="git__log")
+    first = s.server_heard("git", "tools/call")[0]["id"]
+    data = {"elicitations": [URL]}
+    s.server_sends("git", id=first, error={"code": -32042, "message": "pay", "data": data})
+    s.host_sends(method="notifications/cancelled", params={"requestId": 2})
+    s.server_dies("git")
+    s.page_says("accept")
+    s.advance(62)
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"] == {"content": []}

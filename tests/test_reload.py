@@ -200,3 +200,18 @@ def test_a_changed_server_is_told_things_although_the_former_one_did_not_read():
     s.host_asks(2, "tools/call", name="git__log")
     s.server_answers("git", "tools/call", {"content": []})
     assert s.host_hears(2)["result"] == {"content": []}
+
+
+def test_servers_that_leave_at_once_are_not_started_for_each_others_requests_and_a_new_one_is_no_former_one():
+    first = Script(
+        ["a", "c"], offers={name: {"resources/list": [{"uri": f"mem://{name}", "name": "x"}]} for name in "ac"}
+    )
+    known = {name: [first.saved[name]] for name in ("a", "c")}
+    s = Script(["a", "c"], offers=first.offers, known=known)
+    s.host_asks(1, "resources/read", uri="mem://unlisted")  # asked of one after the other
+    s.advance(0.3)
+    assert s.started == ["a"]
+    reload(s, table(a=ServerOptions(command="other"), c=ServerOptions(command="other")))
+    assert s.host_hears(1).is_error
+    assert s.started == ["a", "a", "c"] and s.stopped == ["a"]
+    assert s.runs == {"a": 2, "c": 1}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import functools
-import gc
 import gzip
 import hashlib
 import json
@@ -24,7 +22,8 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
-from conftest import COMMAND, MCPMUX, PATIENCE, RawHost, assert_lines_are_clean, empty_home
+from conftest import COMMAND, MCPMUX, PATIENCE, ROOT, RawHost, assert_lines_are_clean, empty_home
+from counting import assert_linear
 from fake_site import Answer, Asked, FakeSite, Reply, json_reply, legacy_server
 
 import mcpmux
@@ -925,33 +924,18 @@ def test_an_error_passes_byte_for_byte_whatever_its_status(calling: Calling):
     assert b'"error":%b}' % error in host.request("tools/call", {"name": "x__hello"})["raw"]
 
 
-def assert_linear(work: Callable[[int], Callable[[], object]], size: int) -> None:
-    """`work(size)` makes something of that size ready to be done. Four times the size may cost eight times the
-    processor's time: sixteen would be quadratic. The least of some runs is what it costs."""
-
-    def cost(size: int) -> float:
-        todo, least = work(size), float("inf")
-        gc.collect()
-        gc.disable()  # its turns come with what is alive
-        try:
-            for _ in range(4):
-                before = time.process_time()
-                todo()
-                least = min(least, time.process_time() - before)
-        finally:
-            gc.enable()
-        return least
-
-    assert cost(4 * size) < 8 * max(cost(size), 1e-3)
+MENDING = r"""
+import mcpmux
+parts = [b"\\", b"\\\\x", b"\\ud83d", b"\\ud83d\\ude00", b"\\\\\\ud83d", b"\\u", b"\\ud8"]
+for part in parts:
+    for end in (b"", b"\\u", b"\\ud83d", b"u0041", b"x"):
+        mcpmux.mended(part * (300_000 // len(part)) + end + b"\\u")
+"""
 
 
-@pytest.mark.parametrize("end", [b"", b"\\u", b"\\ud83d", b"u0041", b"x"])
-@pytest.mark.parametrize("part", [b"\\", b"\\\\x", b"\\ud83d", b"\\ud83d\\ude00", b"\\\\\\ud83d", b"\\u", b"\\ud8"])
-def test_mending_costs_no_more_than_a_look_at_each_byte(part: bytes, end: bytes):
-    def work(size: int) -> Callable[[], object]:
-        return functools.partial(mcpmux.mended, part * (size // len(part)) + end + b"\\u")
-
-    assert_linear(work, 500_000)
+def test_mending_costs_no_more_than_a_look_at_each_byte():
+    """A search that goes back would take minutes for each of these."""
+    subprocess.run([sys.executable, "-c", MENDING], cwd=ROOT, timeout=PATIENCE, check=True)
 
 
 STREAMS: dict[str, Callable[[int], bytes]] = {
@@ -987,7 +971,7 @@ def test_no_stream_costs_more_than_its_length(name: str, chunk: int):
         body = STREAMS[name](size) + b"\n\n"
         return lambda: asyncio.run(read(body))
 
-    assert_linear(work, 20_000 if chunk == 7 else 60_000)
+    assert_linear(work, *((2_000, 8_000) if chunk == 7 else (20_000, 80_000)))
 
 
 def test_many_headers_of_a_tool_cost_no_more_than_their_number():
@@ -1008,7 +992,7 @@ def test_many_headers_of_a_tool_cost_no_more_than_their_number():
 
         return headers
 
-    assert_linear(work, 2000)
+    assert_linear(work, 200, 800)
 
 
 SURROGATES = rb'"\ud83d cut \\ud83d \ud83d\ude00 \\\ude00 \ud83d"'

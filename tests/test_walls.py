@@ -3,13 +3,18 @@ is shared is bounded. Our promise (README, "Isolates failures"), in the words of
 
 from __future__ import annotations
 
+import json
+import random
+import re
 from typing import Any
 
 import pytest
-from script import TOOL, Script
+from counting import cost
+from hostile import ALL, answer_to, bent, question, reply_to, spelt, told_by_server, torn
+from script import TOOL, Message, Script
 
 import mcpmux
-from mcpmux import ServerOptions
+from mcpmux import MuxOptions, ServerOptions, State
 
 TASKS = {"tasks": {"list": {}, "cancel": {}}}
 ELICITATION = {"elicitation": {"form": {}, "url": {}}}
@@ -420,3 +425,228 @@ def test_a_server_causes_so_many_lines_a_second_in_our_log_and_then_a_count():
 
 def test_a_peers_words_are_one_line_in_our_log():
     assert mcpmux.in_a_line("a\nmcpmux error: forged\x1b[2J\u202e") == r"a\nmcpmux error: forged\x1b[2J\u202e"
+
+
+# ── hosts that are not ready ──
+
+
+def test_what_a_server_asks_and_takes_back_before_the_host_is_ready_is_never_told():
+    s = Script(["evil"], capabilities=ELICITATION, begin=False)
+    info = {"name": "script", "version": "1"}
+    s.asks("init", "initialize", protocolVersion="2025-11-25", capabilities=ELICITATION, clientInfo=info)
+    for number in range(1000):
+        s.server_sends("evil", id=number, method="elicitation/create", params=asking()["params"])
+        s.server_sends("evil", method="notifications/cancelled", params={"requestId": number})
+    s.server_sends("evil", id="q", method="elicitation/create", params=asking()["params"])
+    s.host_sends(method="notifications/initialized")
+    assert len(s.host_told("elicitation/create")) == 1 and s.host_told("notifications/cancelled") == []
+
+
+def test_a_server_that_never_answers_its_handshake_is_given_up_once():
+    s = Script({"evil": ServerOptions(command="x", startup_timeout_sec=2)}, silent=("evil",), begin=False)
+    s.host_asks_modern("m", "tools/list", {})
+    s.advance(30)  # its handshake is given up after 8 s, and a silence of 10 means nothing then
+    assert s.stopped == ["evil"]
+
+
+# ── all of it at once: beside a server that does anything, another is what it is alone ──
+
+GOOD: dict[str, Any] = {
+    "tools/list": [TOOL, TOOL | {"name": "other"}],
+    "prompts/list": [{"name": "p"}],
+    "resources/list": [{"uri": "good://1", "name": "one"}],
+    "resources/templates/list": [{"name": "t", "uriTemplate": "good://{x}"}],
+}
+EVIL: dict[str, Any] = {
+    "tools/list": [TOOL, TOOL | {"name": "good__log"}, TOOL | {"name": "x" * 90}],
+    "prompts/list": [{"name": "p"}, {"name": "good__p"}],
+    "resources/list": [{"uri": "good://1", "name": "mine"}, {"uri": "mem://a", "name": "a"}],
+    "resources/templates/list": [{"name": "t", "uriTemplate": "{+any}"}],
+}
+MINTED = re.compile(r"mcpmux:\d+\.\d+\.|\bgood-\d+")  # by mcpmux, which counts for all servers
+
+
+class Tale(Script):
+    """What a host and a good server have to do with each other, and whatever else there is in between."""
+
+    def __init__(self, seed: int, *, with_evil: bool) -> None:
+        self.rng, self.wild = random.Random(seed), random.Random(-seed - 1)
+        self.with_evil, self.is_modern = with_evil, seed % 2 == 1
+        tables = {"good": ServerOptions(command="good")}
+        prefix, wait = self.wild.choice([None, "", "good"]), self.wild.choice([0.0, 1.0])
+        if with_evil:
+            tables["evil"] = ServerOptions(command="evil", prefix=prefix, idle_timeout_sec=wait)
+        super().__init__(
+            tables,
+            options=MuxOptions(first_list_sec=0.5),
+            capabilities=ALL,
+            offers={"good": {**GOOD}, "evil": {**EVIL}},
+            modern=tuple(name for name, bit in (("good", 2), ("evil", 4)) if seed & bit),
+            begin=not self.is_modern,
+        )
+        self.numbers: dict[Any, int] = {}
+        self.next = 0
+        self.puts: list[Message] = []
+        self.params: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.of_evil: list[tuple[str, Any]] = []
+        if self.is_modern:
+            self.asks_modern("begin", "server/discover")
+            self.asks_good("tools/list")
+        self.advance(5)
+
+    # ── good's ──
+
+    def asks_good(self, method: str, **params: Any) -> None:
+        self.next += 1
+        id = f"g{self.next}"
+        self.params[id] = method, params
+        (self.host_asks_modern if self.is_modern else self.host_asks)(id, method, **params)
+
+    def open_at(self, server: str, *methods: str) -> list[Message]:
+        heard = [one for one in self.to_server[server] if "id" in one and (not methods or one.get("method") in methods)]
+        return [one for one in heard if self.core.in_flight.get(one["id"])]
+
+    def good_answers(self) -> None:
+        if calls := self.open_at("good", "tools/call", "prompts/get", "resources/read"):
+            call = self.rng.choice(calls)
+            text = {"type": "text", "text": f"{self.rng.random()}"}
+            kind = {"resultType": "complete"} if "good" in self.modern else {}
+            self.server_sends("good", id=call["id"], result={"content": [text], "contents": [], "messages": [], **kind})
+
+    def good_asks(self) -> None:
+        calls = self.open_at("good", "tools/call")
+        asked = {"message": f"{self.rng.random()}", "requestedSchema": {"type": "object", "properties": {}}}
+        if calls and "good" in self.modern:
+            inputs = {"k": {"method": "elicitation/create", "params": asked}}
+            result = {"resultType": "input_required", "inputRequests": inputs, "requestState": "s"}
+            self.server_sends("good", id=calls[0]["id"], result=result)
+        elif calls:
+            self.next += 1
+            self.server_sends("good", id=f"q{self.next}", method="elicitation/create", params=asked)
+        self.advance(0.1)
+
+    def host_answers_good(self) -> None:
+        said = {"action": "accept", "content": {"n": self.rng.random()}}
+        if self.is_modern:
+            for put in [one for one in self.to_host if one.get("id") in self.params and one not in self.puts]:
+                if put.get("result", {}).get("resultType") == "input_required":
+                    self.puts.append(put)
+                    method, params = self.params[put["id"]]
+                    answers = dict.fromkeys(put["result"].get("inputRequests", {}), said)
+                    state = put["result"]["requestState"]
+                    self.asks_good(method, **params | {"inputResponses": answers, "requestState": state})
+        for one in self.to_host if not self.is_modern else ():
+            if one.source == "good" and "id" in one and "method" in one and self.core.in_flight.get(one["id"]):
+                self.host_sends(id=one["id"], result=said)
+
+    def good_tells(self) -> None:
+        calls = self.open_at("good", "tools/call")
+        if calls and "progressToken" in calls[0]["params"].get("_meta", {}):
+            told = {"progressToken": calls[0]["id"], "progress": self.rng.randrange(100)}
+            self.server_sends("good", method="notifications/progress", params=told)
+        self.server_sends("good", method="notifications/message", params={"level": "info", "data": self.rng.random()})
+
+    def good_changes(self) -> None:
+        self.offers["good"]["tools/list"] = [*GOOD["tools/list"], TOOL | {"name": f"t{self.rng.randrange(9)}"}]
+        self.server_sends("good", method="notifications/tools/list_changed")
+        self.advance(5)
+
+    def a_step(self) -> None:
+        rng, meta = self.rng, {"_meta": {"progressToken": "p"}}
+        steps: list[Any] = [
+            lambda: self.asks_good("tools/call", name="good__log", arguments={"n": rng.random()}),
+            lambda: self.asks_good("tools/call", name="good__other", **({} if self.is_modern else meta)),
+            lambda: self.asks_good("prompts/get", name="good__p"),
+            lambda: self.asks_good("resources/read", uri=rng.choice(["good://1", "good://2"])),
+            lambda: self.asks_good("tools/list"),
+            self.good_answers,
+            self.good_answers,
+            self.good_asks,
+            self.host_answers_good,
+            self.good_tells,
+            self.good_changes,
+            lambda: self.advance(rng.choice([0.3, 2, 6])),
+        ]
+        rng.choice(steps)()
+
+    # ── evil's ──
+
+    def evil_does_anything(self) -> None:
+        rng, run = self.wild, self.runs.get("evil", 0)
+        state = self.core.servers["evil"].state
+        ids = [one["id"] for name in ("good", "evil") for one in self.to_server[name][-6:] if "id" in one]
+        method, params = rng.choice([question(rng), told_by_server(rng, ids)])
+        asked: list[Any] = [
+            one for one in self.to_host[-20:] if one.source == "evil" and "method" in one and "id" in one
+        ]
+        lines: list[bytes] = [
+            spelt(reply_to(rng, rng.choice(ids or [1]), rng.choice(["tools/call", "tools/list", "initialize"]))),
+            spelt({"id": rng.choice([f"q{rng.randrange(20)}", 1]), "method": method, "params": bent(rng, params)}),
+            spelt({"method": method, "params": params}),
+            torn(rng, spelt({"id": 7, "method": method, "params": params})),
+        ]
+        ask = self.host_asks_modern if self.is_modern else self.host_asks
+        match rng.randrange(9):
+            case 0 if state in (State.STARTING, State.READY, State.STOPPING):
+                self.server_dies("evil")
+            case 1 if state is State.READY:
+                self.feed(mcpmux.ServerClogged("evil", run, rng.random() < 0.3))
+            case 2 | 3:
+                ask(f"e{rng.random()}", "tools/call", name=rng.choice(["evil__log", "good__good__log", "x"]))
+            case 4 if asked:
+                one = rng.choice(asked)
+                self.host_sends(id=one["id"], result=answer_to(rng, one["method"]))
+            case 5:
+                self.offers["evil"]["tools/list"] = bent(rng, EVIL["tools/list"])
+                lines = [b'{"method":"notifications/tools/list_changed"}']
+            case _:
+                pass
+        if self.runs.get("evil") and state in (State.STARTING, State.READY):
+            self.feed(mcpmux.ServerLines("evil", self.runs["evil"], [rng.choice(lines)]))
+
+    # ── what is seen of good ──
+
+    def tell(self, steps: int) -> None:
+        for _ in range(steps):
+            for _ in range(self.wild.randrange(5) if self.with_evil else 0):
+                self.evil_does_anything()
+            self.a_step()
+
+    def same(self, value: Any) -> Any:
+        """Without what mcpmux counts for all servers."""
+        if isinstance(value, dict):
+            keys = ("id", "requestId", "progressToken")
+            return {
+                MINTED.sub("N", key): self.numbers.setdefault(one, len(self.numbers))
+                if key in keys and isinstance(one, int)
+                else self.same(one)
+                for key, one in value.items()
+            }
+        if isinstance(value, list):
+            return [self.same(one) for one in value]
+        return MINTED.sub("N", value) if isinstance(value, str) else value
+
+    def seen(self) -> dict[str, Any]:
+        lists = {id for id, (method, _) in self.params.items() if method in mcpmux.LISTS}
+        answers = {one["id"]: self.same(one) for one in self.to_host if one.get("id") in self.params}
+        for id in lists & answers.keys():
+            tools = answers[id]["result"]["tools"]
+            answers[id] = [one for one in tools if one["name"] in OWN_NAMES or re.fullmatch(r"good__t\d", one["name"])]
+        return {
+            "answers": answers,
+            "told": [self.same(one) for one in self.to_host if one.source == "good" and "method" in one],
+            "heard": [self.same(one) for one in self.to_server["good"]],
+        }
+
+
+OWN_NAMES = ("good__log", "good__other")
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_beside_a_server_that_does_anything_another_is_what_it_is_alone(seed: int):
+    alone, beside = Tale(seed, with_evil=False), Tale(seed, with_evil=True)
+    for tale in (alone, beside):
+        tale.tell(50)
+    assert json.dumps(alone.seen(), indent=1) == json.dumps(beside.seen(), indent=1)
+    costs = [cost(lambda tale=tale: tale.asks_good("tools/call", name="good__log")) for tale in (alone, beside)]
+    assert costs[1] <= 2 * costs[0] + 500
