@@ -3707,8 +3707,9 @@ class Tasks(Asker):
         for name in filter(self._is_usable, names):
             seen: set[bytes] = set()
             params: Fields = {}
-            listed = self._listed[name] = {}
-            while self._is_usable(name) and len(listed) < TASKS_MOST:
+            listed, until = dict[str, None](), self._out.now + URI_PROBE_TIMEOUT
+            self._listed[name] = listed
+            while self._is_usable(name) and len(listed) < TASKS_MOST and self._out.now < until:
                 reply = yield Step(name, "tasks/list", params, URI_PROBE_TIMEOUT)
                 body = object_of(reply.result)
                 for raw in items_of(body.get("tasks")):
@@ -3909,7 +3910,7 @@ class Subscriptions(Asker):
         uri = value_of(params.get("uri"))
         whose = wanted.get(uri) if isinstance(uri, str) else None
         if whose is None:
-            if isinstance(uri, str) and self._merged.catalogue.resources.get(uri, server.name) != server.name:
+            if isinstance(uri, str) and self._whose(uri, server.name) != server.name:
                 self._out.note(server.peer, "an update of another server's resource was dropped")
                 return
             whose = {one for group in wanted.values() for one in group}
@@ -3918,10 +3919,18 @@ class Subscriptions(Asker):
         for listen in [self._listens[one] for one in whose if one in self._listens]:
             self._tell(listen, server.name, "notifications/resources/updated", params)
 
+    def _whose(self, uri: str, server: str) -> str:
+        """Who has listed it; else who is subscribed at for it, or this server if nobody is."""
+        others = (name for name, wanted in self._wanted.items() if uri in wanted)
+        return self._merged.catalogue.resources.get(uri) or next(others, server)
+
     def pass_on(self, server: Facts, message: Envelope) -> None:
-        """What only legacy hosts, or extensions, know."""
+        """What only legacy hosts, or extensions, know. No server tells of another's task, by whatever name."""
         assert message.method is not UNSET
         params = object_of(message.params)
+        if self._tasks.owner(value_of(params.get("taskId"))) not in (None, server.name):
+            self._out.note(server.peer, "what it said of another server's task was dropped")
+            return
         meta = object_of(params.get("_meta"))
         if server.modern and meta.pop(SUBSCRIPTION_KEY, None) is not None:
             task = value_of(params.get("taskId"))
@@ -6468,8 +6477,9 @@ class Finder:
         entries: list[bytes] = []
         for name in names:
             seen, params, most = set[bytes](), dict(ask.fields), len(entries) + ENTRIES_MOST
-            while name in self._servers and len(entries) < most:
-                reply = yield Step(name, ask.method, params)
+            while (server := self._servers.get(name)) and len(entries) < most:
+                start = 0.0 if server.is_open else server.options.startup_timeout_sec
+                reply = yield Step(name, ask.method, params, URI_PROBE_TIMEOUT + start)  # the others' wait for it
                 body = object_of(reply.result)
                 entries += [bytes(one) for one in items_of(body.get(key))][: most - len(entries)]
                 if (cursor := next_cursor(body, seen)) is None:
@@ -13848,7 +13858,11 @@ STYLES: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 OF_STATES: Final = {"ready": "green", "enabled": "green", "failed": "red", "broken": "red", "starting": "yellow"}
 
 
-_OURS: Final = f"\x1b{os.urandom(8).hex()}"  # begins what mcpmux itself makes a terminal do: no peer can guess it
+_OURS: Final = os.urandom(8).hex()  # about what mcpmux itself makes a terminal do: no peer can guess it
+
+
+def ours(sequence: str) -> str:
+    return f"{_OURS}{sequence}{_OURS}"
 
 
 class Screen:
@@ -13858,7 +13872,8 @@ class Screen:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write("\x1b".join(map(harmless, text.split(_OURS))))
+        parts = enumerate(text.split(_OURS))
+        return self._stream.write("".join(part if at % 2 else harmless(part) for at, part in parts))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -13881,7 +13896,7 @@ def painted(text: str, style: str | None, stream: TextIO | None = None) -> str:
     """https://no-color.org"""
     if style is None or os.environ.get("NO_COLOR") or not moves(stream or sys.stdout):
         return text
-    return f"{_OURS}[{STYLES[style]}m{text}{_OURS}[0m"
+    return ours(f"\x1b[{STYLES[style]}m") + text + ours("\x1b[0m")
 
 
 def to_stderr(text: str) -> None:
@@ -13936,7 +13951,7 @@ class Waiting:
     def _replace(self, lines: list[str]) -> None:
         """What is drawn gives way to what stays, and that is followed by these lines."""
         said, self._said = ("", self._said) if self._paused else (self._said, "")
-        to_stderr((f"{_OURS}[{self._drawn}A{_OURS}[J" if self._drawn else "") + said + "".join(lines))
+        to_stderr((ours(f"\x1b[{self._drawn}A\x1b[J") if self._drawn else "") + said + "".join(lines))
         self._drawn = len(lines)
 
     def _drawing(self) -> list[str]:
@@ -15012,7 +15027,7 @@ class Person:
         """A valid value, or None for a field that is left out."""
         default = field.get("default")
         choices = choices_of(field)
-        about = [field.get("format") or _type_of(field)]
+        about = [field.get("format") or _type_of({key: said for key, said in field.items() if said != []})]
         if choices:
             about = ["several, with commas between" if field.get("type") == "array" else "one"]
         about += ["needed"] if needed and default is None else []
@@ -15592,7 +15607,7 @@ async def _scenes(host: InnerHost) -> None:
     def bar(progress: Fields) -> None:
         tall = sys.stdout.isatty()
         ends = not tall or value_of(progress["progress"]) == value_of(progress["total"])
-        print(f"{chr(13) if tall else ''}     {bar_of(progress)}", end="\n" if ends else "", flush=True)
+        print(f"{ours(chr(13)) if tall else ''}     {bar_of(progress)}", end="\n" if ends else "", flush=True)
 
     def kill_clock(progress: Fields) -> None:
         if value_of(progress["progress"]) == 1:

@@ -427,6 +427,47 @@ def test_a_peers_words_are_one_line_in_our_log():
     assert mcpmux.in_a_line("a\nmcpmux error: forged\x1b[2J\u202e") == r"a\nmcpmux error: forged\x1b[2J\u202e"
 
 
+# ── what is told of what is another's ──
+
+
+def test_an_update_of_a_resource_that_is_subscribed_at_another_server_is_dropped_although_nobody_lists_it():
+    s = Script(["good", "evil"], offers={"good": {"resources/list": [], **TEMPLATE}, "evil": RESOURCES})
+    for id, uri in (("g", "file:///unlisted"), ("e", "mem://x")):
+        s.host_asks(id, "resources/subscribe", uri=uri)
+    s.server_sends("evil", method="notifications/resources/updated", params={"uri": "file:///unlisted"})
+    assert s.host_told("notifications/resources/updated") == []
+    s.server_sends("good", method="notifications/resources/updated", params={"uri": "file:///unlisted"})
+    assert len(s.host_told("notifications/resources/updated")) == 1
+
+
+def test_a_word_of_anothers_task_is_dropped_whatever_it_is_called():
+    s = Script(["good", "evil"], modern=("good", "evil"), capabilities=EXTENSION)
+    s.host_asks_modern(1, "tools/call", name="good__log")
+    s.server_answers("good", "tools/call", {"resultType": "task", "taskId": "t", "status": "working"})
+    s.host_asks_modern(2, "subscriptions/listen", notifications={"taskIds": ["t"]})
+    s.advance(1)
+    for server in ("evil", "good"):
+        listen = s.server_hears(server, "subscriptions/listen")["id"]
+        meta = {"_meta": {mcpmux.SUBSCRIPTION_KEY: listen}}
+        s.server_sends(server, method="notifications/tasks", params={"taskId": "t", "status": server, **meta})
+    told = s.host_told("notifications/tasks")
+    assert {one["params"]["status"] for one in told} == {"good"}
+
+
+@pytest.mark.parametrize("method", ["tasks/list", "skills/list"])
+def test_a_list_of_all_waits_for_no_server_longer_than_for_one_page(method: str):
+    s = with_extensions(evil={SKILLS: {}}, good={SKILLS: {}}) if method == "skills/list" else Script(["evil", "good"])
+    s.host_asks(1, method)
+    for page in range(20):
+        s.advance(3)
+        if s.server_heard("good", method):
+            break
+        if method == "tasks/list":
+            s.server_answers("evil", method, {"tasks": [], "nextCursor": f"{page}"})
+    s.server_answers("good", method, {"tasks": [{"taskId": "g"}], "skills": [{"uri": "g"}]})
+    assert any(s.host_hears(1)["result"].values())
+
+
 # ── hosts that are not ready ──
 
 
