@@ -7346,23 +7346,17 @@ _IN_WORDS: Final = {
     "null": "nothing",
 }
 # What hosts write in their files and a person copies from there: what to write here.
+_RENAMED: Final = (
+    "headers http_headers|serverUrl url|httpUrl url|cmd command|envs env|workingDirectory cwd|envFile env_file in [mux]"
+    "|disabledTools disabled_tools|excludeTools disabled_tools|includeTools enabled_tools"
+    "|disabled enabled = false for a server that is left out"
+    "|timeout tool_timeout_sec, in seconds (many hosts count milliseconds)"
+)
+_ASKING: Final = "leave it out: your host asks before it calls a tool; `approve` names tools that mcpmux asks about"
 _OF_HOSTS: Final = {
+    **{key: f"write {ours}" for key, _, ours in (row.partition(" ") for row in _RENAMED.split("|"))},
+    **dict.fromkeys(("autoApprove", "alwaysAllow", "trust"), _ASKING),
     "type": 'leave it out: a server with a command is local, one with a url is remote (over SSE: transport = "sse")',
-    "timeout": "write tool_timeout_sec, in seconds (many hosts count milliseconds)",
-    "disabled": "write enabled = false for a server that is left out",
-    "headers": "write http_headers",
-    "envFile": "write env_file in [mux]",
-    "serverUrl": "write url",
-    "httpUrl": "write url",
-    "cmd": "write command",
-    "envs": "write env",
-    "workingDirectory": "write cwd",
-    "disabledTools": "write disabled_tools",
-    "excludeTools": "write disabled_tools",
-    "includeTools": "write enabled_tools",
-    "autoApprove": "leave it out: your host asks before it calls a tool; `approve` names tools that mcpmux asks about",
-    "alwaysAllow": "leave it out: your host asks before it calls a tool; `approve` names tools that mcpmux asks about",
-    "trust": "leave it out: your host asks before it calls a tool; `approve` names tools that mcpmux asks about",
     "sandboxEnabled": "leave it out: mcpmux runs servers without a sandbox",
     "description": "leave it out, or write it as a comment after #",
     "name": "leave it out: the name is what follows mcp_servers. in the table's own line",
@@ -7396,20 +7390,8 @@ class Config(Struct, frozen=True):
 
 
 # Programs that fetch what they are to run, if it is not there yet; and the words that make them do so.
-_LAUNCHERS: Final = {
-    "npx": "",
-    "uvx": "",
-    "bunx": "",
-    "pnpx": "",
-    "npm": "exec x",
-    "pnpm": "dlx",
-    "yarn": "dlx",
-    "bun": "x",
-    "pipx": "run",
-    "docker": "run",
-    "podman": "run",
-    "uv": "run tool",
-}
+_LAUNCHERS: Final = dict.fromkeys(("npx", "uvx", "bunx", "pnpx"), "") | {"npm": "exec x", "pnpm": "dlx", "yarn": "dlx"}
+_LAUNCHERS.update({"bun": "x", "pipx": "run", "docker": "run", "podman": "run", "uv": "run tool"})
 
 
 def launcher_of(program: str, args: list[str]) -> str:
@@ -9909,7 +9891,7 @@ class Browser:
         if self._scopes:  # the SDK asks for what the server names
             query["scope"] = " ".join(self._scopes)
             url = urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(query)))
-        self._say(f"Your browser is opened for the login. If it is not, open this address:\n\n  {url}\n")
+        self._say(f"Opening your browser to log in. If nothing opens, visit:\n\n  {url}\n")
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
     async def come_back(self) -> Any:
@@ -9940,7 +9922,7 @@ class Browser:
             is_ours = self._state and hmac.compare_digest(query.get("state", "").encode(), self._state.encode())
             is_ours = is_ours and hosts == [self._host.encode()] and target.path == "/callback"
             is_answer = is_ours and bool({"code", "error"} & query.keys())
-            text = "mcpmux has its answer; this page may be closed." if is_answer else "There is nothing here."
+            text = "You are logged in. You can close this tab." if is_answer else "There is nothing here."
             status = "200 OK" if is_answer else "404 Not Found"
             kind = "Content-Type: text/plain; charset=utf-8\r\nConnection: close"
             writer.write(f"HTTP/1.1 {status}\r\n{kind}\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
@@ -10139,7 +10121,7 @@ STATUS_WORDS: Final[dict[int | str, tuple[str, str]]] = {
     4: ("refused a message (HTTP {status}){said}", "check its url and headers"),
     5: ("failed (HTTP {status}){said}", "try again later, or tell those who run it"),
     401: ("needs a login", "run `mcpmux login {name}`"),
-    "expired": ("does not take its login any more", "run `mcpmux login {name}`"),
+    "expired": ("no longer takes your login, which has expired or was revoked", "run `mcpmux login {name}`"),
     "credentials": (
         "refuses the credentials of its table (HTTP 401){said}",
         "correct bearer_token_env_var, http_headers or the variable",
@@ -14239,7 +14221,7 @@ def _check(arguments: argparse.Namespace) -> int:
             print(f"\nChecked with the environment that {host} gives; --no-as-host takes your terminal's.")
         if differs:
             print(f"Your terminal sets what {host} does not: {', '.join(differs)}. `env_file` in [mux] is for such.")
-        print(_after_check(found, host))
+        print(_after_check(found, host) if found.rows else "")
     return 1 if found.has_failed or not config.exists else 0
 
 
@@ -14340,7 +14322,9 @@ def _print_check(config: Config, found: Checked, sampling: str) -> None:
     if not rows:
         print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
         return
-    shown = [row | {"resources": _sum(row.get("resources"), row.get("resourceTemplates"))} for row in rows]
+    pairs = [[row.get(key) for key in ("resources", "resourceTemplates")] for row in rows]
+    sums = [None if None in pair else sum(map(int, pair)) for pair in pairs]
+    shown = [row | {"resources": total} for row, total in zip(rows, sums, strict=True)]
     _print_table(map(str.upper, keys), [[row.get(key) for key in keys] for row in shown])
     tokens = sum(row.get("tokens") or 0 for row in rows)
     limits = over_limits(len(found.tools))
@@ -14358,22 +14342,14 @@ def _print_check(config: Config, found: Checked, sampling: str) -> None:
             print(f"\n{row['server']}: {reason}\n  next: {as_typed(in_a_line(row['next']))}")
 
 
-def _sum(*counts: int | None) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
-
-
 def _after_check(found: Checked, host: str | None) -> str:
     failed = [row["server"] for row in found.rows if row["state"] == "failed"]
     late = [row["server"] for row in found.rows if re.match(r"\S+ (has|did) not ", row.get("reason") or "")]
-    again = as_typed(f"mcpmux check {' '.join(failed)}")
     if len(late) >= BUSY:
-        what = f"\n{len(late)} servers were late at once, so this machine is probably busy."
-        return f"{what} Check them one by one: {as_typed(f'mcpmux check {late[0]}')}"
+        what = f"{len(late)} servers were late at once, so this machine is probably busy. Check them one by one"
+        return as_typed(f"\n{what}: mcpmux check {late[0]}")
     if failed:
-        return f"\nNext: mend what failed, then {again}"
-    if not found.rows:
-        return ""
+        return as_typed(f"\nNext: mend what failed, then mcpmux check {' '.join(failed)}")
     if host:
         return f"\nNext: restart {host} if it runs since before; it then has these tools."
     return as_typed("\nNext: `mcpmux tools` shows the tools, `mcpmux install HOST` gives them to a host.")

@@ -269,7 +269,7 @@ def test_the_readmes_choice_of_a_model_is_the_one_that_is_made():
 
 def test_every_policy_of_a_server_is_explained():
     [policies] = [one.type for one in msgspec.structs.fields(ServerOptions) if one.name == "sampling"]
-    assert list(table("of no more.\n")) == [f'"{policy}"' for policy in get_args(policies)]
+    assert list(table("exactly that.\n")) == [f'"{policy}"' for policy in get_args(policies)]
 
 
 def test_what_the_readme_says_of_sampling_in_words_is_so():

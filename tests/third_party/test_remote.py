@@ -241,7 +241,8 @@ def test_a_login_is_made_used_renewed_revoked_and_forgotten(launcher: Launcher, 
 
     assert host.text("safe__forget") == "forgotten"
     lost = host.request("tools/call", {"name": "safe__token"})
-    assert "mcpmux: safe does not take its login any more (run `mcpmux login safe`)" in lost["raw"].decode()
+    what = "safe no longer takes your login, which has expired or was revoked"
+    assert f"mcpmux: {what} (run `mcpmux login safe`)" in lost["raw"].decode()
     done = command(launcher, config, "login", "safe")
     assert done.returncode == 0, done.stderr
     latest = host.text("safe__token")
