@@ -7718,8 +7718,8 @@ def _twice(lines: list[str], at: int) -> str:
 CONFIG_NAME: Final = "mcpmux.toml"
 # A hint that begins with one of these is mcpmux's command line.
 COMMANDS: Final = (
-    "accept|add|call|check|consents|demo|disable|enable|import|install|list|login|logout|logs|models|prompts|read|remove"
-    "|schema|setup|tools|uninstall|usage"
+    "accept|add|call|check|consents|demo|disable|enable|import|install|list|login|logout|logs|models|page|prompts|read"
+    "|remove|schema|setup|tools|uninstall|usage"
 )
 
 
@@ -9147,9 +9147,9 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self.pid = transport.get_pid()
         self._family = Family(self.pid)
         if self.mind:
-            pipes = [pipe for fd in (1, 2) if (pipe := transport.get_pipe_transport(fd))]
-            files: list[int] = [pipe.get_extra_info("pipe").fileno() for pipe in pipes]
-            self._minder, self.mind = self.mind(self.pid, files), None
+            pipes = [pipe.get_extra_info("pipe") for fd in (1, 2) if (pipe := transport.get_pipe_transport(fd))]
+            still_open: list[int] = [pipe.fileno() for pipe in pipes if not getattr(pipe, "closed", False)]
+            self._minder, self.mind = self.mind(self.pid, still_open), None
         else:
             self._guardian.add(self.pid)
         if isinstance(stdout := transport.get_pipe_transport(1), asyncio.ReadTransport):
@@ -14322,9 +14322,10 @@ def _print_check(config: Config, found: Checked, sampling: str) -> None:
     if not rows:
         print(f"No servers yet: add a [mcp_servers.NAME] table to {config.path}.")
         return
-    pairs = [[row.get(key) for key in ("resources", "resourceTemplates")] for row in rows]
-    sums = [None if None in pair else sum(map(int, pair)) for pair in pairs]
-    shown = [row | {"resources": total} for row, total in zip(rows, sums, strict=True)]
+    shown = [dict(row) for row in rows]
+    for row in shown:
+        both = (row.get("resources"), row.get("resourceTemplates"))
+        row["resources"] = None if None in both else sum(one or 0 for one in both)
     _print_table(map(str.upper, keys), [[row.get(key) for key in keys] for row in shown])
     tokens = sum(row.get("tokens") or 0 for row in rows)
     limits = over_limits(len(found.tools))

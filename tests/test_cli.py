@@ -714,7 +714,7 @@ def test_a_config_that_cannot_be_used_is_told_in_full(command: list[str], home: 
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        f"mcpmux: {config}: colour: unknown key; known keys: mcp_servers, mux, sampling",
+        f"mcpmux: {config}: colour: unknown key; known keys: hosts, mcp_servers, mux, sampling",
         f'mcpmux: {config}: mux.seperator: unknown key; did you mean "separator"?',
         f"mcpmux: {config}: mux.max_message_mb: expected a number > 0.0",
         f'mcpmux: {config}: mcp_servers.x.arg: unknown key; did you mean "args"?',
