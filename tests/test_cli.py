@@ -542,6 +542,24 @@ def test_thirty_servers_end_with_what_matters_on_one_screen():
     assert last.startswith("30 of 30 ready, 810 tools, about 270,000 tokens; more than Cursor (40) and VS Code (128)")
 
 
+@pytest.mark.parametrize(
+    ("command", "seconds", "said"),
+    [
+        ("npx", None, "starting"),
+        ("npx", 1.0, "starting"),
+        ("npx", 18.0, "npx is fetching or starting it, 18 s"),
+        ("node", 18.0, "starting, 18 s"),
+    ],
+)
+def test_a_terminal_sees_how_long_a_server_takes_and_who_may_be_fetching(
+    command: str, seconds: float | None, said: str
+):
+    server = mcpmux.Facts("files", mcpmux.ServerOptions(command=command, args=["-y", "x"]))
+    server.state = mcpmux.State.STARTING
+    server.run = mcpmux.Run(1, mcpmux.NOBODY, 100.0)
+    assert mcpmux.how_it_goes(server, None if seconds is None else 100.0 + seconds) == said
+
+
 def test_every_command_is_known_to_be_one_in_a_hint():
     assert {row.name for row in mcpmux.SUBCOMMANDS} <= set(mcpmux.COMMANDS.split("|"))
 
