@@ -168,6 +168,9 @@ PAGE_OPENS: Final = 30.0  # the page's process, and then a browser, for a person
 BROWSER_START: Final = 5.0  # some browsers are waited for until they are closed
 RETRY_WAITS: Final = (0.3, 1.2)  # before the second and the third attempt at a provider that is busy or failing
 RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited for
+MODEL_RESTS: Final = 60.0  # one that has failed: others are asked before it
+OTHER_TOKENIZERS: Final = 1.3  # × the tokens that the common one counts: none has more for usual text
+MEDIA_TOKENS: Final = 2000  # of a picture or a sound
 
 BYTES_OF_A_TOKEN: Final = 4  # of a tool's definition, as models were seen to count them
 
@@ -185,6 +188,7 @@ USUAL_PIPE: Final = 64 * 1024  # bytes that a pipe of Linux holds
 PIPE_ROOM: Final = 256 * 1024  # bytes, for long messages; all pipes of a user together may hold 64 MB
 READ_AHEAD: Final = 256 * 1024  # bytes waiting for the host above which their server is not read; and the reverse
 URI_MOST: Final = 2048  # characters; a longer URI or template is matched as a whole only
+FINDINGS_MOST: Final = 200  # in a request that is invalid
 TEXT_MOST: Final = 500  # characters of a peer's own words in a message of ours
 MB: Final = 1024 * 1024
 
@@ -340,6 +344,8 @@ class SamplingLimits(Struct, frozen=True, kw_only=True):
     requests_per_minute: Annotated[int, Meta(ge=1, le=10**6)] = 30  # of one server
     max_concurrency: Annotated[int, Meta(ge=1, le=10**6)] = 4  # of one server: so many are open at once
     usd_per_day: Annotated[float, Meta(gt=0, le=1e9)] = 1.0  # of all servers, by litellm's prices; a day is one of UTC
+    # what a request counts whose price litellm does not know; without it, only models on this machine may have none
+    usd_per_request: Annotated[float, Meta(ge=0, le=1e9)] | None = None
 
 
 class SamplingOptions(Struct, frozen=True, kw_only=True):
@@ -354,6 +360,7 @@ class SamplingOptions(Struct, frozen=True, kw_only=True):
     timeout_sec: Seconds = 120.0  # for a request, with what is tried again
     # which requests wait for the person: of each server the first, or all, with what a model answers to them, or none
     approve: Literal["first", "always", "never"] = "first"
+    fallback: bool = True  # where a model cannot answer, the next best is asked
     models: list[ModelOptions] = []
     limits: SamplingLimits = SamplingLimits()
 
@@ -383,6 +390,16 @@ class Bug(McpmuxError):
 
 class ConfigError(McpmuxError):
     """The config file cannot be used at all: one line a problem, each with file and path."""
+
+
+def way_of(bug: BaseException) -> str:
+    """Through which functions and lines it came."""
+    frames: list[str] = []
+    at = bug.__traceback__
+    while at:
+        frames.append(f"{at.tb_frame.f_code.co_name}:{at.tb_lineno}")
+        at = at.tb_next
+    return " > ".join(frames)
 
 
 class BadLine(McpmuxError):
@@ -2560,12 +2577,7 @@ class Out:
 
     def bug(self, bug: Exception) -> None:
         """What went wrong, and on which way."""
-        frames: list[str] = []
-        at = bug.__traceback__
-        while at:
-            frames.append(f"{at.tb_frame.f_code.co_name}:{at.tb_lineno}")
-            at = at.tb_next
-        self.log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {' > '.join(frames)}")
+        self.log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {way_of(bug)}")
 
     def timer(self, kind: str, name: Name, at: float | None) -> None:
         """Sets it, in place of what it was set to; None: it is not to come."""
@@ -4176,6 +4188,7 @@ class Turns(Asker):
                 limit = "max_concurrency" if self._is_full(server) else "requests_per_minute"
                 waited = f"a request of {server} has waited {until - pending.opened:.0f} s for its turn"
                 waited += f", {len(self._in_hand(server))} are open"
+                self._out.note(server, waited, "info")
                 self._calls.end(pending, Reply(None, error_body(limit_reached(limit, waited))))
         self._serve(server)
 
@@ -4200,7 +4213,7 @@ class Turns(Asker):
         most."""
         pending.method = QUESTIONS[0]
         self._asked.count(pending.server, self._out.now)
-        body = {key: prepared[key].copy() for key in ("params", "models", "usd") if key in prepared}
+        body = {key: raw.copy() for key, raw in prepared.items()}
         self._put(pending, body | {"allowed": Raw(encode(pending.allowed))})
 
     def hold(self, pending: Pending) -> None:
@@ -4248,7 +4261,7 @@ class Turns(Asker):
     def loaded(self) -> None:
         """From here on their time runs."""
         for pending in self._in_flight.owed_by(Peer.SAMPLER):
-            pending.deadline = self._out.now + pending.patience + SAMPLER_SLACK
+            pending.since, pending.deadline = self._out.now, self._out.now + pending.patience + SAMPLER_SLACK
             self._calls.watch(pending)
 
     def put_again(self) -> None:
@@ -4412,7 +4425,11 @@ class Questions(Asker):
         call = self.call_of(server)
         patience = self.patience_of(call.ask) - (self._out.now - call.opened) if call else FOREVER
         calls = self._calls_of(server, object_of(params))
-        pending = self._turns.take(server.name, id, params, asker or self, patience)
+        try:
+            pending = self._turns.take(server.name, id, params, asker or self, patience)
+        except RpcError as refusal:
+            self._out.note(server.peer, str(refusal), "info")
+            raise
         pending.calls = () if asker else calls
         self._asked(server)
         return pending
@@ -10896,56 +10913,77 @@ class RemoteServer:
 
 # ══ 19. Sampler ═══════════════════════════════════════════════════════════════════════════════════════════════════════
 # The child process `mcpmux _sampler`: JSON-RPC lines round litellm, which takes seconds to load, 200 MB, and half a
-# second of the loop at its first call. A request is {server, params of sampling/createMessage}; the answer is what that
-# server gets. What is asked and answered is never logged, kept or quoted in an error. Nobody else imports litellm.
+# second of the loop at its first call. `prepare` says what would be sent, and to which models; what
+# `sampling/createMessage` sends and answers is what that server gets. What is asked and answered is never logged, kept
+# or quoted in an error. Nobody else imports litellm.
 
 LEDGER_NAME: Final = "usage.jsonl"
 NO_LITELLM: Final = ("litellm is not installed", "start mcpmux as: uvx --from 'mcpmux[sampling]' mcpmux")
+NO_PRICE: Final = (
+    "has no price that litellm knows, so usd_per_day cannot hold; set usd_per_request in [sampling.limits], or "
+    "input_cost_per_token and output_cost_per_token in its params"
+)
 PRIORITIES: Final = {"cost": "costPriority", "speed": "speedPriority", "intelligence": "intelligencePriority"}
 _STOP_REASONS: Final = {
-    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "STOP", "COMPLETE"), "endTurn"),
-    **dict.fromkeys(("length", "max_tokens", "MAX_TOKENS"), "maxTokens"),
+    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "complete", "completed", "finish"), "endTurn"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"), "maxTokens"),
     **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "toolUse"),
     "stop_sequence": "stopSequence",
 }
 _AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+_OLLAMA: Final = ("ollama", "ollama_chat")
+_NOT_IN_PARAMS: Final = ("model", "messages", "num_retries", "max_retries")  # these are ours
 
-# By the names of litellm's exceptions, the most particular first: what happened, and whether it may pass by itself.
-_PROVIDER_ERRORS: Final[dict[str, tuple[str, bool]]] = {
-    "AuthenticationError": ("refused the key; correct its api_key", False),
-    "PermissionDeniedError": ("does not allow this with this key", False),
-    "PaymentRequiredError": ("wants to be paid first", False),
-    "ContextWindowExceededError": ("says that the request is longer than the model's context window", False),
-    "ContentPolicyViolationError": ("refused the request by its content filter", False),
-    "UnsupportedParamsError": ("does not take one of the parameters", False),
-    "NotFoundError": ("knows no such model or address", False),
-    "RateLimitError": ("says that its rate limit is reached", True),
-    "ServiceUnavailableError": ("is overloaded or down", True),
-    "BadGatewayError": ("is overloaded or down", True),
-    "Timeout": ("did not answer in time", True),
-    "APIConnectionError": ("cannot be reached, or sent no answer that can be read", True),
-    "InternalServerError": ("failed, or sent no answer that can be read", True),
-    "BadRequestError": ("refused the request", False),
+
+class Kind(Enum):
+    """What a failure means for what is done next."""
+
+    PASSING = "may be over in a moment: it is asked again, then another one, and it rests"
+    LASTING = "is not over soon: another one is asked, and it rests"
+    REQUEST = "is about this request: another one may be able to"
+    REFUSED = "is an answer to what was asked: nobody else is asked the same"
+
+
+# By the names of litellm's exceptions, the most particular first.
+_PROVIDER_ERRORS: Final[dict[str, tuple[str, Kind]]] = {
+    "AuthenticationError": ("refused the key; correct its api_key", Kind.LASTING),
+    "PermissionDeniedError": ("does not allow this with this key", Kind.LASTING),
+    "PaymentRequiredError": ("wants to be paid first", Kind.LASTING),
+    "ContextWindowExceededError": ("says that the request is longer than the model's context window", Kind.REQUEST),
+    "ContentPolicyViolationError": ("refused the request by its content filter", Kind.REFUSED),
+    "UnsupportedParamsError": ("does not take one of the parameters", Kind.REQUEST),
+    "NotFoundError": ("knows no such model or address; correct its model or api_base", Kind.LASTING),
+    "RateLimitError": ("says that its rate limit is reached", Kind.PASSING),
+    **dict.fromkeys(("ServiceUnavailableError", "BadGatewayError"), ("is overloaded or down", Kind.PASSING)),
+    "Timeout": ("did not answer in time", Kind.PASSING),
+    "APIConnectionError": ("cannot be reached, or sent no answer that can be read", Kind.PASSING),
+    "InternalServerError": ("failed, or sent no answer that can be read", Kind.PASSING),
+    "BadRequestError": ("refused the request", Kind.REQUEST),
 }
-_PROVIDER_STATUSES: Final[dict[int, tuple[str, bool]]] = {  # where litellm has no exception of its own
-    402: ("wants to be paid first", False),
-    403: ("does not allow this with this key", False),
-    413: ("says that the request is too long", False),
-    529: ("is overloaded or down", True),
+_PROVIDER_STATUSES: Final[dict[int, tuple[str, Kind]]] = {  # where litellm has no exception of its own
+    402: ("wants to be paid first", Kind.LASTING),
+    403: ("does not allow this with this key", Kind.LASTING),
+    413: ("says that the request is too long", Kind.REQUEST),
+    529: ("is overloaded or down", Kind.PASSING),
 }
-_LASTING_CODES: Final = {  # the provider's own code says more than the exception's name
-    "insufficient_quota": "says that the account has no credit left",
-    "content_filter": "refused the request by its content filter",
-    "content_policy_violation": "refused the request by its content filter",
+_TELLING_CODES: Final = {  # the provider's own code says more than the exception's name
+    "insufficient_quota": ("says that the account has no credit left", Kind.LASTING),
+    **dict.fromkeys(("content_filter", "content_policy_violation"), _PROVIDER_ERRORS["ContentPolicyViolationError"]),
 }
+
+
+class NoAnswer(McpmuxError):
+    """Of one model: in a line without content, what that means, and for how many seconds it wants to be left alone."""
+
+    def __init__(self, text: str, kind: Kind, wait: float = 0.0) -> None:
+        super().__init__(text)
+        self.kind, self.wait = kind, wait
 
 
 class SamplerSetup(Struct):
     """The sampler's first line. Keys travel here, since others can read a process's arguments."""
 
-    models: list[ModelOptions]
-    limits: SamplingLimits
-    timeout_sec: float
+    sampling: SamplingOptions
     ledger: str
 
 
@@ -10953,20 +10991,45 @@ class Rated(NamedTuple):
     """A model with its scores, and where each comes from."""
 
     options: ModelOptions
-    usd: tuple[float, float] | None  # per million tokens, in and out; None: litellm knows no price
+    usd: tuple[float, float] | None  # per million tokens, in and out; None: nobody knows its price
     scores: dict[str, float]
     sources: dict[str, str]
+    row: Mapping[str, Any] = {}  # what litellm knows of it
+    is_local: bool = False
+    number: int = 1  # of those that have the same name
+
+    @property
+    def name(self) -> str:
+        return self.options.model
+
+    @property
+    def provider(self) -> str:
+        return self.name.partition("/")[0]
 
     @property
     def label(self) -> str:
-        """What people are shown of it: also where it is, if that is not the usual place."""
+        """What people are shown of it: also where it is, if that is not the usual place, and which of several."""
         base = re.sub(r"(?<=//)[^/@]*@|[?#].*", "", self.options.api_base or "")
-        return self.options.model + (f" ({base})" if base else "")
+        return self.name + (f" ({base})" if base else "") + (f" #{self.number}" if self.number > 1 else "")
 
     @property
-    def names(self) -> list[str]:
-        full = self.options.model
-        return [name.lower() for name in (full, full.rpartition("/")[2], *self.options.hints) if name]
+    def names(self) -> list[list[str]]:
+        """By words: a hint matches whole ones."""
+        names = (self.name, self.name.rpartition("/")[2], *self.options.hints)
+        return [words for name in names if (words := _words(name))]
+
+    def cost(self, tokens: int, arguments: Mapping[str, Any], usd_per_request: float | None) -> float | None:
+        """USD for a request of so many tokens, at most; None: free, as far as is known. Raises `NoAnswer`."""
+        if self.usd:
+            most = arguments.get("max_completion_tokens") or arguments.get("max_tokens") or 0
+            return (tokens * self.usd[0] + most * max(1, arguments.get("n") or 1) * self.usd[1]) / 1e6
+        if usd_per_request is None and not self.is_local:
+            raise NoAnswer(f"{self.name} {NO_PRICE}", Kind.REQUEST)
+        return usd_per_request
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+|[0-9]+", name.lower())
 
 
 def has_litellm() -> bool:
@@ -10975,7 +11038,7 @@ def has_litellm() -> bool:
     return importlib.util.find_spec("litellm") is not None
 
 
-def load_litellm() -> Any:
+def load_litellm(models: Iterable[ModelOptions]) -> Any:
     """Imports it, with all that it would fetch, report, print or read from a `.env` file switched off."""
     for what in ("MODEL_COST_MAP", "ANTHROPIC_BETA_HEADERS", "BLOG_POSTS", "POLICY_TEMPLATES", "AUTOROUTER_PRESETS"):
         os.environ[f"LITELLM_LOCAL_{what}"] = "True"
@@ -10988,54 +11051,112 @@ def load_litellm() -> Any:
     loaded: Any = litellm
     loaded.telemetry = False
     loaded.suppress_debug_info = True
+    loaded.modify_params = True  # else a thinking model's own words of a former round are missed
+    free = {"litellm_provider": "ollama", "mode": "", "input_cost_per_token": 0, "output_cost_per_token": 0}
+    for model in models:
+        if model.model.startswith(_OLLAMA):  # else it asks /api/show, and the loop waits
+            loaded.model_cost.setdefault(model.model, free)
     return loaded
 
 
+def is_local(options: ModelOptions) -> bool:
+    """On this machine, so that nobody is paid."""
+    provider, base = options.model.partition("/")[0], options.api_base
+    if base is None and provider in _OLLAMA:
+        base = os.environ.get("OLLAMA_API_BASE") or "http://localhost"
+    host = urllib.parse.urlsplit(base or "").hostname or ""
+    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d+){3}", host) is not None
+
+
+def config_trouble(options: ModelOptions, litellm: Any) -> str | None:
+    """Why a model cannot work as it stands in the config, and what to write."""
+    base, given = options.api_base, {**options.params, "api_key": options.api_key}
+    if base is not None and not re.match(r"https?://[^/\s]", base):
+        return f'has api_base = "{base}", which is no address; write "http://{base}" or "https://…"'
+    try:
+        litellm.get_llm_provider(options.model, api_base=base)
+    except Exception:  # whatever it is, litellm would not know whom to ask
+        provider = options.model.partition("/")[0]
+        known = [str(getattr(one, "value", one)) for one in litellm.provider_list]
+        near = difflib.get_close_matches(provider, known, 1)
+        meant = f"did you mean {near[0]}/…?" if near else 'write model = "provider/model", as in ollama_chat/llama3.2'
+        return f"names no provider that litellm knows; {meant}"
+    missing = litellm.validate_environment(options.model)["missing_keys"]
+    keys = [key for key in missing if key.endswith("_API_KEY")]
+    if not keys or given["api_key"] or is_local(options):
+        return None
+    return f'has no key; write api_key = "${{{keys[-1]}}}" beside it, and set {keys[-1]} where the host starts mcpmux'
+
+
 def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
-    """Scores that the config does not give are guessed from the price: dear models are clever and slow. `prices` is
-    litellm's table."""
+    """Scores that the config does not give are guessed. By litellm's row in `prices`: cheap models are fast;
+    clever ones are expensive, write long answers and think before. One on this machine is free and simple."""
     provider, _, name = options.model.partition("/")
     row = prices.get(options.model) or {}
     if not row and (other := prices.get(name)) and str(other.get("litellm_provider", "")).startswith(provider):
         row = other
     row = row | options.params
-    usd, guesses = None, dict.fromkeys(PRIORITIES, (0.5, "unknown price"))
-    if (paid := row.get("input_cost_per_token")) is not None:
+    usd, local = None, is_local(options)
+    guesses = dict.fromkeys(PRIORITIES, (0.5, "unknown"))
+    if (paid := row.get("input_cost_per_token")) is not None and (paid or not local):
         usd = (float(paid) * 1e6, float(row.get("output_cost_per_token") or 0) * 1e6)
-        # Free is 1, $10 about a half, $100 for a million tokens nothing; most tokens go in.
-        cheap = max(0.0, round(1 - math.log10(1 + (3 * usd[0] + usd[1]) / 4) / 2, 2))
-        guesses = {"cost": (cheap, "price"), "speed": (cheap, "price"), "intelligence": (round(1 - cheap, 2), "price")}
+        guesses = _guess(row, "price")
+    elif local:
+        guesses = {"cost": (1.0, "local"), "speed": (0.5, "local"), "intelligence": (0.1, "local")}
     given = {key: (score, "config") for key in PRIORITIES if (score := getattr(options, key)) is not None}
     both = guesses | given
-    return Rated(options, usd, {key: both[key][0] for key in both}, {key: both[key][1] for key in both})
+    scores = {key: score for key, (score, _) in both.items()}
+    return Rated(options, usd, scores, {key: source for key, (_, source) in both.items()}, row, local)
 
 
-def choose_model(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[Rated, str]:
-    """The model for a request's `modelPreferences`, and why: hints in order, then the weighted priorities, then the
-    order of the config. https://modelcontextprotocol.io/specification/2025-11-25/client/sampling"""
-    candidates, why = models, "no hint names one"
+def _guess(row: Mapping[str, Any], source: str) -> dict[str, tuple[float, str]]:
+    usd = [float(row.get(f"{way}_cost_per_token") or 0) * 1e6 for way in ("input", "output")]
+    # Free is 1, $10 about a half, $100 for a million tokens nothing; most tokens go in.
+    cheap = max(0.0, round(1 - math.log10(1 + (3 * usd[0] + usd[1]) / 4) / 2, 2))
+    clever, origin = 1 - cheap, source
+    if long := row.get("max_output_tokens"):
+        clever = (
+            0.4 * clever
+            + 0.4 * min(1.0, math.log2(max(1.0, long / 1024)) / 8)
+            + 0.2 * bool(row.get("supports_reasoning"))
+        )
+        origin = f"{source}, length, thinking"
+    return {"cost": (cheap, source), "speed": (cheap, source), "intelligence": (round(clever, 2), origin)}
+
+
+def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[list[Rated], str]:
+    """The models in the order in which they are asked for a request's `modelPreferences`, and why the first is: hints
+    in order, then the weighted priorities, then the order of the config.
+    https://modelcontextprotocol.io/specification/2025-11-25/client/sampling"""
+    meant, why = models, "the only model configured" if len(models) == 1 else "no hint names one"
     for hint in preferences.get("hints") or ():
-        wanted = str(hint.get("name") or "").lower()
+        wanted = _words(str(hint.get("name") or ""))
         exact = [model for model in models if wanted in model.names]
-        near = exact or [model for model in models if any(wanted in name or name in wanted for name in model.names)]
+        near = exact or [one for one in models if any(_is_part(wanted, name) for name in one.names)]
         if wanted and near:
-            candidates, why = near, f"the hint {hint['name']!r} names " + ("it" if len(near) == 1 else f"{len(near)}")
+            meant, why = near, f"the hint {hint['name']!r} names " + ("it" if len(near) == 1 else f"{len(near)}")
             break
     weights = {key: preferences.get(PRIORITIES[key]) or 0 for key in PRIORITIES}
-    if len(candidates) == 1:
-        return candidates[0], why
-    if not any(weights.values()):
-        return candidates[0], f"{why}; no priority is given; it is the first"
 
     def score(model: Rated) -> float:
         return sum(weights[key] * model.scores[key] for key in weights)
 
-    best = max(candidates, key=score)  # of equals the first
-    terms = " + ".join(f"{weights[key]:g} × {key} {best.scores[key]:g}" for key in weights if weights[key])
-    return best, f"{why}; it scores most: {terms} = {score(best):.3g}"
+    order = sorted(models, key=lambda model: (model not in meant, -score(model)))  # of equals the first
+    best = order[0]
+    if len(meant) > 1 and any(weights.values()):
+        terms = " + ".join(f"{weights[key]:g} × {key} {best.scores[key]:g}" for key in weights if weights[key])
+        why += f"; it scores most: {terms} = {score(best):.3g}"
+    elif len(meant) > 1:
+        why += "; no priority is given; it is the first"
+    return order, why
 
 
-def checked_params(raw: Raw) -> dict[str, Any]:
+def _is_part(one: list[str], other: list[str]) -> bool:
+    spaced = [f" {' '.join(words)} " for words in (one, other)]
+    return spaced[0] in spaced[1] or spaced[1] in spaced[0]
+
+
+def checked_params(raw: Raw | bytes) -> dict[str, Any]:
     """The params of `sampling/createMessage`, decoded. Raises `RpcError` that says what is wrong with them."""
     import mcp.types  # noqa: PLC0415
     import pydantic  # noqa: PLC0415
@@ -11052,16 +11173,18 @@ def checked_params(raw: Raw) -> dict[str, Any]:
     return params
 
 
-def _what_is_invalid(found: Iterable[Mapping[str, Any]]) -> str:
-    """pydantic's findings without those on the kinds of content that were not meant: it tells of every kind that it
-    tried, by a name in the path that no field has."""
+def _what_is_invalid(all_found: Iterable[Mapping[str, Any]]) -> str:
+    """pydantic's findings, the first ones, without those on the kinds of content that were not meant: it tells of every
+    kind that it tried, by a name in the path that no field has."""
+    found = list(itertools.islice(all_found, FINDINGS_MOST))
 
     def is_kind(part: Any) -> bool:
         return isinstance(part, str) and (part[:1].isupper() or part.startswith("list["))
 
     tried = [one["loc"][:-1] for one in found if one["loc"][-1:] == ("type",) and one["type"] == "literal_error"]
     tried += [one["loc"] for one in found if one["loc"] and is_kind(one["loc"][-1])]
-    meant = [one for one in found if not any(one["loc"][: len(kind)] == kind for kind in tried)]
+    not_meant = set(tried)
+    meant = [one for one in found if not any(one["loc"][:end] in not_meant for end in range(len(one["loc"]) + 1))]
     told = {".".join(str(part) for part in one["loc"] if not is_kind(part)): one["msg"] for one in reversed(meant)}
     if not told:
         paths = [[str(part) for part in kind if not is_kind(part)] for kind in tried]
@@ -11158,45 +11281,69 @@ def _tool_result(block: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     return ("Error: " if block.get("isError") else "") + "\n".join(texts), media
 
 
+def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
+    about = tool.get("description") or tool.get("title") or tool["name"]
+    return {"name": tool["name"], "description": about, "parameters": tool["inputSchema"]}
+
+
 def chat_arguments(params: Mapping[str, Any], most: int) -> dict[str, Any]:
     """What `litellm.acompletion` is told of a request; `most` caps its tokens."""
-    metadata = {key: one for key, one in (params.get("metadata") or {}).items() if isinstance(one, str)}
+    user = (params.get("metadata") or {}).get("user_id")
     arguments: dict[str, Any] = {
         "messages": chat_messages(params),
         "max_tokens": min(params["maxTokens"], most),
         "temperature": params.get("temperature"),
         "stop": params.get("stopSequences") or None,
-        "metadata": metadata or None,
+        "metadata": {"user_id": user} if isinstance(user, str) else None,
     }
     if params.get("tools"):
-        arguments["tools"] = [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool["name"],
-                    "description": tool.get("description") or tool.get("title") or tool["name"],
-                    "parameters": tool["inputSchema"],
-                },
-            }
-            for tool in params["tools"]
-        ]
+        arguments["tools"] = [{"type": "function", "function": _function(tool)} for tool in params["tools"]]
         arguments["tool_choice"] = (params.get("toolChoice") or {}).get("mode", "auto")
     return {key: value for key, value in arguments.items() if value is not None}
 
 
-def sampling_result(response: Any, params: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """litellm's answer as that to `sampling/createMessage`. Raises `RpcError` if the model's answer is of no use."""
+def sampling_result(
+    response: Any, params: Mapping[str, Any], model: str, raw: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """litellm's answer as that to `sampling/createMessage`; `raw` is what the provider sent, where litellm's lacks
+    something. Raises `RpcError` if the model's answer is of no use."""
     if not response.choices:
         raise RpcError(INTERNAL_ERROR, f"mcpmux: {model} answered without a choice; ask again")
-    choice = response.choices[0]
-    parts: list[dict[str, Any]] = []
-    if choice.message.content:
-        parts.append({"type": "text", "text": choice.message.content})
-    for image in getattr(choice.message, "images", None) or ():
+    choice, message = response.choices[0], response.choices[0].message
+    spoken = getattr(getattr(message, "audio", None), "transcript", None)
+    said = re.sub(r"\A\s*<think>.*?(?:</think>\s*|\Z)", "", message.content or "", flags=re.DOTALL)
+    said = said or getattr(message, "refusal", None) or spoken or ""
+    parts: list[dict[str, Any]] = [{"type": "text", "text": said}] if said else []
+    for image in getattr(message, "images", None) or ():
         kind, _, data = image["image_url"]["url"].removeprefix("data:").partition(";base64,")
         if data:
             parts.append({"type": "image", "mimeType": kind, "data": data})
-    for number, call in enumerate(choice.message.tool_calls or ()):
+    calls = _calls_in(message, [tool["name"] for tool in params.get("tools") or ()], model)
+    parts += calls
+    if not parts and choice.finish_reason == "content_filter":
+        raise RpcError(INTERNAL_ERROR, f"mcpmux: the answer of {model} was withheld by its provider's content filter")
+    extra = getattr(choice, "provider_specific_fields", None) or {}
+    word = str(extra.get("native_finish_reason") or choice.finish_reason)
+    known = _STOP_REASONS.get(word.lower()) or _STOP_REASONS.get(str(choice.finish_reason))
+    reason = known if known and (word.lower() in _STOP_REASONS or calls) else word
+    stops = params.get("stopSequences") or ()
+    if extra.get("stop_reason") in stops or (
+        value_of(raw.get("stop_reason")) == "stop_sequence" and value_of(raw.get("stop_sequence")) in stops
+    ):
+        reason = "stopSequence"  # some say which of them it was
+    parts = parts or [{"type": "text", "text": ""}]
+    return {
+        "role": "assistant",
+        "content": parts[0] if len(parts) == 1 and not params.get("tools") else parts,
+        "model": str(response.model or model),
+        "stopReason": "toolUse" if calls else reason,
+    }
+
+
+def _calls_in(message: Any, offered: list[str], model: str) -> list[dict[str, Any]]:
+    """The tools that an answer wants called. Whatever the provider's own word for it is, it stopped for them."""
+    found: list[dict[str, Any]] = []
+    for number, call in enumerate(message.tool_calls or ()):
         name = call.function.name
         try:
             given = json.loads(call.function.arguments or "{}")
@@ -11205,42 +11352,47 @@ def sampling_result(response: Any, params: Mapping[str, Any], model: str) -> dic
         if not isinstance(given, dict) or not isinstance(name, str):
             text = f"mcpmux: {model} called a tool without a name or with arguments that are no JSON object; ask again"
             raise RpcError(INTERNAL_ERROR, text)
-        parts.append({"type": "tool_use", "id": call.id or f"call_{number}", "name": name, "input": given})
-    if not parts and choice.finish_reason == "content_filter":
-        raise RpcError(INTERNAL_ERROR, f"mcpmux: the answer of {model} was withheld by its provider's content filter")
-    extra = getattr(choice, "provider_specific_fields", None) or {}
-    word = extra.get("native_finish_reason") or choice.finish_reason
-    if extra.get("stop_reason") in (params.get("stopSequences") or ()):  # some say which of them it was
-        word = "stop_sequence"
-    parts = parts or [{"type": "text", "text": ""}]
-    return {
-        "role": "assistant",
-        "content": parts[0] if len(parts) == 1 and not params.get("tools") else parts,
-        "model": str(response.model or model),
-        "stopReason": _STOP_REASONS.get(word, word),
-    }
+        if name not in offered:
+            raise RpcError(INTERNAL_ERROR, f"mcpmux: {model} called a tool that nobody offered; ask again")
+        taken = call.id in (None, *(one["id"] for one in found))
+        found.append({"type": "tool_use", "id": f"call_{number}" if taken else call.id, "name": name, "input": given})
+    return found
 
 
-def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> tuple[str, bool]:
-    """What a provider's failure is, in a line without keys or content; and whether it may pass by itself."""
+def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> tuple[str, Kind]:
+    """What a provider's failure is, in a line without keys or content; and what that means."""
     status = getattr(wrong, "status_code", None)
     status = status if isinstance(status, int) else 0
     kinds = [kind.__name__ for kind in type(wrong).__mro__]
     known = [_PROVIDER_ERRORS[kind] for kind in kinds if kind in _PROVIDER_ERRORS]
-    text, passes = known[0] if known else _PROVIDER_STATUSES.get(status, ("failed", status >= 500))
+    otherwise = ("failed", Kind.PASSING if status >= 500 else Kind.REQUEST)
+    text, kind = known[0] if known else _PROVIDER_STATUSES.get(status, otherwise)
     said, codes = _words_of_provider(wrong, status)
-    lasting = [_LASTING_CODES[code] for code in codes if code in _LASTING_CODES]
-    if lasting:
-        text, passes = lasting[0], False
-    if said.startswith("Connection error"):
-        text, said = "cannot be reached", ""
+    text, kind = next((_TELLING_CODES[code] for code in codes if code in _TELLING_CODES), (text, kind))
+    if was_not_reached(wrong):
+        text, kind, said = (
+            "cannot be reached; see whether it runs there, and whether its address is right",
+            Kind.LASTING,
+            "",
+        )
+    elif said.startswith("Connection error"):
+        text, said = "cannot be reached, or hung up", ""
     for secret in sorted(secrets, key=len, reverse=True):  # a short one may be part of a longer one
         said = said.replace(secret, "***")
     said = " ".join(said.split())[:TEXT_MOST]
     said = re.sub(r"\b[\w-]*\*{3,}[\w*-]*|\b(?:sk|pk|rk)-[\w-]{4,}", "***", said)  # also keys shown in part
     if said and not quotes(said, params):
         text += f': "{said}"'
-    return text + (f" (HTTP {status})" if status and "cannot be reached" not in text else ""), passes
+    return text + (f" (HTTP {status})" if status and "cannot be reached" not in text else ""), kind
+
+
+def was_not_reached(wrong: BaseException | None) -> bool:
+    """Whether a connection could not even be made, as what it was caused by tells."""
+    for _ in range(10):
+        if wrong is None or re.search("ConnectError|ConnectorError", type(wrong).__name__):
+            return wrong is not None
+        wrong = wrong.__cause__ or wrong.__context__
+    return False
 
 
 def _words_of_provider(wrong: Exception, status: int) -> tuple[str, list[str]]:
@@ -11272,18 +11424,26 @@ def quotes(said: str, params: Any) -> bool:
 
 
 class Ledger:
-    """What was spent: a JSON line a request, in one file for all mcpmux processes of the person. A line is written by
-    one write at the file's end, so that processes do not disturb each other."""
+    """What was spent, in one file for all mcpmux processes of the person. Before a model is asked, a line reserves what
+    that may cost at most; when that is over, another one says what it did cost, and how it ended. What has no such line
+    counts whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begin()
+
+    def _begin(self) -> None:
         self._read_to = 0
+        self._open: dict[str, dict[str, Any]] = {}  # reservations
         self._days: collections.defaultdict[str, float] = collections.defaultdict(float)
-        self._unwritten: collections.defaultdict[str, float] = collections.defaultdict(float)
 
     def lines(self) -> list[dict[str, Any]]:
-        """All of it; what is no whole line of ours is passed over."""
-        return self._entries(self._whole_lines(0))
+        """A line a request, settled or not; what is no line of ours is passed over."""
+        found: dict[Any, dict[str, Any]] = {}
+        for number, line in enumerate(self._entries(self._whole_lines(0))):
+            whole = {"usd": line["reserved"], "ended": "unknown"} if "reserved" in line else {}
+            found[line.get("id", number)] = line | whole
+        return list(found.values())
 
     def _whole_lines(self, start: int) -> bytes:
         try:
@@ -11299,36 +11459,57 @@ class Ledger:
         return [one for one in found if isinstance(one, dict) and isinstance(one.get("time"), str)]
 
     def spent(self, day: str) -> float:
-        """USD on that day (YYYY-MM-DD, UTC), as far as prices are known."""
+        """USD on that day (YYYY-MM-DD, UTC), with what is reserved, as far as prices are known."""
         if self._size() < self._read_to:  # somebody emptied it
-            self._read_to = 0
-            self._days.clear()
+            self._begin()
         data = self._whole_lines(self._read_to)
         self._read_to += len(data)
         for line in self._entries(data):
-            self._days[line["time"][:10]] += amount(line, "usd")
-        return self._days[day] + self._unwritten[day]
+            if "reserved" in line:
+                self._open[str(line.get("id"))] = line
+            else:
+                self._open.pop(str(line.get("id")), None)
+                self._days[str(line.get("day", line["time"]))[:10]] += amount(line, "usd")
+        reserved = sum(amount(one, "reserved") for one in self._open.values() if one["time"][:10] == day)
+        return self._days[day] + reserved
 
-    def check(self, limit: float) -> None:
-        """Raises `RpcError` when the day's money is spent. What is open by then may still go over it."""
-        now = time.time()
+    def check(self, limit: float, usd: float | None, now: float) -> None:
+        """Raises `RpcError` if that is more than is left of the day's money."""
         spent = self.spent(day_of(now))
-        if spent >= limit:
+        if spent + (usd or 0) > limit or spent >= limit:
             left = 86400 - now % 86400
             when = f"free again at 00:00 UTC, in {left // 3600:.0f} h {left % 3600 // 60:.0f} min"
-            raise limit_reached("usd_per_day", f"${spent:.4g} of ${limit:.4g} are spent today; {when}", round(left))
+            most = f", and this may cost ${usd:.4g}" if usd else ""
+            text = f"${spent:.4g} of ${limit:.4g} are spent or reserved today{most}; {when}"
+            raise limit_reached("usd_per_day", text, round(left))
 
-    def add(self, **entry: Any) -> None:
-        """Raises `OSError`; the day's sum knows of it even so."""
+    def reserve(self, limit: float, usd: float | None, **entry: Any) -> dict[str, Any]:
+        """What `settle` is to be given. Raises `RpcError`: no money is left, or nobody could remember that."""
         now = time.time()
+        reservation = {"id": os.urandom(8).hex(), "day": day_of(now), **entry}
+        try:
+            with locked(self.path.with_suffix(".lock")):
+                self.check(limit, usd, now)
+                self._add({**reservation, "usd": 0, "reserved": usd}, now)
+        except OSError as wrong:
+            why = f"{self.path}: {wrong.strerror or wrong}"
+            text = f"mcpmux: no model is asked, since the ledger of sampling cannot be written: {why}"
+            raise RpcError(INTERNAL_ERROR, text) from None
+        return reservation
+
+    def settle(self, reservation: dict[str, Any], **entry: Any) -> None:
+        """Raises `OSError`: the reservation then stands."""
+        with locked(self.path.with_suffix(".lock")):
+            self._add(reservation | entry, time.time())
+
+    def _add(self, entry: dict[str, Any], now: float) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
         line = json.dumps({"time": stamp, **entry}, ensure_ascii=False).encode() + b"\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
         try:
-            make_folder(self.path.parent)
-            _append(self.path, line if self._ends_whole() else b"\n" + line)
-        except OSError:
-            self._unwritten[day_of(now)] += amount(entry, "usd")
-            raise
+            os.write(file, line if self._ends_whole() else b"\n" + line)
+        finally:
+            os.close(file)
 
     def _size(self) -> int:
         try:
@@ -11356,51 +11537,24 @@ def day_of(now: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(now))
 
 
-def _append(path: Path, line: bytes) -> None:
-    """One write at the end, also while others write there."""
-    if sys.platform == "win32":
-        import pywintypes  # noqa: PLC0415
-        import win32con  # noqa: PLC0415
-        import win32file  # noqa: PLC0415
-
-        share = win32con.FILE_SHARE_READ | win32con.FILE_SHARE_WRITE
-        try:  # with only this right the system finds the end by itself
-            handle: Any = win32file.CreateFile(
-                str(path), 4, share, None, win32con.OPEN_ALWAYS, 0, None
-            )  # FILE_APPEND_DATA
-            win32file.WriteFile(handle, line)
-            handle.Close()
-        except pywintypes.error as wrong:
-            raise OSError(f"{path}: {wrong.strerror}") from None
-    else:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o600)
-        try:
-            os.write(file, line)
-        finally:
-            os.close(file)
-
-
 class SamplerLoop:
     """The child's loop: a task for each request, which its cancelling ends, with its connection to the provider."""
 
     def __init__(self, writing: int) -> None:
         self._writing = writing
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._rests: dict[str, float] = {}  # models that have failed, by label: until when others are asked before them
+        self._told: set[str] = set()  # whose price nobody knows
 
     async def run(self, lines: asyncio.Queue[bytes]) -> None:
         """For ever: the process ends with its input. The first line is the setup."""
-        self._setup = setup = msgspec.json.decode(await lines.get(), type=SamplerSetup)
-        self._litellm = load_litellm()
-        self._models = [rate(model, self._litellm.model_cost) for model in setup.models]
-        keys = [model.api_key or "" for model in setup.models]
-        keys += [value for model in setup.models for key, value in model.params.items() if SECRET_NAME.search(key)]
-        keys += [value for key, value in os.environ.items() if SECRET_NAME.search(key)]
-        # A short one would hide half of every line.
-        self._secrets = [key for key in keys if isinstance(key, str) and len(key) > 5]
-        self._ledger = Ledger(Path(setup.ledger))
+        began = time.monotonic()
+        setup = msgspec.json.decode(await lines.get(), type=SamplerSetup)
+        self.set_up(setup, load_litellm(setup.sampling.models))
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # from here on a library's words may be about what is asked
         os.dup2(null, 1)
+        self._log("debug", f"the sampler has loaded litellm in {time.monotonic() - began:.1f} s")
         self._write(notification_line(LOADED))
         while True:
             message = decode_line(await lines.get())
@@ -11410,20 +11564,35 @@ class SamplerLoop:
                 if task:
                     task.cancel()
             elif message.id is not UNSET and (number := number_of_id(message.id)) is not None:
-                step = self._prepare if message.method == PREPARE else self._answer
-                task = asyncio.create_task(self._survive(number, step(params)))
+                step = self.prepare if message.method == PREPARE else self.answer
+                task = asyncio.create_task(self.survive(number, text_in(params, "server"), step(params)))
                 self._tasks[number] = task
                 task.add_done_callback(lambda _, number=number: self._tasks.pop(number))
 
-    async def _survive(self, number: int, step: Coroutine[Any, Any, dict[str, Any]]) -> None:
+    def set_up(self, setup: SamplerSetup, litellm: Any) -> None:
+        own = self._setup = setup.sampling
+        self._litellm, self._ledger = litellm, Ledger(Path(setup.ledger))
+        self._models: list[Rated] = []
+        for one in (rate(model, litellm.model_cost) for model in own.models):
+            self._models.append(one._replace(number=1 + sum(other.name == one.name for other in self._models)))
+        self._wrong = {one.label: wrong for one in self._models if (wrong := config_trouble(one.options, litellm))}
+        keys = [model.api_key or "" for model in own.models]
+        keys += [value for model in own.models for key, value in model.params.items() if SECRET_NAME.search(key)]
+        keys += [value for key, value in os.environ.items() if SECRET_NAME.search(key)]
+        # A short one would hide half of every line.
+        self._secrets = [key for key in keys if isinstance(key, str) and len(key) > 5]
+
+    async def survive(self, number: int, server: str, step: Coroutine[Any, Any, dict[str, Any]]) -> None:
         """Whatever litellm or its provider does, costs this request only; it is told in a line without content."""
         id = b"%d" % number
         try:
             line = result_line(id, encode(await step))
         except RpcError as wrong:
+            self._log("info", f"{server}: {wrong}")
             line = error_line(id, error_body(wrong))
         except Exception as bug:
             error = RpcError(INTERNAL_ERROR, f"mcpmux: a bug in its sampler, please report it: {type(bug).__name__}")
+            self._log("error", f"{server}: {error} in {way_of(bug)}")
             line = error_line(id, error_body(error))
         self._write(line)
 
@@ -11434,57 +11603,174 @@ class SamplerLoop:
     def _log(self, level: str, text: str) -> None:
         self._write(notification_line("log", encode({"level": level, "text": text})))
 
-    async def _prepare(self, body: Fields) -> dict[str, Any]:
-        """What would be sent, to whom, and what it may cost at most; the person may be shown that."""
+    # ── what would be sent ──
+
+    async def prepare(self, body: Fields) -> dict[str, Any]:
+        """What would be sent, to whom, and what it may cost at most: the person may be shown that."""
+        setup, limits, server = self._setup, self._setup.limits, text_in(body, "server")
         params = checked_params(body["params"])
-        chosen, _ = choose_model(self._models, params.get("modelPreferences") or {})
-        self._ledger.check(self._setup.limits.usd_per_day)
-        return {"params": params, "models": [chosen.label], "usd": None}
-
-    async def _answer(self, body: Fields) -> dict[str, Any]:
-        """What was prepared goes to one of the models that were named then."""
-        server, params, models = text_in(body, "server"), value_of(body["params"]), value_of(body["models"])
-        chosen = next(one for one in self._models if one.label in models)
-        model, options = chosen.options.model, chosen.options
-        self._ledger.check(self._setup.limits.usd_per_day)
-        arguments = chat_arguments(params, self._setup.limits.max_tokens)
-        arguments |= {"api_key": options.api_key, "api_base": options.api_base, "drop_params": True, **options.params}
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(self._setup.timeout_sec):
-                response = await self._complete(model, arguments, params)
-        except TimeoutError:
-            text = f"mcpmux: {model} did not answer within {self._setup.timeout_sec:g} s (sampling.timeout_sec)"
-            raise RpcError(INTERNAL_ERROR, text) from None
-        ms = round((time.monotonic() - began) * 1000)
-        usage = getattr(response, "usage", None)
-        tokens = {key: getattr(usage, name, 0) for key, name in (("in", "prompt_tokens"), ("out", "completion_tokens"))}
-        usd = response._hidden_params.get("response_cost") if chosen.usd else None
-        try:
-            self._ledger.add(server=server, model=model, **tokens, usd=usd, ms=ms)
-        except OSError as wrong:
-            self._log("warning", f"the ledger of sampling cannot be written: {wrong}")
-        cost = "price unknown" if usd is None else f"${usd:.2g}"
-        self._log("debug", f"{server}: sampled with {model}: {tokens['in']} + {tokens['out']} tokens, {cost}, {ms} ms")
-        return sampling_result(response, params, model)
-
-    async def _complete(self, model: str, arguments: dict[str, Any], params: Any) -> Any:
-        """Asks the provider, again if it is busy or failing. Raises `RpcError`."""
-        for wait in (*RETRY_WAITS, None):
+        ranked, _ = ranked_models(self._models, params.get("modelPreferences") or {})
+        fit, unfit = list[Rated](), list[str]()
+        costs, tokens = list[float | None](), await self._tokens(params)
+        for model in ranked if setup.fallback else ranked[:1]:
             try:
-                if "tools" in arguments and "tools" not in (self._litellm.get_supported_openai_params(model) or ()):
-                    raise RpcError(INTERNAL_ERROR, f"mcpmux: {model} takes no tools; configure a model that does")
-                return await self._litellm.acompletion(model=model, num_retries=0, max_retries=0, **arguments)
-            except RpcError:
-                raise
-            except Exception as wrong:  # litellm has no base class of its own; each becomes an error of this request
-                text, passes = provider_trouble(wrong, self._secrets, params)
-                asked = _retry_after(wrong)
-                if wait is None or not passes or asked > RETRY_AFTER_MOST:
-                    later = f"; it asks to wait {asked:g} s" if asked else ""
-                    raise RpcError(INTERNAL_ERROR, f"mcpmux: the provider of {model} {text}{later}") from None
-            await asyncio.sleep(max(wait * (1 + any_chance()) / 2, asked))
+                costs.append(self._cost(model, params, tokens))
+                fit.append(model)
+            except NoAnswer as wrong:
+                unfit.append(str(wrong))
+        if not fit:
+            raise RpcError(INTERNAL_ERROR, f"mcpmux: {unfit[0]}")
+        self._ledger.check(limits.usd_per_day, min(cost or 0 for cost in costs), time.time())
+        usd = None if None in costs else max(cost or 0 for cost in costs)
+        labels = [model.label for model in sorted(fit, key=self._is_resting)]
+        for why in unfit:
+            self._log("info", f"{server}: {why}; {fit[0].name} is asked")
+        return {"params": params, "models": labels, "usd": usd, "unfit": unfit}
+
+    async def _tokens(self, params: dict[str, Any]) -> int:
+        """Of the prompt, at most: one tokenizer for all models, since some would be fetched over the network."""
+        found = list(texts_of(params, ""))
+        media = sum(at.endswith((".data", ".blob")) for _, at in found)
+        text = "\n".join(
+            text for text, at in found if not at.endswith((".data", ".blob", ".type", ".role", ".mimeType"))
+        )
+        tokens = len(text) // 2  # long ones take long
+        if any(model.usd for model in self._models) and len(text) < MB:
+            count = functools.partial(self._litellm.token_counter, model="", text=text)
+            tokens = math.ceil(await asyncio.to_thread(count) * OTHER_TOKENIZERS)
+        return tokens + media * MEDIA_TOKENS
+
+    def _cost(self, model: Rated, params: dict[str, Any], tokens: int) -> float | None:
+        """At most. Raises `NoAnswer` if it is of no use for this."""
+        if wrong := self._wrong.get(model.label):
+            raise NoAnswer(f"{model.name} {wrong}", Kind.LASTING)
+        if params.get("tools") and "tools" not in (self._litellm.get_supported_openai_params(model.name) or ()):
+            raise NoAnswer(f"{model.name} takes no tools; configure a model that does", Kind.REQUEST)
+        return model.cost(tokens, self._arguments(model, params), self._setup.limits.usd_per_request)
+
+    def _arguments(self, model: Rated, params: dict[str, Any]) -> dict[str, Any]:
+        options = model.options
+        more = {key: value for key, value in options.params.items() if key not in _NOT_IN_PARAMS}
+        arguments = chat_arguments(params, self._setup.limits.max_tokens)
+        if "max_completion_tokens" in more:
+            del arguments["max_tokens"]
+        if model.provider in _OLLAMA and arguments.get("tool_choice") == "none":
+            del arguments["tools"]
+        key = options.api_key or ("none" if model.is_local and model.provider not in _OLLAMA else None)
+        return arguments | {"api_key": key, "api_base": options.api_base, "drop_params": True} | more
+
+    def _is_resting(self, model: Rated) -> bool:
+        return self._rests.get(model.label, 0.0) > time.monotonic()
+
+    # ── and is sent ──
+
+    async def answer(self, body: Fields) -> dict[str, Any]:
+        """What was prepared goes to the models that were named then, until one answers."""
+        server, params, labels = text_in(body, "server"), value_of(body["params"]), value_of(body["models"])
+        entry: dict[str, Any] = {"server": server, "allowed": value_of(body.get("allowed")) or "config"}
+        end = time.monotonic() + value_of(body["seconds"])
+        models = [one for label in labels for one in self._models if one.label == label]
+        models.sort(key=self._is_resting)
+        failures: list[str] = value_of(body.get("unfit")) or []
+        refusal: RpcError | None = None
+        for number, model in enumerate(models, 1):
+            left = end - time.monotonic()
+            if left < 0:
+                break
+            share = left / 2 if number < len(models) else left  # the rest is for those after it
+            try:
+                return await self._ask(model, params, entry, share)
+            except NoAnswer as wrong:
+                failures.append(str(wrong))
+                if wrong.kind in (Kind.PASSING, Kind.LASTING) and len(models) > 1:
+                    self._rests[model.label] = time.monotonic() + MODEL_RESTS
+                if wrong.kind is Kind.REFUSED:
+                    break
+            except RpcError as wrong:
+                if wrong.code != INTERNAL_ERROR or not isinstance(wrong.data, dict):
+                    raise
+                refusal = wrong  # another one may be cheaper
+            if number < len(models):
+                self._log("warning", f"{server}: {refusal or failures[-1]}; {models[number].name} is asked")
+        if refusal and not failures:
+            raise refusal
+        raise RpcError(INTERNAL_ERROR, f"mcpmux: {'; and '.join(failures)}"[: 4 * TEXT_MOST])
+
+    async def _ask(self, model: Rated, params: dict[str, Any], entry: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Asks one, again if it is busy or failing. Raises `NoAnswer`, or `RpcError` for an answer of no use."""
+        arguments, end = self._arguments(model, params), time.monotonic() + seconds
+        cost = self._cost(model, params, await self._tokens(params))
+        for wait in (None,) if self._is_resting(model) else (*RETRY_WAITS, None):
+            try:
+                return await self._attempt(model, params, arguments, cost, entry, end - time.monotonic())
+            except NoAnswer as wrong:
+                pause = max((wait or 0) * (1 + any_chance()) / 2, wrong.wait)
+                is_late = wrong.wait > RETRY_AFTER_MOST or time.monotonic() + pause >= end
+                if wait is None or wrong.kind is not Kind.PASSING or is_late:
+                    raise
+            await asyncio.sleep(pause)
         raise Bug("the last attempt has no wait")
+
+    async def _attempt(self, model: Rated, params: Any, arguments: Any, cost: Any, entry: Any, seconds: float) -> Any:
+        """Asks once. However that ends, it is in the ledger."""
+        limits, began = self._setup.limits, time.monotonic()
+        held = self._ledger.reserve(limits.usd_per_day, cost, model=model.name, **entry)
+        paid: dict[str, Any] = {"usd": cost, "ended": "cancelled"}
+        raw: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                response = await self._complete(model, arguments, raw)
+            paid |= self._paid(response, model, cost) | {"ended": "answered"}
+        except TimeoutError:
+            paid["ended"] = "timed out"
+            text = f"{model.name} did not answer within {seconds:.3g} s of sampling.timeout_sec"
+            raise NoAnswer(text, Kind.LASTING) from None
+        except Exception as wrong:  # litellm has no base class of its own; each becomes an error of this request
+            paid["ended"] = type(wrong).__name__
+            if was_not_reached(wrong) or 400 <= getattr(wrong, "status_code", 0) < 500:
+                paid["usd"] = 0 if cost is not None else None  # nobody asks money for that
+            text, kind = provider_trouble(wrong, self._secrets, params)
+            asked = _retry_after(wrong)
+            later = f"; it asks to wait {asked:g} s" if asked > RETRY_AFTER_MOST else ""
+            raise NoAnswer(f"the provider of {model.name} {text}{later}", kind, asked) from None
+        finally:
+            self._settle(held, paid | {"ms": round((time.monotonic() - began) * 1000)}, model)
+        return sampling_result(response, params, model.name, raw)
+
+    async def _complete(self, model: Rated, arguments: dict[str, Any], raw: dict[str, Any]) -> Any:
+        if model.provider == "anthropic":  # litellm drops which stop sequence it was
+            arguments |= {
+                "logger_fn": lambda details: raw.update(object_of(str(details.get("original_response")).encode()))
+            }
+        response = await self._litellm.acompletion(model=model.name, num_retries=0, max_retries=0, **arguments)
+        if not arguments.get("stream"):
+            return response
+        chunks = [chunk async for chunk in response]
+        return self._litellm.stream_chunk_builder(chunks, messages=arguments["messages"])
+
+    def _paid(self, response: Any, model: Rated, cost: float | None) -> dict[str, Any]:
+        """What an answer has cost: as its provider says itself, as litellm knows, or by the price of its tokens."""
+        usage = getattr(response, "usage", None)
+        tokens = [getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens")]
+        usd = getattr(usage, "cost", None)
+        usd = usd if isinstance(usd, int | float) else response._hidden_params.get("response_cost")
+        if not usd and model.usd:
+            usd = sum(number * price for number, price in zip(tokens, model.usd, strict=True)) / 1e6
+        return {"in": tokens[0], "out": tokens[1], "usd": usd if usd or model.usd else cost}
+
+    def _settle(self, held: dict[str, Any], paid: dict[str, Any], model: Rated) -> None:
+        try:
+            self._ledger.settle(held, **paid)
+        except OSError as wrong:
+            self._log("warning", f"the ledger of sampling cannot be written; all that was reserved counts: {wrong}")
+        if paid["ended"] != "answered":
+            return
+        price = "price unknown" if paid["usd"] is None else f"${paid['usd']:.2g}"
+        tokens = f"{paid['in']} + {paid['out']} tokens"
+        self._log("debug", f"{held['server']}: sampled with {model.name}: {tokens}, {price}, {paid['ms']} ms")
+        if paid["usd"] is None and model.label not in self._told:
+            self._told.add(model.label)
+            self._log("info", f"litellm knows no price of {model.name}: usd_per_day does not limit it")
 
 
 def _retry_after(wrong: Exception) -> float:
@@ -11543,9 +11829,8 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
         }
         secrets |= {full["api_key"]} if "api_key" in full else set()
         models.append(msgspec.structs.replace(model, **full))
-    ledger = str(state_folder() / LEDGER_NAME)
-    setup = SamplerSetup(models, config.sampling.limits, config.sampling.timeout_sec, ledger)
-    return encode(setup) + b"\n"
+    full_table = msgspec.structs.replace(config.sampling, models=models)
+    return encode(SamplerSetup(full_table, str(state_folder() / LEDGER_NAME))) + b"\n"
 
 
 # ══ 20. Page ══════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -15068,7 +15353,7 @@ def _models(arguments: argparse.Namespace) -> int:
     if not has_litellm():
         raise ConfigError("; ".join(NO_LITELLM))
     preferences = _preferences(arguments.prefer or "{}")
-    prices = load_litellm().model_cost
+    prices = load_litellm(config.sampling.models).model_cost
     rated = [rate(model, prices) for model in config.sampling.models]
 
     def cells(one: Rated) -> list[Any]:
@@ -15077,11 +15362,11 @@ def _models(arguments: argparse.Namespace) -> int:
         return [one.options.model, *scores, *prices, ", ".join(one.options.hints) or None]
 
     _print_table(("MODEL", "COST", "SPEED", "INTELLIGENCE", "$/M IN", "$/M OUT", "HINTS"), map(cells, rated))
-    if any(one.usd is None for one in rated):
-        print("\n?: litellm knows no price; such a model's requests count as free for usd_per_day")
+    if any(one.usd is None and not one.is_local for one in rated):
+        print("\n?: litellm knows no price; such a model is asked only if usd_per_request says what a request counts")
     if arguments.prefer:
-        chosen, why = choose_model(rated, preferences)
-        print(f"\n{chosen.options.model}: {why}")
+        order, why = ranked_models(rated, preferences)
+        print(f"\n{order[0].name}: {why}")
     return 0
 
 
@@ -15188,23 +15473,26 @@ def _usage(arguments: argparse.Namespace) -> int:
     Example: mcpmux usage --days 7"""
     ledger = Ledger(state_folder() / LEDGER_NAME)
     since = day_of(time.time() - 86400 * (arguments.days - 1))
-    sums: dict[tuple[str, str, str], list[float]] = {}
+    sums: dict[tuple[str, str, str], list[Any]] = {}
     for line in ledger.lines():
-        if (day := line["time"][:10]) >= since:
-            row = sums.setdefault((day, str(line.get("server")), str(line.get("model"))), [0, 0, 0, 0.0])
-            for column, more in enumerate([1, *(amount(line, name) for name in ("in", "out", "usd"))]):
+        if (day := str(line.get("day", line["time"]))[:10]) >= since:
+            row = sums.setdefault((day, str(line.get("server")), str(line.get("model"))), [0, 0, 0, 0.0, 0])
+            is_known = isinstance(line.get("usd"), int | float)
+            for column, more in enumerate([1, *(amount(line, name) for name in ("in", "out", "usd")), not is_known]):
                 row[column] += more
-    names = ("day", "server", "model", "requests", "tokensIn", "tokensOut", "usd")
-    rows = [dict(zip(names, [*key, *sums[key]], strict=True)) for key in sorted(sums)]
+    names = ("day", "server", "model", "requests", "tokensIn", "tokensOut", "usd", "priceUnknown")
+    rows: list[dict[str, Any]] = [dict(zip(names, [*key, *sums[key]], strict=True)) for key in sorted(sums)]
     if arguments.json:
+        rows = [row | ({"usd": None} if row["priceUnknown"] == row["requests"] else {}) for row in rows]
         print(json.dumps({"ledger": str(ledger.path), "usage": rows}, indent=2))
     elif not rows:
         print(f"No sampling in {arguments.days} days ({ledger.path}).")
     else:
-        total = sum(row[3] for row in sums.values())
         heads = ("DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS IN", "TOKENS OUT", "USD")
-        _print_table(heads, [(row | {"usd": f"{row['usd']:.4f}"}).values() for row in rows])
-        print(f"\n${total:.4f} in all ({ledger.path})")
+        _print_table(
+            heads, [[*[*row.values()][:6], "unknown" if row["priceUnknown"] else f"{row['usd']:.4f}"] for row in rows]
+        )
+        print(f"\n${sum(row['usd'] for row in rows):.4f} in all ({ledger.path})")
     return 0
 
 

@@ -328,8 +328,8 @@ def test_check_of_a_file_without_servers_says_how_to_add_one(home: dict[str, str
 
 def test_check_names_the_models_of_sampling(home: dict[str, str], tmp_path: Path):
     config = written(tmp_path / "mcpmux.toml", server_table("fake"), SAMPLING)
-    done = run(home, "check", "--config", str(config))
     models = ["anthropic/claude-sonnet-4-5", "openai/gpt-4o-mini", "ollama_chat/nobody-knows", "openai/nobody-knows"]
+    done = run(home, "check", "--config", str(config))
     assert done.returncode == 0
     assert f"\nsampling: {', '.join(models)}\n" in done.stdout
     told = json.loads(run(home, "check", "--json", "--config", str(config)).stdout)
@@ -601,22 +601,23 @@ def test_models_shows_each_with_its_scores_and_prices_and_where_they_come_from(m
     assert rows[0] == ["MODEL", "COST", "SPEED", "INTELLIGENCE", "$/M IN", "$/M OUT", "HINTS"]
     sonnet, mini, free, unknown = rows[1:]
     assert sonnet[0] == "anthropic/claude-sonnet-4-5"
-    assert all(re.fullmatch(r"0\.\d+ \(price\)", cell) for cell in sonnet[1:4]), sonnet
+    assert all(re.fullmatch(r"0\.\d+ \(price(, length, thinking)?\)", cell) for cell in sonnet[1:4]), sonnet
     assert float(sonnet[4]) < float(sonnet[5])
     assert sonnet[6] == "middle, sonnet"
     assert mini[3] == "0.25 (config)"
     assert mini[1] == mini[2]
     assert float(mini[1].removesuffix(" (price)")) > float(sonnet[1].removesuffix(" (price)"))
-    assert free[1:] == ["1 (price)", "1 (price)", "0 (price)", "0", "0", "-"]
-    assert unknown[1:] == ["0.5 (unknown price)"] * 3 + ["?", "?", "-"]
+    assert free[1:] == ["1 (local)", "0.5 (local)", "0.1 (local)", "?", "?", "-"]
+    assert unknown[1:] == ["0.5 (unknown)"] * 3 + ["?", "?", "-"]
 
 
-def test_models_says_that_an_unknown_price_counts_as_nothing(models: list[str]):
-    assert "?: litellm knows no price; such a model's requests count as free for usd_per_day" in models
+def test_models_says_what_an_unknown_price_means(models: list[str]):
+    told = "?: litellm knows no price; such a model is asked only if usd_per_request says what a request counts"
+    assert told in models
 
 
 def test_models_says_which_one_a_request_would_get_and_why(models: list[str]):
-    """Nearly as cheap as what is free, and it has a quarter of intelligence."""
+    """Nearly as cheap as what is free, and cleverer."""
     why = r"no hint names one; it scores most: 1 × cost 0\.9\d? \+ 0\.5 × intelligence 0\.25 = 1\.\d+"
     assert re.fullmatch(f"openai/gpt-4o-mini: {why}", models[-1]), models[-1]
 
@@ -687,7 +688,7 @@ def test_usage_adds_up_by_day_server_and_model(home: dict[str, str]):
         [day(1), "git", "a/m", "1", "10", "5", "1.0000"],
         [today, "fs", "a/m", "1", "10", "5", "0.5000"],
         [today, "git", "a/m", "2", "20", "10", "0.3750"],
-        [today, "git", "b/n", "1", "10", "5", "0.0000"],
+        [today, "git", "b/n", "1", "10", "5", "unknown"],
         [],
         ["$1.8750", "in", "all", f"({ledger})"],
     ]
@@ -703,6 +704,7 @@ def test_usage_for_machines_has_the_same(home: dict[str, str]):
     ledger = spent(home, (0, "git", "a/m", 0.25))
     told = json.loads(run(home, "usage", "--json").stdout)
     row = {"server": "git", "model": "a/m", "requests": 1, "tokensIn": 10, "tokensOut": 5, "usd": 0.25}
+    row["priceUnknown"] = 0
     assert told == {"ledger": str(ledger), "usage": [{"day": day(0), **row}]}
 
 

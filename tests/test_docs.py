@@ -255,7 +255,7 @@ def test_the_extra_of_the_readme_is_the_one_that_mcpmux_asks_for():
 def test_the_two_configs_of_sampling_load_as_they_are():
     one, several = sampling_of(block("toml", 1)), sampling_of(block("toml", 2))
     assert one.model == "anthropic/claude-sonnet-4-5"
-    assert [model.model for model in several.models] == [one.model, "ollama/llama3.2"]
+    assert [model.model for model in several.models] == [one.model, "ollama_chat/llama3.2"]
 
 
 def test_the_readmes_choice_of_a_model_is_the_one_that_is_made():
@@ -263,8 +263,8 @@ def test_the_readmes_choice_of_a_model_is_the_one_that_is_made():
     command, printed = block("console", 1).splitlines()
     arguments = mcpmux._parser().parse_args(shlex.split(command)[2:])
     models = [mcpmux.rate(model, {}) for model in sampling_of(block("toml", 2)).models]
-    chosen, why = mcpmux.choose_model(models, json.loads(arguments.prefer))
-    assert printed == f"{chosen.options.model}: {why}"
+    order, why = mcpmux.ranked_models(models, json.loads(arguments.prefer))
+    assert printed == f"{order[0].name}: {why}"
 
 
 def test_every_policy_of_a_server_is_explained():
@@ -287,10 +287,13 @@ def test_what_the_readme_says_of_sampling_in_words_is_so():
 
 def test_a_ledgers_line_holds_what_the_readme_says_and_nothing_else(tmp_path: Path):
     ledger = mcpmux.Ledger(tmp_path / "usage.jsonl")
-    ledger.add(server="git", model="m", **{"in": 1, "out": 2}, usd=0.5, ms=3)
+    held = ledger.reserve(1, 0.5, server="git", model="m")
+    ledger.settle(held, **{"in": 1, "out": 2}, usd=0.5, ms=3, ended="answered")
     [line] = ledger.lines()
-    assert list(line) == ["time", "server", "model", "in", "out", "usd", "ms"]
-    assert "time, server, model, tokens in and out, USD, milliseconds" in " ".join(README.split())
+    named = ["server", "model", "in", "out", "usd", "ms", "ended"]
+    assert list(line) == ["time", "id", "day", *named]
+    said = "time, server, model, tokens in and out, USD, milliseconds, how it ended, who allowed it"
+    assert said in " ".join(README.split())
 
 
 def test_the_examples_part_on_sampling_has_every_key_with_its_default_and_loads():
@@ -306,10 +309,10 @@ def test_the_examples_part_on_sampling_has_every_key_with_its_default_and_loads(
     ]
     for present, kind in shown:
         assert list(present) == [key for key in defaults(kind) if key not in TABLES_OF_THEIR_OWN]
-    assert limits == msgspec.to_builtins(SamplingLimits())
-    assert one["timeout_sec"] == SamplingOptions().timeout_sec
+    assert limits == msgspec.to_builtins(SamplingLimits(usd_per_request=0.05))
+    assert all(one[key] == getattr(SamplingOptions(), key) for key in ("timeout_sec", "fallback"))
     for part in parts:
-        assert sampling_of(part).limits == SamplingLimits()
+        assert sampling_of(part).limits == SamplingLimits(usd_per_request=0.05 if "limits" in part else None)
 
 
 # ── places and the example ──

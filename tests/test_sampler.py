@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import select
 import signal
 import socket
@@ -112,6 +113,11 @@ def hints(*names: str | None) -> list[dict[str, Any]]:
         ({"hints": hints("opus")}, OPUS),
         ({"hints": hints("claude-opus-4-1-20250805")}, OPUS),
         ({"hints": hints("llama")}, LLAMA),
+        # Whole words only.
+        ({"hints": hints("gemini-2.5-pro")}, SONNET),
+        ({"hints": hints("pus")}, SONNET),
+        ({"hints": hints("foo4o-mini")}, SONNET),
+        ({"hints": hints("llama3")}, LLAMA),
         # In their order, and what names nothing is passed over.
         ({"hints": hints("gemini", "opus", "sonnet")}, OPUS),
         ({"hints": hints("sonnet", "opus")}, SONNET),
@@ -144,8 +150,9 @@ def hints(*names: str | None) -> list[dict[str, Any]]:
 )
 def test_the_model_is_chosen_by_hints_then_priorities_then_order(preferences: dict[str, Any], chosen: str):
     """Spec: 2025-11-25, client/sampling#model-preferences: hints in order, as parts of names, before priorities."""
-    model, why = mcpmux.choose_model(MODELS, preferences)
-    assert model.options.model == chosen
+    order, why = mcpmux.ranked_models(MODELS, preferences)
+    assert order[0].name == chosen
+    assert sorted(one.name for one in order) == sorted(one.name for one in MODELS)
     assert why
 
 
@@ -154,24 +161,25 @@ def test_each_priority_decides_between_models_that_differ_in_it_alone(key: str):
     """Whatever the order of the config."""
     worse, better = rated("x/worse", **{key: 0.4}), rated("x/better", **{key: 0.6})
     for models in ([worse, better], [better, worse]):
-        assert mcpmux.choose_model(models, {f"{key}Priority": 0.3})[0] is better
+        assert mcpmux.ranked_models(models, {f"{key}Priority": 0.3})[0][0] is better
         for other in {"cost", "speed", "intelligence"} - {key}:
-            assert mcpmux.choose_model(models, {f"{other}Priority": 1})[0] is models[0]
+            assert mcpmux.ranked_models(models, {f"{other}Priority": 1})[0][0] is models[0]
 
 
 def test_the_reason_for_a_choice_names_the_hint_and_shows_the_sum():
     preferences = {"hints": hints("claude"), "costPriority": 0.3, "intelligencePriority": 1}
-    assert mcpmux.choose_model(MODELS, preferences) == (
-        MODELS[1],
+    order, why = mcpmux.ranked_models(MODELS, preferences)
+    assert (order[:2], why) == (
+        [MODELS[1], MODELS[0]],
         "the hint 'claude' names 2; it scores most: 0.3 × cost 0.1 + 1 × intelligence 1 = 1.03",
     )
-    assert mcpmux.choose_model(MODELS, {})[1] == "no hint names one; no priority is given; it is the first"
-    assert mcpmux.choose_model(MODELS, {"hints": hints("opus")})[1] == "the hint 'opus' names it"
+    assert mcpmux.ranked_models(MODELS, {})[1] == "no hint names one; no priority is given; it is the first"
+    assert mcpmux.ranked_models(MODELS, {"hints": hints("opus")})[1] == "the hint 'opus' names it"
 
 
 def test_an_empty_name_is_a_part_of_no_other():
     models = [rated("openai/", ("",)), MODELS[1]]
-    assert mcpmux.choose_model(models, {"hints": hints("opus")})[0] is MODELS[1]
+    assert mcpmux.ranked_models(models, {"hints": hints("opus")})[0][0] is MODELS[1]
 
 
 # ── scores and prices ──
@@ -205,13 +213,44 @@ def test_a_models_scores_come_from_its_price(model: str, usd: tuple[float, float
     assert set(found.sources.values()) == {"price"}
 
 
-@pytest.mark.parametrize("model", ["anthropic/same", "openai/never-heard-of", "openai/image", "same-but-not", "x/y/z"])
-def test_a_model_without_a_price_scores_one_half(model: str):
-    """Another provider's model of the same name has another price."""
+@pytest.mark.parametrize("model", ["openai/never-heard-of", "openai/image", "same-but-not", "x/y/z"])
+def test_a_model_of_which_nothing_is_known_scores_one_half(model: str):
     found = mcpmux.rate(ModelOptions(model=model), PRICES)
     assert found.usd is None
     assert found.scores == dict.fromkeys(mcpmux.PRIORITIES, 0.5)
-    assert set(found.sources.values()) == {"unknown price"}
+    assert set(found.sources.values()) == {"unknown"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ModelOptions(model="ollama_chat/llama3.2"),
+        ModelOptions(model="openai/mine", api_base="http://127.0.0.1:1/v1"),
+        ModelOptions(model="openai/mine", api_base="http://localhost/v1"),
+        ModelOptions(model="openai/mine", api_base="http://[::1]:1/v1"),
+    ],
+    ids=lambda options: f"{options.model} {options.api_base}",
+)
+def test_a_model_on_this_machine_is_the_cheapest_and_not_the_cleverest(options: ModelOptions):
+    local, opus = mcpmux.rate(options, PRICES), mcpmux.rate(ModelOptions(model="anthropic/claude-opus-4-1"), PRICES)
+    for models in ([local, opus], [opus, local]):
+        assert mcpmux.ranked_models(models, {"costPriority": 1})[0][0] is local
+        assert mcpmux.ranked_models(models, {"intelligencePriority": 1})[0][0] is opus
+    assert local.cost(1000, {}, None) is None
+    assert local.cost(1000, {}, 0.1) == 0.1
+
+
+def test_a_clever_model_may_be_cheaper_than_a_dull_one():
+    """By what litellm knows besides the price."""
+    rows = {
+        "old": {"litellm_provider": "openai", "input_cost_per_token": 2.5e-6, "output_cost_per_token": 1e-5},
+        "new": {"litellm_provider": "openai", "input_cost_per_token": 1.25e-6, "output_cost_per_token": 1e-5},
+    }
+    rows["old"] |= {"max_output_tokens": 16384}
+    rows["new"] |= {"max_output_tokens": 128000, "supports_reasoning": True}
+    models = [mcpmux.rate(ModelOptions(model=f"openai/{name}"), rows) for name in rows]
+    assert mcpmux.ranked_models(models, {"intelligencePriority": 1})[0][0].name == "openai/new"
+    assert models[0].sources["intelligence"] == "price, length, thinking"
 
 
 def test_scores_and_prices_of_the_config_count_more():
@@ -468,6 +507,12 @@ def test_an_answer_in_text_is_one_block_unless_tools_were_offered():
     assert mcpmux.sampling_result(answered(), {}, "m") == whole
     assert mcpmux.sampling_result(answered(), {"tools": [WEATHER]}, "m") == whole | {"content": [text(SAID)]}
     assert mcpmux.sampling_result(answered(content=None), {}, "m")["content"] == text("")
+    refused = answered(content=None, message={"refusal": SAID})
+    assert mcpmux.sampling_result(refused, {}, "m")["content"] == text(SAID)
+    spoken = answered(content=None, message={"audio": Thing(transcript=SAID)})
+    assert mcpmux.sampling_result(spoken, {}, "m")["content"] == text(SAID)
+    thought = answered(content=f"<think>{FOG}\n</think>\n\n{SAID}")
+    assert mcpmux.sampling_result(thought, {}, "m")["content"] == text(SAID)
     nameless = answered()
     nameless.model = None
     assert mcpmux.sampling_result(nameless, {}, "m")["model"] == "m"
@@ -503,6 +548,15 @@ def test_the_providers_own_word_counts_more_than_what_litellm_makes_of_it():
     told = answered("stop", provider_specific_fields={"stop_reason": "END"})  # vLLM's
     assert mcpmux.sampling_result(told, {"stopSequences": ["END"]}, "m")["stopReason"] == "stopSequence"
     assert mcpmux.sampling_result(told, {}, "m")["stopReason"] == "endTurn"
+    raw = mcpmux.object_of(b'{"stop_reason":"stop_sequence","stop_sequence":"END"}')  # Anthropic's
+    assert mcpmux.sampling_result(answered(), {"stopSequences": ["END"]}, "m", raw)["stopReason"] == "stopSequence"
+
+
+@pytest.mark.parametrize("word", ["tool_calls", "stop", "eos_token", "STOP", "MALFORMED", None])
+def test_who_calls_tools_stops_for_them_whatever_the_providers_word_is(word: str | None):
+    for extra in ({}, {"provider_specific_fields": {"native_finish_reason": "STOP"}}):
+        response = answered(word, calls=[called("1", "{}")], **extra)
+        assert mcpmux.sampling_result(response, {"tools": [WEATHER]}, "m")["stopReason"] == "toolUse"
 
 
 @pytest.mark.parametrize(
@@ -516,12 +570,13 @@ def test_the_providers_own_word_counts_more_than_what_litellm_makes_of_it():
         (answered(calls=[called("1", '["a"]')]), "or with arguments that are no JSON object"),
         (answered(calls=[called("1", "{}", None)]), "called a tool without a name"),
         (answered("content_filter", None), "content filter"),
+        (answered(calls=[called("1", "{}", "rm_rf")]), "a tool that nobody offered"),
     ],
-    ids=["no choice", "half arguments", "a list", "no name", "withheld"],
+    ids=["no choice", "half arguments", "a list", "no name", "withheld", "not offered"],
 )
 def test_an_answer_of_no_use_is_an_error_that_says_why(response: Any, wrong: str):
     with pytest.raises(RpcError, match=wrong) as failed:
-        mcpmux.sampling_result(response, {}, "m")
+        mcpmux.sampling_result(response, {"tools": [WEATHER]}, "m")
     assert SAID not in str(failed.value)
 
 
@@ -532,7 +587,8 @@ def trouble(name: str, message: str = "", params: Any = None, **attributes: Any)
     """An exception of litellm's by this name, as `provider_trouble` tells it."""
     wrong = type(name, (Exception,), {})()
     wrong.__dict__ |= {"message": message, **attributes}
-    return mcpmux.provider_trouble(wrong, [KEY, KEY[:9]], params or {"messages": [user(text())]})
+    told, kind = mcpmux.provider_trouble(wrong, [KEY, KEY[:9]], params or {"messages": [user(text())]})
+    return told, kind is mcpmux.Kind.PASSING
 
 
 @pytest.mark.parametrize(
@@ -731,7 +787,7 @@ def test_half_a_line_counts_when_it_is_whole(ledger: mcpmux.Ledger):
 def test_half_a_line_that_was_left_there_does_not_swallow_the_next(ledger: mcpmux.Ledger):
     """A disk that was full may have taken half of one."""
     written(ledger, line(0.25)[:20])
-    ledger.add(server="a", usd=0.5)
+    ledger.reserve(1, 0.5, server="a")
     assert [found["usd"] for found in ledger.lines()] == [0.5]
 
 
@@ -744,28 +800,36 @@ def test_a_ledger_that_somebody_emptied_counts_from_nothing(ledger: mcpmux.Ledge
     assert ledger.spent(DAY) == 0
 
 
-def test_what_is_added_is_one_line_with_the_time_in_utc(ledger: mcpmux.Ledger):
-    before = int(time.time())
-    ledger.add(server="é", model="m", usd=0.5)
-    (found,) = ledger.lines()
-    assert ledger.path.read_bytes().count(b"\n") == 1
+def test_what_is_reserved_counts_until_it_is_settled_and_then_what_it_did_cost(ledger: mcpmux.Ledger):
+    """Both are a line, with the time in UTC."""
+    before, day = int(time.time()), mcpmux.day_of(time.time())
+    first, second = (ledger.reserve(1, usd, server="é", model="m") for usd in (0.5, None))
+    assert ledger.spent(first["day"]) == mcpmux.Ledger(ledger.path).spent(first["day"]) == 0.5
+    assert [found["ended"] for found in ledger.lines()] == ["unknown", "unknown"]
+    ledger.settle(first, usd=0.125, ended="answered")
+    ledger.settle(second, usd=None, ended="cancelled")
+    assert ledger.spent(first["day"]) == mcpmux.Ledger(ledger.path).spent(first["day"]) == 0.125
+    found, _ = ledger.lines()
+    assert ledger.path.read_bytes().count(b"\n") == 4
     assert before <= calendar.timegm(time.strptime(found["time"], "%Y-%m-%dT%H:%M:%SZ")) <= time.time()
-    assert (found["server"], found["usd"]) == ("é", 0.5)
-    assert ledger.spent(found["time"][:10]) == 0.5
+    assert (found["server"], found["usd"], found["ended"], found["day"] >= day) == ("é", 0.125, "answered", True)
     if sys.platform != "win32":
         assert ledger.path.stat().st_mode & 0o777 == 0o600
 
 
-def test_two_processes_at_one_ledger_lose_no_line(ledger: mcpmux.Ledger):
+def test_three_processes_at_one_ledger_never_reserve_more_than_there_is(ledger: mcpmux.Ledger):
     """A person has several hosts, and each its mcpmux."""
     code = (
         "import sys, mcpmux, pathlib\n"
         "ledger = mcpmux.Ledger(pathlib.Path(sys.argv[1]))\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "for n in range(3000): ledger.add(server=sys.argv[2], model='m' * (n % 200), usd=0.001, n=n)\n"
+        "for n in range(60):\n"
+        "    try: held = ledger.reserve(0.75, 0.0625, server=sys.argv[2], model='m' * n)\n"
+        "    except mcpmux.RpcError: continue\n"
+        "    ledger.settle(held, usd=0.03125, n=n)\n"
     )
     command, pipe = [sys.executable, "-c", code, str(ledger.path)], subprocess.PIPE
-    processes = [subprocess.Popen([*command, name], cwd=ROOT, stdin=pipe, stdout=pipe) for name in "ab"]
+    processes = [subprocess.Popen([*command, name], cwd=ROOT, stdin=pipe, stdout=pipe) for name in "abc"]
     for process in processes:
         assert process.stdout and process.stdout.readline() == b"ready\n"
     day = mcpmux.day_of(time.time())
@@ -774,39 +838,32 @@ def test_two_processes_at_one_ledger_lose_no_line(ledger: mcpmux.Ledger):
         process.stdin.write(b"go\n")
         process.stdin.flush()
     while any(process.poll() is None for process in processes):
-        ledger.spent(day)  # it is read all the while
+        assert ledger.spent(day) <= 0.75  # it is read all the while
     for process in processes:
         process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
-    found = [(entry["server"], entry["n"]) for entry in ledger.lines()]
-    assert collections.Counter(name for name, _ in found) == {"a": 3000, "b": 3000}
-    for name in "ab":
-        assert [n for server, n in found if server == name] == list(range(3000))
     if mcpmux.day_of(time.time()) == day:
-        assert ledger.spent(day) == pytest.approx(6)
+        assert len(ledger.lines()) == 23  # the last one would have been too much as long as it was reserved
+        assert ledger.spent(day) == 23 * 0.03125
 
 
-def test_a_ledger_that_cannot_be_written_still_counts(tmp_path: Path):
-    """The limit holds as long as the process does."""
+def test_a_ledger_that_cannot_be_written_refuses(tmp_path: Path):
+    """Nobody would know what was spent; also after a restart."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "usage.jsonl", tmp_path):
-        ledger = mcpmux.Ledger(path)
-        with pytest.raises(OSError, match=str(path.parent.name)):
-            ledger.add(server="a", usd=0.75)
-        with pytest.raises(RpcError, match=r"\$0\.75 of \$0\.5 are spent today"):
-            ledger.check(0.5)
-        ledger.check(1)
+        with pytest.raises(RpcError, match="no model is asked, since the ledger of sampling cannot be written"):
+            mcpmux.Ledger(path).reserve(1, 0.1, server="a")
 
 
 def test_a_day_whose_money_is_spent_is_refused_with_the_hour_of_the_next(ledger: mcpmux.Ledger):
     """Our choice: the limit by the name that it has in the config, and when there is money again."""
-    ledger.check(1.0)
-    ledger.add(server="a", usd=0.25)
-    ledger.check(1.0)
-    ledger.add(server="a", usd=0.75)
+    ledger.settle(ledger.reserve(1.0, 0.25, server="a"), usd=0.25)
+    with pytest.raises(RpcError, match=r"\$0\.25 of \$1 are spent or reserved today, and this may cost \$0\.8; free"):
+        ledger.reserve(1.0, 0.8, server="a")
+    ledger.settle(ledger.reserve(1.0, 0.75, server="a"), usd=0.75)
     with pytest.raises(RpcError) as refused:
-        ledger.check(1.0)
-    assert "$1 of $1 are spent today; free again at 00:00 UTC, in " in str(refused.value)
+        ledger.reserve(1.0, None, server="a")
+    assert "$1 of $1 are spent or reserved today; free again at 00:00 UTC, in " in str(refused.value)
     assert "(sampling.limits.usd_per_day)" in str(refused.value)
     assert refused.value.data["limit"] == "usd_per_day"
     assert 0 <= refused.value.data["retryAfterSeconds"] <= 86400
@@ -818,38 +875,80 @@ def test_a_day_whose_money_is_spent_is_refused_with_the_hour_of_the_next(ledger:
 class StandIn:
     """As much of litellm as the loop calls; `ends` are its answers in turn."""
 
+    provider_list = ("openai", "nobody", "ollama_chat")
+
     def __init__(self, *ends: Any) -> None:
+        self.model_cost: dict[str, Any] = {}
         self.ends = collections.deque(ends)
+        self.asked: list[str] = []
+
+    def get_llm_provider(self, model: str, api_base: str | None = None) -> None:
+        if model.partition("/")[0] not in self.provider_list:
+            raise ValueError(model)
+
+    def validate_environment(self, model: str) -> dict[str, Any]:
+        return {"missing_keys": ["OPENAI_API_KEY"]}
 
     def get_supported_openai_params(self, model: str) -> list[str] | None:
         return {"openai/m": ["tools"], "openai/no-tools": ["stop"]}.get(model)
 
+    def token_counter(self, **asked: Any) -> int:
+        return 10
+
     async def acompletion(self, **arguments: Any) -> Any:
+        self.asked.append(arguments["model"])
         end = self.ends.popleft()
-        if isinstance(end, Exception):
+        if isinstance(end, BaseException):
             raise end
         return await end if asyncio.iscoroutine(end) else end
 
 
 def busy(retry_after: str | None = None) -> Exception:
-    wrong = type("RateLimitError", (Exception,), {})()
+    wrong = failure("RateLimitError", 429)
     headers = {} if retry_after is None else {"retry-after": retry_after}
     wrong.__dict__ |= {"status_code": 429, "message": "", "litellm_response_headers": headers}
     return wrong
 
 
+def failure(name: str, status: int | None, base: type[BaseException] = Exception, **more: Any) -> Any:
+    """As litellm raises it."""
+    wrong = type(name, (base,), {})()
+    kind = mcpmux._PROVIDER_ERRORS.get(name, ("", None))[1]
+    wrong.__dict__ |= {"message": "", "passes": kind is mcpmux.Kind.PASSING and not more, **more}
+    wrong.__dict__ |= {} if status is None else {"status_code": status}
+    return wrong
+
+
+PRICED = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}
+
+
 class Loop:
     """A `SamplerLoop` without its process. `waits` are the pauses that it made, none of which is slept through."""
 
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, *ends: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *ends: Any,
+        models: tuple[str, ...] = ("openai/m",),
+        **more: Any,
+    ) -> None:
         reading, writing = os.pipe()
         self.said = os.fdopen(reading, "rb")
         self.waits: list[float] = []
-        self.loop = loop = mcpmux.SamplerLoop(writing)
-        model = ModelOptions(model=options.pop("model", "openai/m"), params={"input_cost_per_token": 1.0})
-        setup = mcpmux.SamplerSetup([model], SamplingLimits(), options.pop("timeout_sec", 120.0), str(path))
-        loop._setup, loop._models, loop._secrets = setup, [mcpmux.rate(model, {})], [KEY]
-        loop._litellm, loop._ledger = StandIn(*ends), mcpmux.Ledger(path)
+        self.seconds = more.pop("seconds", 120)
+        self.loop = mcpmux.SamplerLoop(writing)
+        limits = SamplingLimits(usd_per_day=more.pop("usd", 1000), usd_per_request=more.pop("usd_per_request", None))
+        options = [
+            ModelOptions(model=name, api_key=KEY, params={} if name[:2] == "ol" else more.get("params", PRICED))
+            for name in models
+        ]
+        more.pop("params", None)
+        self.litellm = StandIn(*ends)
+        self.loop.set_up(
+            mcpmux.SamplerSetup(mcpmux.SamplingOptions(models=options, limits=limits, **more), str(path)), self.litellm
+        )
+        self.ledger = mcpmux.Ledger(path)
         slept = asyncio.sleep
 
         async def sleep(seconds: float) -> None:
@@ -860,24 +959,32 @@ class Loop:
 
     def asks(self, **params: Any) -> dict[str, Any]:
         """What it writes in answer, after what it has for the log."""
-        both = {"messages": [user(text())], "maxTokens": 5} | params
-        body = {"server": Raw(b'"a"'), "params": Raw(json.dumps(both).encode()), "seconds": Raw(b"120")}
-
-        async def both_steps() -> dict[str, Any]:
-            prepared = await self.loop._prepare(body)
-            return await self.loop._answer(body | {key: Raw(json.dumps(one).encode()) for key, one in prepared.items()})
-
-        asyncio.run(self.loop._survive(1, both_steps()))
+        self.tells(**params)
         os.close(self.loop._writing)
         *self.logged, answer = [json.loads(found) for found in self.said]
         self.said.close()
         return answer
 
+    def close(self) -> None:
+        os.close(self.loop._writing)
+        self.said.close()
 
-def paid() -> Thing:
+    def tells(self, **params: Any) -> None:
+        both = {"messages": [user(text())], "maxTokens": 5} | params
+        body = {"server": Raw(b'"a"'), "params": Raw(json.dumps(both).encode())}
+        body["seconds"] = Raw(json.dumps(self.seconds).encode())
+
+        async def both_steps() -> dict[str, Any]:
+            prepared = await self.loop.prepare(body)
+            return await self.loop.answer(body | {key: Raw(json.dumps(one).encode()) for key, one in prepared.items()})
+
+        asyncio.run(self.loop.survive(1, "a", both_steps()))
+
+
+def paid(response_cost: float | None = 0.5, own: float | None = None) -> Thing:
     response = answered()
-    response.usage = Thing(prompt_tokens=3, completion_tokens=4)
-    response._hidden_params = {"response_cost": 0.5}
+    response.usage = Thing(prompt_tokens=3, completion_tokens=4, **({} if own is None else {"cost": own}))
+    response._hidden_params = {"response_cost": response_cost}
     return response
 
 
@@ -907,13 +1014,14 @@ def test_a_provider_that_stays_busy_is_asked_three_times(tmp_path: Path, monkeyp
     loop = Loop(tmp_path / "ledger", monkeypatch, busy(), busy(), busy())
     assert "rate limit is reached" in loop.asks()["error"]["message"]
     assert len(loop.waits) == 2
-    assert not loop.loop._litellm.ends
+    assert not loop.litellm.ends
 
 
 def test_a_request_has_its_time_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    loop = Loop(tmp_path / "ledger", monkeypatch, asyncio.Event().wait(), timeout_sec=0.01)
-    text = loop.asks()["error"]["message"]
-    assert text == "mcpmux: openai/m did not answer within 0.01 s (sampling.timeout_sec)"
+    loop = Loop(tmp_path / "ledger", monkeypatch, asyncio.Event().wait(), seconds=0.5)
+    said = loop.asks()["error"]["message"]
+    assert re.fullmatch(r"mcpmux: openai/m did not answer within 0\.\d+ s of sampling\.timeout_sec", said)
+    assert [found["ended"] for found in loop.ledger.lines()] == ["timed out"]
 
 
 @pytest.mark.parametrize("model", ["openai/no-tools", "nobody/knows"])
@@ -921,18 +1029,120 @@ def test_a_model_that_takes_no_tools_is_not_asked_with_them(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Providers would leave them out without a word."""
-    loop = Loop(tmp_path / "ledger", monkeypatch, model=model)
+    loop = Loop(tmp_path / "ledger", monkeypatch, models=(model,))
     assert f"{model} takes no tools; configure a model that does" in loop.asks(tools=[WEATHER])["error"]["message"]
 
 
-def test_a_request_is_answered_also_if_the_ledger_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It is paid for; the log says what is wrong, and the limit still holds."""
-    loop = Loop(tmp_path, monkeypatch, paid(), paid())
+FAILED: list[tuple[Any, Any, bool]] = [  # how it ended, what counts, and whether another one is asked
+    (busy(), 0, True),
+    (failure("InternalServerError", 500), "all", True),
+    (failure("AuthenticationError", 401), 0, True),
+    (failure("NotFoundError", 404), 0, True),
+    (failure("ContextWindowExceededError", 400), 0, True),
+    (failure("APIError", 402), 0, True),
+    (failure("BadRequestError", 400), 0, True),
+    (failure("ClientConnectorError", None), 0, True),
+    (failure("ContentPolicyViolationError", 400), 0, False),
+]
+
+
+@pytest.mark.parametrize(("wrong", "counts", "falls_back"), FAILED, ids=lambda one: type(one).__name__)
+def test_where_a_model_cannot_answer_the_next_best_is_asked_and_all_is_in_the_ledger(
+    wrong: Exception, counts: Any, falls_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Our choice: an error that comes instead of an answer costs nothing; what may have been worked on, all of it."""
+    again = [wrong] * 3 if wrong.passes else [wrong]  # pyright: ignore[reportAttributeAccessIssue]
+    loop = Loop(tmp_path / "ledger", monkeypatch, *again, paid(), models=("openai/m", "openai/other"))
+    answer = loop.asks()
+    lines = loop.ledger.lines()
+    assert ("result" in answer) is falls_back
+    assert loop.litellm.asked == ["openai/m"] * len(again) + ["openai/other"] * falls_back
+    assert [found["model"] for found in lines] == loop.litellm.asked
+    estimate = pytest.approx(13 * 0.001 + 5 * 0.002)
+    assert [found["usd"] for found in lines[: len(again)]] == [estimate if counts else 0] * len(again)
+    warnings = [found["params"]["text"] for found in loop.logged if found["params"]["level"] == "warning"]
+    assert [text.endswith("; openai/other is asked") for text in warnings] == [True] * falls_back
+
+
+@pytest.mark.parametrize(("rests", "next"), [(60.0, "openai/b"), (0.0, "openai/m")])
+def test_a_model_that_has_failed_is_asked_after_the_others_for_a_minute(
+    rests: float, next: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mcpmux, "MODEL_RESTS", rests)
+    quota = failure("RateLimitError", 429, code="insufficient_quota")
+    loop = Loop(tmp_path / "ledger", monkeypatch, quota, paid(), paid(), models=("openai/m", "openai/b"))
+    loop.tells()
     assert "result" in loop.asks()
-    warning, _ = [found["params"] for found in loop.logged]
-    assert warning["level"] == "warning"
-    assert "the ledger of sampling cannot be written" in warning["text"]
-    assert loop.loop._ledger.spent(mcpmux.day_of(time.time())) == 0.5
+    assert loop.litellm.asked == ["openai/m", "openai/b", next]
+
+
+def test_without_fallback_nobody_else_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wrong = failure("AuthenticationError", 401)
+    loop = Loop(tmp_path / "ledger", monkeypatch, wrong, models=("openai/m", "openai/b"), fallback=False)
+    assert loop.asks()["error"]["message"].startswith("mcpmux: the provider of openai/m refused the key")
+
+
+def test_what_nobody_can_answer_is_told_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ends = [failure("AuthenticationError", 401), failure("NotFoundError", 404)]
+    loop = Loop(tmp_path / "ledger", monkeypatch, *ends, models=("openai/m", "wrong/x", "openai/b"))
+    told = loop.asks()["error"]["message"]
+    assert "wrong/x names no provider that litellm knows" in told
+    assert "openai/m refused the key" in told
+    assert "openai/b knows no such model" in told
+
+
+def test_what_is_cancelled_counts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    loop = Loop(tmp_path / "ledger", monkeypatch, failure("CancelledError", None, asyncio.CancelledError))
+    with pytest.raises(asyncio.CancelledError):
+        loop.tells()
+    loop.close()
+    (found,) = loop.ledger.lines()
+    assert (found["ended"], found["usd"]) == ("cancelled", pytest.approx(13 * 0.001 + 5 * 0.002))
+
+
+@pytest.mark.parametrize(
+    ("costs", "usd"),
+    [
+        ({"response_cost": 0.5}, 0.5),
+        ({"response_cost": None}, 3 * 0.001 + 4 * 0.002),
+        ({"response_cost": 0.5, "own": 0.25}, 0.25),
+    ],
+)
+def test_what_an_answer_costs_is_what_its_provider_or_litellm_says_or_the_price_of_its_tokens(
+    costs: dict[str, Any], usd: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loop = Loop(tmp_path / "ledger", monkeypatch, paid(**costs))
+    assert "result" in loop.asks()
+    assert [(found["usd"], found["in"], found["out"]) for found in loop.ledger.lines()] == [(pytest.approx(usd), 3, 4)]
+
+
+def test_a_price_that_nobody_knows_is_refused_unless_the_config_says_what_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loop = Loop(tmp_path / "ledger", monkeypatch, params={})
+    assert "openai/m has no price that litellm knows, so usd_per_day cannot hold" in loop.asks()["error"]["message"]
+    loop = Loop(tmp_path / "ledger", monkeypatch, paid(response_cost=None), params={}, usd=0.5, usd_per_request=0.3)
+    loop.tells()
+    assert [found["usd"] for found in loop.ledger.lines()] == [0.3]
+    assert "usd_per_day" in loop.asks()["error"]["message"]
+
+
+def test_a_cheaper_model_is_asked_when_the_money_is_nearly_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    loop = Loop(tmp_path / "ledger", monkeypatch, paid(), models=("openai/m", "ollama_chat/free"), usd=0.001)
+    assert "result" in loop.asks()
+    assert loop.litellm.asked == ["ollama_chat/free"]
+
+
+def test_a_request_is_not_asked_if_the_ledger_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    loop = Loop(tmp_path, monkeypatch, paid())
+    assert "the ledger of sampling cannot be written" in loop.asks()["error"]["message"]
+    assert loop.litellm.asked == []
+
+
+def test_nonsense_is_found_invalid_in_linear_time():
+    for nonsense in ([7] * 20_000, [{"role": "user", "content": [{"type": "x"}] * 5000}], [{}] * 10_000):
+        with pytest.raises(RpcError, match="invalid sampling request"):
+            mcpmux.checked_params(Raw(json.dumps({"messages": nonsense, "maxTokens": 5}).encode()))
 
 
 def test_a_bug_costs_its_request_only_and_tells_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -1143,6 +1353,7 @@ class Site:
             + ("\nparams = { timeout = 0.1 }" if model == HASTY else "")
             for model, url in models.items()
         ]
+        tables += ['[sampling]\napprove = "never"\nfallback = false']
         tables += ["[sampling.limits]\nmax_concurrency = 100\nrequests_per_minute = 10000\nusd_per_day = 1000"]
         tables += [server_table(name) for name in ("a", "b", "c", "healthy", "mortal")]
         config = folder / "mcpmux.toml"
@@ -1351,7 +1562,7 @@ FAILURES: dict[str, tuple[list[Reply], str]] = {
     "not allowed": ([refusal(403, "no access")], 'does not allow this with this key: "no access" (HTTP 403)'),
     "no such model": (
         [refusal(404, "gpt-4o-mini does not exist", code="model_not_found")],
-        'knows no such model or address: "gpt-4o-mini does not exist" (HTTP 404)',
+        'knows no such model or address; correct its model or api_base: "gpt-4o-mini does not exist" (HTTP 404)',
     ),
     "nonsense": (
         [Reply(f"<html>{SAID}".encode(), headers={"Content-Type": "text/html"})] * 3,
@@ -1402,7 +1613,7 @@ def test_a_failure_that_passes_is_not_noticed(site: Site, first: Reply):
 
 
 def test_a_provider_that_is_not_there_is_told_as_that(site: Site):
-    assert site.failure(site.ask(model=DOWN)) == f"mcpmux: the provider of {DOWN} cannot be reached"
+    assert site.failure(site.ask(model=DOWN)).startswith(f"mcpmux: the provider of {DOWN} cannot be reached")
 
 
 def test_a_provider_that_does_not_answer_in_time_is_hung_up_on(site: Site):
@@ -1600,12 +1811,12 @@ def test_when_the_days_money_is_spent_the_next_request_is_refused_also_after_a_r
 ):
     """Our choice: the ledger is the person's, not the process's."""
     priced = "params = { input_cost_per_token = 0.01, output_cost_per_token = 0.02 }"
-    tables = [model_table(provider.url), priced, "[sampling.limits]\nusd_per_day = 0.25", server_table("a")]
+    tables = [model_table(provider.url), priced, "[sampling.limits]\nusd_per_day = 0.45", server_table("a")]
     host = serve(*tables)
     host.initialize()
-    for _ in range(2):  # 0.2 each; what is begun under the limit may go over it
+    for _ in range(2):  # 0.2 each
         assert "result" in heard(host, asking(host, "a", ASKED))
-    refused = "mcpmux: sampling limit reached: $0.4 of $0.25 are spent today; free again at 00:00 UTC, in "
+    refused = "mcpmux: sampling limit reached: $0.4 of $0.45 are spent or reserved today, and this may cost $0.2"
     error = heard(host, asking(host, "a", ASKED))["error"]
     assert error["message"].startswith(refused)
     host.close()
@@ -1620,7 +1831,7 @@ def test_when_the_days_money_is_spent_the_next_request_is_refused_also_after_a_r
     lines = mcpmux.Ledger(ledger).lines()
     kept = {"server": "a", "model": GPT, "in": 10, "out": 5, "usd": pytest.approx(0.2)}
     assert [{key: one[key] for key in kept} for one in lines] == [kept, kept]
-    assert all(one.keys() == kept.keys() | {"time", "ms"} for one in lines)
+    assert all(one.keys() == kept.keys() | {"time", "day", "id", "ms", "ended", "allowed"} for one in lines)
 
 
 @linux
