@@ -4618,7 +4618,8 @@ class Questions(Asker):
     def gone(self, server: Facts, reason: str) -> None:
         """Its process has ended. What a call has ended with belongs to its round, and the call is made again."""
         for pending in reversed(self._in_flight.asked_by(server.name)):  # else the next in line would begin
-            if (pending.heir or pending.asker) is self:
+            is_open = self._in_flight.get(pending.id) is pending  # it may have ended with another one
+            if is_open and (pending.heir or pending.asker) is self:
                 self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
 
     def removed(self, server: Facts, reason: str) -> None:
