@@ -332,7 +332,7 @@ def test_a_tilde_in_args_is_noted(tmp_path: Path):
 
 def test_the_schema_knows_every_key_and_says_what_it_means():
     schema = json.loads(json.dumps(mcpmux.schema_of_config()))
-    assert list(schema["properties"]) == ["mux", "mcp_servers", "sampling"]
+    assert set(schema["properties"]) == {"mux", "hosts", "mcp_servers", "sampling"}
     for kind in (mcpmux.MuxOptions, mcpmux.ServerOptions, mcpmux.ToolOverride, mcpmux.SamplingLimits):
         table = schema["definitions"][kind.__name__]
         assert set(mcpmux.keys_of(kind)) <= set(table["properties"])
