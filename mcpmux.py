@@ -1725,13 +1725,17 @@ def answer_found(found: list[Found]) -> bytes:
     return b'{"content":[{"type":"text","text":%b}],"structuredContent":%b}' % (encode(body.decode()), body)
 
 
-def _in_short(schema: Any) -> Any:
-    """A schema without its words for people."""
+def _in_short(schema: Any, deep: int = 32) -> Any:
+    """A schema without its words for people, and no deeper than models read."""
+    if deep == 0:
+        return {}
     if isinstance(schema, list):
-        return [_in_short(one) for one in schema]
+        return [_in_short(one, deep - 1) for one in schema]
     words = ("description", "title", "$comment")
     is_word = isinstance(schema, dict) and (lambda key, one: key in words and isinstance(one, str))
-    return {key: _in_short(one) for key, one in schema.items() if not is_word(key, one)} if is_word else schema
+    return (
+        {key: _in_short(one, deep - 1) for key, one in schema.items() if not is_word(key, one)} if is_word else schema
+    )
 
 
 # What people say and tools call otherwise: the words of a row stand for each other; before `>`, for those after it.
@@ -1784,18 +1788,10 @@ _ALIKE_ROWS: Final = """
     knowledge entity / fact > observation entity / weather > forecast climate / light lamp heating door room kitchen
     bedroom > entity service state device / temperature > climate weather
 """
-_PHRASES: Final = (
-    ("how many", "count"),
-    ("how long", "duration"),
-    ("to-do", "task"),
-    ("drop-down", "select"),
-    ("thumbs up", "reaction emoji"),
-    ("look up", "search"),
-    ("log in", "login"),
-    ("set up", "create"),
-    ("turn into", "convert"),
-    ("get rid of", "delete"),
-)
+_PHRASES: Final = """
+    how many > count / how long > duration / to-do > task / drop-down > select / thumbs up > reaction emoji / look up >
+    search / log in > login / set up > create / turn into > convert / get rid of > delete
+"""
 _OFTEN: Final = """
     a an the of to in on at for from with by and or is are was were be been do does did have has had my me i we our us
     you your it its this that these those they their he she his her somebody someone something please can could would
@@ -1891,7 +1887,8 @@ class Index:
 
     def find(self, query: str) -> list[Found]:
         """The best first: what has a fair part of what the best could have."""
-        for said, meant in _PHRASES:
+        for row in " ".join(_PHRASES.split()).split(" / "):
+            said, _, meant = row.partition(" > ")
             query = re.sub(said, meant, query, flags=re.IGNORECASE)
         scores, words, possible = dict[int, float](), dict[int, list[tuple[str, str]]](), 0.0
         asked = {one: piece for piece in _PIECE.findall(query[:TEXT_MOST]) for one in self._terms(piece)}

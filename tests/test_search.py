@@ -208,6 +208,15 @@ def test_an_answer_has_at_most_20_kb():
     assert found[0]["inputSchema"]["properties"]["p89"] == {"type": "string"}
 
 
+def test_a_schema_that_is_nested_without_end_costs_no_search():
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(240):
+        deep = {"type": "object", "properties": {"x": deep}}
+    offers = {"a": {"tools/list": [{**TOOL, "name": "log_deep", "inputSchema": deep}, TOOL]}}
+    s = Script(["a"], offers=offers, options=SEARCH)
+    assert set(names(s, query="log")) == {"a__log", "a__log_deep"}
+
+
 def test_a_withheld_tool_is_neither_found_nor_named():
     s = script(git={"pin": True})
     assert "git__git_log" in names(s, query="commit logs")
