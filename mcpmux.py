@@ -7848,6 +7848,24 @@ def parse_env_file(text: str, environment: dict[str, str] | None = None) -> dict
     return found
 
 
+def variable_line(name: str, value: str) -> str | None:
+    """A line of a file of variables; None for a value that such a file cannot hold."""
+    ways = (value, f"'{value}'", f'"{value}"', json.dumps(value, ensure_ascii=False))
+    lines = (f"{name}={way}\n" for way in ways)
+    return next((line for line in lines if parse_env_file(line) == {name: value}), None)
+
+
+def without_variables(text: str, names: Mapping[str, Any]) -> str:
+    """A file of variables without these."""
+    kept, at = "", 0
+    while at < len(text):
+        one = re.compile(_BINDING).match(text, at)
+        assert one
+        kept += "" if (one["quoted_key"] or one["key"]) in names else text[at : one.end()]
+        at = one.end()
+    return kept
+
+
 # The official SDK's list of what is safe to pass on, and what a server needs to speak a person's language, keep time,
 # find its folders, get through a company's proxy, and reach what the person's own tools reach: where it is, and no key
 # to it.
@@ -13247,10 +13265,11 @@ class Mux:
 
 ENTRY_NAME: Final = "mcpmux"  # what we are called in a host
 BACKUP_SUFFIX: Final = ".before-mcpmux"
+FIRST_ANSWER: Final = 60.0  # seconds that Claude Desktop waits for a first answer, downloads included
 
 
 class Host(NamedTuple):
-    """What a host means by what stands in its file, and how mcpmux comes into that."""
+    """What a host means by what stands in its file."""
 
     name: str
     title: str
@@ -13258,26 +13277,26 @@ class Host(NamedTuple):
     dialect: Literal["none", "shell", "dollar", "editor"]  # of its placeholders, in `DIALECTS`
     timeout_unit: float | None  # of its `timeout`, in seconds; None: it has none
     bare_url: Literal["http", "sse"]  # what a `url` means without a type
-    install: Literal["edit", "run", "show"]  # its file, a command of its own, or what a person has to paste
+    passes_all: bool  # its servers see the whole environment of whoever started it
     aliases: str = ""
 
 
 MS: Final = 0.001
 # fmt: off
 HOSTS: Final = (
-    Host("claude-desktop", "Claude Desktop", "mcpServers",      "none",   None, "http", "edit", "claude"),
-    Host("claude-code",    "Claude Code",    "mcpServers",      "shell",  MS,   "http", "run"),
-    Host("vscode",         "VS Code",        "servers",         "editor", None, "http", "run",  "code vs-code copilot"),
-    Host("cursor",         "Cursor",         "mcpServers",      "editor", None, "http", "edit"),
-    Host("codex",          "Codex",          "mcp_servers",     "none",   None, "http", "run"),
-    Host("gemini",         "Gemini CLI",     "mcpServers",      "dollar", MS,   "sse",  "show", "gemini-cli"),
-    Host("zed",            "Zed",            "context_servers", "none",   None, "http", "show"),
-    Host("windsurf",       "Windsurf",       "mcpServers",      "editor", None, "http", "show"),
-    Host("goose",          "Goose",          "extensions",      "shell",  1,    "http", "show"),
-    Host("lm-studio",      "LM Studio",      "mcpServers",      "editor", None, "http", "show", "lmstudio"),
-    Host("amazon-q",       "Amazon Q",       "mcpServers",      "editor", MS,   "http", "show", "amazonq q"),
-    Host("kiro",           "Kiro",           "mcpServers",      "editor", MS,   "http", "show"),
-    Host("cline",          "Cline",          "mcpServers",      "none",   1,    "sse",  "show"),
+    Host("claude-desktop", "Claude Desktop", "mcpServers",      "none",   None, "http", False, "claude"),
+    Host("claude-code",    "Claude Code",    "mcpServers",      "shell",  MS,   "http", True),
+    Host("vscode",         "VS Code",        "servers",         "editor", None, "http", True,  "code vs-code copilot"),
+    Host("cursor",         "Cursor",         "mcpServers",      "editor", None, "http", True),
+    Host("codex",          "Codex",          "mcp_servers",     "none",   None, "http", False),
+    Host("gemini",         "Gemini CLI",     "mcpServers",      "dollar", MS,   "sse",  True,  "gemini-cli"),
+    Host("zed",            "Zed",            "context_servers", "none",   None, "http", True),
+    Host("windsurf",       "Windsurf",       "mcpServers",      "editor", None, "http", False),
+    Host("goose",          "Goose",          "extensions",      "shell",  1,    "http", True),
+    Host("lm-studio",      "LM Studio",      "mcpServers",      "editor", None, "http", False, "lmstudio"),
+    Host("amazon-q",       "Amazon Q",       "mcpServers",      "editor", MS,   "http", True,  "amazonq q"),
+    Host("kiro",           "Kiro",           "mcpServers",      "editor", MS,   "http", False),
+    Host("cline",          "Cline",          "mcpServers",      "none",   1,    "sse",  False),
 )
 # fmt: on
 # In the folders of `host_folders`, the first before the others; those in {here} are a project's.
@@ -13299,10 +13318,10 @@ HOST_FILES: Final = {
     "kiro": ("{home}/.kiro/settings/mcp.json",),
     "cline": ("{home}/.cline/data/settings/cline_mcp_settings.json",),
 }
-# How those that are "run" take mcpmux in, with the words of `own_command`, and let it go.
+# The hosts that have commands for it: how they take a server in and let it go. VS Code has none that lets one go.
 OWN_COMMANDS: Final = {
-    "claude-code": ("claude mcp add-json --scope user mcpmux {entry}", "claude mcp remove --scope user mcpmux"),
-    "codex": ("codex mcp add mcpmux -- {command}", "codex mcp remove mcpmux"),
+    "claude-code": ("claude mcp add-json --scope user {name} {entry}", "claude mcp remove --scope user {name}"),
+    "codex": ("codex mcp add {name} -- {command}", "codex mcp remove {name}"),
     "vscode": ("code --add-mcp {named-entry}", ""),
 }
 
@@ -13333,6 +13352,13 @@ _TEXT_KEYS: Final = ("env", "http_headers", "command", "args", "cwd", "url")  # 
 _TRANSPORTS: Final = ("sse", "http", "streamable-http", "streamable_http", "streamableHttp")  # what hosts call ours
 _PARTS_OF_HOSTS: Final = ("builtin", "platform", "frontend", "inline_python")  # types of Goose's
 _SAYS_NOTHING: Final = frozenset({"name", "description", "display_name", "bundled", "source", "tools"})
+# What is lost with keys that we have nothing for.
+_NO_ASKING: Final = "its tools were called without asking there; mcpmux leaves that to the host"
+_LOST: Final = dict.fromkeys(("trust", "autoApprove", "alwaysAllow"), _NO_ASKING) | {
+    **dict.fromkeys(("sandboxEnabled", "sandbox"), "it ran in a sandbox there, and does not here"),
+    "oauth": "its login stays with that host: mcpmux login",
+    "headersHelper": "the command that made its headers; ${cmd:...} in http_headers can run it",
+}
 
 
 class Machine(NamedTuple):
@@ -13418,16 +13444,21 @@ def bare_json(text: str) -> str:
 
 def read_host_file(path: Path) -> dict[str, Any]:
     """A host's whole file. Raises `ConfigError`, one line."""
+    return host_document(path, read_text(path) or "")
+
+
+def host_document(path: Path, text: str) -> dict[str, Any]:
+    """What a host's file says. Raises `ConfigError`, one line."""
     kinds = {".toml": ("TOML", tomllib.loads), ".yaml": ("YAML", load_yaml), ".yml": ("YAML", load_yaml)}
     kind, read = kinds.get(path.suffix, ("JSON", load_json))
     try:
-        document = parsed(path, read_text(path) or "", kind, read)
+        document = parsed(path, text, kind, read)
     except ImportError:
-        how = "uvx --with pyyaml mcpmux import goose"
+        how = f"uvx --with pyyaml {DISTRIBUTION} import goose"
         raise ConfigError(f"{path}: is YAML, and to read that takes one package more: {how}") from None
-    if not isinstance(document, dict):
+    if not isinstance(document, dict | None):
         raise ConfigError(f"{path}: not an object")
-    return document
+    return document or {}
 
 
 def load_json(text: str) -> Any:
@@ -13476,28 +13507,32 @@ def variable_name(text: str) -> str:
 class Variables:
     """The variables that imported servers come to need: each secret has one, and no two share one."""
 
-    def __init__(self, environment: Mapping[str, str], secrets: Literal["move", "keep", "hide"] = "move") -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self._secrets = secrets
-        self._values: dict[str, str] = {}
-        self.needed: dict[str, str] = {}  # by name: where it is needed
+        self.values: dict[str, str] = {}  # of the secrets
+        self.notes: dict[str, str] = {}  # of what a person alone can know: what that is
 
-    def hold(self, secret: str, name: str, server: str, where: str) -> str:
+    def hold(self, secret: str, name: str, server: str) -> str:
         """What to write in place of a secret that stood under a name."""
-        if self._secrets != "move":
-            return secret if self._secrets == "keep" else HIDDEN
+        secret = secret.replace("$${", "${")
         long = variable_name(f"{server}_{name}")
         names = [name] if re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) else []
         for variable in (*names, long, *(f"{long}_{number}" for number in range(2, 1000))):
-            if self._values.get(variable, secret) == secret == self._environment.get(variable, secret):
-                self._values[variable] = secret
-                self.needed.setdefault(variable, where)
+            if self.values.get(variable, secret) == secret == self._environment.get(variable, secret):
+                self.values[variable] = secret
                 return f"${{{variable}}}"
         raise Bug("a thousand secrets of one name")
 
-    def hide(self, text: str, name: str, server: str, where: str) -> str:
-        """The text, with what in it looks like a secret held elsewhere; `name` is what the text stands under."""
-        return hide_secrets(text, name, lambda secret, name: self.hold(secret, name, server, where))
+    def needed_by(self, tables: Tables) -> dict[str, str]:
+        """The variables that these servers cannot do without, each with the place that needs it first."""
+        found: dict[str, str] = {}
+        for name, table in tables.items():
+            for text, at in texts_of({key: table[key] for key in _TEXT_KEYS if key in table}, ""):
+                for one in PLACEHOLDER.finditer(text):
+                    variable = one["var"]
+                    if variable and one["default"] is None and not is_safe(variable, ""):
+                        found.setdefault(variable, f"{name}: {at[1:]}{self.notes.get(variable, '')}")
+        return found
 
 
 # ── what a host means, in our words ──
@@ -13565,17 +13600,18 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> tu
         keyring = left.pop("env_keys", ())
         for key in (key for key in keyring if isinstance(key, str)) if isinstance(keyring, list) else ():
             table["env"] = env = {**env, key: f"${{{key}}}"}
-            variables.needed.setdefault(key, f"{name}: env.{key}; {entry.host.title} has it in its keyring")
-        if isinstance(file := left.pop("envFile", None), str):
-            notes += _take_env_file(translate(file, entry, machine, variables, notes), table)
+            variables.notes[key] = f"; {entry.host.title} has it in its keyring"
 
     def ours(key: str, text: str, under: str) -> str:
-        return variables.hide(translate(text, entry, machine, variables, notes), under, name, f"{name}: {key}")
+        text = translate(text, entry, machine, variables, notes)
+        return hide_secrets(text, under, lambda secret, called: variables.hold(secret, called, name))
 
     for key in (key for key in _TEXT_KEYS if key in table):
         table[key] = _each_text(table[key], functools.partial(ours, key))
-    if left:
-        notes.append(f"left out: {', '.join(sorted(left))}")
+    if isinstance(file := left.pop("envFile", None), str) and isinstance(table.setdefault("env", {}), dict):
+        held = functools.partial(variables.hold, server=name)
+        notes += _take_env_file(translate(file, entry, machine, variables, notes), table, held)
+    notes += [f"left out: {key} ({_LOST.get(key, 'mcpmux has nothing like it')})" for key in sorted(left)]
     _, wrong = read_server(name, table, [])
     try:
         tomllib.loads(server_block(name, table, ()).encode().decode())
@@ -13625,14 +13661,19 @@ def _with_our_keys(entry: HostEntry) -> tuple[dict[str, Any], dict[str, Any]]:
     return table, left
 
 
-def _take_env_file(file: str, table: dict[str, Any]) -> list[str]:
-    """The file's variables, by name: what they hold stays where it is."""
+def _take_env_file(file: str, table: dict[str, Any], held: Callable[[str, str], str]) -> list[str]:
+    """What the file holds goes where secrets go: it need not be there any more."""
     try:
-        names = list(parse_env_file(Path(os.path.expanduser(file)).read_text(encoding="utf-8")))
+        values = parse_env_file(Path(os.path.expanduser(file)).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return [f"left out: its envFile {file}, which cannot be read"]
-    table["env"] = {one: f"${{{one}}}" for one in names} | table.get("env", {})
-    return [f'needs env_file = "{file}" in [mux], for {", ".join(names)}']
+    table["env"] = {name: held(_plain(value), name) for name, value in values.items()} | table.get("env", {})
+    return [f"its envFile {file} has {', '.join(values)}"]
+
+
+def _plain(text: str) -> str:
+    """A text as it has to be written where we would replace placeholders."""
+    return text.replace("${", "$${")
 
 
 def translate(text: str, entry: HostEntry, machine: Machine, variables: Variables, notes: list[str]) -> str:
@@ -13642,27 +13683,37 @@ def translate(text: str, entry: HostEntry, machine: Machine, variables: Variable
         fixed |= dict.fromkeys(("workspaceFolder", "cwd"), entry.folder)
         fixed["workspaceFolderBasename"] = re.split(r"[/\\]", entry.folder.rstrip("/\\"))[-1]
 
-    def ours(found: re.Match[str]) -> str:
-        parts = found.groupdict()
+    def ours(parts: dict[str, str | None], whole: str) -> str:
         if variable := parts.get("var") or parts.get("bare"):
             default = parts.get("default")
             return f"${{{variable}}}" if default is None else f"${{{variable}:-{default}}}"
-        word: str = parts["word"]
-        if word in fixed:
-            notes.append(f"{found[0]} became {fixed[word]}")
-            return fixed[word].replace("${", "$${")
-        kind, _, id = word.partition(":")
+        kind, _, id = (parts.get("word") or "").partition(":")
         variable = variable_name(id or kind)
         asked = entry.inputs.get(id, {}) if kind == "input" else {}
         default = asked.get("default")
         if isinstance(default, str) and not asked.get("password") and not re.search(r"[{}]", default):
             return f"${{{variable}:-{default}}}"
         what = asked.get("description")
-        variables.needed.setdefault(variable, f"{entry.name}: in place of {found[0]}" + (f", {what}" if what else ""))
+        variables.notes.setdefault(variable, f", in place of {whole}" + (f", {what}" if what else ""))
         return f"${{{variable}}}"
 
-    # What the host leaves alone, we must not replace.
-    return re.sub(rf"{DIALECTS[entry.host.dialect]}|\$\{{", lambda one: "$${" if one[0] == "${" else ours(one), text)
+    pieces, at = [""], 0  # what stands for itself and what we are to replace, in turn
+    for found in re.finditer(DIALECTS[entry.host.dialect], text):
+        pieces[-1] += text[at : found.start()]
+        at, parts = found.end(), found.groupdict()
+        if (word := parts.get("word")) in fixed:
+            notes.append(f"{found[0]} became {fixed[word]}")
+            pieces[-1] += fixed[word]
+        else:
+            pieces += [ours(parts, found[0]), ""]
+    pieces[-1] += text[at:]
+    for number in range(0, len(pieces), 2):
+        piece = _plain(pieces[number])
+        if number + 1 < len(pieces):  # `$${` would stand for a plain `${`
+            text = piece.rstrip("$")
+            piece = text + "${DOLLAR:-$}" * (len(piece) - len(text))
+        pieces[number] = piece
+    return "".join(pieces)
 
 
 # ── our own file: what is there stays byte for byte ──
@@ -13671,25 +13722,65 @@ Tables = Mapping[str, dict[str, Any]]  # of servers, by name
 Comments = Mapping[str, list[str]]  # above them
 
 
+def _as_expected(new: str, expected: dict[str, Any]) -> str:
+    """Raises `ConfigError` where the lines that were changed were not all there is of it."""
+    try:
+        if tomllib.loads(new) == expected:
+            return new
+    except ValueError:
+        pass
+    raise ConfigError("its [mcp_servers] is written in a way that mcpmux cannot change; do it by hand")
+
+
 def with_servers(text: str, tables: Tables, comments: Comments) -> str:
     """The file's text with these servers at its end, in place of what has their names. Raises `ConfigError`."""
     if not tables:
         return text
-    newline = "\r\n" if "\r\n" in text else "\n"
-    before = tomllib.loads(text)
+    before, newline = tomllib.loads(text), "\r\n" if "\r\n" in text else "\n"
     servers = before.get("mcp_servers", {})
-    for name in tables:
-        if name in servers:
-            text = _without_server(text, name)
+    for name in tables.keys() & servers.keys():
+        text = _without_server(text, name)
     blocks = [server_block(name, table, comments.get(name, ())) for name, table in tables.items()]
     new = text + ("" if not text or text.endswith("\n") else newline) + (newline if text.strip() else "")
-    new += "\n".join(blocks).replace("\n", newline)
-    try:
-        if tomllib.loads(new) != before | {"mcp_servers": servers | tables}:
-            raise ValueError
-    except ValueError:
-        raise ConfigError("its [mcp_servers] is written in a way that mcpmux cannot add to; do it by hand") from None
-    return new
+    return _as_expected(new + "\n".join(blocks).replace("\n", newline), before | {"mcp_servers": {**servers, **tables}})
+
+
+def without_servers(text: str, names: Iterable[str]) -> str:
+    """The file's text without these servers. Raises `ConfigError`."""
+    before = tomllib.loads(text)
+    left, new = dict(before.get("mcp_servers", {})), text
+    for name in names:
+        if left.pop(name, None) is not None:
+            new = _without_server(new, name)
+    rest = {key: value for key, value in before.items() if key != "mcp_servers"}
+    return _as_expected(new, rest | ({"mcp_servers": left} if "mcp_servers" in tomllib.loads(new) else {}))
+
+
+def with_setting(text: str, table: tuple[str, ...], key: str, value: str | bool | None) -> str:
+    """The file's text with one key of a table set, or without that key. Raises `ConfigError`."""
+    expected = tomllib.loads(text)
+    holder = expected
+    for name in table:
+        holder = holder.setdefault(name, {})
+    holder.pop(key, None)
+    newline = "\r\n" if "\r\n" in text else "\n"
+    said = [] if value is None else [f"{key} = {json.dumps(value)}{newline}"]
+    if value is not None:
+        holder[key] = value
+    words = [rf"""(["']?){re.escape(name)}\{at}""" for at, name in enumerate(table, 1)]
+    head = re.compile(r"\s*\[\s*" + r"\s*[.]\s*".join(words) + r"\s*\]")
+    lines = text.splitlines(keepends=True)
+    start = next((at for at, line in enumerate(lines, 1) if head.match(line)), None)
+    if start is None:
+        at = next((at for at, line in enumerate(lines) if not line.startswith("#:")), len(lines))  # after the schema
+        lines[at:at] = [f"[{'.'.join(table)}]{newline}", *said, *([newline] if lines[at:] else [])]
+    else:
+        ends = (at for at in range(start, len(lines)) if re.match(r"\s*\[", lines[at]))
+        end = next(ends, len(lines))
+        old = next((at for at in range(start, end) if re.match(rf"\s*{key}\s*=", lines[at])), None)
+        at, more = (start, 0) if old is None else (old, 1)
+        lines[at : at + more] = said
+    return _as_expected("".join(lines), expected)
 
 
 def _without_server(text: str, name: str) -> str:
@@ -13716,33 +13807,38 @@ def _without_server(text: str, name: str) -> str:
     return "".join(kept)
 
 
-def append_servers(path: Path, tables: Tables, comments: Comments, private: bool = False) -> None:
-    """Writes servers to the end of our file, or the whole file. Raises `ConfigError` and leaves the file as it was."""
+def rewritten(path: Path, old: str | None, change: Callable[[str], str]) -> str:
+    """What our file becomes: it is known to load. Raises `ConfigError`."""
+    text = (old or "").removeprefix("\ufeff")
+    try:
+        new = change(text or f"#:schema ./{schema_file(path).name}\n")
+        config_of(tomllib.loads(new), path, lambda named: absolute(named, path.parent))
+    except (ValueError, ConfigError) as wrong:
+        raise ConfigError(str(wrong) if str(path) in str(wrong) else f"{path}: {wrong}") from None
+    return (old or "").removesuffix(text) + new
+
+
+def change_config(path: Path, change: Callable[[str], str]) -> None:
+    """Writes our file anew. Raises `ConfigError` and leaves the file as it was."""
     old = read_text(path)
-    write_text(path, new_config(path, old or "", tables, comments), old, private)
-    if re.match(f"#:schema ./{re.escape(_schema_file(path).name)}\\s", read_text(path) or ""):
+    write_config(path, rewritten(path, old, change), old)
+
+
+def write_config(path: Path, new: str, old: str | None) -> None:
+    """As `write_text`, with the schema that the file names."""
+    write_text(path, new, old)
+    if re.match(f"#:schema ./{re.escape(schema_file(path).name)}\\s", new):
         try:  # editors check the file by that, and complete what is typed
-            write_whole(_schema_file(path), json.dumps(schema_of_config(), indent=2).encode() + b"\n")
+            write_whole(schema_file(path), json.dumps(schema_of_config(), indent=2).encode() + b"\n")
         except OSError:  # it is a help, no more
             pass
 
 
-def _schema_file(path: Path) -> Path:
+def schema_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}.schema.json")
 
 
-def new_config(path: Path, old: str, tables: Tables, comments: Comments) -> str:
-    """What `append_servers` would write: it is known to load."""
-    text = old.removeprefix("\ufeff")
-    try:
-        new = with_servers(text or f"#:schema ./{_schema_file(path).name}\n", tables, comments)
-        read_config(tomllib.loads(new), path)
-    except (ValueError, ConfigError) as wrong:
-        raise ConfigError(str(wrong) if str(path) in str(wrong) else f"{path}: {wrong}") from None
-    return old.removesuffix(text) + new
-
-
-# ── a host's JSON: what is not ours stays byte for byte ──
+# ── a host's file: what is not ours stays byte for byte ──
 
 
 class Member(NamedTuple):
@@ -13771,13 +13867,6 @@ def _members(bare: str, brace: int) -> tuple[list[Member], int]:
         found.append(Member(key, at, value, decode(bare, value)[1]))
         at = next_word(found[-1].end)
     return found, at
-
-
-def _host_document(text: str) -> dict[str, Any]:
-    document = load_json(text.removeprefix("\ufeff"))
-    if not isinstance(document, dict):
-        raise ValueError("not an object")  # noqa: TRY004 - as what json says of it
-    return document
 
 
 def _json_of(value: Any, indent: str | None = None) -> str:
@@ -13809,21 +13898,17 @@ def _with_member(text: str, brace: int, depth: int, key: str, value: Any) -> str
     return text[: brace + 1] + member + end + text[close:]
 
 
-def with_server(text: str, key: str, name: str, table: dict[str, Any]) -> str:
-    """A host's file with this server under its key, which is made if need be. Raises `ValueError`."""
-    _host_document(text)
+def _json_with(text: str, key: str, name: str, table: Any, donor: str) -> str:
+    text = text if text.strip("\ufeff \t\r\n") else "{}\n"
     bare = bare_json(text)
     brace = bare.index("{")
     servers = _named(_members(bare, brace)[0], key)
     if servers is None or bare[servers.value : servers.end] == "null":
         return _with_member(text, brace, 1, key, {name: table})
-    if bare[servers.value] != "{":
-        raise ValueError(f"{key} is not an object")
     return _with_member(text, servers.value, 2, name, table)
 
 
-def without_server(text: str, key: str, name: str) -> str:
-    """A host's file without this server, which is there."""
+def _json_without(text: str, key: str, name: str) -> str:
     bare = bare_json(text)
     servers = _named(_members(bare, bare.index("{"))[0], key)
     assert servers
@@ -13836,88 +13921,195 @@ def without_server(text: str, key: str, name: str) -> str:
     return text[: servers.value + 1] + text[close:]
 
 
-def servers_in(text: str, key: str) -> dict[str, Any]:
-    servers = _host_document(text).get(key)
+def _yaml_node(text: str, key: str) -> Any:
+    import yaml  # noqa: PLC0415
+
+    root: Any = yaml.compose(text, yaml.BaseLoader)
+    return next((value for one, value in root.value if one.value == key), None) if root else None
+
+
+def _yaml_span(text: str, node: Any, name: str) -> tuple[int, int]:
+    """Where a member of a YAML mapping is in the text; of one with a line of its own, whole lines."""
+    at = next(at for at, (key, _) in enumerate(node.value) if key.value == name)
+    key, _ = node.value[at]
+    after = node.value[at + 1][0].start_mark if at + 1 < len(node.value) else None
+    if node.flow_style:
+        raise ValueError
+    start = key.start_mark.index - key.start_mark.column
+    lines = text[start : after.index - after.column if after else node.end_mark.index].splitlines(keepends=True)
+    while after is None and re.match(r"\s*(#|$)", lines[-1]):  # what follows the last one is not a part of it
+        lines.pop()
+    return start, start + sum(map(len, lines))
+
+
+def _yaml_with(text: str, key: str, name: str, table: Any, donor: str) -> str:
+    """As flow, which is JSON; or as it stood in a `donor`: what is a number or a word varies with YAML's version."""
+    node, newline = _yaml_node(text, key), "\r\n" if "\r\n" in text else "\n"
+    line = f"{_json_of(name)}: {_json_of(table)}"
+    if donor:
+        start, end = _yaml_span(donor, _yaml_node(donor, key), name)
+        line = donor[start:end].strip(" \r\n,")
+    if node is None:
+        return text + ("" if not text or text.endswith("\n") else newline) + f"{key}:{newline}  {line}{newline}"
+    if isinstance(node.value, list) and any(one.value == name for one, _ in node.value):
+        text = _yaml_without(text, key, name)
+        node = _yaml_node(text, key)
+    start, end = node.start_mark, node.end_mark
+    if isinstance(node.value, list) and not node.flow_style:
+        return text[: start.index] + line + newline + " " * start.column + text[start.index :]
+    if node.value and node.value not in ("null", "~"):
+        raise ValueError
+    return text[: start.index] + f"{newline}  {line}" + text[end.index :]
+
+
+def _yaml_without(text: str, key: str, name: str) -> str:
+    start, end = _yaml_span(text, _yaml_node(text, key), name)
+    return text[:start] + text[end:]
+
+
+def _toml_with(text: str, key: str, name: str, table: Any, donor: str) -> str:
+    return with_servers(text, {name: table}, {})
+
+
+_EDITS: Final = {
+    ".json": (_json_with, _json_without),
+    ".toml": (_toml_with, lambda text, key, name: _without_server(text, name)),
+    ".yaml": (_yaml_with, _yaml_without),
+}
+
+
+def edited(path: Path, text: str, key: str, out: Iterable[str], into: Mapping[str, Any], donor: str = "") -> str:
+    """A host's file without some servers and with others. Raises `ConfigError` and has changed nothing then."""
+    document, bare = host_document(path, text), text.removeprefix("\ufeff")
+    servers = document.get(key) or {}
+    if not isinstance(servers, dict):
+        raise ConfigError(f"{path}: {key} is not an object")
+    put_in, take_out = _EDITS[path.suffix]
+    new, gone = bare, [name for name in out if name in servers]
+    expected = {name: table for name, table in servers.items() if name not in gone} | _as_read(path, into)
+    try:
+        for name in gone:
+            new = take_out(new, key, name)
+        for name, table in into.items():
+            new = put_in(new, key, name, table, donor)
+        after = host_document(path, new)
+        if (after.get(key) or {}) != expected or document | {key: 0} != after | {key: 0}:
+            raise ValueError
+    except (ValueError, ConfigError):
+        by_hand = f"its {key} is written in a way that mcpmux cannot change; do it by hand"
+        raise ConfigError(f"{path}: {by_hand}") from None
+    return text.removesuffix(bare) + new
+
+
+def _as_read(path: Path, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """As a host's file has them once they are written: of YAML we read numbers as text."""
+    return load_yaml(_json_of(dict(tables))) if path.suffix == ".yaml" else dict(tables)
+
+
+def servers_in(path: Path, text: str, key: str) -> dict[str, Any]:
+    servers = host_document(path, text).get(key)
     return servers if isinstance(servers, dict) else {}
 
 
-def installed(text: str, key: str, entry: dict[str, Any], moved: Iterable[str] = ()) -> str:
-    """A host's file with our entry, and without the servers that moved into ours. Raises `ValueError`."""
-    text = text if text.strip() else "{}\n"
-    for name in moved:
-        text = without_server(text, key, name)
-    return with_server(text, key, ENTRY_NAME, entry)
+def installed(path: Path, text: str, key: str, entry: dict[str, Any], moved: Iterable[str] = ()) -> str:
+    """A host's file with our entry, and without the servers that moved into ours. Raises `ConfigError`."""
+    ours = {ENTRY_NAME: entry}
+    same = servers_in(path, text, key).get(ENTRY_NAME) == _as_read(path, ours)[ENTRY_NAME]
+    return edited(path, text, key, moved, {} if same else ours)
 
 
-def uninstalled(text: str, backup: str | None, key: str) -> tuple[str | None, list[str]]:
+def uninstalled(
+    path: Path, text: str, kept: str | None, key: str, is_out: bool = False
+) -> tuple[str | None, list[str]]:
     """The file as it was before us, and the servers that had to be put back one by one, because somebody has changed
-    it since. None: there was no file. Raises `ValueError`."""
-    now = servers_in(text, key)
-    before = servers_in(backup, key) if backup and backup.strip() else {}
-    missing = [name for name in before if name not in now]
-    if ENTRY_NAME in now:
-        expected = installed(backup or "", key, now[ENTRY_NAME], missing)
-        if json.dumps(_host_document(expected)) == json.dumps(_host_document(text)):
-            return backup, []
-        text = without_server(text, key, ENTRY_NAME)
-    for name in missing:
-        text = with_server(text, key, name, before[name])
-    return text, missing
+    it since. None: there was no file. `is_out`: our entry was there until now. Raises `ConfigError`."""
+    now, before = (dict(servers_in(path, one, key)) for one in (text, kept or ""))
+    missing = {name: table for name, table in before.items() if name not in now}
+    was_there = now.pop(ENTRY_NAME, None) is not None
+    is_same = host_document(path, text) | {key: 0} == host_document(path, kept or "") | {key: 0}
+    if (was_there or is_out or kept is not None) and is_same and now | missing == before:
+        return kept, []
+    out = [ENTRY_NAME] if was_there else []
+    return edited(path, text, key, out, missing, kept or ""), list(missing)
 
 
-_MEMBER_OF_TEXT: Final = r'("((?:\\.|[^"\\])*)"\s*[:,]\s*)"((?:\\.|[^"\\])*)"'
-_OBJECT_OF_KEYS: Final = r'("(?:envs?|(?:http_)?headers)"\s*:\s*\{)((?:[^{}"]|"(?:\\.|[^"\\])*")*)'
+# ── how a host starts us ──
 
 
-def masked(text: str) -> str:
-    """A host's file for people to look at: no secret in it, line for line the same."""
-    hide = Variables({}, "hide").hide
+def _origin(here: Path) -> dict[str, Any] | None:
+    """Where the installed package came from (`direct_url.json`, empty for one from an index). None: what runs is not
+    the installed package."""
+    import importlib.metadata  # noqa: PLC0415
 
-    def member(found: re.Match[str]) -> str:
-        is_pair = found[1].rstrip().endswith(":") or is_flag(found[2])  # else two neighbours in a list
-        return f'{found[1]}"{hide(found[3], found[2] if is_pair else "", "", "")}"'
-
-    text = re.sub(_OBJECT_OF_KEYS, lambda one: one[1] + re.sub(r'(:\s*)"(?:\\.|[^"\\])*"', r'\1"***"', one[2]), text)
-    text = re.sub(_MEMBER_OF_TEXT, member, text)
-    text = re.sub(r'"((?:\\.|[^"\\])*)"', lambda one: f'"{hide(one[1], "", "", "")}"', text)
-    return re.sub(KEY_LIKE_TEXT, "***", text)  # in a comment
+    try:
+        package = importlib.metadata.distribution(DISTRIBUTION)
+        origin = json.loads(package.read_text("direct_url.json") or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+    is_linked = here.parent.as_uri() == origin.get("url") and origin.get("dir_info", {}).get("editable")
+    return origin if is_linked or here == Path(str(package.locate_file("mcpmux.py"))) else None
 
 
 def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
     """How a host is to start mcpmux: with whole paths, since hosts with a window have a bare PATH and no folder."""
-    here = Path(__file__).absolute()
+    here, prefix = Path(__file__).absolute(), Path(sys.prefix)
+    program = prefix / ("Scripts/mcpmux.exe" if sys.platform == "win32" else "bin/mcpmux")
+    origin = _origin(here)
     command, args = sys.executable, [str(here)]
-    if "environments-v2" in Path(command).parts:  # `uv run mcpmux.py` made it, and may make another
+    is_swept = any((folder / "CACHEDIR.TAG").exists() for folder in prefix.parents)  # uv's cache, pip's, pipx's…
+    if is_swept and origin is None:  # `uv run mcpmux.py`
         command, args = os.environ.get("UV", "uv"), ["run", *args]
-    if "uv" in here.parts or ".cache" in here.parts:  # run by uvx: that place is swept now and then
+    elif is_swept:
         found = shutil.which("uvx", path=extended_path(os.environ))
-        command = os.path.abspath(found) if found else "uvx"
-        args = [f"mcpmux=={__version__}"]
-        if sampling:
-            args = ["--from", f"mcpmux[sampling]=={__version__}", "mcpmux"]
+        command, args = os.path.abspath(found) if found else "uvx", run_by_uvx(origin or {}, sampling)
+    elif origin is not None and program.is_file():
+        command, args = str(program), []
     if config != config_path(None) or {"MCPMUX_CONFIG", "XDG_CONFIG_HOME"} & os.environ.keys():  # the host has neither
         args += ["--config", str(config)]
     return {"command": command, "args": args}
 
 
-def own_command(host: Host, entry: dict[str, Any]) -> list[str]:
-    """A host's own command that takes this entry in."""
+def run_by_uvx(origin: Mapping[str, Any], sampling: bool) -> list[str]:
+    """What uvx has to be told to run just what runs now: this version of an index, a wheel, a commit or a folder.
+    https://packaging.python.org/en/latest/specifications/direct-url-data-structure/"""
+    package = DISTRIBUTION + ("[sampling]" if sampling else "")
+    if "url" in origin:
+        vcs, part = origin.get("vcs_info"), origin.get("subdirectory")
+        at = f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}" if vcs else origin["url"]
+        return ["--from", f"{package} @ {at}" + (f"#subdirectory={part}" if part else ""), "mcpmux"]
+    package += f"=={__version__}"
+    return ["--from", package, "mcpmux"] if sampling or DISTRIBUTION != "mcpmux" else [package]
+
+
+def entry_in(host: Host, entry: dict[str, Any]) -> dict[str, Any]:
+    """Our entry as this host writes one."""
+    if host.name != "goose":
+        return entry
+    own = {"type": "stdio", "name": ENTRY_NAME, "enabled": True, "cmd": entry["command"], "args": entry["args"]}
+    return own | {"envs": {}, "timeout": 300}
+
+
+def own_command(host: Host, which: int, name: str, table: Mapping[str, Any]) -> list[str]:
+    """A host's own command that takes a server in (0) or lets it go (1); empty: it has none."""
     stands_for = {
-        "{entry}": [json.dumps(entry)],
-        "{named-entry}": [json.dumps({"name": ENTRY_NAME, **entry})],
-        "{command}": [entry["command"], *entry["args"]],
+        "{name}": [name],
+        "{entry}": [json.dumps(table)],
+        "{named-entry}": [json.dumps({"name": name, **table})],
+        "{command}": [table.get("command", ""), *table.get("args", ())],
     }
-    add, _ = OWN_COMMANDS[host.name]
-    return [part for word in add.split() for part in stands_for.get(word, [word])]
+    words = OWN_COMMANDS.get(host.name, ("", ""))[which].split()
+    return [part for word in words for part in stands_for.get(word, [word])]
 
 
-def snippet(host: Host, entry: dict[str, Any]) -> str:
-    """What to paste into a host's file."""
-    if host.name == "goose":
-        lines = [f"cmd: {json.dumps(entry['command'])}", f"args: {json.dumps(entry['args'])}"]
-        more = ["type: stdio", f"name: {ENTRY_NAME}", "enabled: true", *lines, "timeout: 300"]
-        return "\n    ".join([f"extensions:\n  {ENTRY_NAME}:", *more])
-    return json.dumps({host.key: {ENTRY_NAME: entry}}, indent=2)
+_OFTEN_USED: Final = r"(AWS|AZURE|CLOUDSDK|GOOGLE|OLLAMA|PG)_?[A-Z_]+"
+
+
+def no_longer_seen(entries: Iterable[HostEntry], environment: Mapping[str, str]) -> list[str]:
+    """Which variables servers were given where they were, and may have used, by their names or the servers'."""
+    names = {re.sub("[^A-Z]+", "_", entry.name.upper()) for entry in entries if entry.host.passes_all}
+    words = "|".join([_OFTEN_USED, *(rf"{re.escape(name)}_\w+" for name in names)])
+    found = (one for one in environment if re.fullmatch(words, one) or SECRET_NAME.search(one)) if names else ()
+    return [one for one in found if not is_safe(one, environment[one])]
 
 
 class Outcome(NamedTuple):
@@ -13928,6 +14120,7 @@ class Outcome(NamedTuple):
     notes: list[str]
     moved: bool = False  # it is in our file now
     failed: bool = False
+    name: str = ""  # what it is called there
 
 
 class Import(Struct):
@@ -13936,8 +14129,20 @@ class Import(Struct):
     tables: dict[str, dict[str, Any]] = {}
     comments: dict[str, list[str]] = {}
     outcomes: list[Outcome] = []
-    needed: dict[str, str] = {}  # variables to set, each with what for
-    shown: str = ""  # the tables as text for people to look at
+    needed: dict[str, str] = {}  # the variables without which these servers do not work, each with what for
+    secrets: dict[str, str] = {}  # what those of them hold that stood in a host's file
+
+
+def _one_of(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
+    """Two hosts' tables as one server: what is run or reached is the same, and what each sets the other does not set
+    otherwise. None: they are two."""
+    both = {**other, **one}
+    for part in ("env", "http_headers"):
+        mine, theirs = one.get(part, {}), other.get(part, {})
+        if any(theirs.get(name, value) != value for name, value in mine.items()):
+            return None
+        both |= {part: {**theirs, **mine}} if mine or theirs else {}
+    return both if all(one.get(key) == other.get(key) for key in ("command", "args", "url", "cwd", "enabled")) else None
 
 
 def plan_import(
@@ -13948,8 +14153,7 @@ def plan_import(
     force: bool = False,
 ) -> Import:
     """Brings entries together with the servers that are present. Each is imported, or it is said why it is not."""
-    plan = Import()
-    met: dict[str, dict[str, Any]] = {}
+    plan, hosts = Import(), dict[str, list[Host]]()
     for entry in entries:
         if why := why_not_ours(entry.table):
             plan.outcomes.append(Outcome(entry, f"left where it is: {why}", []))
@@ -13959,11 +14163,16 @@ def plan_import(
         except ConfigError as wrong:
             plan.outcomes.append(Outcome(entry, f"cannot be imported: {wrong}", [], failed=True))
             continue
-        others = (f"{stem[:60]}-{number}" for number in range(2, 1000))
-        name = next(name for name in (stem, *others) if met.get(name, table) == table)
-        said = f"imported as {name}" if name != entry.name else "imported"
-        if name in met or present.get(name) == table:
+        names = [stem, *(f"{stem[:60]}-{number}" for number in range(2, 1000))]
+        same = (one for one, there in present.items() if isinstance(there, dict) and _one_of(there, table) == there)
+        free = (one for one in names if one not in plan.tables or _one_of(plan.tables[one], table))
+        alike = (one for one, there in plan.tables.items() if entry.host not in hosts[one] and there == table)
+        name = (twin := next(same, None)) or next(alike, None) or next(free)
+        hosts.setdefault(name, []).append(entry.host)
+        said = "imported" if name == entry.name else f"imported as {name}"
+        if twin or name in plan.tables:
             said, notes = f"is there already, as {name}", []
+            plan.tables |= {name: _one_of(plan.tables[name], table) or table} if not twin else {}
         elif name in present and not force:
             plan.outcomes.append(Outcome(entry, f"not imported: there is another {name}, which --force overwrites", []))
             continue
@@ -13971,10 +14180,9 @@ def plan_import(
             project = f", for {entry.folder}" if entry.folder else ""
             plan.tables[name] = table
             plan.comments[name] = [f"From {entry.host.title}: {entry.file}{project}", *notes]
-        met[name] = table
-        plan.outcomes.append(Outcome(entry, said, notes, moved=True))
-    written = json.dumps(list(plan.tables.values()))
-    plan.needed = {name: why for name, why in variables.needed.items() if f"${{{name}}}" in written}
+        plan.outcomes.append(Outcome(entry, said, notes, moved=True, name=name))
+    plan.needed = variables.needed_by(plan.tables)
+    plan.secrets = {name: variables.values[name] for name in plan.needed if name in variables.values}
     return plan
 
 
@@ -13986,6 +14194,10 @@ _HOST_NAMES: Final = ", ".join(host.name for host in HOSTS)
 CHILDREN: Final = {"_sampler": serve_sampler, "_page": serve_page}  # of ours, as the mux starts them
 _PROFILE: Final = "show what [hosts.NAME] says, whatever the host calls itself"
 _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
+
+
+class Interrupted(McpmuxError):
+    """The person pressed Ctrl-C, or something else told a command to end."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14257,10 +14469,6 @@ def counted(number: int, what: str) -> str:
 PERSON: Final = {"elicitation": {"form": {}, "url": {}}}  # what a terminal can do; sampling and roots are the config's
 
 
-class Interrupted(McpmuxError):
-    """The person pressed Ctrl-C, or something else told a command to end."""
-
-
 Scene = Callable[["InnerHost"], Coroutine[Any, Any, Decoded]]  # what a command does as a host
 
 
@@ -14513,7 +14721,7 @@ def window_host() -> str | None:
     for host in HOSTS:
         if host.name in _BARE_HOSTS and sys.platform != "win32":
             with contextlib.suppress(ConfigError, ValueError):
-                if ENTRY_NAME in servers_in(read_text(_own_file(host)) or "", host.key):
+                if ENTRY_NAME in Place.of(host).servers():
                     return host.title
     return None
 
@@ -14653,30 +14861,68 @@ def _add(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"give a command or a --url, as in: mcpmux add {name} -- uvx mcp-server-time")
     if not SERVER_NAME.fullmatch(name):
         raise ConfigError(f"{name!r}: {NAME_RULE}")
-    if arguments.url and arguments.env:
-        raise ConfigError("--env is for a server that is started by a command; a remote one has no environment of ours")
-    env: dict[str, str] = {}
-    for one in arguments.env:
-        key, equals, value = one.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"--env {without_secrets([one])[0]}: KEY=VALUE is expected")
-        env[key] = value
-    if name in load_config(path).tables:
-        raise ConfigError(f"{path} has a server {name} already; choose another name, or edit its table")
-    whole = {"url": arguments.url} if arguments.url else {"command": command[0], "args": command[1:], "env": env}
+    if arguments.env if arguments.url else arguments.header:
+        raise ConfigError("--env goes with a command, which has an environment, and --header with a --url")
+    env, headers = _pairs("--env", "=", arguments.env), _pairs("--header", ":", arguments.header)
+    if name in load_config(path).tables and not arguments.force:
+        raise ConfigError(f"{path} has a server {name} already; choose another name, or --force overwrites its table")
+    local = {"command": command[0], "args": command[1:], "env": env} if command else {}
+    whole = local or {"url": arguments.url, "http_headers": headers}
     table = {key: value for key, value in whole.items() if value}
     _, wrong = read_server(name, table, [])
     if wrong:
         raise ConfigError(f"{path} is left as it is: {'; '.join(wrong)}")
-    append_servers(path, {name: table}, {})
+    change_config(path, lambda text: with_servers(text, {name: table}, {}))
     print(as_typed(f"added {name} to {path}\nnext: mcpmux tools {name}"))
-    secret = next((key for key, value in env.items() if secrets_in([f"{key}={value}"])), None)
+    secret = next((key for key, value in (env | headers).items() if secrets_in([f"{key}={value}"])), None)
     if secret:
-        print(f"note: {secret} looks like a secret and now stands in the file. Better: --env '{secret}=${{{secret}}}',")
+        better = f"--header '{secret}: ${{VAR}}'" if headers else f"--env '{secret}=${{{secret}}}'"
+        print(f"note: {secret} looks like a secret and now stands in the file. Better: {better},")
         print("which is read from the environment, or from env_file, when the server is started")
     elif secrets_in(command or [arguments.url]):
         print("note: the command holds what looks like a secret; ${VAR} in its place is read from the environment")
     return 0
+
+
+def _pairs(option: str, mark: str, given: list[str]) -> dict[str, str]:
+    """What an option says of names and values, as in `--env KEY=VALUE`."""
+    for one in given:
+        if one.find(mark) < 1:
+            raise ConfigError(f"{option} {without_secrets([one])[0]}: KEY{mark}VALUE is expected")
+    pairs = (one.partition(mark) for one in given)
+    return {key.strip(): value.removeprefix(" ") if mark == ":" else value for key, _, value in pairs}
+
+
+def _changed(arguments: argparse.Namespace, change: Callable[[str, str], str], done: str) -> int:
+    """One server's table in the file becomes another, and every other byte stays."""
+    config = load_config(config_path(arguments.config))
+    name = arguments.server
+    if name not in config.tables:
+        hint = did_you_mean(name, config.tables, f"there are: {', '.join(config.tables) or 'none'}")
+        raise ConfigError(f"{config.path} has no server {name}{hint}")
+    change_config(config.path, lambda text: change(text, name))
+    print(f"{name} {done}, in {config.path}")
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    """Takes a server out of the config file, which stays as it is otherwise.
+    Example: mcpmux remove time"""
+    return _changed(arguments, lambda text, name: without_servers(text, [name]), "is gone")
+
+
+def _enable(arguments: argparse.Namespace) -> int:
+    """Takes `enabled = false` out of a server's table.
+    Example: mcpmux enable time"""
+    return _changed(
+        arguments, lambda text, name: with_setting(text, ("mcp_servers", name), "enabled", None), "is on in"
+    )
+
+
+def _disable(arguments: argparse.Namespace) -> int:
+    """Puts `enabled = false` into a server's table: it is left out, and its table stays.
+    Example: mcpmux disable time"""
+    return _changed(arguments, lambda text, name: with_setting(text, ("mcp_servers", name), "enabled", False), "is off")
 
 
 def last_known(config: Config) -> dict[str, Known]:
@@ -14811,10 +15057,14 @@ def _tools(arguments: argparse.Namespace) -> int:
         print(json.dumps({"tools": tools, "failed": failed}, indent=2))
         return 1 if failed else 0
     for tool in tools:
-        _print_tool(tool)
+        _print_entry(tool["name"], signature(tool), tool)
     if not tools and not failed:
         nothing = f"{arguments.server or config.path} has no tools."
         print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
+    return _tell_failed(failed)
+
+
+def _tell_failed(failed: Mapping[str, str]) -> int:
     for name, reason in failed.items():
         print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{in_a_line(reason)}", file=sys.stderr)
     return 1 if failed else 0
@@ -14837,18 +15087,23 @@ def _show_found(arguments: argparse.Namespace, catalogue: Catalogue, known: Mapp
     return 0 if rows else 1
 
 
-def _print_tool(tool: dict[str, Any]) -> None:
-    """One tool as people read it: NAME(needed: type, more?: type), and in a line what it does."""
+def signature(tool: dict[str, Any]) -> str:
+    """A tool as people read it: NAME(needed: type, more?: type)."""
     properties, needed = members_of(tool.get("inputSchema"))
     parameters = [f"{name}{'' if name in needed else '?'}: {_type_of(one)}" for name, one in properties.items()]
-    line = f"{tool['name']}({', '.join(parameters)})"
+    return in_a_line(f"{tool['name']}({', '.join(parameters)})")
+
+
+def _print_entry(name: str, line: str, entry: dict[str, Any]) -> None:
+    """A tool, a prompt or a resource: how it is used, and in a line what it does."""
     width = max(shutil.get_terminal_size().columns, 60)
-    first, *rest = textwrap.wrap(in_a_line(line), width, subsequent_indent="        ", break_on_hyphens=False)
-    print("\n".join([painted(tool["name"], "bold") + first.removeprefix(tool["name"]), *rest]))
-    title = tool.get("title") or tool.get("annotations", {}).get("title")
-    does = next((line.strip() for line in tool.get("description", "").splitlines() if line.strip()), "")
+    first, *rest = textwrap.wrap(line, width, subsequent_indent="        ", break_on_hyphens=False)
+    print("\n".join([painted(name, "bold") + first.removeprefix(name), *rest]))
+    title = entry.get("title") or entry.get("annotations", {}).get("title")
+    does = next((line.strip() for line in entry.get("description", "").splitlines() if line.strip()), "")
     says = ": ".join(harmless(one) for one in dict.fromkeys([title, does]) if one)
-    print(textwrap.indent(textwrap.shorten(says, width - 4, placeholder=" …"), "    "))
+    if says:
+        print(textwrap.indent(textwrap.shorten(says, width - 4, placeholder=" …"), "    "))
 
 
 def members_of(schema: Any) -> tuple[dict[str, Any], list[Any]]:
@@ -14900,7 +15155,7 @@ def _accept(arguments: argparse.Namespace) -> int:
             print("\n".join(how_it_changed(entry.name, pin.shown, now)))
     if not new:
         print(f"Nothing has changed: all tools of {name} are as they were accepted.")
-    elif arguments.yes or is_yes(f"Use {_count(len(new), 'tool')} of {name} as above?"):
+    elif _agrees(f"Use {counted(len(new), 'tool')} of {name} as above?", arguments, unasked=False):
         write_pins(config.path, {name: new})
         print(f"Accepted: {', '.join(new)}. A running mcpmux hears of it within seconds.")
     else:
@@ -14914,21 +15169,6 @@ def how_it_changed(tool: str, before: str, after: str) -> Iterator[str]:
     old, new = (harmless(msgspec.json.format(text)).splitlines() if text else [] for text in (before, after))
     for line in difflib.unified_diff(old, new, f"{tool}, as you accepted it", f"{tool}, now", lineterm="", n=2):
         yield painted(line, {"+": "green", "-": "red"}.get(line[0]))
-
-
-def is_yes(question: str) -> bool:
-    """What a person says at a terminal; without one, no."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        print(f"{question} Say --yes where nobody can be asked.")
-        return False
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _consents(arguments: argparse.Namespace) -> int:
@@ -14950,7 +15190,7 @@ def _consents(arguments: argparse.Namespace) -> int:
                 there.pop(to, None)
 
         change_given(forget)
-        print(f"Forgotten: {_count(len(given), 'decision')}. A running mcpmux hears of it within seconds.")
+        print(f"Forgotten: {counted(len(given), 'decision')}. A running mcpmux hears of it within seconds.")
     return 0
 
 
@@ -14958,19 +15198,14 @@ def _consents(arguments: argparse.Namespace) -> int:
 
 
 def _call(arguments: argparse.Namespace) -> int:
-    """Calls a tool and shows its answer. What its server asks is asked here, or with --page in the browser. Exits with
-    1 if it failed.
-    Example: mcpmux call time__get_current_time '{"timezone": "Europe/London"}'"""
+    """Calls a tool and shows its answer. What its server asks is asked here, or with --page in the browser. Arguments
+    are KEY=VALUE for a text, KEY:=JSON for all else; or one JSON object; or - for that on stdin. Exits with 1 if it
+    failed.
+    Example: mcpmux call time__get_current_time timezone=Europe/London"""
     config = load_config(config_path(arguments.config))
-    text = sys.stdin.buffer.read() if arguments.arguments == "-" else arguments.arguments.encode(errors="replace")
-    try:
-        given = decode_any(text)
-    except (msgspec.DecodeError, RecursionError) as wrong:
-        raise ConfigError(f"the arguments of {arguments.tool} are not JSON: {wrong}") from None
-    if not isinstance(given, dict):
-        raise ConfigError(f"""the arguments of {arguments.tool} are a JSON object, as in '{{"name": "value"}}'""")
+    given = arguments_in(arguments.arguments, arguments.tool)
     owner, own_name = owner_of_tool(config, arguments.tool)
-    waiting = Waiting()
+    waiting, called = Waiting(), dict[str, Any]()
     person = Person(waiting)
 
     def hear(method: str, params: Fields) -> None:
@@ -14987,6 +15222,9 @@ def _call(arguments: argparse.Namespace) -> int:
         tool = next((one for one in listed if one["name"] == name), None)
         if tool is None and core.servers[owner].known:
             raise ConfigError(f"there is no tool {name}{did_you_mean(name, routes)}")
+        called.update(tool or {})
+        if wrong := wrong_argument(given, called.get("inputSchema")):
+            raise ConfigError(f"{harmless(wrong)}\n  {signature(called)}")
         waiting.show({arguments.tool: "called"})
         params: dict[str, Any] = {"name": name, "arguments": given}
         if tool and tool.get("execution", {}).get("taskSupport") == "required":
@@ -15006,6 +15244,8 @@ def _call(arguments: argparse.Namespace) -> int:
     if arguments.page:
         expect_browser(host.mux.opener)
     reply = played(host, scene, waiting)
+    if called and reply.error and value_of(reply.error).get("code") == INVALID_PARAMS:
+        print(f"mcpmux: it is {signature(called)}", file=sys.stderr)
     return show_reply(reply, arguments.output, as_it_came=arguments.json)
 
 
@@ -15076,6 +15316,50 @@ async def _try_page(opener: Opener) -> int:
             print(harmless(f"{_TRIAL[number]['message']}\n  {bytes(message.result or b'').decode()}"), flush=True)
     process.stdin.close()
     return await process.wait()
+
+
+def arguments_in(words: list[str], what: str) -> dict[str, Any]:
+    """The arguments that a command line has for something. Raises `ConfigError`."""
+
+    def decoded(text: str | bytes) -> Any:
+        try:
+            return decode_any(text.encode(errors="replace") if isinstance(text, str) else text)
+        except (msgspec.DecodeError, RecursionError) as wrong:
+            raise ConfigError(f"the arguments of {what} are not JSON: {wrong}") from None
+
+    if len(words) == 1 and not re.match(r"[^={\[\"]+=", words[0]):
+        given = decoded(sys.stdin.buffer.read() if words[0] == "-" else words[0])
+        if not isinstance(given, dict):
+            raise ConfigError(f'the arguments of {what} are name=value, or a JSON object as in \'{{"name": "value"}}\'')
+        return given
+    pairs = [(one, *one.partition("=")) for one in words]
+    for one, key, equals, _ in pairs:
+        if not key.rstrip(":") or not equals:
+            raise ConfigError(f"{one}: name=value for a text, or name:=JSON, is expected")
+    return {key.removesuffix(":"): decoded(value) if key.endswith(":") else value for _, key, _, value in pairs}
+
+
+_JSON_KINDS: Final = {"string": str, "integer": int, "number": int | float, "boolean": bool, "array": list}
+
+
+def wrong_argument(given: dict[str, Any], schema: Any) -> str | None:
+    """What a schema has against arguments, as far as a glance tells: one that is missing, unknown, of another type."""
+    schema = schema if isinstance(schema, dict) else {}
+    known = schema.get("properties") or {}
+    for name in schema.get("required") or ():
+        if name not in given:
+            return f"{name} is missing"
+    for name, value in given.items():
+        one = known.get(name)
+        if one is None and schema.get("additionalProperties") is False:
+            return f"{name} is no argument of it{did_you_mean(name, known)}"
+        kinds = one.get("type") if isinstance(one, dict) else None
+        kinds = [kinds] if isinstance(kinds, str) else kinds or []
+        is_one = any(isinstance(value, _JSON_KINDS.get(kind, dict | None)) for kind in kinds)
+        if kinds and (not is_one or (isinstance(value, bool) and "boolean" not in kinds)):
+            how = f"; {name}:={value} gives one" if isinstance(value, str) else ""
+            return f"{name} is expected as {_type_of(one)}{how}"
+    return None
 
 
 def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
@@ -15498,10 +15782,13 @@ def _usage(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    """Writes a host's servers into the TOML file. Without a source: shows what is where.
+    """Writes a host's servers, or those of them that are named, into the TOML file. Without a source: shows what is
+    where. What looks like a secret goes into secrets.env beside that file.
     Example: mcpmux import"""
     machine = this_machine()
     config = load_config(config_path(arguments.config))
+    if arguments.undo:
+        return _undo_import(config.path)
     source = arguments.source or _choose_source(machine)
     if source is None:
         return 0
@@ -15513,16 +15800,111 @@ def _import(arguments: argparse.Namespace) -> int:
         except ConfigError as wrong:
             failed = True
             print(f"{host.title}: {wrong}")
+    if arguments.chosen:
+        known = {entry.name: entry for entry in entries}
+        for name in (wanted := arguments.chosen.split(",")):
+            if name not in known:
+                raise ConfigError(f"{source} has no server {name}{did_you_mean(name, known, ', '.join(known))}")
+        entries = [entry for entry in entries if entry.name in wanted]
     plan = _plan_of(entries, config, machine, arguments)
+    _tell_outcomes(plan)
     if arguments.dry_run:
         print(_would_be_added(plan, config) if plan.tables else "\nNothing would be added.")
-        _tell_needed(plan, config.path)
+        _tell_needed(plan, config, {})
     elif plan.tables:
-        append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
-        print(f"\n{len(plan.tables)} added to {config.path}.")
-        _tell_needed(plan, config.path)
-        print("Next: mcpmux check")
+        print()
+        _take_in(plan, config, arguments)
+        print("Next: mcpmux check; mcpmux import --undo takes it back")
     return 1 if failed or any(outcome.failed for outcome in plan.outcomes) else 0
+
+
+SECRETS_NAME: Final = "secrets.env"
+BEFORE_IMPORT: Final = ".before-import"
+
+
+class LastImport(Struct):
+    """What an import did, for its undoing. No value is in it."""
+
+    servers: list[str] = []
+    variables: list[str] = []
+    after: str = ""  # a digest of the TOML file then
+
+
+def _take_in(plan: Import, config: Config, arguments: argparse.Namespace) -> None:
+    """Writes imported servers into our file, and their secrets beside it."""
+    if not plan.tables:
+        return
+    path, named = config.path, config.options.env_file
+    file = absolute(named or SECRETS_NAME, path.parent)
+    question = f"Keep {', '.join(plan.secrets)} in {file}, which only you can read?"
+    old, before = read_text(file), read_text(path)
+    kept = {name: line for name, value in plan.secrets.items() if (line := variable_line(name, value))}
+    moves = kept and not arguments.no_secrets and _agrees(question, arguments, unasked=True)
+    known = parse_env_file(old or "")
+    values = {name: line for name, line in kept.items() if moves and known.get(name) != plan.secrets[name]}
+
+    def change(text: str) -> str:
+        text = with_servers(text, plan.tables, plan.comments)
+        return with_setting(text, ("mux",), "env_file", SECRETS_NAME) if moves and not named else text
+
+    after = rewritten(path, before, change)
+    if values:
+        text = without_variables(old or "", values)
+        write_text(file, text + ("" if text[-1:] in ("", "\n") else "\n") + "".join(values.values()), old, private=True)
+    backup = path.with_name(path.name + BEFORE_IMPORT)
+    write_text(backup, before or "", read_text(backup), private=True)
+    write_config(path, after, before)
+    last = LastImport([*plan.tables], [*values], _digest(after))
+    write_whole(kept_path("imports", path), encode(last), private=True)
+    print(f"{len(plan.tables)} added to {path}.")
+    if moves:
+        print(f"What was secret is in {file}; env_file in [mux] names it.")
+    _tell_needed(plan, config, kept if moves else {})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _undo_import(path: Path) -> int:
+    last, backup = read_kept("imports", path, LastImport), path.with_name(path.name + BEFORE_IMPORT)
+    text, before = read_text(path), read_text(backup)
+    if not last.servers or text is None or before is None:
+        raise ConfigError("there is no import to take back")
+    config = load_config(path)
+    new = (
+        before if _digest(text) == last.after else rewritten(path, text, lambda now: without_servers(now, last.servers))
+    )
+    write_text(path, new, text)
+    if not new:
+        path.unlink()
+        schema_file(path).unlink(missing_ok=True)
+    file = absolute(config.options.env_file or SECRETS_NAME, path.parent)
+    if last.variables and (kept := read_text(file)) is not None:
+        write_text(file, rest := without_variables(kept, dict.fromkeys(last.variables)), kept, private=True)
+        if not rest:
+            file.unlink()
+    backup.unlink()
+    kept_path("imports", path).unlink()
+    print(f"{', '.join(last.servers)}: no longer in {path}.")
+    return 0
+
+
+def _agrees(question: str, arguments: argparse.Namespace, *, unasked: bool) -> bool:
+    """Enter is yes, and so is --yes; `unasked` is what holds where there is nobody to ask."""
+    if arguments.yes or sys.stdin is None or not sys.stdin.isatty():
+        if not arguments.yes and not unasked:
+            print(f"{question} Say --yes where nobody can be asked.")
+        return arguments.yes or unasked
+    return _answer(f"{question} [Y/n] ").lower() not in ("n", "no")
+
+
+def _answer(prompt: str) -> str:
+    """Raises `Interrupted` at Ctrl-D."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        raise Interrupted from None
 
 
 def _choose_source(machine: Machine) -> str | None:
@@ -15542,10 +15924,7 @@ def _choose_source(machine: Machine) -> str | None:
     if sys.stdin is None or not sys.stdin.isatty():
         print("\nTo take servers over: mcpmux import HOST, or mcpmux import all")
         return None
-    try:
-        return input("\nImport from which host (`all`, or Enter for none)? ").strip() or None
-    except EOFError:
-        return None
+    return _answer("\nImport from which host (`all`, or Enter for none)? ") or None
 
 
 def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]]:
@@ -15570,14 +15949,14 @@ def _expect_host(named: str, also: str = "") -> Host:
 
 
 def _plan_of(entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace) -> Import:
-    """What is to be imported, known to load; a person is told of each entry."""
-    force, keep = getattr(arguments, "force", False), arguments.keep_secrets
-    variables = Variables(config.environment, "keep" if keep else "move")
-    plan = shown = plan_import(entries, config.tables, variables, machine, force)
-    new_config(config.path, read_text(config.path) or "", plan.tables, plan.comments)
-    if keep:
-        shown = plan_import(entries, {}, Variables(config.environment, "hide"), machine, force)
-    plan.shown = "\n".join(server_block(name, shown.tables[name], plan.comments[name]) for name in plan.tables)
+    """What is to be imported, known to load."""
+    force = getattr(arguments, "force", False)
+    plan = plan_import(entries, config.tables, Variables(config.environment), machine, force)
+    rewritten(config.path, read_text(config.path), lambda text: with_servers(text, plan.tables, plan.comments))
+    return plan
+
+
+def _tell_outcomes(plan: Import) -> None:
     file = None
     width = max((len(outcome.entry.name) for outcome in plan.outcomes), default=0)
     for outcome in plan.outcomes:
@@ -15587,19 +15966,23 @@ def _plan_of(entries: list[HostEntry], config: Config, machine: Machine, argumen
         print(_printable(f"  {outcome.entry.name:{width}}  {outcome.said}"))
         for note in outcome.notes:
             print(_printable(f"  {'':{width}}    {note}"))
-    return plan
+    if unseen := no_longer_seen((outcome.entry for outcome in plan.outcomes if outcome.moved), os.environ):
+        print(f"These servers saw your whole environment there. Here one sees {', '.join(unseen)}")
+        print(f"only if its table says so, as in env_vars = {json.dumps(unseen[:1])}.")
 
 
 def _would_be_added(plan: Import, config: Config) -> str:
-    return f"\nThis would be added to {config.path}:\n\n{plan.shown}"
+    blocks = (server_block(name, table, plan.comments[name]) for name, table in plan.tables.items())
+    return f"\nThis would be added to {config.path}:\n\n" + "\n".join(blocks)
 
 
-def _tell_needed(plan: Import, config: Path) -> None:
-    if plan.needed:
-        where = f"in what starts your host or in a file that env_file in [mux] of {config.name} names"
-        print(f"Set these variables, {where}:")
-        width = max(map(len, plan.needed))
-        for name, why in plan.needed.items():
+def _tell_needed(plan: Import, config: Config, kept: Mapping[str, Any]) -> None:
+    """Which variables a person has still to set."""
+    if left := {name: why for name, why in plan.needed.items() if name not in kept}:
+        file = config.options.env_file or f"a file that env_file in [mux] of {config.path.name} names"
+        print(f"Set these variables, in what starts your host or in {file}:")
+        width = max(map(len, left))
+        for name, why in left.items():
             print(_printable(f"  {name:{width}}  {why}"))
 
 
@@ -15609,8 +15992,7 @@ def _printable(text: str) -> str:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    """Edits the file of Claude Desktop and Cursor, runs the command of Claude Code, Codex and VS Code, and says for
-    the others what to put where.
+    """Makes a host start mcpmux: by the command that Claude Code, Codex and VS Code have for it, else in its file.
     Example: mcpmux install cursor --dry-run"""
     host = _expect_host(arguments.host)
     config = load_config(config_path(arguments.config))
@@ -15619,16 +16001,136 @@ def _install(arguments: argparse.Namespace) -> int:
         entry["args"] += ["--profile", arguments.profile]
     if config.sampling and "--from" not in entry["args"] and not has_litellm():
         print(f"note: {'; '.join(NO_LITELLM)}")
-    file = _own_file(host)
-    if host.install == "edit":
-        return _edit_file(host, file, entry, config, arguments)
+    place = Place.of(host)
+    plan = _plan_of(place.entries(), config, this_machine(), arguments)
+    moved = [outcome for outcome in plan.outcomes if outcome.moved]
     if arguments.replace:
-        instead = f"for {host.title}: mcpmux import {host.name}"
-        raise ConfigError(f"--replace is for hosts whose file mcpmux edits; {instead}")
-    if host.install == "run":
-        return _run_own_command(own_command(host, entry), arguments.dry_run)
-    print(f"Put this into {file}:\n\n{snippet(host, entry)}")
-    return 0
+        _tell_outcomes(plan)
+        if plan.tables and arguments.dry_run:
+            print(_would_be_added(plan, config))
+    else:
+        moved = [outcome for outcome in moved if outcome.name not in plan.tables]
+        plan.tables = {}
+        moved = moved if moved and _takes_out(host, config, moved, arguments) else []
+    if not arguments.dry_run:
+        expect_start(entry)
+        _take_in(plan, config, arguments)
+    return put_in(place, entry, [outcome.entry.name for outcome in moved], arguments.dry_run)
+
+
+def _takes_out(host: Host, config: Config, twice: list[Outcome], arguments: argparse.Namespace) -> bool:
+    """Whether what is in both places shall stay in ours alone."""
+    names = ", ".join(outcome.entry.name for outcome in twice)
+    print(_printable(f"In {host.title} and in {config.path} too, so that their tools would be there twice: {names}."))
+    if _agrees(f"Take them out of {host.title}?", arguments, unasked=False):
+        return True
+    print(f"`mcpmux install {host.name} --replace` takes them out of {host.title}.")
+    return False
+
+
+# ── setup ──
+
+
+def _setup(arguments: argparse.Namespace) -> int:
+    """Moves the servers of your hosts into mcpmux and makes these hosts start it. It asks which servers and hosts, and
+    checks each server first: one that does not start stays where it is.
+    Example: mcpmux setup --dry-run"""
+    if not (arguments.yes or arguments.dry_run or (sys.stdin is not None and sys.stdin.isatty())):
+        raise ConfigError("setup asks, and stdin is no terminal; --yes answers all, --dry-run only shows")
+    config = load_config(config_path(arguments.config))
+    entry = entry_for_hosts(config.path, config.sampling is not None)
+    places, entries = _places()
+    plan = _plan_of(entries, config, this_machine(), arguments)
+    groups = _groups(plan)
+    print("Servers:")
+    chosen = _picked("Which of them shall mcpmux run?", groups, arguments)
+    if len(chosen) < len(groups):
+        taken = [one.entry for one in plan.outcomes if one.moved and one.name in chosen]
+        plan = _plan_of(taken, config, this_machine(), arguments)
+    print("\nHosts:")
+    titles = {place.host.title: str(place.file) for place in places}
+    hosts = _picked("Which of them shall start mcpmux?", titles, arguments)
+    failed: Mapping[str, str] = {}
+    if arguments.dry_run:
+        print(_would_be_added(plan, config) if plan.tables else "")
+    else:
+        expect_start(entry)
+        print()
+        _take_in(plan, config, arguments)
+        failed = _left_behind(config.path, [*plan.tables])
+    code = 0
+    for place in (place for place in places if place.host.title in hosts):
+        mine = [one for one in plan.outcomes if one.moved and one.entry.file == place.file and one.name not in failed]
+        print()
+        code = max(code, put_in(place, entry, [one.entry.name for one in mine], arguments.dry_run))
+    print("\nTo take all of it back: mcpmux uninstall all, then mcpmux import --undo")
+    return 1 if failed else code
+
+
+def _places() -> tuple[list[Place], list[HostEntry]]:
+    """The hosts' own files that are here, and the servers in them."""
+    places, entries = list[Place](), list[HostEntry]()
+    for host in HOSTS:
+        try:
+            place = Place.of(host)
+            if place.text is not None:
+                entries += place.entries()
+                places.append(place)
+        except ConfigError as wrong:
+            print(f"{host.title} is left out: {wrong}")
+    if not places:
+        raise ConfigError(f"none of these hosts has a file here: {_HOST_NAMES}. {_HOW_TO_ADD}")
+    return places, entries
+
+
+def _groups(plan: Import) -> dict[str, str]:
+    """The servers that can be moved: what each runs, and in which hosts it is."""
+    groups: dict[str, tuple[str, list[str]]] = {}
+    for outcome in plan.outcomes:
+        if outcome.moved:
+            table = outcome.entry.table
+            words = without_secrets([str(word) for word in (table.get("command"), *table.get("args", ())) if word])
+            runs = shlex.join(words) or without_secrets([str(plan.tables.get(outcome.name, {}).get("url"))])[0]
+            groups.setdefault(outcome.name, (runs, []))[1].append(outcome.entry.host.title)
+        elif not why_not_ours(outcome.entry.table):
+            print(_printable(f"{outcome.entry.host.title}: {outcome.entry.name} {outcome.said}"))
+    return {name: f"{runs}  ({', '.join(dict.fromkeys(titles))})" for name, (runs, titles) in groups.items()}
+
+
+def _picked(question: str, rows: Mapping[str, str], arguments: argparse.Namespace) -> list[str]:
+    """The rows that a person wants: all, unless some are named by their numbers."""
+    names, width = list(rows), max(map(len, rows), default=0)
+    for number, (name, what) in enumerate(rows.items(), 1):
+        print(_printable(f"  {number:2}  {name:{width}}  {what}"))
+    while rows and not arguments.yes and not arguments.dry_run:
+        words = _answer(f"{question} (Enter: all; numbers, as in 1,3; 0: none) ").replace(",", " ").split()
+        numbers = [int(word) if word.isdecimal() else len(names) + 1 for word in words]
+        if all(number <= len(names) for number in numbers):
+            return [names[number - 1] for number in numbers if number] if numbers else names
+        print(f"  numbers from 1 to {len(names)} are expected")
+    return names
+
+
+def _left_behind(path: Path, names: list[str]) -> Mapping[str, str]:
+    """Starts the servers that were taken in. Those that do not start are switched off, and it is said why."""
+    config = load_config(path)
+    if not names:
+        return {}
+    lists, failed = learn(config, names)
+    failed |= {name: config.broken[name] for name in names if name in config.broken}
+    for name in names:
+        tools = counted(len(lists.get(name, {}).get("tools/list", ())), "tool")
+        state = (
+            f"{painted('failed', 'red')}: {failed[name]}" if name in failed else f"{painted('ready', 'green')}, {tools}"
+        )
+        print(f"  {name}: {state}")
+    for name in failed:
+        change_config(path, lambda text, name=name: with_setting(text, ("mcp_servers", name), "enabled", False))
+    if failed:
+        print(
+            f"{', '.join(failed)}: left in its host, and off in {path.name}. When it works: mcpmux enable, then setup"
+        )
+    return failed
 
 
 def _own_file(host: Host) -> Path:
@@ -15637,93 +16139,134 @@ def _own_file(host: Host) -> Path:
     return next((file for file in files if file.exists()), files[0])
 
 
-def _run_own_command(command: list[str], dry_run: bool) -> int:
-    """A host's own command, if the host is there; else what to type."""
-    line = subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
-    program = shutil.which(command[0], path=extended_path(os.environ))
-    if dry_run or program is None:
-        print(line if dry_run else f"{command[0]} was not found. Where it is, run:\n\n{line}")
+class Place(NamedTuple):
+    """A host's own file, and where it is kept as it was before mcpmux."""
+
+    host: Host
+    file: Path
+    text: str | None
+    backup: Path
+    kept: str | None
+
+    @classmethod
+    def of(cls, host: Host) -> Place:
+        file = _own_file(host)
+        backup = file.with_name(file.name + BACKUP_SUFFIX)
+        return cls(host, file, read_text(file), backup, read_text(backup))
+
+    def servers(self) -> dict[str, Any]:
+        return servers_in(self.file, self.text or "", self.host.key)
+
+    def entries(self) -> list[HostEntry]:
+        """Its servers but us: those of no project."""
+        found = entries_of(self.host, self.file, None) if self.text is not None else []
+        return [one for one in found if one.folder is None and one.name != ENTRY_NAME]
+
+
+def _ran(commands: list[list[str]]) -> bool | None:
+    """Plays a host's own commands. None: the host has none that can be found here."""
+    program = shutil.which(commands[0][0], path=extended_path(os.environ)) if commands else None
+    if program is None:
+        return None
+    for command in commands:
+        print(f"Running: {_typed(command)}", flush=True)
+        if subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, check=False).returncode:
+            return False
+    return True
+
+
+def _typed(command: list[str]) -> str:
+    return subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
+
+
+def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool) -> int:
+    """A host gets our entry, and loses what moved into our file. What it had is kept beside its file."""
+    host, file, text, backup, kept = place
+    own, servers = entry_in(host, entry), place.servers()
+    is_there = ENTRY_NAME in servers
+    new = installed(file, text or "", host.key, own, moved)
+    if new == (text or ""):
+        print(f"{host.title} is already set up, in {file}; nothing to change.")
         return 0
-    print(f"Running: {line}", flush=True)
-    return min(subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, check=False).returncode, 1)
-
-
-def _texts_of(file: Path) -> tuple[str | None, Path, str | None]:
-    """What a host's file says; where it is kept as it was before mcpmux, and what that says."""
-    text, backup = read_text(file), file.with_name(file.name + BACKUP_SUFFIX)
-    if text and text.strip():
-        read_host_file(file)
-    return text, backup, read_text(backup)
-
-
-def _edit_file(host: Host, file: Path, entry: dict[str, Any], config: Config, arguments: argparse.Namespace) -> int:
-    text, backup, kept = _texts_of(file)
-    now = text or ""
-    is_there = ENTRY_NAME in servers_in(now, host.key)
-    plan = Import()
-    if arguments.replace and now.strip():
-        entries = [one for one in entries_of(host, file, None) if one.name != ENTRY_NAME]
-        plan = _plan_of(entries, config, this_machine(), arguments)
-    moved = [outcome.entry.name for outcome in plan.outcomes if outcome.moved]
-    try:
-        before = uninstalled(now, kept, host.key)[0] if is_there else text
-        new = installed(now, host.key, entry, moved)
-    except ValueError as wrong:
-        raise ConfigError(f"{file}: {wrong}") from None
-    if plan.tables and arguments.dry_run:
-        print(_would_be_added(plan, config))
-    if _tell_difference(file, now, new, arguments.dry_run):
+    renewal = [own_command(host, 1, ENTRY_NAME, {})] if is_there else []
+    renewal = [] if servers.get(ENTRY_NAME) == own else [*renewal, own_command(host, 0, ENTRY_NAME, own)]
+    commands = [one for one in (*renewal, *(own_command(host, 1, name, {}) for name in moved)) if one]
+    if dry_run:
+        print(f"Would change {file}, where it has servers:")
+        print(f"  + {ENTRY_NAME}: {_typed([entry['command'], *entry['args']])}")
+        print("".join(_printable(f"  - {name}") + "\n" for name in moved), end="")
         return 0
-    if plan.tables:
-        append_servers(config.path, plan.tables, plan.comments, private=arguments.keep_secrets)
-        print(f"{len(plan.tables)} added to {config.path}.")
+    before = uninstalled(file, text or "", kept, host.key)[0] if is_there else text
     if kept is not None and not is_there and kept != text:  # of another time
         os.replace(backup, f"{backup}.old")
         kept = None
     if before is not None and before != kept:
         write_text(backup, before, kept, private=True)
-    write_text(file, new, text)
-    print(f"{host.title} has mcpmux now, in {file}." + ("" if before is None else f" As it was: {backup}"))
-    if plan.needed:
-        _tell_needed(plan, config.path)
-        print(f"What they held is in {backup}.")
-    print(f"Restart {host.title}; mcpmux uninstall {host.name} takes it back.")
+    went = _ran(commands)
+    if went is None and commands and text is None:
+        print(f"{commands[0][0]} was not found. Where it is, run:\n\n" + "\n".join(map(_typed, commands)))
+        return 0
+    if went is False:
+        return 1
+    now = read_text(file)
+    if went:  # not every host has a command that lets a server go
+        new = edited(file, now or "", host.key, moved, {})
+    if new != (now or ""):
+        write_text(file, new, now)
+    print(f"{host.title} has mcpmux now, in {file}" + ("." if before is None else f";\n  as it was: {backup}"))
+    print(f"  Restart {host.title}. `mcpmux uninstall {host.name}` takes it back.")
     return 0
 
 
-def _tell_difference(file: Path, old: str, new: str, dry_run: bool) -> bool:
-    """Whether there is nothing to write: no difference, or it is only to be shown."""
-    if old == new:
-        print(f"{file} is as it should be already.")
-    elif dry_run:
-        before, after = ([_printable(line) for line in masked(text).splitlines()] for text in (old, new))
-        print("\n".join(difflib.unified_diff(before, after, str(file), str(file), lineterm="")))
-    return dry_run or old == new
+def expect_start(entry: Mapping[str, Any]) -> None:
+    """Runs what a host will run, as a host with a window does: a bare PATH, no variables, no folder of ours. Raises
+    `ConfigError` if it does not answer."""
+    names = ("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "SYSTEMROOT", "TEMP", "TMP", "LANG")
+    bare = {name: os.environ[name] for name in names if name in os.environ}
+    bare["PATH"] = "C:\\Windows\\system32;C:\\Windows" if sys.platform == "win32" else "/usr/bin:/bin:/usr/sbin:/sbin"
+    command = [entry["command"], *entry["args"]]
+    ping, root, pipe = request_line(1, "ping", UNSET), Path(sys.prefix).anchor, subprocess.PIPE
+    try:
+        done = subprocess.run(command, input=ping, env=bare, cwd=root, stdout=pipe, stderr=pipe, timeout=FIRST_ANSWER)  # noqa: PLW1510
+        if b'"result"' in done.stdout:
+            return
+        why = next(iter(done.stderr.decode(errors="replace").strip().splitlines()[-1:]), f"exit code {done.returncode}")
+    except (OSError, subprocess.TimeoutExpired) as wrong:
+        why = str(wrong)
+    raise ConfigError(f"no host could start mcpmux by {_typed(command)}: {harmless(why)}; nothing was changed")
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:
-    """Takes mcpmux out of a host again. The TOML file stays as it is.
+    """Gives a host (or `all` of them) back what it had before mcpmux. The TOML file stays as it is.
     Example: mcpmux uninstall cursor --dry-run"""
-    host = _expect_host(arguments.host)
-    file = _own_file(host)
-    _, remove = OWN_COMMANDS.get(host.name, ("", ""))
-    if remove:
-        return _run_own_command(remove.split(), arguments.dry_run)
-    if host.install != "edit":
-        print(f"Remove {ENTRY_NAME} from {host.key} in {file}.")
-        return 0
-    text, backup, kept = _texts_of(file)
-    if text is None or (ENTRY_NAME not in servers_in(text, host.key) and kept is None):
+    if arguments.host != "all":
+        return take_out(Place.of(_expect_host(arguments.host)), arguments.dry_run)
+    places = [Place.of(host) for host in HOSTS if _own_file(host).exists()]
+    return max((take_out(place, arguments.dry_run) for place in places), default=0)
+
+
+def take_out(place: Place, dry_run: bool) -> int:
+    """A host has its file as it was before us; if somebody has changed it since, it keeps that."""
+    host, file, text, backup, kept = place
+    is_there = text is not None and ENTRY_NAME in place.servers()
+    if text is None or (not is_there and kept is None):
         print(f"{host.title} has no mcpmux in {file}.")
         return 0
-    try:
-        new, restored = uninstalled(text, kept, host.key)
-    except ValueError as wrong:
-        raise ConfigError(f"{file}: {wrong}") from None
-    if _tell_difference(file, text, new or "", arguments.dry_run):
+    new, restored = uninstalled(file, text, kept, host.key)
+    if dry_run:
+        print(f"Would change {file}, where it has servers:\n  - {ENTRY_NAME}")
+        print("".join(_printable(f"  + {name}") + "\n" for name in restored), end="")
         return 0
+    if is_there and _ran([one] if (one := own_command(host, 1, ENTRY_NAME, {})) else []):
+        text = read_text(file) or ""
+        new, restored = uninstalled(file, text, kept, host.key, is_out=True)
+        if new != kept and "{entry}" in OWN_COMMANDS[host.name][0]:  # one that takes all that a table has
+            before = servers_in(file, kept or "", host.key)
+            _ran([own_command(host, 0, name, before[name]) for name in restored])
+            text = read_text(file) or ""
+            new, _ = uninstalled(file, text, kept, host.key)
     if new is None:
-        file.unlink()
+        file.unlink(missing_ok=True)
         print(f"{file} was there for mcpmux alone, and is gone.")
         return 0
     write_text(file, new, text)
@@ -15731,7 +16274,7 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     if new == kept:
         print(f"{file} is as it was before mcpmux.")
     else:
-        back = f", and these are back: {', '.join(restored)}" if restored else ""
+        back = _printable(f", and these are back: {', '.join(restored)}") if restored else ""
         print(f"{file} was changed since: mcpmux is out of it{back}.")
     return 0
 
@@ -15856,7 +16399,14 @@ def _demo(arguments: argparse.Namespace) -> int:
         model=["_demo_server", "model"],
     )
     host.play(_scenes)
-    print(_next_steps())
+    print(f"""
+Now with your own servers: `mcpmux setup` takes them out of your hosts' files, and makes these hosts start mcpmux.
+Or list them in {config_path(None)}:
+
+     [mcp_servers.time]
+     command = "uvx"
+     args = ["mcp-server-time"]
+""")
     return 0
 
 
@@ -15898,27 +16448,6 @@ async def _scenes(host: InnerHost) -> None:
     await show("clock__whoami", after="   (started again)")
 
 
-def _next_steps() -> str:
-    """What to do after the demo, with this machine's paths."""
-    claude = HOSTS[0]
-    entry = snippet(claude, entry_for_hosts(config_path(None), sampling=False)).replace("\n", "\n     ")
-    return f"""
-Now with your own servers:
-
-  1. List them in {config_path(None)}:
-
-     [mcp_servers.time]
-     command = "uvx"
-     args = ["mcp-server-time"]
-
-  2. See that each starts:  mcpmux check
-
-  3. mcpmux install {claude.name}  puts this into {_own_file(claude)}:
-
-     {entry}
-"""
-
-
 # ── the table of commands ──
 
 
@@ -15929,6 +16458,7 @@ def _argument(*flags: str, **keys: Any) -> tuple[tuple[str, ...], dict[str, Any]
 
 _ENV: Final = "a variable for it, as often as needed; a secret is better given as '${VAR}'"
 _AS_HOST: Final = "with the environment that a host with a window gives (usual if one has mcpmux), or your terminal's"
+_HEADER: Final = "sent with each request to a --url, as often as needed; a secret is better given as '${VAR}'"
 _DAYS: Final = "counted back from today (30)"
 
 ARGUMENTS: Final = {
@@ -15941,10 +16471,10 @@ ARGUMENTS: Final = {
     "follow": _argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"),
     "force": _argument("--force", action="store_true", help="overwrite servers that have the same names"),
     "forget": _argument("--forget", action="store_true", help="what is listed is no longer decided"),
-    "given": _argument("arguments", nargs="?", metavar="JSON", default="{}", help="an object; - reads stdin"),
+    "given": _argument("arguments", nargs="*", metavar="NAME=VALUE", help="its arguments; NAME:=JSON, or one object"),
+    "header": _argument("--header", "-H", metavar="KEY: VALUE", action="append", default=[], help=_HEADER),
     "host": _argument("host", metavar="HOST", help=_HOST_NAMES),
     "json": _argument("--json", action="store_true", help="for machines"),
-    "keep-secrets": _argument("--keep-secrets", action="store_true", help="copy them, where a variable would be put"),
     "lines": _argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)"),
     "log": _argument("server", nargs="?", metavar="SERVER", help="its name in the config"),
     "name": _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
@@ -15956,6 +16486,9 @@ ARGUMENTS: Final = {
     "repair": _argument(
         "--repair", action="store_true", help="delete copies of npx's that are broken, and fetch again"
     ),
+    "no-secrets": _argument("--no-secrets", action="store_true", help="say which variables to set; keep none of them"),
+    "chosen": _argument("chosen", nargs="?", metavar="SERVER,...", help="these only"),
+    "undo": _argument("--undo", action="store_true", help="take the last import back"),
     "replace": _argument("--replace", action="store_true", help="move the host's other servers into the TOML file"),
     "search": _argument("--search", metavar="WORDS", help="what a host would find by these, and why"),
     "server": _argument("server", metavar="SERVER", help="its name in the config"),
@@ -15967,8 +16500,11 @@ ARGUMENTS: Final = {
     "url": _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
 }
 
+_SETUP: Final = "config no-secrets yes dry-run"  # of all that moves servers
 SUBCOMMANDS: Final = (
-    Subcommand("add", _add, "put a server into the config", "name url env config", "COMMAND [ARGUMENT ...]"),
+    Subcommand(
+        "add", _add, "put a server into the config", "name url env header force config", "COMMAND [ARGUMENT ...]"
+    ),
     Subcommand("list", _list_servers, "the servers of the config, and what is known of them", "config json"),
     Subcommand("tools", _tools, "the tools and their arguments", "one config search json"),
     Subcommand("accept", _accept, "see how a pinned server's tools have changed, and take them", "server yes config"),
@@ -15978,16 +16514,18 @@ SUBCOMMANDS: Final = (
     Subcommand("check", _check, "start every server and say how each does", "servers config as-host repair json"),
     Subcommand("login", _login, "log in to a remote server, in your browser", "server config"),
     Subcommand("logout", _logout, "forget a login at a remote server", "server config"),
-    Subcommand(
-        "import", _import, "take servers over from a host's own file", "source config keep-secrets force dry-run"
-    ),
-    Subcommand("install", _install, "make a host start mcpmux", "host config profile replace keep-secrets dry-run"),
+    Subcommand("import", _import, "take servers over from a host's own file", f"source chosen force undo {_SETUP}"),
+    Subcommand("install", _install, "make a host start mcpmux", f"host profile replace {_SETUP}"),
     Subcommand("uninstall", _uninstall, "give a host back what it had before install", "host dry-run"),
     Subcommand("models", _models, "the models of [sampling], with scores and prices", "config prefer"),
     Subcommand("usage", _usage, "what sampling has cost, by day, server and model", "days json"),
     Subcommand("logs", _logs, "what a server has written to its stderr", "log follow lines"),
     Subcommand("schema", _schema, "a JSON Schema of the config file, for editors"),
     Subcommand("demo", _demo, "see it work: no config, no key, no Node"),
+    Subcommand("setup", _setup, "move your hosts' servers into mcpmux, step by step", _SETUP),
+    Subcommand("remove", _remove, "take a server out of the config", "server config"),
+    Subcommand("enable", _enable, "switch a server on again", "server config"),
+    Subcommand("disable", _disable, "switch a server off, and keep its table", "server config"),
 )
 
 

@@ -60,9 +60,9 @@ def server_table(
 class RawHost:
     """A host that sends and receives raw lines. A thread reads, so that every wait has an end."""
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], cwd: str | None = None) -> None:
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd
         )
         self.lines: queue.Queue[bytes] = queue.Queue()
         self.errors: list[bytes] = []

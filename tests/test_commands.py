@@ -459,7 +459,7 @@ def test_call_of_a_bare_tool_that_nobody_knows_yet_asks_the_servers_without_a_pr
         (["wrong__echo"], 'did you mean "command"?'),
         (["fake__echo", "{"], "are not JSON"),
         (["fake__echo", "[1]"], "are a JSON object"),
-        (["fake__echo", "said=x"], "are not JSON"),
+        (["fake__echo", "said:=x"], "are not JSON"),
     ],
 )
 def test_what_cannot_be_called_is_refused_with_what_is_near(
@@ -1007,3 +1007,116 @@ def test_a_profile_holds_whatever_the_host_calls_itself(config: Path, home: dict
     assert wrong.returncode == 2 and "has no [hosts.othr]; did you mean other?" in wrong.stderr
     dry = run(home, "install", "cursor", "--profile", "few", "--dry-run")
     assert '"--profile",' in dry.stdout and '"few"' in dry.stdout
+
+
+# ── a server's life; arguments by name ──
+
+LIFE = """\
+# mine
+[mcp_servers.a]  # the first
+command = "x"
+
+# of b
+[mcp_servers."b"]
+command = "y"
+enabled = true
+[mcp_servers.b.env]
+A = "1"
+"""
+
+
+def test_a_server_is_switched_off_and_on_and_removed_and_the_rest_stays(config: Path, home: dict[str, str]):
+    config.write_text(LIFE)
+    assert run(home, "disable", "a").returncode == 0
+    assert config.read_text() == LIFE.replace("# the first\n", "# the first\nenabled = false\n")
+    assert run(home, "enable", "a").returncode == 0
+    assert config.read_text() == LIFE
+    assert run(home, "disable", "b").returncode == 0
+    assert config.read_text() == LIFE.replace("enabled = true", "enabled = false")
+    done = run(home, "remove", "b")
+    assert (done.returncode, done.stdout) == (0, f"b is gone, in {config}\n")
+    assert config.read_text() == LIFE[: LIFE.index('[mcp_servers."b"]')]
+    for command in ("remove", "enable", "disable"):
+        done = run(home, command, "aa")
+        assert done.returncode == 2
+        assert "did you mean a?" in done.stderr
+
+
+@pytest.mark.parametrize("text", ['mcp_servers = { a = { command = "x" } }\n', '[mcp_servers]\na.command = "x"\n'])
+def test_a_server_that_has_no_table_of_its_own_is_left_to_the_person(text: str, config: Path, home: dict[str, str]):
+    config.write_text(text)
+    for command in ("remove", "disable"):
+        done = run(home, command, "a")
+        assert done.returncode == 2
+        assert "do it by hand" in done.stderr
+        assert config.read_text() == text
+
+
+def test_add_takes_headers_and_overwrites_when_it_is_told_to(config: Path, home: dict[str, str]):
+    done = run(
+        home, "add", "far", "--url", "https://mcp.example/mcp", "-H", "Authorization: Bearer ${T}", "-H", "X-A:b"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "note" not in done.stdout
+    headers = {"Authorization": "Bearer ${T}", "X-A": "b"}
+    assert tomllib.loads(config.read_text())["mcp_servers"]["far"]["http_headers"] == headers
+    assert run(home, "add", "far", "--", "x").returncode == 2
+    assert run(home, "add", "far", "--force", "--", "x").returncode == 0
+    assert tomllib.loads(config.read_text())["mcp_servers"] == {"far": {"command": "x"}}
+    for words in (
+        ["--header", "A: b", "--", "x"],
+        ["--url", "https://x/y", "--env", "A=b"],
+        ["--url", "https://x/y", "-H", "A"],
+    ):
+        assert run(home, "add", "new", *words).returncode == 2
+    noted = run(home, "add", "new", "--url", "https://x/y", "-H", f"Authorization: Bearer {SECRET}").stdout
+    assert "note: Authorization looks like a secret" in noted
+    assert SECRET not in noted
+
+
+TYPED = {
+    "name": "echo",
+    "inputSchema": {
+        "type": "object",
+        "properties": {
+            "text": {"type": "string"},
+            "count": {"type": "integer"},
+            "deep": {"type": ["object", "null"]},
+            "any": {},
+        },
+        "required": ["text"],
+        "additionalProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"text": "x"}, None),
+        ({"text": "x", "count": 1, "deep": None, "any": [1]}, None),
+        ({}, "text is missing"),
+        ({"text": 1}, "text is expected as string"),
+        ({"text": "x", "count": "5"}, "count is expected as integer; count:=5 gives one"),
+        ({"text": "x", "count": True}, "count is expected as integer"),
+        ({"text": "x", "deep": []}, "deep is expected as object | null"),
+        ({"text": "x", "tex": 1}, "tex is no argument of it; did you mean text?"),
+    ],
+)
+def test_a_wrong_argument_is_named(given: dict[str, Any], wrong: str | None):
+    assert mcpmux.wrong_argument(given, TYPED["inputSchema"]) == wrong
+    for schema in (None, True, {}, {"properties": {"text": True}}, {"properties": None, "required": None}):
+        assert mcpmux.wrong_argument(given, schema) is None
+
+
+def test_arguments_are_given_by_their_names(config: Path, home: dict[str, str]):
+    listed = json.dumps({"tools": [TYPED]})
+    config.write_text(server_table("fake", "--list", listed))
+    done = run(home, "call", "fake__echo", "text=a=b", "count:=5", 'deep:={"x": [1]}')
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"text": "a=b", "count": 5, "deep": {"x": [1]}})
+    done = run(home, "call", "fake__echo", "count:=5")
+    assert done.returncode == 2
+    signature = "fake__echo(text: string, count?: integer, deep?: object | null, any?: any)"
+    assert done.stderr.splitlines()[-2:] == ["mcpmux: text is missing", f"  {signature}"]
+    for words in (["text"], ["=x"], ["text=a", "b"], ["count:=x"]):
+        assert run(home, "call", "fake__echo", *words).returncode == 2

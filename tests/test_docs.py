@@ -113,13 +113,14 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux list",
         "mcpmux tools SERVER",
         "mcpmux tools --search WORDS",
-        "mcpmux call TOOL JSON",
+        "mcpmux call TOOL KEY=VALUE",
         "mcpmux check",
         "mcpmux check SERVER",
         "mcpmux check --json",
         "mcpmux page",
         "mcpmux import",
         "mcpmux import HOST",
+        "mcpmux import --undo",
         "mcpmux install HOST",
         "mcpmux install HOST --replace",
         "mcpmux uninstall HOST",
@@ -136,6 +137,10 @@ def test_every_command_of_the_readme_is_one():
         "mcpmux schema",
         "mcpmux demo",
         "mcpmux --profile NAME",
+        "mcpmux setup",
+        "mcpmux remove SERVER",
+        "mcpmux enable SERVER",
+        "mcpmux disable SERVER",
         "mcpmux --version",
     ]
     [everyday] = [text for text in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "mcpmux add" in text]
@@ -201,23 +206,17 @@ MOVING_IN = README[README.index("## Moving in") : README.index("## Commands")]
 
 
 @pytest.mark.parametrize("host", ["Claude Desktop", "Claude Code", "VS Code", "Cursor", "Codex", "Gemini CLI", "Zed"])
-def test_the_entry_for_each_host_is_what_install_writes_runs_or_prints(
-    host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_the_entry_for_each_host_is_what_install_writes_or_runs(host: str):
     """But for the path of uvx, which is that of a machine."""
-    for variable in ("MCPMUX_CONFIG", "XDG_CONFIG_HOME"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(mcpmux.shutil, "which", lambda *_, **__: None)
-    monkeypatch.setattr(mcpmux, "__file__", str(tmp_path / "uv" / "mcpmux.py"))
     found = mcpmux.host_named(host)
     assert found
     shown = re.findall(r"```\w+\n(.*?)\n```", MOVING_IN[MOVING_IN.index(f"**{host}** (") :], re.DOTALL)[:2]
     for text, sampling in zip(shown, (False, True), strict=True):
-        entry = mcpmux.entry_for_hosts(mcpmux.config_path(None), sampling)
-        if found.install == "run":
-            assert shlex.split(text) == mcpmux.own_command(found, entry)
+        entry = {"command": "uvx", "args": mcpmux.run_by_uvx({}, sampling)}
+        if found.name in mcpmux.OWN_COMMANDS:
+            assert shlex.split(text) == mcpmux.own_command(found, 0, "mcpmux", entry)
         else:
-            assert json.loads(text) == json.loads(mcpmux.snippet(found, entry))
+            assert json.loads(text) == {found.key: {"mcpmux": entry}}
 
 
 def test_the_hosts_that_are_imported_from_are_named_and_their_places_are_so():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -26,10 +27,21 @@ def machine(home: Path, platform: str = "linux", here: Path | None = None, **env
     return Machine(platform, environment, str(home), str(here or home / "nowhere"))
 
 
-def brought(path: Path, at: Machine, secrets: Any = "move", **environment: str) -> mcpmux.Import:
+def brought(path: Path, at: Machine, **environment: str) -> mcpmux.Import:
     """What importing a file would do, into an empty TOML file."""
     host, folder = mcpmux.host_of_file(path, at)
-    return mcpmux.plan_import(mcpmux.entries_of(host, path, folder), {}, Variables(environment, secrets), at)
+    return mcpmux.plan_import(mcpmux.entries_of(host, path, folder), {}, Variables(environment), at)
+
+
+def as_file(plan: mcpmux.Import) -> str:
+    """What our file would be, if it was empty before."""
+    return mcpmux.rewritten(
+        Path("/h/mcpmux.toml"), None, lambda text: mcpmux.with_servers(text, plan.tables, plan.comments)
+    )
+
+
+def append(path: Path, tables: dict[str, dict[str, Any]]) -> None:
+    mcpmux.change_config(path, lambda text: mcpmux.with_servers(text, tables, {}))
 
 
 def written(path: Path, text: str) -> Path:
@@ -176,7 +188,7 @@ CASES = {
             "old": {"url": "https://example.org/sse", "transport": "sse"},
             "db-2": {"command": "./serve", "cwd": "/work/app"},
         },
-        ["HUB_AUTHORIZATION"],
+        ["MODE", "HUB_AUTHORIZATION"],
     ),
     "vscode": Case(
         ".config/Code/User/mcp.json",
@@ -218,7 +230,7 @@ CASES = {
             "a": {**NPX_TABLE, "env": {"FROM_FILE": "${FROM_FILE}", "API_KEY": "${MY_KEY}", "PORT": "8080"}},
             "b": {"url": "https://example.org/mcp", "http_headers": {"X-Api-Key": "${B_X_API_KEY}"}},
         },
-        ["B_X_API_KEY"],
+        ["FROM_FILE", "MY_KEY", "B_X_API_KEY"],
     ),
     "codex": Case(
         ".codex/config.toml",
@@ -277,6 +289,7 @@ enabled = false
             "events": {"url": "https://example.org/sse", "transport": "sse"},
             "stream": {"url": "https://example.org/mcp"},
         },
+        ["GEMINI_VAR", "OTHER"],
     ),
     "zed": Case(
         ".config/zed/settings.json",
@@ -306,6 +319,7 @@ enabled = false
             "a": {**NPX_TABLE, "env": {"X": "${X}"}, "enabled": False, "disabled_tools": ["drop"]},
             "b": {"url": "https://example.org/mcp"},
         },
+        ["X"],
     ),
     "goose": Case(
         ".config/goose/config.yaml",
@@ -359,11 +373,13 @@ slash_commands: []
         ".aws/amazonq/mcp.json",
         '{"mcpServers": {"a": {NPX, "env": {"X": "${env:X}"}, "timeout": 60000, "disabled": false}}}',
         {"a": {**NPX_TABLE, "env": {"X": "${X}"}, "tool_timeout_sec": 60.0}},
+        ["X"],
     ),
     "kiro": Case(
         ".kiro/settings/mcp.json",
         '{"mcpServers": {"a": {NPX, "env": {"X": "${X}"}, "timeout": 1500, "disabledTools": ["t"]}}}',
         {"a": {**NPX_TABLE, "env": {"X": "${X}"}, "tool_timeout_sec": 1.5, "disabled_tools": ["t"]}},
+        ["X"],
     ),
     "cline": Case(
         ".cline/data/settings/cline_mcp_settings.json",
@@ -401,7 +417,7 @@ def test_a_hosts_servers_become_ours(name: str, tmp_path: Path):
     expected = json.loads(json.dumps(case.tables).replace("HOME", json.dumps(str(tmp_path))[1:-1]))
     assert plan.tables == expected
     assert list(plan.needed) == case.needed
-    text = mcpmux.new_config(tmp_path / "mcpmux.toml", "", plan.tables, plan.comments)
+    text = as_file(plan)
     assert tomllib.loads(text)["mcp_servers"] == expected
     for table in expected:
         assert f"# From {host.title}: {file}" in text.partition(f"[mcp_servers.{table}]")[0]
@@ -419,10 +435,11 @@ def test_what_cannot_be_taken_over_as_it_is_is_told(tmp_path: Path):
     assert "it is mcpmux itself" in said(plans["claude-desktop"], "mcpmux")
     assert said(plans["vscode"], "com.github/mcp").startswith("imported as com-github-mcp")
     assert f"${{userHome}} became {tmp_path}" in said(plans["vscode"], "com.github/mcp")
-    assert "left out: dev" in said(plans["vscode"], "com.github/mcp")
+    assert "left out: dev (mcpmux has nothing like it)" in said(plans["vscode"], "com.github/mcp")
     assert plans["vscode"].needed["GITHUB_TOKEN"].endswith("in place of ${input:github-token}, A token of GitHub")
     assert "${workspaceFolder}" in plans["vscode"].needed["WORKSPACE_FOLDER"]
-    assert f'needs env_file = "{tmp_path}/.env" in [mux], for FROM_FILE' in said(plans["cursor"], "a")
+    assert f"its envFile {tmp_path}/.env has FROM_FILE" in said(plans["cursor"], "a")
+    assert plans["cursor"].secrets["FROM_FILE"] == "s3cret"
     assert "left out: trust" in said(plans["gemini"], "a")
     assert "left out: required" in said(plans["codex"], "a")
     assert "it is a part of the host" in said(plans["zed"], "of-an-extension")
@@ -505,10 +522,6 @@ def test_a_secret_moves_into_a_variable(entry: dict[str, Any], secret: str, beco
     assert plan.tables["s"] == {"command": "x", **becomes}
     assert len(plan.needed) == 1
     assert secret not in repr([plan.needed, plan.comments, [outcome[1:] for outcome in plan.outcomes]])
-    kept = brought(file, machine(tmp_path), "keep")
-    assert kept.tables["s"] == {"command": "x", **entry}
-    assert kept.needed == {}
-    assert secret not in json.dumps(brought(file, machine(tmp_path), "hide").tables)
 
 
 @pytest.mark.parametrize(
@@ -538,6 +551,124 @@ def test_two_secrets_of_one_name_get_two_variables_and_one_secret_gets_one(tmp_p
     assert [table["env"]["API_KEY"] for table in plan.tables.values()] == ["${API_KEY}", "${B_API_KEY}", "${API_KEY}"]
     other = brought(file, machine(tmp_path), API_KEY="someone else's")
     assert other.tables["a"]["env"]["API_KEY"] == "${A_API_KEY}"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "plain-0123",
+        "has spaces 'and' \"quotes\"",
+        "#hash # inside",
+        "back\\slash\\n",
+        "two\nlines",
+        "= at = ",
+        "ü€",
+        "a$b",
+    ],
+)
+def test_what_is_kept_is_read_again_as_it_was(
+    secret: str, desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("TOKEN", raising=False)
+    servers = {"a": {"command": "x", "env": {"TOKEN": secret}}}
+    file = written(desk.file("cursor"), json.dumps({"mcpServers": servers}))
+    written(desk.config.with_name("secrets.env"), "# mine\nMINE=1")
+    assert desk.run("import", "cursor") == 0
+    config = mcpmux.load_config(desk.config)
+    assert config.environment["TOKEN"] == secret
+    assert config.environment["MINE"] == "1"
+    assert secret not in capsys.readouterr().out
+    before = desk.config.read_text()
+    assert desk.run("import", str(file)) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert desk.config.read_text() == before
+    assert desk.run("import", "--undo") == 0
+    assert not desk.config.exists()
+    assert desk.config.with_name("secrets.env").read_text() == "# mine\nMINE=1\n"
+
+
+def test_a_value_that_no_file_of_variables_can_hold_is_asked_for(desk: Desk, capsys: pytest.CaptureFixture[str]):
+    """`${…}` in such a file is replaced, however it is quoted."""
+    servers = {"a": {"command": "x", "env": {"TOKEN": "pw${A}"}}}
+    written(desk.file("claude-desktop"), json.dumps({"mcpServers": servers}))
+    assert desk.run("import", "claude-desktop") == 0
+    assert "TOKEN  a: env.TOKEN" in capsys.readouterr().out
+    assert not desk.config.with_name("secrets.env").exists()
+
+
+def test_without_secrets_it_says_which_variables_to_set_by_the_new_names(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+):
+    for host, token in (("cursor", "1st-0123"), ("claude-desktop", "2nd-0123")):
+        servers = {"github": {"command": "x", "env": {"TOKEN": token}}}
+        written(desk.file(host), json.dumps({"mcpServers": servers}))
+    assert desk.run("import", "all", "--no-secrets") == 0
+    out = capsys.readouterr().out
+    assert "github: env.TOKEN" in out
+    assert "github-2: env.TOKEN" in out
+    assert "0123" not in out + desk.config.read_text()
+    assert not desk.config.with_name("secrets.env").exists()
+
+
+def test_a_person_is_asked_once_where_secrets_shall_be_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    servers = {"a": {"command": "x", "env": {"TOKEN": "one-0123", "KEY": "two-0123"}}}
+    written(desk.file("cursor"), json.dumps({"mcpServers": servers}))
+    asked: list[str] = []
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    assert desk.run("import", "cursor") == 0
+    assert len(asked) == 1
+    assert "KEY" in asked[0]
+    assert not desk.config.with_name("secrets.env").exists()
+    assert desk.run("import", "--undo") == 0
+    assert desk.run("import", "cursor", "--yes") == 0
+    assert len(asked) == 1
+    assert desk.config.with_name("secrets.env").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "text", "stands_for"),
+    [
+        ("cursor", "${workspaceFolder}{cmd:id}", "/p/a${cmd:id}"),
+        ("cursor", "${workspaceFolder}${env:A}", "/p/a$1"),
+        ("claude-code", "$${A}", "$1"),
+        ("claude-code", "$$${A}$", "$$1$"),
+        ("claude-code", "$${not a}", "$${not a}"),
+        ("claude-desktop", "$${A}${cmd:id}$${", "$${A}${cmd:id}$${"),
+    ],
+)
+def test_what_stands_for_itself_there_does_so_here(host: str, text: str, stands_for: str, tmp_path: Path):
+    """A folder's name may end in `$`."""
+    found = host_named(host)
+    assert found
+    entry = mcpmux.HostEntry(found, Path("/h/x.json"), "x", {"command": "x", "args": [text]}, "/p/a$")
+    plan = mcpmux.plan_import([entry], {}, Variables({}), machine(tmp_path))
+    [argument] = plan.tables["x"]["args"]
+    values = {"A": "1"}
+
+    def replaced(one: Any) -> str:
+        assert one["cmd"] is None
+        return one[1] or values.get(one["var"], one["default"])
+
+    assert mcpmux.PLACEHOLDER.sub(replaced, argument) == stands_for
+
+
+def test_one_server_of_two_hosts_is_one_whatever_each_calls_it(desk: Desk):
+    """The same command with the same arguments; what each sets, unless they differ in it, is set."""
+    hub = {"command": "npx", "args": ["-y", "hub"]}
+    written(desk.file("claude-desktop"), json.dumps({"mcpServers": {"hub": hub, "second": hub}}))
+    theirs = {"hub": {**hub, "env": {"TOKEN": "1st-0123"}}, "centre": {**hub, "args": ["-y", "centre"]}}
+    written(desk.file("cursor"), json.dumps({"mcpServers": theirs}))
+    other = {"mitte": theirs["centre"], "hub": {**hub, "env": {"TOKEN": "2nd-0123"}}}
+    written(desk.file("windsurf"), json.dumps({"mcpServers": other}))
+    assert desk.run("import", "all") == 0
+    tables = mcpmux.load_config(desk.config).tables
+    assert tables == {
+        "hub": {**hub, "env": {"TOKEN": "${TOKEN}"}},
+        "second": hub,
+        "centre": theirs["centre"],
+        "hub-2": {**hub, "env": {"TOKEN": "${HUB_TOKEN}"}},
+    }
 
 
 # ── what is broken costs itself only ──
@@ -605,8 +736,7 @@ def test_whatever_stands_in_an_entry_it_becomes_a_table_that_loads_or_it_is_said
     if not outcome.moved:
         assert outcome.said.startswith(("cannot be imported: ", "left where it is: "))
         return
-    text = mcpmux.new_config(Path("/h/mcpmux.toml"), "", plan.tables, plan.comments)
-    assert tomllib.loads(text) == {"mcp_servers": plan.tables}
+    assert tomllib.loads(as_file(plan)) == {"mcp_servers": plan.tables}
 
 
 def test_yaml_without_its_package_is_refused_with_the_command_that_brings_it(
@@ -694,16 +824,17 @@ def test_a_comment_cannot_leave_its_line():
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
 def test_files_are_written_whole_and_their_modes_kept(tmp_path: Path):
     file = tmp_path / "deep" / "mcpmux.toml"
-    mcpmux.append_servers(file, {"a": {"command": "x"}}, {})
+    append(file, {"a": {"command": "x"}})
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.chmod(0o644)
-    mcpmux.append_servers(file, {"b": {"command": "x"}}, {})
+    append(file, {"b": {"command": "x"}})
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
-    mcpmux.append_servers(file, {"c": {"command": "x"}}, {}, private=True)
+    append(file, {"c": {"command": "x"}})
+    mcpmux.write_text(file, file.read_text(), file.read_text(), private=True)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     link = tmp_path / "link.toml"
     link.symlink_to(file)
-    mcpmux.append_servers(link, {"d": {"command": "x"}}, {})
+    append(link, {"d": {"command": "x"}})
     assert link.is_symlink()
     assert list(tomllib.loads(file.read_text())["mcp_servers"]) == ["a", "b", "c", "d"]
     assert sorted(os.listdir(file.parent)) == ["mcpmux.schema.json", "mcpmux.toml"]
@@ -746,13 +877,14 @@ JSON_TEXTS = {
 """,
 }
 PLATFORMS = ["linux", "darwin", "win32", "msix"]
-EDITED = [host.name for host in HOSTS if host.install == "edit"]
+EDITED = ["claude-desktop", "cursor"]
 
 
 class Desk:
     """A home with a host's file, and the commands run on it in this process."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, platform: str = "linux") -> None:
+        self.starts: list[Any] = []  # the entries that were tried
         self.home = folder / "home"
         self.config = folder / "mcpmux.toml"
         environment = {"APPDATA": f"{self.home}/Roaming", "LOCALAPPDATA": f"{self.home}/Local"}
@@ -761,6 +893,8 @@ class Desk:
         at = machine(self.home, "win32" if platform == "msix" else platform, **environment)
         monkeypatch.setattr(mcpmux, "this_machine", lambda: at)
         monkeypatch.setenv("MCPMUX_CONFIG", str(self.config))
+        monkeypatch.setattr(mcpmux, "user_folder", lambda kind: folder / kind)
+        monkeypatch.setattr(mcpmux, "expect_start", self.starts.append)
         self.at = at
 
     def file(self, host: str) -> Path:
@@ -789,9 +923,9 @@ def test_uninstall_gives_back_the_same_bytes(
     assert ("Claude_x" in str(file)) == (platform == "msix" and host == "claude-desktop")
     if text is not None:
         written(file, text)
-    former = mcpmux.servers_in(text, "mcpServers") if text and text.strip() else {}
+    former = mcpmux.servers_in(file, text or "", "mcpServers")
     assert desk.run("install", host, *replace) == 0
-    servers = mcpmux.servers_in(file.read_bytes().decode(), "mcpServers")
+    servers = mcpmux.servers_in(file, file.read_bytes().decode(), "mcpServers")
     entry = servers.pop(ENTRY_NAME)
     assert Path(entry["command"]).is_absolute()
     assert entry["args"][-2:] == ["--config", str(desk.config)]
@@ -859,12 +993,12 @@ def test_a_server_added_after_replace_moves_at_the_next_and_comes_back_too(desk:
     assert text
     file = written(desk.file("cursor"), text)
     assert desk.run("install", "cursor", "--replace") == 0
-    file.write_text(mcpmux.with_server(file.read_text(), "mcpServers", "new", {"command": "n"}))
+    file.write_text(mcpmux.edited(file, file.read_text(), "mcpServers", (), {"new": {"command": "n"}}))
     assert desk.run("install", "cursor", "--replace") == 0
-    assert list(mcpmux.servers_in(file.read_text(), "mcpServers")) == [ENTRY_NAME]
+    assert list(mcpmux.servers_in(file, file.read_text(), "mcpServers")) == [ENTRY_NAME]
     assert list(mcpmux.load_config(desk.config).servers) == ["b", "a", "new"]
     assert desk.run("uninstall", "cursor") == 0
-    assert list(mcpmux.servers_in(file.read_text(), "mcpServers")) == ["new", "b", "a"]
+    assert list(mcpmux.servers_in(file, file.read_text(), "mcpServers")) == ["new", "b", "a"]
 
 
 def test_replace_leaves_what_it_cannot_import_where_it_is(desk: Desk, capsys: pytest.CaptureFixture[str]):
@@ -872,33 +1006,39 @@ def test_replace_leaves_what_it_cannot_import_where_it_is(desk: Desk, capsys: py
     servers = {"good": {"command": "x"}, "bad": {"command": 7, "args": 8}, "taken": {"command": "theirs"}}
     file = written(desk.file("cursor"), json.dumps({"mcpServers": servers}))
     assert desk.run("install", "cursor", "--replace") == 0
-    assert list(mcpmux.servers_in(file.read_text(), "mcpServers")) == ["bad", "taken", ENTRY_NAME]
+    assert list(mcpmux.servers_in(file, file.read_text(), "mcpServers")) == ["bad", "taken", ENTRY_NAME]
     config = mcpmux.load_config(desk.config)
     assert {name: server.command for name, server in config.servers.items()} == {"taken": "mine", "good": "x"}
     assert "there is another taken" in capsys.readouterr().out
 
 
-def test_replace_says_where_the_secrets_still_are(desk: Desk, capsys: pytest.CaptureFixture[str]):
+def test_secrets_move_with_their_servers(desk: Desk, capsys: pytest.CaptureFixture[str]):
     text = JSON_TEXTS["two"]
     assert text
-    file = written(desk.file("cursor"), text)
+    written(desk.file("cursor"), text)
     assert desk.run("install", "cursor", "--replace") == 0
     out = capsys.readouterr().out
-    assert "TOKEN  a: env" in out
-    assert f"What they held is in {file}.before-mcpmux." in out
+    secrets = desk.config.with_name("secrets.env")
+    assert f"What was secret is in {secrets}; env_file in [mux] names it." in out
     assert "s3cret" not in out + desk.config.read_text()
+    assert secrets.read_text() == "TOKEN=s3cret-0123456789\n"
+    config = mcpmux.load_config(desk.config)
+    assert config.options.env_file == "secrets.env"
+    assert config.environment["TOKEN"] == "s3cret-0123456789"
+    if sys.platform != "win32":
+        assert stat.S_IMODE(secrets.stat().st_mode) == 0o600
 
 
 def test_half_of_a_surrogate_pair_comes_back_as_it_was(desk: Desk):
     text = '{"mcpServers": {"a": {"command": "x\\ud800"}, "ü": {"command": "ü"}}}'
     file = written(desk.file("cursor"), text)
     assert desk.run("install", "cursor", "--replace") == 0
-    assert list(mcpmux.servers_in(file.read_text("utf-8"), "mcpServers")) == ["a", ENTRY_NAME]
+    assert list(mcpmux.servers_in(file, file.read_text("utf-8"), "mcpServers")) == ["a", ENTRY_NAME]
     assert desk.run("uninstall", "cursor") == 0
     assert file.read_text("utf-8") == text
 
 
-def test_a_dry_run_shows_the_difference_without_secrets_and_writes_nothing(
+def test_a_dry_run_says_what_would_change_without_secrets_and_writes_nothing(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ):
     text = """{
@@ -906,26 +1046,28 @@ def test_a_dry_run_shows_the_difference_without_secrets_and_writes_nothing(
   "apiKey": "root-0123",
   "mcpServers": {
     "a": {"command": "x", "args": ["--token", "flag-0123", "--password=eq-0123", "sk-live-0123"],
-          "env": {"INNOCENT": "in-env", "B": "${X}{in-env}"}},
+          "env": {"TOKEN": "in-env-0123", "B": "${X}{in-env}"}},
     "b": {"url": "https://u:pw-0123@x/?key=query-0123", "headers": {"X-Auth": "header-0123"}},
     "c": {"command": "keep-this"}
   }
 }
 """
     file = written(desk.file("claude-desktop"), text)
-    for words in (["--replace"], ["--replace", "--keep-secrets"], []):
+    for words in (["--replace"], []):
         assert desk.run("install", "claude-desktop", "--dry-run", *words) == 0
         shown = capsys.readouterr().out
-        assert '+    "mcpmux": {' in shown or '+      "command": ' in shown
+        assert "  + mcpmux: " in shown
+        assert ("  - c" in shown) == bool(words)
         assert "0123" not in shown
         assert str(file) in shown
-    assert "keep-this" in shown
-    assert "in-env" not in shown, "every variable's value may be one, in a file that is not ours"
     assert file.read_text() == text
     assert not desk.config.exists()
+    assert desk.starts == []
     assert desk.run("install", "claude-desktop") == 0
     assert desk.run("uninstall", "claude-desktop", "--dry-run") == 0
-    assert "0123" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "  - mcpmux" in shown
+    assert "0123" not in shown
     assert "mcpmux" in file.read_text()
 
 
@@ -952,13 +1094,14 @@ def test_whatever_a_hosts_file_holds_only_our_entry_comes_and_goes(
     text = json.dumps(document, indent=indent, ensure_ascii=ascii).replace("\n", "\r\n" if crlf else "\n")
     moved = data.draw(st.lists(st.sampled_from(list(servers)), unique=True)) if servers else []
     entry = {"command": "/bin/uvx", "args": ["mcpmux"]}
-    new = mcpmux.installed(text, "mcpServers", entry, moved)
+    file = Path("/h/mcp.json")
+    new = mcpmux.installed(file, text, "mcpServers", entry, moved)
     rest = {name: value for name, value in (servers or {}).items() if name not in moved}
     assert json.loads(new) == document | {"mcpServers": rest | {ENTRY_NAME: entry}}
-    assert mcpmux.installed(new, "mcpServers", entry) == new
-    assert mcpmux.uninstalled(new, text, "mcpServers") == (text, [])
+    assert mcpmux.installed(file, new, "mcpServers", entry) == new
+    assert mcpmux.uninstalled(file, new, text, "mcpServers") == (text, [])
     changed = json.dumps(json.loads(new) | {"changed": 1})
-    back, restored = mcpmux.uninstalled(changed, text, "mcpServers")
+    back, restored = mcpmux.uninstalled(file, changed, text, "mcpServers")
     assert back
     assert json.loads(back) == document | {"mcpServers": servers or {}, "changed": 1}
     assert sorted(restored) == sorted(moved)
@@ -981,30 +1124,98 @@ def test_a_file_that_cannot_be_edited_stays_as_it_is(text: str, desk: Desk, caps
 # ── how a host starts mcpmux ──
 
 
-def test_run_by_uvx_the_entry_is_pinned_and_has_whole_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    for variable in ("MCPMUX_CONFIG", "XDG_CONFIG_HOME"):
-        monkeypatch.delenv(variable, raising=False)
-    uvx = written(tmp_path / "bin" / ("uvx.exe" if sys.platform == "win32" else "uvx"), "")
-    uvx.chmod(0o755)
-    monkeypatch.setenv("PATH", str(uvx.parent))
-    monkeypatch.setattr(mcpmux, "__file__", str(tmp_path / ".cache/uv/archive-v0/x/mcpmux.py"))
-    default, version = mcpmux.config_path(None), mcpmux.__version__
-    assert mcpmux.entry_for_hosts(default, False) == {"command": str(uvx), "args": [f"mcpmux=={version}"]}
-    assert mcpmux.entry_for_hosts(Path("/x/m.toml"), True) == {
-        "command": str(uvx),
-        "args": ["--from", f"mcpmux[sampling]=={version}", "mcpmux", "--config", str(Path("/x/m.toml"))],
-    }
+class Placed(NamedTuple):
+    """An environment of Python's, as `sys.prefix` and this file are in it."""
+
+    prefix: Path
+    uvx: Path
+
+    def entry(self, sampling: bool = False) -> dict[str, Any]:
+        return mcpmux.entry_for_hosts(mcpmux.config_path(None), sampling)
 
 
-def test_run_from_its_file_the_entry_is_this_python_and_this_file():
-    entry = mcpmux.entry_for_hosts(mcpmux.config_path(None), False)
-    assert entry["command"] == sys.executable
-    assert entry["args"][0] == str(MCPMUX)
+@pytest.fixture
+def placed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`placed_in("folder", origin)`: as if mcpmux ran in an environment there, into which it came from `origin`."""
+
+    def place(folder: str, origin: dict[str, Any] | None = None, is_cache: bool = False) -> Placed:
+        for variable in ("MCPMUX_CONFIG", "XDG_CONFIG_HOME"):
+            monkeypatch.delenv(variable, raising=False)
+        here = tmp_path / folder
+        uvx = written(tmp_path / "bin" / ("uvx.exe" if sys.platform == "win32" else "uvx"), "")
+        uvx.chmod(0o755)
+        monkeypatch.setenv("PATH", str(uvx.parent))
+        written(here / ("Scripts/mcpmux.exe" if sys.platform == "win32" else "bin/mcpmux"), "")
+        site = here / "lib/site-packages"
+        info = site / "mcpmux-0.1.0.dist-info"
+        written(info / "METADATA", "Metadata-Version: 2.1\nName: mcpmux\nVersion: 0.1.0\n")
+        if origin:
+            written(info / "direct_url.json", json.dumps(origin))
+        if is_cache:
+            written(here.parents[1] / "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55")
+        monkeypatch.setattr(sys, "path", [str(site)])
+        monkeypatch.setattr(sys, "prefix", str(here))
+        monkeypatch.setattr(mcpmux, "__file__", str(written(site / "mcpmux.py", "")))
+        return Placed(here, uvx)
+
+    return place
 
 
-def test_run_as_a_script_the_entry_is_uv_and_this_file(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("origin", "args"),
+    [
+        (None, ["mcpmux==0.1.0"]),
+        (
+            {"url": "file:///w/mcpmux-0.1.0-py3-none-any.whl", "archive_info": {}},
+            ["--from", "mcpmux @ file:///w/mcpmux-0.1.0-py3-none-any.whl", "mcpmux"],
+        ),
+        (
+            {"url": "https://example.org/x.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}, "subdirectory": "p"},
+            ["--from", "mcpmux @ git+https://example.org/x.git@abc#subdirectory=p", "mcpmux"],
+        ),
+        ({"url": "file:///src/mcpmux", "dir_info": {}}, ["--from", "mcpmux @ file:///src/mcpmux", "mcpmux"]),
+    ],
+    ids=["an index", "a wheel", "git", "a folder"],
+)
+def test_run_by_uvx_the_entry_names_what_runs_now_and_has_whole_paths(origin: Any, args: list[str], placed_in: Any):
+    """An environment of uvx's is swept with its cache, so uvx has to make it again."""
+    run = placed_in("any/archive-v0/x1", origin, is_cache=True)
+    assert run.entry() == {"command": str(run.uvx), "args": args}
+    [spec] = [word for word in run.entry(sampling=True)["args"] if "[sampling]" in word]
+    assert spec.replace("[sampling]", "") in args
+    assert mcpmux.why_not_ours(run.entry()) == "it is mcpmux itself"
+    assert mcpmux.why_not_ours(run.entry(sampling=True)) == "it is mcpmux itself"
+    other = mcpmux.entry_for_hosts(Path("/x/m.toml"), False)
+    assert other["args"] == [*args, "--config", str(Path("/x/m.toml"))]
+
+
+@pytest.mark.parametrize("folder", ["uv/tools/mcpmux", ".cache/uv/venv", "app/.venv"])
+def test_in_an_environment_that_stays_the_entry_is_its_program(folder: str, placed_in: Any):
+    """As of `uv tool install`; a folder's name says nothing."""
+    run = placed_in(folder, {"url": "file:///w/mcpmux-0.1.0-py3-none-any.whl", "archive_info": {}})
+    assert Path(run.entry()["command"]).parent.parent == run.prefix
+    assert run.entry()["args"] == []
+    assert mcpmux.why_not_ours(run.entry()) == "it is mcpmux itself"
+
+
+def test_run_from_a_file_that_is_not_the_installed_one_the_entry_is_this_python_and_that_file(
+    placed_in: Any, monkeypatch: pytest.MonkeyPatch
+):
+    placed_in("app/.venv")
+    monkeypatch.setattr(mcpmux, "__file__", str(MCPMUX))
+    assert mcpmux.entry_for_hosts(mcpmux.config_path(None), False) == {"command": sys.executable, "args": [str(MCPMUX)]}
+
+
+def test_an_editable_checkout_is_run_by_its_environments_program(placed_in: Any, monkeypatch: pytest.MonkeyPatch):
+    run = placed_in("app/.venv", {"url": MCPMUX.parent.as_uri(), "dir_info": {"editable": True}})
+    monkeypatch.setattr(mcpmux, "__file__", str(MCPMUX))
+    assert Path(run.entry()["command"]).parent.parent == run.prefix
+
+
+def test_run_as_a_script_the_entry_is_uv_and_this_file(placed_in: Any, monkeypatch: pytest.MonkeyPatch):
     """The environment that uv makes for a script is swept with its cache."""
-    monkeypatch.setattr(sys, "executable", "/home/ada/.cache/uv/environments-v2/mcpmux-0123/bin/python")
+    placed_in("cache/environments-v2/mcpmux-0123", is_cache=True)
+    monkeypatch.setattr(mcpmux, "__file__", str(MCPMUX))
     monkeypatch.setenv("UV", "/home/ada/.local/bin/uv")
     entry = mcpmux.entry_for_hosts(mcpmux.config_path(None), False)
     assert entry["command"] == "/home/ada/.local/bin/uv"
@@ -1012,74 +1223,168 @@ def test_run_as_a_script_the_entry_is_uv_and_this_file(monkeypatch: pytest.Monke
     assert mcpmux.why_not_ours(entry) == "it is mcpmux itself"
 
 
+def test_what_a_host_will_run_is_run_once_as_the_host_does(tmp_path: Path):
+    """With a bare PATH, in no folder of ours."""
+    mcpmux.expect_start({"command": sys.executable, "args": [str(MCPMUX), "--config", str(tmp_path / "none.toml")]})
+    for command, args, why in (
+        (str(tmp_path / "gone"), [], "gone"),
+        (sys.executable, ["-c", "raise SystemExit('no module named mcpmux')"], "no module named mcpmux"),
+        (sys.executable, ["-c", ""], "exit code 0"),
+    ):
+        with pytest.raises(mcpmux.ConfigError, match=why) as wrong:
+            mcpmux.expect_start({"command": command, "args": args})
+        assert "nothing was changed" in str(wrong.value)
+
+
 # ── the commands ──
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are shell scripts")
-@pytest.mark.parametrize(
-    ("host", "program", "installs", "uninstalls"),
-    [
-        (
-            "claude-code",
-            "claude",
-            ["mcp", "add-json", "--scope", "user", "mcpmux", "ENTRY"],
-            ["mcp", "remove", "--scope", "user", "mcpmux"],
-        ),
-        ("codex", "codex", ["mcp", "add", "mcpmux", "--", "COMMAND"], ["mcp", "remove", "mcpmux"]),
-        ("vscode", "code", ["--add-mcp", "NAMED"], []),
-    ],
-)
-def test_a_hosts_own_command_is_run(
-    host: str,
-    program: str,
-    installs: list[str],
-    uninstalls: list[str],
-    tmp_path: Path,
-    desk: Desk,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-):
-    entry = mcpmux.entry_for_hosts(desk.config, False)
-    words = {
-        "ENTRY": [json.dumps(entry)],
-        "NAMED": [json.dumps({"name": "mcpmux", **entry})],
-        "COMMAND": [entry["command"], *entry["args"]],
-    }
-    expected = [word for one in installs for word in words.get(one, [one])]
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+PROGRAMS = {"claude-code": "claude", "codex": "codex", "vscode": "code"}
+
+
+@pytest.fixture
+def programs(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in PATH in which the hosts' own commands come to be."""
+    folder = tmp_path / "bin"
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("HOME", str(tmp_path))
+    return folder
+
+
+def stand_in(desk: Desk, host: str, folder: Path) -> None:
+    played = [sys.executable, str(ROOT / "tests/own_commands.py"), PROGRAMS[host], str(desk.file(host))]
+    written(folder / PROGRAMS[host], f'#!/bin/sh\nexec {shlex.join(played)} "$@"\n').chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are shell scripts")
+@pytest.mark.parametrize("way", [["--replace"], []], ids=["install --replace", "install"])
+@pytest.mark.parametrize("host", HOST_NAMES)
+def test_every_host_gets_mcpmux_and_has_its_bytes_back(
+    host: str, way: list[str], desk: Desk, programs: Path, capfd: pytest.CaptureFixture[str]
+):
+    """Claude Code, Codex and VS Code by their own commands, which write the file in looks of their own."""
+    found = host_named(host)
+    assert found
+    case = CASES[host]
+    written(desk.home / ".env", "FROM_FILE=s3cret\n")
+    file = placed(case, desk.home)
+    assert file == desk.file(host)
+    if ENTRY_NAME in mcpmux.read_host_file(file)[found.key]:  # of another time
+        file.write_text(mcpmux.edited(file, file.read_text(), found.key, [ENTRY_NAME], {}))
+    if own := host in PROGRAMS:
+        stand_in(desk, host, programs)
+    before = file.read_bytes()
+    former = mcpmux.servers_in(file, before.decode(), found.key)
+    former.pop(ENTRY_NAME, None)
+    projects = {name for name in case.tables if "cwd" in case.tables[name] and host == "claude-code"}
+    ours = {name for name, table in former.items() if mcpmux.why_not_ours(table)}  # parts of the host
+    assert desk.run("install", host, *way) == 0
+    assert ("ran " in capfd.readouterr().out) == own
+    servers = mcpmux.servers_in(file, file.read_text(), found.key)
+    assert mcpmux.why_not_ours(servers.pop(ENTRY_NAME)) == "it is mcpmux itself"
+    assert servers.keys() == (ours if way else former.keys())
+    tables = mcpmux.load_config(desk.config).tables
+    expected = json.loads(json.dumps(case.tables).replace("HOME", json.dumps(str(desk.home))[1:-1]))
+    assert tables == {name: table for name, table in expected.items() if way and name not in projects}
+    assert len(desk.starts) == 1
+    installed = file.read_bytes()
+    assert desk.run("install", host, *way) == 0
+    assert "nothing to change" in capfd.readouterr().out
+    assert file.read_bytes() == installed
+    assert desk.run("uninstall", host) == 0
+    assert file.read_bytes() == before
+    assert not list(file.parent.glob("*before-mcpmux*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are shell scripts")
+@pytest.mark.parametrize("host", HOST_NAMES)
+def test_every_host_keeps_what_changed_since_and_has_its_servers_back(host: str, desk: Desk, programs: Path):
+    found = host_named(host)
+    assert found
+    written(desk.home / ".env", "FROM_FILE=s3cret\n")
+    file = placed(CASES[host], desk.home)
+    if host in PROGRAMS:
+        stand_in(desk, host, programs)
+    former = mcpmux.servers_in(file, file.read_text(), found.key)
+    former.pop(ENTRY_NAME, None)
+    assert desk.run("install", host, "--replace") == 0
+    new = {"command": "n", "args": ["1"]}
+    changed = mcpmux.edited(file, file.read_text(), found.key, (), {"new": new})
+    file.write_text(changed)
+    assert desk.run("uninstall", host) == 0
+    assert mcpmux.servers_in(file, file.read_text(), found.key) == {**former, "new": new}
+    assert desk.run("uninstall", "all") == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are shell scripts")
+@pytest.mark.parametrize("host", PROGRAMS)
+def test_a_hosts_own_command_is_run(host: str, desk: Desk, programs: Path, capfd: pytest.CaptureFixture[str]):
+    program, entry = PROGRAMS[host], mcpmux.entry_for_hosts(desk.config, False)
+    words = {
+        "claude": ["mcp", "add-json", "--scope", "user", "mcpmux", json.dumps(entry)],
+        "codex": ["mcp", "add", "mcpmux", "--", entry["command"], *entry["args"]],
+        "code": ["--add-mcp", json.dumps({"name": "mcpmux", **entry})],
+    }[program]
     assert desk.run("install", host) == 0
     assert capfd.readouterr().out.startswith(f"{program} was not found")
-    stand_in = written(tmp_path / "bin" / program, '#!/bin/sh\nfor one; do echo "<$one>"; done\nexit $CODE\n')
-    stand_in.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{stand_in.parent}:/usr/bin:/bin")
-    monkeypatch.setenv("CODE", "0")
+    stand_in(desk, host, programs)
     assert desk.run("install", host, "--dry-run") == 0
-    assert "<" not in capfd.readouterr().out
+    assert "ran " not in capfd.readouterr().out
     assert desk.run("install", host) == 0
-    first, *rest = capfd.readouterr().out.splitlines()
-    assert first.startswith(f"Running: {program} ")
-    assert rest == [f"<{word}>" for word in expected]
+    assert capfd.readouterr().out.splitlines()[:2] == [
+        f"Running: {shlex.join([program, *words])}",
+        " ".join(["ran", program, *words]),
+    ]
     assert desk.run("uninstall", host) == 0
-    out = capfd.readouterr().out
-    assert out.splitlines()[1:] == [f"<{word}>" for word in uninstalls]
-    assert uninstalls or out.startswith("Remove mcpmux from servers in ")
-    monkeypatch.setenv("CODE", "7")
+    assert not desk.file(host).exists(), "it was there for mcpmux alone"
+    written(programs / program, "#!/bin/sh\nexit 7\n").chmod(0o755)
     assert desk.run("install", host) == 1
 
 
-@pytest.mark.parametrize("name", [host.name for host in HOSTS if host.install == "show"])
-def test_for_other_hosts_it_says_what_to_put_where_and_import_reads_it(
-    name: str, desk: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path
-):
-    assert desk.run("install", name) == 0
-    head, _, text = capsys.readouterr().out.partition("\n\n")
-    assert head == f"Put this into {desk.file(name)}:"
-    plan = brought(written(desk.file(name), text), desk.at)
-    assert [outcome.said for outcome in plan.outcomes] == ["left where it is: it is mcpmux itself"]
-    assert desk.run("uninstall", name) == 0
-    assert str(desk.file(name)) in capsys.readouterr().out
-    assert desk.run("install", name, "--replace") == 2
+def test_a_host_whose_command_is_not_here_has_its_file_edited(desk: Desk, programs: Path):
+    """VS Code brings its command to PATH only if it is asked to."""
+    file = placed(CASES["vscode"], desk.home)
+    before = file.read_text()
+    assert desk.run("install", "vscode", "--replace") == 0
+    assert list(mcpmux.servers_in(file, file.read_text(), "servers")) == ["mcpmux"]
+    assert "// what is asked for" in file.read_text()
+    assert desk.run("uninstall", "vscode") == 0
+    assert file.read_text() == before
+
+
+def test_yaml_on_one_line_is_left_to_the_person():
+    """Goose never writes it so."""
+    for text in ('extensions: {"a": {"cmd": "x"}}\n', "extensions: {}\n"):
+        with pytest.raises(mcpmux.ConfigError, match="by hand"):
+            mcpmux.installed(Path("/h/config.yaml"), text, "extensions", {"cmd": "x"})
+
+
+YAML_TEXTS = {
+    "none": "GOOSE_MODEL: x\n",
+    "null": "extensions:\nlast: 1\n",
+    "a word": "extensions: ~\nlast: 1\n",
+    "wide": "a: 1\nextensions:\n    # first\n    a:\n        cmd: x # why\n    b: {cmd: y}\n\n# the end\nlast: 1\n",
+    "no end of line": "extensions:\n  a:\n    cmd: x",
+    "Windows": "extensions:\r\n  a:\r\n    cmd: x\r\nlast: 1\r\n",
+}
+
+
+@pytest.mark.parametrize("text", YAML_TEXTS.values(), ids=YAML_TEXTS)
+def test_yaml_is_edited_where_it_is_ours(text: str):
+    file = Path("/h/config.yaml")
+    former = mcpmux.servers_in(file, text, "extensions")
+    entry = {"cmd": "/bin/uvx", "args": ["mcpmux", "--config", "ü: #"]}
+    new = mcpmux.installed(file, text, "extensions", entry, former)
+    assert mcpmux.servers_in(file, new, "extensions") == {ENTRY_NAME: entry}
+    assert mcpmux.installed(file, new, "extensions", entry) == new
+    assert mcpmux.uninstalled(file, new, text, "extensions") == (text, [])
+    changed = "theme: dark\n" + new
+    back, restored = mcpmux.uninstalled(file, changed, text, "extensions")
+    assert back
+    assert restored == list(former)
+    assert mcpmux.servers_in(file, back, "extensions") == former
+    for word in ("# first", "# the end", "last: 1"):
+        assert (word in new) == (word in text) or word == "# first"
 
 
 def run(home: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -1112,7 +1417,9 @@ def test_import_shows_what_is_where_then_imports_it_and_nothing_twice(tmp_path: 
     assert done.returncode == 1, "a file is broken"
     assert "Gemini CLI: " in done.stdout
     assert "2 added" in done.stdout
-    assert "API_KEY  a: env" in done.stdout
+    secrets = config.with_name("secrets.env")
+    assert f"What was secret is in {secrets}" in done.stdout
+    assert secrets.read_text() == "API_KEY=zzz\n"
     assert "zzz" not in done.stdout + config.read_text()
     assert list(tomllib.loads(config.read_text())["mcp_servers"]) == ["a", "b"]
     before = config.read_bytes()
@@ -1125,6 +1432,9 @@ def test_import_shows_what_is_where_then_imports_it_and_nothing_twice(tmp_path: 
     assert config.read_bytes() == before
     assert run(home, "import", "cursor", "--force").returncode == 0
     assert tomllib.loads(config.read_text())["mcp_servers"] == {"b": {"command": "y"}, "a": {"command": "other"}}
+    assert run(home, "import", "--undo").returncode == 0
+    assert config.read_bytes() == before
+    assert run(home, "import", "--undo").returncode == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python's library")
