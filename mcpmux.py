@@ -133,7 +133,8 @@ CHANGES_TOGETHER: Final = 5.0  # while servers are still being listed the host r
 LIST_PATIENCE: Final = {"claude-ai": 30.0, "codex-mcp-client": 8.0, "mcpmux": float("inf")}
 DISCOVER_SILENCE: Final = 10.0  # a legacy server may never answer `server/discover`; `initialize` then follows
 LISTEN_AGAIN, LISTEN_AGAIN_MOST = 1.0, 60.0  # a server that ends our subscription is not asked in a tight loop
-LISTEN_TOGETHER: Final = 0.05  # of many wishes for one server's resources each would be a listen with all before it
+# Many wishes for one server's resources would each be a listen with all before it; few are heard before the next call.
+LISTEN_TOGETHER, LISTEN_FEW = 0.05, 20
 SWEEP_APART: Final = 0.05  # between looks at all that is open for what has had its time
 ASK_TOGETHER: Final = 0.01  # questions of a server that come this close travel to the host together
 ORPHAN_WAIT: Final = 30.0  # a question outside any call waits for the next one, and a server for its answer
@@ -3966,7 +3967,8 @@ class Subscriptions(Asker):
         run = server.run
         if run.listens_for is None or (run.listen and run.former_listen):
             return
-        if run.listen and self._out.now < (due := run.listened_at + LISTEN_TOGETHER):
+        is_few = len(self._wanted.get(server.name, ())) <= LISTEN_FEW
+        if run.listen and not is_few and self._out.now < (due := run.listened_at + LISTEN_TOGETHER):
             self._out.timer("listen", server.name, due)
             return
         asked = self._filter_for(server)
@@ -7985,8 +7987,8 @@ def extended_path(environment: Mapping[str, str], path: str | None = None) -> st
         found = [Path(root, below)] if "*" not in below else list(Path(root).glob(below))
         usual += sorted(found, key=lambda one: [int(n) for n in re.findall(r"\d+", one.parent.name)], reverse=True)
     present = (path or environment.get("PATH", os.defpath)).split(os.pathsep)
-    added = [str(one) for one in usual if one.is_absolute() and one.is_dir()]
-    return os.pathsep.join(dict.fromkeys([*present, *added]))
+    added = dict.fromkeys(str(one) for one in usual if one.is_absolute() and one.is_dir())
+    return os.pathsep.join([*present, *(one for one in added if one not in present)])
 
 
 # ── what the file may hold, for editors ──

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def test_what_npx_fetches_is_fetched_to_the_end_though_the_host_goes(
     assert ended(fetching), "its input has ended, and it does not live on"
 
 
+def has_minder(mcpmux: int) -> None:
+    """Returns when the shell beside a start is there: npx may be quicker than that."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        children = Path(f"/proc/{mcpmux}/task/{mcpmux}/children").read_text().split()
+        if any(b"mcpmux minder" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children):
+            return
+        os.sched_yield()
+    raise AssertionError("no minder was started")
+
+
 @linux
 def test_an_npx_that_is_killed_with_mcpmux_would_have_left_a_broken_copy(
     start: Callable[..., RawHost], registry: Registry, ended: Callable[[int], bool]
@@ -118,6 +130,7 @@ def test_an_npx_that_is_killed_with_mcpmux_would_have_left_a_broken_copy(
     host = start(server_table("one", command=str(registry.npx)))
     host.initialize()
     fetching = registry.begun()
+    has_minder(host.process.pid)
     host.process.kill()
     host.process.wait(PATIENCE)
     assert is_running(fetching)

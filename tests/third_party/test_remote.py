@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -217,7 +218,7 @@ def test_a_login_is_made_used_renewed_revoked_and_forgotten(launcher: Launcher, 
 
     checked = command(launcher, config, "check")
     assert checked.returncode == 1
-    assert "safe: safe needs a login\n  next: run `mcpmux login safe`" in checked.stdout
+    assert re.search(r"safe: safe needs a login\n  next: run `\S.* login safe`", checked.stdout)
 
     done = command(launcher, config, "login", "safe")
     assert done.returncode == 0, done.stderr
