@@ -172,6 +172,7 @@ RETRY_AFTER_MOST: Final = 10.0  # a provider that asks for more is not waited fo
 MODEL_RESTS: Final = 60.0  # one that has failed: others are asked before it
 OTHER_TOKENIZERS: Final = 1.3  # × the tokens that the common one counts: none has more for usual text
 MEDIA_TOKENS: Final = 2000  # of a picture or a sound
+GUARD_TIMEOUT: Final = 10.0  # a person's own program that hangs must not keep what waits for it
 
 BYTES_OF_A_TOKEN: Final = 4  # of a tool's definition, as models were seen to count them
 
@@ -347,6 +348,7 @@ class SamplingLimits(Struct, frozen=True, kw_only=True):
     usd_per_day: Annotated[float, Meta(gt=0, le=1e9)] = 1.0  # of all servers, by litellm's prices; a day is one of UTC
     # what a request counts whose price litellm does not know; without it, only models on this machine may have none
     usd_per_request: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    tool_rounds: Annotated[int, Meta(ge=1, le=10**6)] = 50  # in a row, in one conversation
 
 
 class SamplingOptions(Struct, frozen=True, kw_only=True):
@@ -362,6 +364,8 @@ class SamplingOptions(Struct, frozen=True, kw_only=True):
     # which requests wait for the person: of each server the first, or all, with what a model answers to them, or none
     approve: Literal["first", "always", "never"] = "first"
     fallback: bool = True  # where a model cannot answer, the next best is asked
+    redact: bool = False  # `true` replaces what looks like a key or a password in what servers ask
+    guard: list[str] = []  # a program of yours that each request and reply passes, as [there](#a-guard-of-your-own)
     models: list[ModelOptions] = []
     limits: SamplingLimits = SamplingLimits()
 
@@ -2037,6 +2041,7 @@ class OnPage(NamedTuple):
 
 Verdict = Forward | Answer | Locally | OnPage
 QUESTIONS: Final = ("sampling/createMessage", "elicitation/create", "roots/list")
+DEPRECATED: Final = ("sampling/createMessage", "roots/list")  # SEP-2577; removed from 2027-07-28 on at the earliest
 DECLINE: Final = b'{"action":"decline"}'
 CANCEL: Final = b'{"action":"cancel"}'
 _NO_SAMPLING: Final = {
@@ -4290,6 +4295,7 @@ class Questions(Asker):
         self.carried: Callable[[Facts], None]  # there is a call that can take along what waits for consent
         self._calls, self._tasks, self.own = calls, tasks, own
         self._orphans: dict[str, dict[int, Pending]] = {}  # by server: asked outside any call, or with all parked
+        self._warned: set[str] = set()  # of servers that use what is deprecated
         self._on_page = PerMinute()
 
     # ── who is to answer ──
@@ -4353,6 +4359,10 @@ class Questions(Asker):
 
     def judge(self, server: Facts, method: str, params: Raw | UnsetType, caller: Caller) -> Verdict:
         told = self._calls.told(server, caller) if server.modern else server.run.told
+        if method in DEPRECATED and server.name not in self._warned:
+            self._warned.add(server.name)
+            note = "is deprecated since 2026-07-28; it goes on working here"
+            self._out.log("info", f"{server.name} uses {method}, which {note}")
         return judge_question(method, params, server.name, server.options, caller.capabilities, told, self._calls.own)
 
     def call_of(self, server: Facts) -> Pending | None:
@@ -4627,6 +4637,7 @@ class Questions(Asker):
                 self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
         for table in (self._orphans, self._on_page):
             table.pop(server.name, None)
+        self._warned.discard(server.name)
         self._turns.forget(server.name)
         self._out.timer("orphans", server.name, None)
 
@@ -10949,7 +10960,9 @@ _STOP_REASONS: Final = {
     "stop_sequence": "stopSequence",
 }
 _AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wav"}
+# Of providers for whom litellm leaves something out without a word: what their models cannot take.
 _OLLAMA: Final = ("ollama", "ollama_chat")
+_DEAF: Final = (*_OLLAMA, "anthropic", "bedrock", "cohere", "cohere_chat", "deepseek")
 _NOT_IN_PARAMS: Final = ("model", "messages", "num_retries", "max_retries")  # these are ours
 
 
@@ -11044,6 +11057,21 @@ class Rated(NamedTuple):
         if usd_per_request is None and not self.is_local:
             raise NoAnswer(f"{self.name} {NO_PRICE}", Kind.REQUEST)
         return usd_per_request
+
+    def unfit(self, params: Mapping[str, Any]) -> str | None:
+        """Why it cannot take this request, if providers would leave that out without a word."""
+        blocks = [block for message in params["messages"] for block in blocks_of(message)]
+        kinds = {one["type"] for block in blocks for one in (block, *(block.get("content") or ()))}
+        is_forced = (params.get("toolChoice") or {}).get("mode") == "required"
+        cannot = {
+            "takes no audio": "audio" in kinds and self.provider in _DEAF,
+            "takes no images": "image" in kinds
+            and self.row.get("mode") == "chat"
+            and not self.row.get("supports_vision"),
+            "cannot be made to call a tool (toolChoice)": is_forced
+            and (self.provider in _OLLAMA or self.row.get("supports_tool_choice") is False),
+        }
+        return next((why for why, is_so in cannot.items() if is_so), None)
 
 
 def _words(name: str) -> list[str]:
@@ -11297,6 +11325,62 @@ def _tool_result(block: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     if not texts and block.get("structuredContent") is not None:
         texts.append(json.dumps(block["structuredContent"], ensure_ascii=False))
     return ("Error: " if block.get("isError") else "") + "\n".join(texts), media
+
+
+def redacted(params: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Without what looks like a secret in it, and how many there were. Pictures, sounds and names stay."""
+    found = list[str]()
+
+    def held(secret: str, name: str) -> str:
+        return found.append(secret) or HIDDEN
+
+    def within(value: Any, key: str) -> Any:
+        match value:
+            case str() if key not in _NOT_REDACTED:
+                # An assignment has a line of its own; a long one is none.
+                return "\n".join(
+                    hide_secrets(line, key, held) if len(line) < 1000 else re.sub(KEY_LIKE_TEXT, HIDDEN, line)
+                    for line in value.split("\n")
+                )
+            case list():
+                return [within(one, key) for one in value]
+            case dict():
+                return {one: within(inner, one) for one, inner in value.items()}
+            case _:
+                return value
+
+    return {key: within(one, key) for key, one in params.items()}, len(found)
+
+
+_NOT_REDACTED: Final = ("data", "blob", "id", "toolUseId", "type", "role", "mimeType", "mode", "name")
+
+
+async def guarded(command: list[str], what: str, server: str, value: Any, seconds: float) -> Any:
+    """What a person's own program makes of it: the same, something else, or a refusal (`RpcError`). It has JSON on
+    stdin and two more arguments, and is killed when nobody waits for it any more."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(*command, what, server, stdin=pipe, stdout=pipe, stderr=pipe)
+    except OSError as wrong:
+        why = f"mcpmux: sampling.guard cannot be run: {command[0]}: {wrong.strerror}"
+        raise RpcError(INTERNAL_ERROR, why) from None
+    try:
+        async with asyncio.timeout(min(seconds, GUARD_TIMEOUT)):
+            out, err = await process.communicate(encode(value))
+    except TimeoutError:
+        text = f"mcpmux: sampling.guard did not answer within {min(seconds, GUARD_TIMEOUT):.2g} s"
+        raise RpcError(INTERNAL_ERROR, text) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), STOP_LAST)
+    if process.returncode:
+        lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+        raise RpcError(-1, f"mcpmux: the guard refused this {what} of {server}: {in_a_line(lines[-1])}")
+    if out.strip() and not is_object(out):
+        raise RpcError(INTERNAL_ERROR, "mcpmux: sampling.guard printed something else than a JSON object")
+    return value_of(out) if out.strip() else value
 
 
 def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -11626,7 +11710,14 @@ class SamplerLoop:
     async def prepare(self, body: Fields) -> dict[str, Any]:
         """What would be sent, to whom, and what it may cost at most: the person may be shown that."""
         setup, limits, server = self._setup, self._setup.limits, text_in(body, "server")
-        params = checked_params(body["params"])
+        params, count = checked_params(body["params"]), 0
+        if (rounds := tool_rounds(params["messages"])) > limits.tool_rounds:
+            raise limit_reached("tool_rounds", f"{server} has had tools called in {rounds} rounds in a row")
+        if setup.redact:
+            params, count = redacted(params)
+        if setup.guard:
+            seconds = value_of(body["seconds"])
+            params = checked_params(encode(await guarded(setup.guard, "request", server, params, seconds)))
         ranked, _ = ranked_models(self._models, params.get("modelPreferences") or {})
         fit, unfit = list[Rated](), list[str]()
         costs, tokens = list[float | None](), await self._tokens(params)
@@ -11643,7 +11734,7 @@ class SamplerLoop:
         labels = [model.label for model in sorted(fit, key=self._is_resting)]
         for why in unfit:
             self._log("info", f"{server}: {why}; {fit[0].name} is asked")
-        return {"params": params, "models": labels, "usd": usd, "unfit": unfit}
+        return {"params": params, "models": labels, "usd": usd, "redacted": count, "unfit": unfit}
 
     async def _tokens(self, params: dict[str, Any]) -> int:
         """Of the prompt, at most: one tokenizer for all models, since some would be fetched over the network."""
@@ -11662,6 +11753,8 @@ class SamplerLoop:
         """At most. Raises `NoAnswer` if it is of no use for this."""
         if wrong := self._wrong.get(model.label):
             raise NoAnswer(f"{model.name} {wrong}", Kind.LASTING)
+        if why := model.unfit(params):
+            raise NoAnswer(f"{model.name} {why}; configure a model that does", Kind.REQUEST)
         if params.get("tools") and "tools" not in (self._litellm.get_supported_openai_params(model.name) or ()):
             raise NoAnswer(f"{model.name} takes no tools; configure a model that does", Kind.REQUEST)
         return model.cost(tokens, self._arguments(model, params), self._setup.limits.usd_per_request)
@@ -11677,6 +11770,15 @@ class SamplerLoop:
         key = options.api_key or ("none" if model.is_local and model.provider not in _OLLAMA else None)
         return arguments | {"api_key": key, "api_base": options.api_base, "drop_params": True} | more
 
+    def troubles(self) -> list[str]:
+        found = list[str]()
+        for model in self._models:
+            try:
+                self._cost(model, {"messages": [], "maxTokens": 1}, 0)
+            except NoAnswer as wrong:
+                found.append(str(wrong))
+        return found
+
     def _is_resting(self, model: Rated) -> bool:
         return self._rests.get(model.label, 0.0) > time.monotonic()
 
@@ -11686,6 +11788,8 @@ class SamplerLoop:
         """What was prepared goes to the models that were named then, until one answers."""
         server, params, labels = text_in(body, "server"), value_of(body["params"]), value_of(body["models"])
         entry: dict[str, Any] = {"server": server, "allowed": value_of(body.get("allowed")) or "config"}
+        if count := value_of(body.get("redacted")):
+            entry["redacted"] = count
         end = time.monotonic() + value_of(body["seconds"])
         models = [one for label in labels for one in self._models if one.label == label]
         models.sort(key=self._is_resting)
@@ -11697,7 +11801,10 @@ class SamplerLoop:
                 break
             share = left / 2 if number < len(models) else left  # the rest is for those after it
             try:
-                return await self._ask(model, params, entry, share)
+                result = await self._ask(model, params, entry, share)
+                if self._setup.guard:
+                    result = await guarded(self._setup.guard, "reply", server, result, end - time.monotonic())
+                return result
             except NoAnswer as wrong:
                 failures.append(str(wrong))
                 if wrong.kind in (Kind.PASSING, Kind.LASTING) and len(models) > 1:
@@ -11789,6 +11896,12 @@ class SamplerLoop:
         if paid["usd"] is None and model.label not in self._told:
             self._told.add(model.label)
             self._log("info", f"litellm knows no price of {model.name}: usd_per_day does not limit it")
+
+
+def tool_rounds(messages: list[dict[str, Any]]) -> int:
+    """How often in a row, up to now, the model has had tools called."""
+    kinds = [{block["type"] for block in blocks_of(message)} for message in reversed(messages)]
+    return sum(1 for _ in itertools.takewhile(lambda one: one & {"tool_use", "tool_result"}, kinds)) // 2
 
 
 def _retry_after(wrong: Exception) -> float:
@@ -14747,7 +14860,7 @@ def checked(config: Config) -> Checked:
         trouble = None
         try:
             if config.sampling:
-                await sampler_setup(config, set())
+                trouble = _models_trouble(await sampler_setup(config, set()))
         except StartError as wrong:
             trouble = "; ".join(wrong.args)
         await host.ask("tools/list")  # it waits for every server, but not for those that are late
@@ -14777,6 +14890,16 @@ def over_limits(tools: int) -> str:
         'enabled_tools in a server\'s table chooses, and expose = "search" in [mux] or [hosts.NAME] lists two for all'
     )
     return f"; more than {' and '.join(over)} will use: {what}" if over else ""
+
+
+def _models_trouble(line: bytes) -> str | None:
+    """What is wrong with the models of the config, as far as can be seen without asking them."""
+    loop, setup = SamplerLoop(sys.stderr.fileno()), msgspec.json.decode(line, type=SamplerSetup)
+    try:
+        loop.set_up(setup, load_litellm(setup.sampling.models))
+    except Exception as wrong:  # whatever its import does
+        return f"litellm cannot be loaded: {in_a_line(repr(wrong))}; install mcpmux[sampling] anew"
+    return "; ".join(loop.troubles()) or None
 
 
 def _report(server: Facts) -> dict[str, Any]:

@@ -490,8 +490,8 @@ def test_every_placeholder_that_is_unknown_is_told():
         (
             "[sampling]\nmodel = 'm'\ncost = 1",
             [
-                "sampling.cost: unknown key; known keys: api_base, api_key, approve, fallback, limits, model, "
-                "models, params, timeout_sec"
+                "sampling.cost: unknown key; known keys: api_base, api_key, approve, fallback, guard, limits, model, "
+                "models, params, redact, timeout_sec"
             ],
         ),
         (

@@ -1139,6 +1139,86 @@ def test_a_request_is_not_asked_if_the_ledger_cannot_be_written(tmp_path: Path, 
     assert loop.litellm.asked == []
 
 
+def test_a_conversation_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """2025-11-25, client/sampling: both parties SHOULD limit the iterations of tool loops."""
+    turns = [one for number in range(51) for one in (assistant(use(f"{number}")), user(result(f"{number}")))]
+    loop = Loop(tmp_path / "ledger", monkeypatch)
+    assert "51 rounds in a row" in loop.asks(messages=[user(text()), *turns])["error"]["message"]
+    loop = Loop(tmp_path / "ledger", monkeypatch, paid())
+    assert "result" in loop.asks(messages=[user(text()), *turns[:50], assistant(text()), user(text()), *turns[50:]])
+
+
+GUARD = """
+import json, sys
+what, server = sys.argv[1:]
+body = json.load(sys.stdin)
+said = json.dumps(body)
+if "refuse " + what in said:
+    print("first", file=sys.stderr)
+    sys.exit("no, said the guard")
+if "garble" in said:
+    print("[1")
+elif "keep" not in said:
+    print(said.replace("heron", what + " of " + server))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "sent", "heard"),
+    [
+        ("a heron", "a request of a", "a reply of a"),
+        ("keep the heron", "keep the heron", "heron"),
+        ("refuse request", None, (-1, "mcpmux: the guard refused this request of a: no, said the guard")),
+        ("garble", None, (-32603, "mcpmux: sampling.guard printed something else than a JSON object")),
+    ],
+)
+def test_a_guard_sees_what_is_asked_and_answered_and_may_change_or_refuse_it(
+    words: str, sent: str | None, heard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "guard.py").write_text(GUARD)
+    guard = [sys.executable, str(tmp_path / "guard.py")]
+    reply = paid()
+    reply.choices[0].message.content = "keep heron" if "keep" in words else "a heron"
+    loop = Loop(tmp_path / "ledger", monkeypatch, reply, guard=guard)
+    answer = loop.asks(messages=[user(text(words))])
+    if sent is None:
+        assert (answer["error"]["code"], answer["error"]["message"]) == heard
+        assert loop.litellm.asked == []
+    else:
+        assert answer["result"]["content"]["text"].endswith(heard)
+
+
+def test_a_guard_that_is_not_there_or_hangs_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    loop = Loop(tmp_path / "ledger", monkeypatch, guard=[str(tmp_path / "none")])
+    assert "sampling.guard cannot be run" in loop.asks()["error"]["message"]
+    monkeypatch.setattr(mcpmux, "GUARD_TIMEOUT", 0.2)
+    guard = [sys.executable, "-c", "import sys; sys.stdin.read(); sys.stdout.close(); input()"]
+    loop = Loop(tmp_path / "ledger", monkeypatch, guard=[*guard[:2], "import time; time.sleep(600)"])
+    assert "did not answer within 0.2 s" in loop.asks()["error"]["message"]
+
+
+def test_what_looks_like_a_secret_is_not_sent_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    loop = Loop(tmp_path / "ledger", monkeypatch, paid(), redact=True)
+    messages = [user(text(f"use {KEY} or\npassword: hunter2x\nfor the heron"), IMAGE)]
+    params, count = mcpmux.redacted({"messages": messages, "metadata": {"api_key": "abcdef12345"}})
+    assert params["messages"][0]["content"] == [text("use *** or\npassword: ***\nfor the heron"), IMAGE]
+    assert (params["metadata"], count) == ({"api_key": "***"}, 3)
+    assert "result" in loop.asks(messages=messages)
+    assert [found["redacted"] for found in loop.ledger.lines()] == [2]
+
+
+def test_long_words_are_redacted_in_linear_time():
+    for words in (
+        "a: " * 100_000,
+        "a=" * 100_000,
+        "://:" * 100_000,
+        "sk-" * 100_000,
+        "eyJ" * 100_000,
+        "?a=&" * 100_000,
+    ):
+        mcpmux.redacted({"systemPrompt": words})
+
+
 def test_nonsense_is_found_invalid_in_linear_time():
     for nonsense in ([7] * 20_000, [{"role": "user", "content": [{"type": "x"}] * 5000}], [{}] * 10_000):
         with pytest.raises(RpcError, match="invalid sampling request"):
