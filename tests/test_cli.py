@@ -65,6 +65,7 @@ params = { input_cost_per_token = 0, output_cost_per_token = 0 }
 [[sampling.models]]
 model = "openai/nobody-knows"
 """
+LIMITS = "[sampling.limits]\nusd_per_request = 0.01"
 
 
 # ── --version and --help ──
@@ -113,13 +114,16 @@ def test_each_help_has_an_example_and_the_example_runs(tmp_path: Path, home: dic
     def examples_run(command: list[str]) -> None:
         home = empty_home(tmp_path / f"home of {' '.join(command)}")
         env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml"), "NO_PROXY": "127.0.0.1"}
+        env |= {"ANTHROPIC_API_KEY": "a", "OPENAI_API_KEY": "b"}
+        if command == ["setup"]:  # it needs a host
+            written(Path(home["HOME"]) / ".cursor/mcp.json", '{"mcpServers": {"x": {"command": "x"}}}')
         text = run(home, *command, "--help").stdout
         examples = examples_in(text)
         assert examples, f"mcpmux {' '.join(command)} --help has no example"
         for example in examples:
             words = [os.path.expanduser(word.replace("~", home["HOME"])) for word in shlex.split(example)[1:]]
             assert words[: len(command)] == command
-            written(Path(home["HOME"]) / "mcpmux.toml", *time, remote, SAMPLING)
+            written(Path(home["HOME"]) / "mcpmux.toml", *time, remote, SAMPLING, LIMITS)
             done = run(env, *words)
             assert done.returncode == 0, example
             assert "error" not in done.stderr, example
@@ -329,11 +333,19 @@ def test_check_of_a_file_without_servers_says_how_to_add_one(home: dict[str, str
 def test_check_names_the_models_of_sampling(home: dict[str, str], tmp_path: Path):
     config = written(tmp_path / "mcpmux.toml", server_table("fake"), SAMPLING)
     models = ["anthropic/claude-sonnet-4-5", "openai/gpt-4o-mini", "ollama_chat/nobody-knows", "openai/nobody-knows"]
-    done = run(home, "check", "--config", str(config))
+    keys = {"ANTHROPIC_API_KEY": "a", "OPENAI_API_KEY": "b"}
+    done = run(home | keys, "check", "--config", str(config))
+    assert done.returncode == 1
+    assert "\nsampling: does not work: openai/nobody-knows has no price that litellm knows" in done.stdout
+    config = written(tmp_path / "mcpmux.toml", server_table("fake"), SAMPLING, LIMITS)
+    done = run(home, "check", "--json", "--config", str(config))
+    told = json.loads(done.stdout)["sampling"]
+    assert (done.returncode, told["models"]) == (1, models)
+    todo = 'write api_key = "${OPENAI_API_KEY}" beside it, and set OPENAI_API_KEY where the host starts mcpmux'
+    assert f"openai/gpt-4o-mini has no key; {todo}" in told["reason"]
+    done = run(home | keys, "check", "--config", str(config))
     assert done.returncode == 0
     assert f"\nsampling: {', '.join(models)}\n" in done.stdout
-    told = json.loads(run(home, "check", "--json", "--config", str(config)).stdout)
-    assert told["sampling"] == {"models": models, "reason": None}
 
 
 def test_check_says_why_sampling_would_not_work_and_checks_the_servers_even_so(home: dict[str, str], tmp_path: Path):

@@ -458,7 +458,7 @@ def test_call_of_a_bare_tool_that_nobody_knows_yet_asks_the_servers_without_a_pr
         (["off__echo"], "enabled = false"),
         (["wrong__echo"], 'did you mean "command"?'),
         (["fake__echo", "{"], "are not JSON"),
-        (["fake__echo", "[1]"], "are a JSON object"),
+        (["fake__echo", "[1]"], "or a JSON object"),
         (["fake__echo", "said:=x"], "are not JSON"),
     ],
 )
@@ -1006,7 +1006,7 @@ def test_a_profile_holds_whatever_the_host_calls_itself(config: Path, home: dict
     wrong = run(home, "--profile", "othr")
     assert wrong.returncode == 2 and "has no [hosts.othr]; did you mean other?" in wrong.stderr
     dry = run(home, "install", "cursor", "--profile", "few", "--dry-run")
-    assert '"--profile",' in dry.stdout and '"few"' in dry.stdout
+    assert "--profile few" in dry.stdout
 
 
 # ── a server's life; arguments by name ──
