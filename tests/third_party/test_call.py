@@ -36,7 +36,7 @@ class Case:
 
 CASES = [
     Case("echo", {"message": "héllo 😀"}, "Echo: héllo 😀\n"),
-    Case("echo", {}, "", 1, "Invalid arguments for tool echo"),
+    Case("echo", {}, "", 2, "message is missing\n  everything__echo(message: string)"),
     Case(
         "get-annotated-message", {"messageType": "error", "includeImage": True}, "Error: Operation failed\n(image/png, "
     ),
@@ -50,7 +50,7 @@ CASES = [
     Case("get-resource-reference", {"resourceType": "Blob", "resourceId": 2}, "bytes; --output FILE keeps it)"),
     Case("get-structured-content", {"location": "Chicago"}, '"conditions":"Light rain / drizzle"'),
     Case("get-sum", {"a": 1.5, "b": 2}, "The sum of 1.5 and 2 is 3.5.\n"),
-    Case("get-sum", {"a": "x"}, "", 1, "Invalid arguments for tool get-sum"),
+    Case("get-sum", {"a": "x"}, "", 2, "b is missing\n  everything__get-sum(a: number, b: number)"),
     Case("get-tiny-image", {}, "(image/png, "),
     Case(
         "gzip-file-as-resource",
