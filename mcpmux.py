@@ -2790,6 +2790,7 @@ class Pending(Struct, eq=False):
     deadline: float
     limit: float  # progress moves the deadline no further than this
     ask: Ask | None = None  # the host's request that it carries out
+    caller: Caller | None = None  # who made that, also while no request of the host's waits for it
     server: str = ""  # the server whose question it is
     server_id: bytes = b""  # and under which id it asked
     is_sent: bool = True  # else it waits for its server to be ready, or for a host to come
@@ -2838,7 +2839,10 @@ class InFlight:
     ) -> Pending:
         self._minted += 1
         number, most = self._minted, now + (patience if limit is None else limit)
-        pending = Pending(number, peer, asker, method, patience, now, now + patience, most, ask, server, server_id)
+        caller = ask.caller if ask else None
+        pending = Pending(
+            number, peer, asker, method, patience, now, now + patience, most, ask, caller, server, server_id
+        )
         self._by_id[number] = pending
         self._owed.setdefault(peer, {})[number] = pending
         if server:
@@ -3293,7 +3297,7 @@ class Calls(Asker):
         if server.state is State.FAILED or server.run.stage is Stage.LATE or name in self._out.clogged:
             return failed(self.does_not_read(name) if name in self._out.clogged else server.why())
         is_open = server.run.stage is Stage.OPEN
-        if is_open and ask.caller.modern and (refusal := self._foreign_state(server, ask, params)):
+        if is_open and (refusal := self._foreign_state(server, ask.caller, params)):
             return refusal
         seconds = patience or server.options.tool_timeout_sec
         most = patience or seconds * PROGRESS_CAP
@@ -3311,9 +3315,9 @@ class Calls(Asker):
             self._wait(server, pending, body)
         return pending
 
-    def _foreign_state(self, server: Facts, ask: Ask | None, params: Fields | UnsetType) -> Reply | None:
+    def _foreign_state(self, server: Facts, caller: Caller | None, params: Fields | UnsetType) -> Reply | None:
         """Why a call with a state that a legacy server cannot have given is not for it."""
-        if server.modern or ask is None or not ask.caller.modern or params is UNSET or "requestState" not in params:
+        if server.modern or not (caller and caller.modern) or params is UNSET or "requestState" not in params:
             return None
         text = f"{server.name} has given no requestState: send the call without it"
         return Reply(None, error_body(RpcError(INVALID_PARAMS, text)))
@@ -3344,14 +3348,13 @@ class Calls(Asker):
             params = {} if params is UNSET else params
             meta = object_of(params.get("_meta")) | {"progressToken": Raw(b"%d" % pending.id)}
             params = params | {"_meta": Raw(encode(meta))}
-        ask = pending.ask
-        if ask and server.modern:
-            level = ask.caller.level or (None if ask.caller.modern else self._host.level)
-            told = encode(self.told(server, ask.caller))
-            params = enveloped({} if params is UNSET else params, ask.caller, told, level)
-        elif ask and ask.caller.modern and params is not UNSET:
+        caller = pending.caller
+        if caller and server.modern:
+            level = caller.level or (None if caller.modern else self._host.level)
+            params = enveloped({} if params is UNSET else params, caller, encode(self.told(server, caller)), level)
+        elif caller and caller.modern and params is not UNSET:
             params = without_envelope(params)
-            if ask.caller.level:
+            if caller.level:
                 self.tell_level(server)
         line = UNSET if params is UNSET else encode(params)
         pending.is_sent = self._out.to_server(server.peer, request_line(pending.id, pending.method, line))
@@ -3535,7 +3538,7 @@ class Calls(Asker):
         for number, params in self._waiting.pop(server.peer, {}).items():
             if (pending := self._in_flight.get(number)) and server.peer in self._out.clogged:
                 self.fail(pending, self.does_not_read(server.peer))
-            elif pending and (refusal := self._foreign_state(server, pending.ask, params)):
+            elif pending and (refusal := self._foreign_state(server, pending.caller, params)):
                 self.end(pending, refusal)
             elif pending:
                 self._dispatch(server, pending, params)
@@ -4812,7 +4815,7 @@ class Rounds(Asker):
 
     def approve(self, ask: Ask, matter: Matter, form: Fields) -> None:
         """A modern host is asked, before any server has the call; its retry brings the answer, and the call."""
-        call = Pending(0, matter.server, self._calls, ask.method, 0.0, self._out.now, FOREVER, FOREVER, ask)
+        call = Pending(0, matter.server, self._calls, ask.method, 0.0, self._out.now, FOREVER, FOREVER, ask, ask.caller)
         opened = self._begin(matter.server, call, ask, Phase.PARKED)
         opened.matter, opened.questions[OURSELVES] = matter, Question(embedded(QUESTIONS[1], encode(form)))
         self._put_to_host(opened, ask)
@@ -4937,7 +4940,7 @@ class Rounds(Asker):
         """The retry stands for the parked call from now on, or gets what that has ended with."""
         self._close(found, Turn.COMPLETE)
         call, kept = found.call, found.kept
-        call.ask, call.token, call.reached = ask, progress_token(ask.fields), -FOREVER
+        call.ask, call.caller, call.token, call.reached = ask, ask.caller, progress_token(ask.fields), -FOREVER
         ask.by, ask.number = self._calls, call.id
         if kept and server.modern:  # its own answers are never kept: this is a failure of ours
             self._host.answer(ask, kept, server.name)
@@ -4973,6 +4976,7 @@ class Rounds(Asker):
     def _wait_for(self, found: Round, ask: Ask) -> None:
         """A request of the host's stays open for this round."""
         found.ask = found.call.ask = ask
+        found.call.caller = ask.caller
         ask.by, ask.number = self, found.id
 
     def _expire(self, parked: Round) -> None:

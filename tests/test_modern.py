@@ -1344,3 +1344,25 @@ def test_a_state_that_a_legacy_server_never_gave_ends_the_call_and_takes_no_ques
     s.host_asks_modern(2, "tools/call", declared, name="old__log")
     s.advance(0.1)
     assert list(s.host_hears(2)["result"]["inputRequests"])
+
+
+@pytest.mark.requirement("waiting-call-carries", "whole-envelope")
+def test_a_call_parked_before_its_server_is_ready_reaches_it_in_its_era():
+    """A server may ask before it has answered `initialize`; by then its call has no request of the host's."""
+    s = modern_host("git")
+    s.server_dies("git")
+    s.silent.add("git")
+    s.host_asks_modern(1, "tools/call", name="git__log", arguments={}, meta={"mine": 1})
+    s.advance(1)
+    asks_host(s, "q")
+    s.advance(0.02)
+    state, [key] = state_of(s.host_hears(1)), s.host_hears(1)["result"]["inputRequests"]
+    opened = s.server_hears("git", "initialize")
+    revision = opened["params"]["protocolVersion"]
+    result = {"protocolVersion": revision, "capabilities": s.server_capabilities, "serverInfo": {"name": "git"}}
+    s.server_sends("git", id=opened["id"], result=result)
+    s.advance(31)  # startup_timeout_sec
+    assert called(s, "git")["params"]["_meta"] == {"mine": 1}
+    retry(s, 2, state, {key: YES}, meta={"mine": 1})
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(2)["result"]["content"] == []
