@@ -1795,13 +1795,15 @@ _ALIKE_ROWS: Final = """
 """
 _PHRASES: Final = """
     how many > count / how long > duration / to-do > task / drop-down > select / thumbs up > reaction emoji / look up >
-    search / log in > login / set up > create / turn into > convert / get rid of > delete
+    search / log in > login / set up > create / turn into > convert / get rid of > delete / does it take > /
+    another name > rename / what's in > list / what's on > list / what is in > list / what is on > list /
+    working copy > status / add a line > append line
 """
 _OFTEN: Final = """
     a an the of to in on at for from with by and or is are was were be been do does did have has had my me i we our us
     you your it its this that these those they their he she his her somebody someone something please can could would
     should want need how what which there here some any all into as if so about now then than too very just one ones
-    thing way let will may might up out off s t m re ll old current no not only more most
+    thing way let will may might up out off s t m re ll old current no not only more most below above under between
 """
 _STOP: Final = frozenset(_OFTEN.split())
 _PIECE: Final = re.compile(r"[^\W_]+")
@@ -1923,7 +1925,7 @@ class Index:
                 if at not in best or rarity * impact > best[at][0]:
                     best[at] = rarity * impact, term
         for server, names in self._servers.items():
-            if one in names:  # as if each of its tools were called so
+            if any(name == one or (len(one) > 3 and name.startswith(one)) for name in names):  # as if its tools were
                 value = self._rarity(len(self._of[server])) * _IN_NAME / (_IN_NAME + 2.0)
                 best |= dict.fromkeys(self._of[server], (value, one))
         return best
