@@ -3299,7 +3299,7 @@ class Calls(Asker):
         if server.state is State.FAILED or server.run.stage is Stage.LATE or name in self._out.clogged:
             return failed(self.does_not_read(name) if name in self._out.clogged else server.why())
         is_open = server.run.stage is Stage.OPEN
-        if is_open and (refusal := self._foreign_state(server, ask.caller, params)):
+        if is_open and ask.caller.modern and (refusal := self._foreign_state(server, ask.caller, params)):
             return refusal
         seconds = patience or server.options.tool_timeout_sec
         most = patience or seconds * PROGRESS_CAP
