@@ -32,19 +32,20 @@ The file is read top to bottom, and no section names anything from a later one:
      9  dispatch                       a host's request to its server and back; deadlines, failing
     10  tasks and subscriptions        who owns which task, who listens to what
     11  questions and rounds           what servers ask, and the bridge between the eras
-    12  servers                        finding the era, reading the lists, a process's life
-    13  core                           the router, and `handle(event, now) -> effects`
+    12  approvals and consents         what waits until the person allows it
+    13  servers                        finding the era, reading the lists, a process's life
+    14  core                           the router, and `handle(event, now) -> effects`
         -- above this line there is no I/O, no clock, no environment, no asyncio: a test checks it --
-    14  config                         TOML -> options, and all that is wrong with it at once
-    15  places                         environment, files, secrets, PATH, cache: all of the disk but logs and pipes
-    16  pipes                          the host's two pipes, and the log
-    17  processes                      spawning servers, and the ladder that stops them
-    18  remote                         servers over HTTP, each made to look like a process
-    19  sampler                        the child process that asks a model, through litellm
-    20  page                           the child process that asks the person, in the browser
-    21  mux                            the loop that feeds the core and performs its effects
-    22  hosts                          servers out of hosts' own files, and mcpmux into them
-    23  CLI                            the table of commands; serving is the one without a name
+    15  config                         TOML -> options, and all that is wrong with it at once
+    16  places                         environment, files, secrets, PATH, cache: all of the disk but logs and pipes
+    17  pipes                          the host's two pipes, and the log
+    18  processes                      spawning servers, and the ladder that stops them
+    19  remote                         servers over HTTP, each made to look like a process
+    20  sampler                        the child process that asks a model, through litellm
+    21  page                           the child process that asks the person, in the browser
+    22  mux                            the loop that feeds the core and performs its effects
+    23  hosts                          servers out of hosts' own files, and mcpmux into them
+    24  CLI                            the table of commands; serving is the one without a name
 
 Three walks through the parts of the core:
 
@@ -2204,7 +2205,7 @@ def decision_in(reply: Reply, decisions: Iterable[str], otherwise: str) -> str:
 
 
 def page_question(asker: str, call: str, asked: Fields, waits: float, **more: Any) -> Fields:
-    """An elicitation as the page is told of it (section 20 says how)."""
+    """An elicitation as the page is told of it (section 21 says how)."""
     told = ("mode", "message", "requestedSchema", "url")
     about: dict[str, Any] = {"asker": asker, "call": call, "mode": "form", "waits": waits, "opens": bool(call)}
     about |= {key: asked[key] for key in told if key in asked} | more
@@ -2678,7 +2679,7 @@ class Run(Struct):
 
 
 class Facts:
-    """What is known of one server, or child process of ours. All parts read it; section 12 alone writes it."""
+    """What is known of one server, or child process of ours. All parts read it; section 13 alone writes it."""
 
     def __init__(self, peer: Name, options: ServerOptions, run: int = 0) -> None:
         self.peer = peer
@@ -5228,7 +5229,10 @@ class Rounds(Asker):
                 found.kept = failed(text)
 
 
-# ── approvals ──
+# ══ 12. Approvals and consents ═══════════════════════════════════════════════════════════════════════════════════════
+# Where mcpmux itself asks the person first: before a call of a tool goes on, and before a server has the use of their
+# model. Each question is put to the page, to a legacy host at once, or to a modern one by a round. Who has to be asked
+# is decided by section 6; what a server asks on its own account is none of this section's business.
 
 
 class Approval(Struct, eq=False):
@@ -5416,9 +5420,6 @@ class Approvals(Asker):
             self._calls.withdraw(pending, {"reason": Raw(encode(f"the table of {server} has changed"))})
             for ask in asks:
                 self._host.fail(ask, f"{server} was removed from the config, or its table has changed")
-
-
-# ── consent to the use of a model ──
 
 
 class Consent(Struct, eq=False):
@@ -5654,7 +5655,7 @@ class Consents(Asker):
             self._serve(server)
 
 
-# ══ 12. Servers ══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 13. Servers ══════════════════════════════════════════════════════════════════════════════════════════════════════
 # The life of a server: how its era is found, how its lists are read, and what a process of its goes through. Knows
 # nothing of what processes are; what follows from a change it tells to `Hooks`.
 
@@ -6380,7 +6381,7 @@ class Life:
             self._out.put(SaveCatalogue(server.peer, known))
 
 
-# ══ 13. Core ═════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 14. Core ═════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Events in, effects out. The router gives each message to the part that cares for it; `Core` puts the parts together
 # and tells them of each other's changes. Nothing here can block, fail to send, or tell the time. What each part is
 # handed of the others; upwards there are `Hooks`, and whoever asked:
@@ -7338,7 +7339,7 @@ class Core:
 # ════════════════════════════════════════════════════════════════════════════════════════════════════════════════════
 
 
-# ══ 14. Config ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 15. Config ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # The TOML document becomes options. Every problem is found in one reading and named by its path; what is wrong inside
 # a server's table fails that server alone. Reads no file and no environment.
 
@@ -7746,7 +7747,7 @@ def _twice(lines: list[str], at: int) -> str:
     return "the same key is here twice; delete one"
 
 
-# ══ 15. Places ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 16. Places ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # The environment, files, secrets, PATH, the cache: nobody else reads or writes the disk, but for logs and pipes.
 
 CONFIG_NAME: Final = "mcpmux.toml"
@@ -8410,7 +8411,7 @@ def forget_failures(folder: Path, server: str) -> None:
         path.unlink(missing_ok=True)
 
 
-# ══ 16. Pipes ═════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 17. Pipes ═════════════════════════════════════════════════════════════════════════════════════════════════════════
 # The host's two pipes, in the loop where they never block, and the log, which has a thread. They know bytes and lines,
 # not messages.
 
@@ -8809,7 +8810,7 @@ def _may_be_in_loop(end: int) -> bool:
     return sys.platform != "win32" and (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind))
 
 
-# ══ 17. Processes ═════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 18. Processes ═════════════════════════════════════════════════════════════════════════════════════════════════════
 # One process a server, in a group of its own. A process is told from its pipes: its exit is noticed even while a
 # grandchild holds them open, and nothing of its group outlives it.
 
@@ -9479,7 +9480,7 @@ def reap(known: Iterable[int]) -> None:
                 os.waitpid(pid, os.WNOHANG)
 
 
-# ══ 18. Remote ════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 19. Remote ════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Servers over HTTP. To the rest of mcpmux one of them is a process: lines go in, lines and an end come out, byte for
 # byte. Underneath is the SDK's HTTP client alone (`httpx2`), loaded with the first such server: the SDK's transports
 # would decode every message, and hide why a request failed. The tasks of a connection live in one group of anyio's,
@@ -10946,7 +10947,7 @@ class RemoteServer:
         return "result" in answer or value_of(object_of(answer.get("error")).get("code")) == METHOD_NOT_FOUND
 
 
-# ══ 19. Sampler ═══════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 20. Sampler ═══════════════════════════════════════════════════════════════════════════════════════════════════════
 # The child process `mcpmux _sampler`: JSON-RPC lines round litellm, which takes seconds to load, 200 MB, and half a
 # second of the loop at its first call. `prepare` says what would be sent, and to which models; what
 # `sampling/createMessage` sends and answers is what that server gets. What is asked and answered is never logged, kept
@@ -11970,7 +11971,7 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     return encode(SamplerSetup(full_table, str(state_folder() / LEDGER_NAME))) + b"\n"
 
 
-# ══ 20. Page ══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 21. Page ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Asks the person where the host cannot: a child process (`mcpmux _page`) that shows a page on loopback. What the core
 # tells it are lines like the sampler's; it knows nothing of servers, nor of who waits for an answer.
 #
@@ -13002,7 +13003,7 @@ def page_setup(host: str, opener: Opener) -> bytes:
     return encode(PageSetup(host, opener)) + b"\n"
 
 
-# ══ 21. Mux ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 22. Mux ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
 
@@ -13380,7 +13381,7 @@ class Mux:
             reap(process.pid for process in self._processes.values() if isinstance(process, ServerProcess))
 
 
-# ══ 22. Hosts ═════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 23. Hosts ═════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Where hosts keep their servers, and what they mean by what stands there: to move servers out of a host's file, and
 # mcpmux into it. Starts no server and speaks no protocol. No value that may be a secret is ever in a message.
 
@@ -14307,7 +14308,7 @@ def plan_import(
     return plan
 
 
-# ══ 23. CLI ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
+# ══ 24. CLI ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Messages for people. Exit codes: 0 well, 1 a server or a tool failed, 2 the command or the config cannot be used, 130
 # the person pressed Ctrl-C.
 
