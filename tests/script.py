@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 import mcpmux
-from mcpmux import Core, MuxOptions, SamplingOptions, ServerOptions
+from mcpmux import Core, MuxOptions, SamplingLimits, SamplingOptions, ServerOptions
 
 TOOL = {"name": "log", "description": "Shows the log", "inputSchema": {"type": "object"}}
 CAPABILITIES: dict[str, Any] = {
@@ -372,3 +372,52 @@ class Script:
             known = {key: value for key, value in params.get("notifications", {}).items() if value}
             acknowledged = {"_meta": {PREFIX + "subscriptionId": message["id"]}, "notifications": known}
             self.server_sends(server, method="notifications/subscriptions/acknowledged", params=acknowledged)
+
+
+# ── what many tests say ──
+
+
+def tools(*names: str) -> dict[str, Any]:
+    return {"tools/list": [{**TOOL, "name": name} for name in names]}
+
+
+def server(**table: Any) -> ServerOptions:
+    return ServerOptions(command="x", **table)
+
+
+LEGACY = server(protocol="legacy")
+
+PAYLOAD = b'{"z":1.0,"a":1e2,"u":"\\u00e9\\/","_x":[ 1 , 2 ],"n":null,"big":123456789012345678901234567890}'
+
+RESOURCES = {
+    "a": {"resources/list": [{"uri": "mem://a", "name": "a"}]},
+    "b": {"resources/list": [], "resources/templates/list": [{"uriTemplate": "mem://t/{x}", "name": "t"}]},
+}
+
+ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": {"type": "text", "text": "hi"}}], "maxTokens": 9}
+
+WITH_TOOLS: dict[str, Any] = ASKED | {"tools": [{"name": "t", "inputSchema": {"type": "object"}}]}
+
+SPOKEN: dict[str, Any] = {"role": "assistant", "content": {"type": "text", "text": "ho"}, "model": "m"}
+
+
+def sampler(timeout_sec: float = 120, **limits: Any) -> SamplingOptions:
+    return SamplingOptions(timeout_sec=timeout_sec, limits=SamplingLimits(**limits))
+
+
+def samples(s: Script, server: str, id: Any, params: dict[str, Any] | None = None) -> None:
+    s.server_sends(server, id=id, method="sampling/createMessage", params=ASKED if params is None else params)
+
+
+def nothing_is_open(s: Script) -> bool:
+    return len(s.core.in_flight) == 0
+
+
+def start_task(s: Script, id: Any = 1, task: str = "t1", server: str = "git", **params: Any) -> int:
+    s.host_asks(id, "tools/call", name=f"{server}__log", task={"ttl": 1000}, **params)
+    number = s.server_hears(server, "tools/call")["id"]
+    s.server_sends(server, id=number, result={"task": {"taskId": task, "status": "working"}})
+    return number
+
+
+HOST_TASKS = {"sampling": {}, "tasks": {"list": {}, "requests": {"sampling": {"createMessage": {}}}}}
