@@ -8015,13 +8015,16 @@ _FIELD: Final = re.compile(r"    (\w+): .+?(?:  # (.+))?$")
 
 
 def words_of(kind: type[Struct]) -> dict[str, str]:
-    """What stands above and beside each field in this file."""
-    import inspect  # noqa: PLC0415
+    """What stands above and beside each field in this file. (`inspect` parses all of it to find a class.)"""
+    import linecache  # noqa: PLC0415
 
     found: dict[str, str] = {}
     above: list[str] = []
-    for line in inspect.getsource(kind).splitlines():
-        field = _FIELD.fullmatch(line)
+    after = itertools.dropwhile(
+        lambda line: not line.startswith(f"class {kind.__name__}("), linecache.getlines(__file__)
+    )
+    for line in itertools.takewhile(lambda line: line[0] in " \n", itertools.islice(after, 1, None)):
+        field = _FIELD.fullmatch(line := line.rstrip())
         if line.startswith("    # "):
             above.append(line.removeprefix("    # "))
         elif field:
