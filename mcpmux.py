@@ -425,6 +425,13 @@ class RpcError(McpmuxError):
         self.data = data
 
 
+class Misused(RpcError):
+    """A tool of ours cannot be called so: for the model to read, as what a tool says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(INVALID_PARAMS, message)
+
+
 # ══ 3. Wire ══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Knows JSON-RPC's envelope and nothing of MCP. Payloads are `Raw`: slices of the line, valid JSON, never interpreted.
 # https://modelcontextprotocol.io/specification/2025-11-25/basic/index and .../basic/transports#stdio
@@ -757,13 +764,6 @@ def error_is_valid(raw: Raw) -> bool:
 MODERN_REVISIONS: Final = ("2026-07-28",)
 LEGACY_REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")  # newest first
 
-# What a modern host subscribes to: by the notification, the key of the filter and the capability that has it.
-_RESOURCES_CHANGED: Final = "notifications/resources/list_changed"
-CHANGES: Final = {
-    "notifications/tools/list_changed": ("toolsListChanged", "tools"),
-    "notifications/prompts/list_changed": ("promptsListChanged", "prompts"),
-    _RESOURCES_CHANGED: ("resourcesListChanged", "resources"),
-}
 BATCH_REVISIONS: Final = frozenset({"2025-03-26"})  # the one revision in which an array is a batch of messages
 
 
@@ -773,15 +773,20 @@ class ListKind(NamedTuple):
     key: str  # the result's member that holds the entries
     identity: str  # the entry's member that names it
     capability: str  # who declares this has the list
-    changed: str  # the notification that says it changed
+
+    @property
+    def changed(self) -> str:
+        return f"notifications/{self.capability}/list_changed"
 
 
-LISTS: Final[dict[str, ListKind]] = {
-    "tools/list": ListKind("tools", "name", "tools", "notifications/tools/list_changed"),
-    "prompts/list": ListKind("prompts", "name", "prompts", "notifications/prompts/list_changed"),
-    "resources/list": ListKind("resources", "uri", "resources", _RESOURCES_CHANGED),
-    "resources/templates/list": ListKind("resourceTemplates", "uriTemplate", "resources", _RESOURCES_CHANGED),
+LISTS: Final = {
+    "tools/list": ListKind("tools", "name", "tools"),
+    "prompts/list": ListKind("prompts", "name", "prompts"),
+    "resources/list": ListKind("resources", "uri", "resources"),
+    "resources/templates/list": ListKind("resourceTemplates", "uriTemplate", "resources"),
 }
+# What a modern host subscribes to: by the notification, the key of the filter and the capability that has it.
+CHANGES: Final = {kind.changed: (f"{kind.capability}ListChanged", kind.capability) for kind in LISTS.values()}
 
 # What the host is told whoever is up: mcpmux itself serves these, with empty lists if need be.
 OWN_CAPABILITIES: Final[dict[str, Any]] = {
@@ -1682,19 +1687,19 @@ def _server_lines(about: Mapping[str, str], counts: Mapping[str, int]) -> list[s
 
 
 def unwrapped(fields: Fields) -> Fields:
-    """The params of a call through `call_tool` as those of the tool's own. Raises `RpcError`, for the model to read."""
+    """The params of a call through `call_tool` as those of the tool's own. Raises `Misused`."""
     given, inner = object_of(fields.get("arguments")), without(fields, "arguments")
     name, arguments = value_of(given.get("name")), given.get("arguments", Raw(JSON_NULL))
     strange = without(given, "name", "arguments")
     if not isinstance(name, str):
-        raise RpcError(INVALID_PARAMS, f"{CALL_TOOL} needs the name of a tool, as {FIND_TOOLS} gives it")
+        raise Misused(f"{CALL_TOOL} needs the name of a tool, as {FIND_TOOLS} gives it")
     if name in (FIND_TOOLS, CALL_TOOL):
-        raise RpcError(INVALID_PARAMS, f"{name} is called directly, not through {CALL_TOOL}")
+        raise Misused(f"{name} is called directly, not through {CALL_TOOL}")
     if bytes(arguments) == JSON_NULL and not strange:
         return inner | {"name": given["name"]}
     if not is_object(arguments):
         keys = f": {', '.join(strange)}"[:TEXT_MOST] if strange else ""
-        raise RpcError(INVALID_PARAMS, f"arguments must be an object, with all that {name[:TEXT_MOST]} is given{keys}")
+        raise Misused(f"arguments must be an object, with all that {name[:TEXT_MOST]} is given{keys}")
     return inner | {"name": given["name"], "arguments": arguments}
 
 
@@ -1978,17 +1983,17 @@ class ToolSearch:
         return Index(self._tools, self._about)
 
     def find(self, given: Mapping[str, Any], servers: Iterable[str]) -> list[Found]:
-        """By what `find_tools` was given. Raises `RpcError`."""
+        """By what `find_tools` was given. Raises `Misused`."""
         query, server, limit = (given.get(key) for key in ("query", "server", "limit"))
         if not isinstance(query, str):
-            raise RpcError(INVALID_PARAMS, 'find_tools needs a query, in a few words: "create issue"')
+            raise Misused('find_tools needs a query, in a few words: "create issue"')
         most = min(max(limit, 1), LIMIT_MOST) if isinstance(limit, int) else LIMIT
         if not server:
             return spread(self.index.find(query))[:most]
         if server not in servers:
             near = nearest(name := str(server)[:TEXT_MOST], servers)
             hint = f" (did you mean {near}?)" if near else f"; there are: {', '.join(servers)}"
-            raise RpcError(INVALID_PARAMS, f"there is no server {name!r}{hint}")
+            raise Misused(f"there is no server {name!r}{hint}")
         found = self.index.find(query) if query.split() else itertools.starmap(Found, self._tools.items())
         return [one for one in found if one.route.server == server][:most]
 
@@ -2389,32 +2394,30 @@ class HostGone(Struct):
     reason: str
 
 
-class ServerUp(Struct):
+class OfRun(Struct):
+    """What is about one process of a server, or of ours."""
+
+    server: Name
+    run: int
+
+
+class ServerUp(OfRun):
     """The process runs and can be written to."""
 
-    server: Name
-    run: int
 
-
-class ServerLines(Struct):
-    server: Name
-    run: int
+class ServerLines(OfRun):
     lines: list[bytes | TooLong]
 
 
-class ServerClogged(Struct):
+class ServerClogged(OfRun):
     """A server's outbox went over its limit, or is empty again."""
 
-    server: Name
-    run: int
     clogged: bool
 
 
-class ServerGone(Struct):
+class ServerGone(OfRun):
     """The process or the connection is over, or never came to be: what happened, and what its person can do."""
 
-    server: Name
-    run: int
     reason: str  # as in «git exited with code 1»
     hint: str
     stderr: list[str]
@@ -2474,14 +2477,10 @@ class SendServer(Struct):
     line: bytes
 
 
-class Start(Struct):
-    server: Name
-    run: int
+class Start(OfRun): ...
 
 
-class Stop(Struct):
-    server: Name
-    run: int
+class Stop(OfRun): ...
 
 
 class SaveCatalogue(Struct):
@@ -2910,32 +2909,27 @@ Steps = Generator[Step, Reply, Reply | bytes]
 ExchangeEnd = Reply | bytes | RpcError
 
 
-class Side(Protocol):
-    """For whom exchanges ask: the host, or mcpmux itself."""
-
-    def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
-        """The request that is now open with the exchange as its asker; or why there is none."""
-        ...
-
-    def finish(self, exchange: Exchange, outcome: ExchangeEnd) -> None: ...
-
-    def progress(self, pending: Pending, line: bytes) -> None: ...
-
-
 class Exchange(Asker):
-    """Drives a generator as the asker of what it asks. However it ends, `side` is told once, unless nobody waits."""
+    """Drives a generator as the asker of what it asks. However it ends, `finish` is told once, unless nobody waits."""
 
-    def __init__(self, steps: Steps, side: Side, ask: Ask | None = None) -> None:
-        self._steps, self._side = steps, side
-        self.ask = ask  # the host's request that it is for, if it is for one
-        self.last: Pending | None = None  # what it asked last
+    last: Pending | None = None  # what it asked last
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def step(self, step: Step) -> Pending | Reply:
+        """The request that is now open with this exchange as its asker; or why there is none."""
+        raise NotImplementedError
+
+    def finish(self, outcome: ExchangeEnd) -> None:
+        raise NotImplementedError
 
     def go_on(self, reply: Reply | None = None) -> None:
         """The first time with nothing."""
         outcome: ExchangeEnd = failed("a bug in mcpmux: its log says more")
         try:
             step = next(self._steps) if reply is None else self._steps.send(reply)
-            while isinstance(sent := self._side.step(step, self), Reply):
+            while isinstance(sent := self.step(step), Reply):
                 step = self._steps.send(sent)
             self.last = sent
             return
@@ -2944,19 +2938,16 @@ class Exchange(Asker):
         except RpcError as refusal:
             outcome = refusal
         except Exception:
-            self._side.finish(self, outcome)
+            self.finish(outcome)
             raise
-        self._side.finish(self, outcome)
+        self.finish(outcome)
 
     def ended(self, pending: Pending, reply: Reply) -> None:
-        self.ask, self.last = pending.ask, pending  # a retry may stand for it by now
+        self.last = pending
         self.go_on(reply)
 
     def withdrawn(self, pending: Pending) -> None:
         self._steps.close()
-
-    def progress(self, pending: Pending, line: bytes) -> None:
-        self._side.progress(pending, line)
 
 
 # ══ 8. Host's end ════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -3006,14 +2997,13 @@ class HostEnd:
     def take(self, ask: Ask) -> bool:
         """Whether this is a request that can be told from the others that are open."""
         if not is_id(ask.id):
-            error = RpcError(INVALID_REQUEST, "a request's id must be a string or a number")
-            self._out.to_host(Peer.HOST, error_line(None, error_body(error)))
+            known, wrong = None, "a request's id must be a string or a number"
         elif ask.id in self.open:
-            error = RpcError(INVALID_REQUEST, "a request with this id is still open")
-            self._out.to_host(Peer.HOST, error_line(ask.id, error_body(error)))
+            known, wrong = ask.id, "a request with this id is still open"
         else:
             self.open[ask.id] = ask
             return True
+        self._out.to_host(Peer.HOST, error_line(known, error_body(RpcError(INVALID_REQUEST, wrong))))
         return False
 
     def answer(
@@ -3052,7 +3042,8 @@ class HostEnd:
 
     def refuse(self, ask: Ask, error: RpcError) -> None:
         is_modern = error.code in (UNSUPPORTED_VERSION, MISSING_CAPABILITY)
-        self.answer(ask, Reply(None, error_body(error)), as_it_is=is_modern)
+        reply = failed(f"mcpmux: {error}") if isinstance(error, Misused) else Reply(None, error_body(error))
+        self.answer(ask, reply, as_it_is=is_modern)
 
     def drop(self, ask: Ask, params: Fields) -> None:
         """Nobody waits for it any more: it is taken out wherever it is."""
@@ -3236,7 +3227,7 @@ class Merged:
 
 # ══ 9. Dispatch ══════════════════════════════════════════════════════════════════════════════════════════════════════
 # A host's request on its way to its server and back, and every other way in which a request of ours ends. Knows neither
-# how a server is started (it is handed `use`) nor what the answer to a question of a server's is.
+# how a server is started (that is `use`) nor what the answer to a question of a server's is.
 
 
 class Links:
@@ -3271,13 +3262,14 @@ class Calls(Asker):
     """Sends requests to servers in their era, at once or when they are ready, and brings the answers to their askers.
     Asker of what the host wants of one server."""
 
-    def __init__(self, ground: Ground, use: Callable[[Facts], None]) -> None:
+    use: Callable[[Facts], None]  # starts a server that does not run
+    may_sample: Callable[[Facts, Caller], bool]  # or be told that it may
+
+    def __init__(self, ground: Ground) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
         self.links = Links()
         self.own = Own()
-        self.may_sample: Callable[[Facts, Caller], bool] = lambda server, caller: True  # or be told that it may
         self.last_used: dict[Name, float] = {}
-        self._use = use
         self._waiting: dict[Name, dict[int, Fields | UnsetType]] = {}  # params by number, until their server is ready
         self._watched = FOREVER  # the deadline at which there is a sweep
         self._told: dict[Name, tuple[bytes, bool, Fields]] = {}  # by declaration, and whether both are legacy
@@ -3312,10 +3304,7 @@ class Calls(Asker):
         if pending.deadline < self._watched:
             self.watch(pending)
         body = params if ask.params is not UNSET or params else UNSET
-        if is_open:
-            self._dispatch(server, pending, body)
-        else:
-            self._wait(server, pending, body)
+        (self._dispatch if is_open else self._wait)(server, pending, body)
         return pending
 
     def _foreign_state(self, server: Facts, caller: Caller | None, params: Fields | UnsetType) -> Reply | None:
@@ -3329,10 +3318,7 @@ class Calls(Asker):
         """A request of another part's for a process, where it waits if that is not ready."""
         self.watch(pending)
         self.last_used[server.peer] = self._out.now
-        if server.run.stage is Stage.OPEN:
-            self._dispatch(server, pending, params)
-        else:
-            self._wait(server, pending, params)
+        (self._dispatch if server.is_open else self._wait)(server, pending, params)
 
     def watch(self, pending: Pending) -> None:
         """One timer for all requests, at the earliest deadline: a heap of cancelled timers would grow with the rate."""
@@ -3343,7 +3329,7 @@ class Calls(Asker):
     def _wait(self, server: Facts, pending: Pending, params: Fields | UnsetType) -> None:
         pending.is_sent = False
         self._waiting.setdefault(server.peer, {})[pending.id] = params
-        self._use(server)
+        self.use(server)
 
     def _dispatch(self, server: Facts, pending: Pending, params: Fields | UnsetType) -> None:
         """Writes it in its server's era. Between legacy peers nothing changes but the token."""
@@ -3507,10 +3493,6 @@ class Calls(Asker):
         self.links.forget(server.name)
         self.fail_all(server, text)
 
-    def take_own(self, own: Own) -> None:
-        self.own = own
-        self.forget_told()
-
     def forget_told(self) -> None:
         self._told.clear()
 
@@ -3565,30 +3547,41 @@ class Calls(Asker):
         if self._watched < FOREVER:
             self._out.timer("calls", "", self._watched)
 
-    # ── exchanges for the host ──
-
     def run(self, ask: Ask, steps: Steps) -> None:
         """A request of the host's that takes several steps."""
-        Exchange(steps, self, ask).go_on()
+        ForHost(steps, self, self._host, ask).go_on()
 
-    def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
-        assert exchange.ask
+
+class ForHost(Exchange):
+    """One that ends with the answer to a request of the host's."""
+
+    def __init__(self, steps: Steps, calls: Calls, host: HostEnd, ask: Ask) -> None:
+        super().__init__(steps)
+        self._calls, self._host, self._ask = calls, host, ask
+
+    def step(self, step: Step) -> Pending | Reply:
         params: Fields = {} if step.params is UNSET else step.params
-        sent = self.forward(exchange.ask, step.server, params, exchange, patience=step.patience, wrapped=step.wrapped)
-        if isinstance(sent, Pending) and exchange.last and exchange.last.token == sent.token:
-            sent.reached = exchange.last.reached  # it must rise within one token
+        sent = self._calls.forward(self._ask, step.server, params, self, patience=step.patience, wrapped=step.wrapped)
+        if isinstance(sent, Pending) and self.last and self.last.token == sent.token:
+            sent.reached = self.last.reached  # it must rise within one token
         return sent
 
-    def finish(self, exchange: Exchange, outcome: ExchangeEnd) -> None:
-        assert exchange.ask
+    def finish(self, outcome: ExchangeEnd) -> None:
         if isinstance(outcome, bytes):
-            self._host.reply(exchange.ask, outcome)
+            self._host.reply(self._ask, outcome)
         elif isinstance(outcome, RpcError):
-            self._host.refuse(exchange.ask, outcome)
-        elif exchange.last:
-            self.ended(exchange.last, outcome)
+            self._host.refuse(self._ask, outcome)
+        elif self.last:
+            self._calls.ended(self.last, outcome)
         else:
-            self._host.answer(exchange.ask, outcome)
+            self._host.answer(self._ask, outcome)
+
+    def ended(self, pending: Pending, reply: Reply) -> None:
+        self._ask = pending.ask or self._ask  # a retry may stand for it by now
+        super().ended(pending, reply)
+
+    def progress(self, pending: Pending, line: bytes) -> None:
+        self._calls.progress(pending, line)
 
 
 # ══ 10. Tasks and subscriptions ══════════════════════════════════════════════════════════════════════════════════════
@@ -4088,14 +4081,6 @@ def uris_of(ask: Ask) -> list[str]:
 # exchange, and `ROUNDS` is the table of its phases. Who may answer is decided by section 6; here it is done.
 
 
-class Bridge(Protocol):
-    """What questions need of the rounds."""
-
-    def join(self, server: Facts, call: Pending, question: Pending, params: Raw | bytes | UnsetType) -> None: ...
-    def forget(self, question: Pending) -> None: ...
-    def has_parked(self, server: str) -> bool: ...
-
-
 class PerMinute(dict[str, collections.deque[float]]):
     """By server, when it did something within the last minute."""
 
@@ -4297,7 +4282,7 @@ class Questions(Asker):
     def __init__(self, ground: Ground, calls: Calls, tasks: Tasks, turns: Turns, own: Mapping[Name, Facts]) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
         self._turns = turns
-        self.bridge: Bridge  # set when there are rounds
+        self.rounds: Rounds  # set when there are some
         self.carried: Callable[[Facts], None]  # there is a call that can take along what waits for consent
         self._calls, self._tasks, self.own = calls, tasks, own
         self._orphans: dict[str, dict[int, Pending]] = {}  # by server: asked outside any call, or with all parked
@@ -4350,9 +4335,9 @@ class Questions(Asker):
                 self.ask_page(server, id, asked, call)
             case Forward(shown_params) if call and caller.modern:
                 question = self._for_later(server, id, method, params)
-                self.bridge.join(server, call, question, shown_params)
+                self.rounds.join(server, call, question, shown_params)
                 self._asked(server)
-            case Forward() if not call and (not self._host.revision or self.bridge.has_parked(name)):
+            case Forward() if not call and (not self._host.revision or self.rounds.has_parked(name)):
                 self.leave(self._for_later(server, id, method, params))
             case Forward(shown_params):
                 self.ask_host(server, id, method, shown_params)
@@ -4458,15 +4443,24 @@ class Questions(Asker):
             raise RpcError(INTERNAL_ERROR, f"mcpmux: {name} has asked the person {PAGE_MOST} times within a minute")
         self._on_page.count(name, now)
         pending = self._in_flight.open(Peer.PAGE, asker or self, "ask", now, waits, server=name, server_id=id)
-        pending.calls, pending.within = () if asker else self._calls_of(server, asked), call
+        pending.calls = () if asker else self._calls_of(server, asked)
         self._asked(server)
-        what = call.ask.what if call and call.ask else ""
-        self.put_to_page(pending, page_question(name, what, asked, waits))
+        self._put_to_page(pending, asked, call)
         return pending
 
-    def put_to_page(self, pending: Pending, question: Fields) -> None:
+    def show(self, asker: Asker, asked: Fields, call: Pending | None = None, what: str = "", **more: Any) -> Pending:
+        """A question of mcpmux's own, for the page. `call` is the one that waits, `what` the tool that it is about."""
+        waits = self.patience_of(call and call.ask)
+        pending = self._in_flight.open(Peer.PAGE, asker, "ask", self._out.now, waits, server=OURSELVES)
+        self._put_to_page(pending, asked, call, what, **more)
+        return pending
+
+    def _put_to_page(self, pending: Pending, asked: Fields, call: Pending | None, what: str = "", **more: Any) -> None:
+        pending.within = call
+        what = call.ask.what if call and call.ask else what
         if self._out.due_at("still", Peer.PAGE) == FOREVER:
             self._out.timer("still", Peer.PAGE, self._out.now + STILL_WAITING)
+        question = page_question(pending.server, what, asked, pending.patience, **more)
         self._calls.put(self.own[Peer.PAGE], pending, question)
 
     def open_page(self) -> None:
@@ -4538,7 +4532,7 @@ class Questions(Asker):
             try:
                 verdict = self.judge(server, question.method, params, call.ask.caller)
                 if isinstance(verdict, Forward):
-                    self.bridge.join(server, call, question, verdict.params)
+                    self.rounds.join(server, call, question, verdict.params)
                     continue
                 if isinstance(verdict, Answer):
                     reply = Reply(Raw(verdict.result), None)
@@ -4557,7 +4551,7 @@ class Questions(Asker):
 
     def orphans_due(self, name: Name) -> None:
         """Nobody called this server for a while. While one of its calls is parked, there is hope."""
-        if self.bridge.has_parked(shown(name)):
+        if self.rounds.has_parked(shown(name)):
             self._out.timer("orphans", name, self._out.now + ORPHAN_WAIT)
             return
         text = f"mcpmux: the host can be asked only while it calls {shown(name)}, and it has not called within "
@@ -4597,7 +4591,7 @@ class Questions(Asker):
     def withdrawn(self, pending: Pending) -> None:
         """Its answer, if it still comes, is dropped."""
         self._orphans.get(pending.server, {}).pop(pending.id, None)
-        self.bridge.forget(pending)
+        self.rounds.forget(pending)
 
     def progress(self, pending: Pending, line: bytes) -> None:
         server = self._servers.get(pending.server)
@@ -4632,15 +4626,15 @@ class Questions(Asker):
 
     def gone(self, server: Facts, reason: str) -> None:
         """Its process has ended. What a call has ended with belongs to its round, and the call is made again."""
+        self._withdraw_all(server, reason, lambda pending: (pending.heir or pending.asker) is self)
+
+    def _withdraw_all(self, server: Facts, reason: str, ends: Callable[[Pending], bool]) -> None:
         for pending in reversed(self._in_flight.asked_by(server.name)):  # else the next in line would begin
-            is_open = self._in_flight.get(pending.id) is pending  # it may have ended with another one
-            if is_open and (pending.heir or pending.asker) is self:
+            if self._in_flight.get(pending.id) is pending and ends(pending):  # it may have ended with another one
                 self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
 
     def removed(self, server: Facts, reason: str) -> None:
-        for pending in reversed(self._in_flight.asked_by(server.name)):
-            if self._in_flight.get(pending.id) is pending:
-                self._calls.withdraw(pending, {"reason": Raw(encode(reason))})
+        self._withdraw_all(server, reason, lambda pending: True)
         for table in (self._orphans, self._on_page):
             table.pop(server.name, None)
         self._warned.discard(server.name)
@@ -4764,7 +4758,7 @@ class Rounds(Asker):
         self._calls, self._questions, self._secret = calls, questions, secret
         self._open: dict[int, Round] = {}
         self._minted = 0
-        questions.bridge = self
+        questions.rounds = self
 
     def __len__(self) -> int:
         return len(self._open)
@@ -5308,19 +5302,19 @@ class Approvals(Asker):
         if on_page:
             shown = [{"title": "Server", "text": matter.server}, {"title": "Tool", "text": matter.tool}]
             shown += [{"title": "Arguments", "text": text}] if text else []
-            number = self._to_page(Approval(matter, {}), ask.what, form, shown)
+            question = self._questions.show(self, form, what=ask.what, shown=shown)
         elif host_can and caller.modern:
             self._rounds.approve(ask, matter, form)
             return
         elif host_can:
-            number = self._questions.ask_for_us(form, self).id
-            self._opened(number, Approval(matter, {}))
+            question = self._questions.ask_for_us(form, self)
         else:
             why = "its arguments are too long for the host to show" if len(arguments) > ARGUMENTS_MOST else NOBODY_ASKS
             who = f"{matter.tool} of {matter.server} waits for the person (approve in its table)"
             self._host.fail(ask, f"{who}, and nobody can be asked: {why}")
             return
-        self._wait(number, ask)
+        self._opened(question, Approval(matter, {}))
+        self._wait(question.id, ask)
 
     def compare(self, server: str) -> None:
         """Tools that have changed are shown to a person who looks at the page; it is not opened for them."""
@@ -5335,18 +5329,11 @@ class Approvals(Asker):
             for when, text in (("as you accepted it", before), ("now", after))
         ]
         form = choice_form(f"Tools of {server} have changed. Use them as they are now?", CHANGED)
-        self._to_page(Approval(matter, {}, [one.entry for one in unlike]), "", form, shown)
+        question = self._questions.show(self, form, shown=shown)
+        self._opened(question, Approval(matter, {}, [one.entry for one in unlike]))
 
-    def _to_page(self, approval: Approval, call: str, form: Fields, shown: list[dict[str, str]]) -> int:
-        most = self._host.options.input_timeout_sec
-        pending = self._in_flight.open(Peer.PAGE, self, "ask", self._out.now, most, server=OURSELVES)
-        self._opened(pending.id, approval)
-        question = page_question(OURSELVES, call, form, most, shown=shown)
-        self._questions.put_to_page(pending, question)
-        return pending.id
-
-    def _opened(self, number: int, approval: Approval) -> None:
-        self._open[number], self._number_of[approval.matter] = approval, number
+    def _opened(self, question: Pending, approval: Approval) -> None:
+        self._open[question.id], self._number_of[approval.matter] = approval, question.id
 
     def _wait(self, number: int, ask: Ask) -> None:
         self._open[number].asks[ask.id] = ask
@@ -5539,7 +5526,8 @@ class Consents(Asker):
         choices, editable = consents(self._approve), None if reply else only_text(values["params"])
         if own.page and (own.always or not host_can):
             shows = {"server": server.name, **values} | ({"reply": reply} if reply else {})
-            self._to_page(one, call, choice_form(message, choices), shows)
+            form = choice_form(message, choices)
+            self._begin(one, self._questions.show(self, form, call, mode="sampling", sampling=shows))
             return True
         change = {} if editable is None else {"text": {"type": "string", "title": "Text", "default": editable}}
         form = choice_form(f"{message}\n{text}", choices, **change)
@@ -5558,15 +5546,6 @@ class Consents(Asker):
     def _begin(self, one: Consent, own: Pending) -> None:
         self._lines[one.pending.server].remove(one)
         self._open[own.id] = one
-
-    def _to_page(self, one: Consent, call: Pending | None, form: Fields, shows: dict[str, Any]) -> None:
-        ask = call and call.ask
-        waits = self._questions.patience_of(ask)
-        own = self._in_flight.open(Peer.PAGE, self, "ask", self._out.now, waits, server=OURSELVES)
-        own.within = call
-        self._begin(one, own)
-        question = page_question(OURSELVES, ask.what if ask else "", form, waits, mode="sampling", sampling=shows)
-        self._questions.put_to_page(own, question)
 
     def _carried_by(self, call: Pending, server: Facts, one: Consent, form: Fields, *, in_round: bool) -> None:
         """A modern host's next request is to bring the answer."""
@@ -5881,10 +5860,11 @@ class Greeting(Asker):
 # ── how its lists are read ──
 
 
-class Reading:
+class Reading(Exchange):
     """One list of one server while its pages come in. A failure leaves what was read, or was known before."""
 
     def __init__(self, lists: Lists, server: Facts, method: str, most: int) -> None:
+        super().__init__(self._pages())
         self.name, self.method = server.name, method
         self.entries: list[Entry] = []
         self.problem: str | None = None  # it was not read to its end
@@ -5892,7 +5872,7 @@ class Reading:
         self._lists, self._options, self._former = lists, server.options, server.run.fitted.get(method, {})
         self._room = most  # bytes that it may still have
 
-    def steps(self) -> Steps:
+    def _pages(self) -> Steps:
         patience = self._options.startup_timeout_sec * START_PATIENCE
         seen: set[bytes] = set()
         params: Fields | UnsetType = UNSET
@@ -5935,16 +5915,13 @@ class Reading:
         except (msgspec.MsgspecError, ValueError, RecursionError) as wrong:  # a number that is none, say
             return f"an entry of {self.method} that cannot be read: {wrong}"
 
-    def step(self, step: Step, exchange: Exchange) -> Pending | Reply:
-        return self._lists.ask(step, exchange)
+    def step(self, step: Step) -> Pending | Reply:
+        return self._lists.ask(step, self)
 
-    def finish(self, exchange: Exchange, outcome: ExchangeEnd) -> None:
+    def finish(self, outcome: ExchangeEnd) -> None:
         if self.problem is None and (not isinstance(outcome, Reply) or outcome.error is not None):
             self.problem = "cannot be read"
         self._lists.read(self)
-
-    def progress(self, pending: Pending, line: bytes) -> None:
-        pass
 
 
 class Lists:
@@ -5954,6 +5931,7 @@ class Lists:
         self.life: Life  # set when there is one
         self._out, _, self._host, self._servers = ground
         self._calls, self._merged = calls, merged
+        self.note = self._out.note
 
     def opened(self, server: Facts) -> None:
         offered = {method for method, kind in LISTS.items() if offers(server.capabilities, kind.capability)}
@@ -5967,16 +5945,12 @@ class Lists:
                 run.changed.add(method)  # read again when this reading has ended
             elif offers(server.capabilities, LISTS[method].capability):
                 run.readings.add(method)
-                reading = Reading(self, server, method, most)
-                Exchange(reading.steps(), reading).go_on()
+                Reading(self, server, method, most).go_on()
         self._done(server)
 
-    def ask(self, step: Step, exchange: Exchange) -> Pending | Reply:
+    def ask(self, step: Step, exchange: Exchange) -> Pending:
         params = UNSET if step.params is UNSET else encode(step.params)
         return self._calls.request(self._servers[step.server], step.method, params, exchange, step.patience)
-
-    def note(self, server: str, text: str) -> None:
-        self._out.note(server, text)
 
     def leave_out(self, server: str, what: str) -> None:
         self.note(server, f"left out: {what}")
@@ -5987,10 +5961,9 @@ class Lists:
     def read(self, reading: Reading) -> None:
         """A list has been read, or could not be."""
         server, method = self._servers[reading.name], reading.method
-        if reading.problem:
-            self.note(reading.name, f"{method} {reading.problem}")
         server.unread.pop(method, None)
         if reading.problem:
+            self.note(reading.name, f"{method} {reading.problem}")
             server.unread[method] = reading.problem
         former = server.lists.get(method, []) if reading.problem is not None else []
         server.lists[method] = reading.entries or former
@@ -6087,7 +6060,7 @@ class Life:
         self.own: dict[Name, Facts] = {}  # child processes of ours
         self._calls, self._greeting, self._hooks, self._chance = calls, greeting, hooks, chance
         self._deaths: collections.defaultdict[Name, Deaths] = collections.defaultdict(Deaths)
-        greeting.life = lists.life = self
+        greeting.life, lists.life, calls.use = self, self, self.use
 
     def alive(self, name: Name, run: int | None = None) -> Facts | None:
         """The server whose process this is; None: it is over, or no longer in the config."""
@@ -6390,7 +6363,7 @@ class Life:
 #   Tasks         Calls
 #   Subscriptions Calls, Tasks
 #   Turns         Calls
-#   Questions     Calls, Tasks, Turns
+#   Questions     Calls, Tasks, Turns, Rounds
 #   Rounds        Calls, Questions
 #   Approvals     Calls, Questions, Rounds
 #   Consents      Calls, Questions, Rounds, Turns
@@ -6672,8 +6645,8 @@ class Router:
                 if ask.method in LEGACY_ONLY:
                     raise RpcError(METHOD_NOT_FOUND, f"{ask.method} is not of {MODERN_REVISIONS[0]}")
                 self._host.caller = caller
-            if self._host.may_search and ask.method == "tools/call" and not self._is_unwrapped(ask):
-                return
+            if self._host.may_search and ask.method == "tools/call":
+                self._unwrap(ask)
             if caller:
                 if ask.method not in MODERN_ONLY:  # a host that only looks what this is starts no server
                     self._begin()
@@ -6783,26 +6756,17 @@ class Router:
             sent.rounds = 1  # hosts count ours too
         self._sent(ask, sent)
 
-    def _is_unwrapped(self, ask: Ask) -> bool:
-        """A call through `call_tool` is the tool's own, before anything else looks at it; or it is answered here."""
+    def _unwrap(self, ask: Ask) -> None:
+        """A call through `call_tool` is the tool's own, before anything else looks at it."""
         if value_of(ask.fields.get("name")) == CALL_TOOL and self._host.exposure(ask.caller).expose == "search":
-            try:
-                ask.fields, ask.through = unwrapped(ask.fields), True
-            except RpcError as error:
-                self._host.fail(ask, str(error))
-                return False
-        return True
+            ask.fields, ask.through = unwrapped(ask.fields), True
 
     def _find_tools(self, ask: Ask, search: ToolSearch) -> None:
         if self._hold(ask, as_list=True):
             return
         given = {key: value_of(raw) for key, raw in object_of(ask.fields.get("arguments")).items()}
         names = [one.name for one in self._servers.values() if self._host.sees(ask.caller, one.name)]
-        try:
-            found = search.find(given, names)
-        except RpcError as error:
-            self._host.fail(ask, str(error))
-            return
+        found = search.find(given, names)
         lost = [one.why() for one in self._servers.values() if one.name in names and one.trouble]
         self._host.reply(ask, answer_found(found) if found else search.nothing_found(given, lost))
         if found and self._merged.joins(ask.caller):
@@ -7027,7 +6991,7 @@ class Core:
         own: dict[Name, Facts] = {peer: Facts(peer, ServerOptions(idle_timeout_sec=most)) for peer, most in idle}
         self.sampler = own[Peer.SAMPLER]
         merged = self.merged = Merged(ground, names or {}, pins or {})
-        calls = self.calls = Calls(ground, self._use)
+        calls = self.calls = Calls(ground)
         tasks = self.tasks = Tasks(ground, calls)
         subscriptions = self.subscriptions = Subscriptions(ground, merged, calls, tasks)
         turns = self.turns = Turns(ground, calls, self.sampler)
@@ -7083,7 +7047,8 @@ class Core:
         self.out.is_tracing = options.log_level == "trace"
         self.turns.sampling = sampling
         has_page = self._has_page and options.page != "off"
-        self.calls.take_own(Own(sampling is not None, has_page, options.page == "always"))
+        self.calls.own = Own(sampling is not None, has_page, options.page == "always")
+        self.calls.forget_told()
 
     @property
     def catalogue(self) -> Catalogue:
@@ -7155,9 +7120,6 @@ class Core:
         is_owing = any(one is not server.run.listen for one in self.in_flight.owed_by(server.peer))
         is_asking = bool(self.in_flight.asked_by(name))
         return is_owing or is_asking or bool(server.run.readings) or self.subscriptions.is_wanted(name)
-
-    def _use(self, server: Facts) -> None:
-        self.life.use(server)
 
     # ── what each era's beginning needs ──
 
