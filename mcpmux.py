@@ -400,8 +400,7 @@ class ConfigError(McpmuxError):
 
 def way_of(bug: BaseException) -> str:
     """Through which functions and lines it came."""
-    frames: list[str] = []
-    at = bug.__traceback__
+    frames, at = list[str](), bug.__traceback__
     while at:
         frames.append(f"{at.tb_frame.f_code.co_name}:{at.tb_lineno}")
         at = at.tb_next
@@ -882,19 +881,9 @@ def caller_of(params: Fields) -> Caller | None:
 
 def enveloped(params: Fields, caller: Caller, told: bytes, level: str | None = None) -> Fields:
     """Params for a modern server: what it is told of the host goes into `_meta`; what is there already stays."""
-    meta = object_of(params.get("_meta"))
-    meta[VERSION_KEY] = Raw(encode(MODERN_REVISIONS[0]))
-    meta[INFO_KEY] = Raw(caller.info)
-    meta[CAPABILITIES_KEY] = Raw(told)
-    if level:
-        meta[LEVEL_KEY] = Raw(encode(level))
-    return with_meta(params, meta)
-
-
-def without_envelope(params: Fields) -> Fields:
-    """Params for a legacy server: the Python SDK refuses an envelope there. All else stays."""
-    meta = without(object_of(params.get("_meta")), *ENVELOPE_KEYS)
-    return with_meta(without(params, *OF_RETRY), meta)
+    own = {VERSION_KEY: Raw(encode(MODERN_REVISIONS[0])), INFO_KEY: Raw(caller.info), CAPABILITIES_KEY: Raw(told)}
+    own |= {LEVEL_KEY: Raw(encode(level))} if level else {}
+    return with_meta(params, object_of(params.get("_meta")) | own)
 
 
 def modern_result(method: str, result: Raw | bytes, server: bytes = NOBODY.info) -> bytes:
@@ -1742,11 +1731,11 @@ def _in_short(schema: Any, deep: int = 32) -> Any:
         return {}
     if isinstance(schema, list):
         return [_in_short(one, deep - 1) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
     words = ("description", "title", "$comment")
-    is_word = isinstance(schema, dict) and (lambda key, one: key in words and isinstance(one, str))
-    return (
-        {key: _in_short(one, deep - 1) for key, one in schema.items() if not is_word(key, one)} if is_word else schema
-    )
+    kept = {key: one for key, one in schema.items() if key not in words or not isinstance(one, str)}
+    return {key: _in_short(one, deep - 1) for key, one in kept.items()}
 
 
 # What people say and tools call otherwise: the words of a row stand for each other; before `>`, for those after it.
@@ -2220,13 +2209,10 @@ def page_question(asker: str, call: str, asked: Fields, waits: float, **more: An
 def said_on_page(reply: Reply) -> Reply:
     """An elicitation's result. Whatever went wrong is no answer, and never accept."""
     said = object_of(reply.result)
-    match value_of(said.get("action")):
-        case "accept":
-            return Reply(Raw(encode({key: said[key] for key in ("action", "content") if key in said})), None)
-        case "decline":
-            return Reply(Raw(DECLINE), None)
-        case _:
-            return Reply(Raw(CANCEL), None)
+    action = value_of(said.get("action"))
+    if action == "accept":
+        return Reply(Raw(encode({key: said[key] for key in ("action", "content") if key in said})), None)
+    return Reply(Raw(DECLINE if action == "decline" else CANCEL), None)
 
 
 def named_message(asked: Fields, server: str) -> Raw:
@@ -2276,17 +2262,11 @@ def judge_all(
     return verdicts
 
 
-class TaskInputs(NamedTuple):
-    """A task that waits for input, as the host may see it, and what is answered here, by question. `is_refused`: it
-    asked for what it may not, and is to be cancelled."""
-
-    body: Fields
-    answered: dict[str, Raw]
-    is_refused: bool = False
-
-
-def judge_task(body: Fields, server: str, options: ServerOptions, host: Fields, told: Fields) -> TaskInputs:
-    """What a modern server's task asks for while it runs (the tasks extension, tasks/get and notifications/tasks)."""
+def judge_task(
+    body: Fields, server: str, options: ServerOptions, host: Fields, told: Fields
+) -> tuple[Fields, dict[str, Raw] | None]:
+    """A modern server's task that asks while it runs (the tasks extension, tasks/get and notifications/tasks), as the
+    host may see it; and what is answered here, by question. None: it asked for what it may not, and is to be ended."""
     shown, answered = Fields(), dict[str, Raw]()
     requests = object_of(body.get("inputRequests"))
     try:
@@ -2299,10 +2279,10 @@ def judge_task(body: Fields, server: str, options: ServerOptions, host: Fields, 
     except RpcError as wrong:
         error = error_body(RpcError(INTERNAL_ERROR, f"mcpmux: {server} asked in vain: {wrong}"))
         failed = {"status": Raw(b'"failed"'), "error": Raw(error)}
-        return TaskInputs(without(body, "inputRequests") | failed, {}, is_refused=True)
+        return without(body, "inputRequests") | failed, None
     if shown:
-        return TaskInputs(body | {"inputRequests": Raw(encode(shown))}, answered)
-    return TaskInputs(without(body, "inputRequests") | {"status": Raw(b'"working"')}, answered)
+        return body | {"inputRequests": Raw(encode(shown))}, answered
+    return without(body, "inputRequests") | {"status": Raw(b'"working"')}, answered
 
 
 def table_roots(options: ServerOptions) -> bytes:
@@ -2819,7 +2799,8 @@ class Pending(Struct, eq=False):
 class InFlight:
     """The one table of requests of ours: `open` and `settle` are its only doors."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Out) -> None:
+        self._out = out  # for the time
         self._by_id: dict[int | None, Pending] = {}
         self._owed: dict[Name, dict[int, Pending]] = {}
         self._asked: dict[str, dict[bytes, Pending]] = {}  # servers' questions, by their own ids
@@ -2827,29 +2808,16 @@ class InFlight:
         self.get = self._by_id.get  # by number
 
     def open(
-        self,
-        peer: Name,
-        asker: Asker,
-        method: str,
-        now: float,
-        patience: float,
-        limit: float | None = None,
-        *,
-        ask: Ask | None = None,
-        server: str = "",
-        server_id: bytes = b"",
+        self, peer: Name, asker: Asker, method: str, patience: float, *, server: str = "", server_id: bytes = b""
     ) -> Pending:
         self._minted += 1
-        number, most = self._minted, now + (patience if limit is None else limit)
-        caller = ask.caller if ask else None
-        pending = Pending(
-            number, peer, asker, method, patience, now, now + patience, most, ask, caller, server, server_id
-        )
-        self._by_id[number] = pending
-        self._owed.setdefault(peer, {})[number] = pending
+        number, now = self._minted, self._out.now
+        until = now + patience
+        pending = Pending(number, peer, asker, method, patience, now, until, until, server=server)
+        self._by_id[number] = self._owed.setdefault(peer, {})[number] = pending
         if server:
-            pending.server_id = server_id = server_id or b"%d" % number  # mcpmux's own have none
-            self._asked.setdefault(server, {})[server_id] = pending
+            pending.server_id = server_id or b"%d" % number  # mcpmux's own have none
+            self._asked.setdefault(server, {})[pending.server_id] = pending
         return pending
 
     def settle(self, pending: Pending) -> None:
@@ -3295,8 +3263,9 @@ class Calls(Asker):
         if is_open and ask.caller.modern and (refusal := self._foreign_state(server, ask.caller, params)):
             return refusal
         seconds = patience or server.options.tool_timeout_sec
-        most = patience or seconds * PROGRESS_CAP
-        pending = self._in_flight.open(name, asker or self, ask.method, self._out.now, seconds, most, ask=ask)
+        pending = self._in_flight.open(name, asker or self, ask.method, seconds)
+        pending.limit = pending.opened + (patience or seconds * PROGRESS_CAP)
+        pending.ask, pending.caller = ask, ask.caller
         pending.wrapped, pending.token = wrapped, progress_token(params)
         ask.by, ask.number = self, pending.id
         if ask.method in CARRIERS and (ask.caller.modern or server.modern or self.own.page or not is_open):
@@ -3341,8 +3310,9 @@ class Calls(Asker):
         if caller and server.modern:
             level = caller.level or (None if caller.modern else self._host.level)
             params = enveloped({} if params is UNSET else params, caller, encode(self.told(server, caller)), level)
-        elif caller and caller.modern and params is not UNSET:
-            params = without_envelope(params)
+        elif caller and caller.modern and params is not UNSET:  # Python's SDK refuses an envelope in the legacy era
+            meta = without(object_of(params.get("_meta")), *ENVELOPE_KEYS)
+            params = with_meta(without(params, *OF_RETRY), meta)
             if caller.level:
                 self.tell_level(server)
         line = UNSET if params is UNSET else encode(params)
@@ -3353,7 +3323,7 @@ class Calls(Asker):
     ) -> Pending:
         """One of our own, for a server that runs: sent as it is, in the envelope of a modern server."""
         seconds = patience or server.options.tool_timeout_sec
-        pending = self._in_flight.open(server.peer, asker, method, self._out.now, seconds)
+        pending = self._in_flight.open(server.peer, asker, method, seconds)
         self.watch(pending)
         if server.modern:
             starter = server.run.starter
@@ -3706,14 +3676,14 @@ class Tasks(Asker):
     def shown_to(self, caller: Caller, server: Facts, body: Fields) -> Fields:
         """A task that waits for input, as this host may see it; what it may not be asked is answered here."""
         told = self._calls.told(server, caller)
-        inputs = judge_task(body, server.name, server.options, caller.capabilities, told)
+        fit, answered = judge_task(body, server.name, server.options, caller.capabilities, told)
         id = {"taskId": body.get("taskId", Raw(b"null"))}
-        if inputs.is_refused:
+        if answered is None:
             self._calls.request(server, "tasks/cancel", encode(id), UNHEARD)
-        elif inputs.answered:
-            answers = {**id, "inputResponses": Raw(encode(inputs.answered))}
+        elif answered:
+            answers = {**id, "inputResponses": Raw(encode(answered))}
             self._calls.request(server, "tasks/update", encode(answers), UNHEARD)
-        return inputs.body
+        return fit
 
     def all(self, names: list[str]) -> Steps:
         """tasks/list: server by server, page by page; one that fails contributes nothing, and nobody another's."""
@@ -4138,11 +4108,10 @@ class Turns(Asker):
         if wait > patience:
             text = f"{server} has made {limits.requests_per_minute} requests in a minute; free again in {wait} s"
             raise limit_reached("requests_per_minute", text, wait)
-        now, method = self._out.now, QUESTIONS[0]
-        pending = self._in_flight.open(Peer.TURN, self, method, now, FOREVER, server=server, server_id=id)
+        pending = self._in_flight.open(Peer.TURN, self, QUESTIONS[0], FOREVER, server=server, server_id=id)
         pending.heir, pending.is_sent = heir, False
         pending.params = {} if params is UNSET else {key: raw.copy() for key, raw in object_of(params).items()}
-        line[pending.id] = now + patience
+        line[pending.id] = self._out.now + patience
         self._serve(server)
         return pending
 
@@ -4392,8 +4361,7 @@ class Questions(Asker):
     ) -> Pending:
         """Raises `RpcError` if it is more than hosts take."""
         name, seconds = server.name, self._host.options.input_timeout_sec
-        now = self._out.now
-        pending = self._in_flight.open(Peer.HOST, asker or self, method, now, seconds, server=name, server_id=id)
+        pending = self._in_flight.open(Peer.HOST, asker or self, method, seconds, server=name, server_id=id)
         fields = object_of(params)
         pending.calls = () if asker else self._calls_of(server, fields)
         server.run.remember_pages([fields])
@@ -4413,11 +4381,11 @@ class Questions(Asker):
 
     def ask_for_us(self, form: Fields, asker: Asker) -> Pending:
         """A question of mcpmux's own, for a legacy host."""
-        seconds, method = self._host.options.input_timeout_sec, QUESTIONS[1]
-        pending = self._in_flight.open(Peer.HOST, asker, method, self._out.now, seconds, server=OURSELVES)
+        seconds = self._host.options.input_timeout_sec
+        pending = self._in_flight.open(Peer.HOST, asker, QUESTIONS[1], seconds, server=OURSELVES)
         self._calls.watch(pending)
         params = encode(form | {"message": named_message(form, OURSELVES)})
-        self._host.tell(OURSELVES, request_line(pending.id, method, params), question=pending.id)
+        self._host.tell(OURSELVES, request_line(pending.id, pending.method, params), question=pending.id)
         return pending
 
     def sample(self, server: Facts, id: bytes, params: Raw | UnsetType, asker: Asker | None = None) -> Pending:
@@ -4442,7 +4410,7 @@ class Questions(Asker):
         if self._on_page.wait(name, PAGE_MOST, now):
             raise RpcError(INTERNAL_ERROR, f"mcpmux: {name} has asked the person {PAGE_MOST} times within a minute")
         self._on_page.count(name, now)
-        pending = self._in_flight.open(Peer.PAGE, asker or self, "ask", now, waits, server=name, server_id=id)
+        pending = self._in_flight.open(Peer.PAGE, asker or self, "ask", waits, server=name, server_id=id)
         pending.calls = () if asker else self._calls_of(server, asked)
         self._asked(server)
         self._put_to_page(pending, asked, call)
@@ -4451,7 +4419,7 @@ class Questions(Asker):
     def show(self, asker: Asker, asked: Fields, call: Pending | None = None, what: str = "", **more: Any) -> Pending:
         """A question of mcpmux's own, for the page. `call` is the one that waits, `what` the tool that it is about."""
         waits = self.patience_of(call and call.ask)
-        pending = self._in_flight.open(Peer.PAGE, asker, "ask", self._out.now, waits, server=OURSELVES)
+        pending = self._in_flight.open(Peer.PAGE, asker, "ask", waits, server=OURSELVES)
         self._put_to_page(pending, asked, call, what, **more)
         return pending
 
@@ -4464,7 +4432,7 @@ class Questions(Asker):
         self._calls.put(self.own[Peer.PAGE], pending, question)
 
     def open_page(self) -> None:
-        pending = self._in_flight.open(Peer.PAGE, UNHEARD, "open", self._out.now, PAGE_OPENS, server=OURSELVES)
+        pending = self._in_flight.open(Peer.PAGE, UNHEARD, "open", PAGE_OPENS, server=OURSELVES)
         self._calls.put(self.own[Peer.PAGE], pending, {})
 
     def patience_of(self, ask: Ask | None) -> float:
@@ -4511,8 +4479,7 @@ class Questions(Asker):
     # ── what waits for a modern host's next call ──
 
     def _for_later(self, server: Facts, id: bytes, method: str, params: Raw | UnsetType) -> Pending:
-        name, now = server.name, self._out.now
-        question = self._in_flight.open(Peer.NEXT, self, method, now, FOREVER, server=name, server_id=id)
+        question = self._in_flight.open(Peer.NEXT, self, method, FOREVER, server=server.name, server_id=id)
         question.is_sent, question.params = False, object_of(params)
         question.calls = self._calls_of(server, question.params)
         return question
@@ -5549,7 +5516,7 @@ class Consents(Asker):
 
     def _carried_by(self, call: Pending, server: Facts, one: Consent, form: Fields, *, in_round: bool) -> None:
         """A modern host's next request is to bring the answer."""
-        own = self._in_flight.open(Peer.NEXT, self, QUESTIONS[1], self._out.now, FOREVER, server=OURSELVES)
+        own = self._in_flight.open(Peer.NEXT, self, QUESTIONS[1], FOREVER, server=OURSELVES)
         own.is_sent = False
         self._begin(one, own)
         if in_round:
@@ -6984,9 +6951,9 @@ class Core:
         self._has_page = has_page
         self.servers: dict[str, Facts] = {name: Facts(name, table) for name, table in servers.items()}
         self.servers |= {name: broken_server(name, reason) for name, reason in (broken or {}).items()}
-        self.out, self.in_flight = Out(), InFlight()
-        self.host = HostEnd(self.out, options)
-        ground = Ground(self.out, self.in_flight, self.host, self.servers)
+        out = self.out = Out()
+        self.in_flight, self.host = InFlight(out), HostEnd(out, options)
+        ground = Ground(out, self.in_flight, self.host, self.servers)
         idle = ((Peer.SAMPLER, SAMPLER_IDLE), (Peer.PAGE, PAGE_IDLE))
         own: dict[Name, Facts] = {peer: Facts(peer, ServerOptions(idle_timeout_sec=most)) for peer, most in idle}
         self.sampler = own[Peer.SAMPLER]
@@ -12558,11 +12525,9 @@ class Page:
         ]
         gone = [id for id in tab.cards if id not in self._asked]
         tab.cards = {one.id for one in shown}
-        about = {"host": self._title(), "lately": list(self._lately), "more": len(self._asked) - len(shown), "say": say}
+        title = f"mcpmux · {in_a_line(self.setup.host)}" if self.setup.host else "mcpmux"
+        about = {"host": title, "lately": list(self._lately), "more": len(self._asked) - len(shown), "say": say}
         tab.news.put_nowait({"add": add, "gone": gone, **about})
-
-    def _title(self) -> str:
-        return f"mcpmux · {in_a_line(self.setup.host)}" if self.setup.host else "mcpmux"
 
     # ── over HTTP ──
 
