@@ -809,18 +809,14 @@ SKILLS_EXTENSION: Final = _OF_MCP + "skills"
 # Extensions whose methods mcpmux knows how to share among servers. Another one is passed on where one server has it.
 EXTENSIONS: Final = (TASKS_EXTENSION, SKILLS_EXTENSION, _OF_MCP + "ui")
 MERGED_METHODS: Final = {"skills/list": (SKILLS_EXTENSION, "skills")}  # whose lists become one, under this key
-METHODS_BY_URI: Final = ("skills/get", "resources/directory/read")
+SUBSCRIBING: Final = ("resources/subscribe", "resources/unsubscribe")
+METHODS_BY_URI: Final = ("resources/read", *SUBSCRIBING, "skills/get", "resources/directory/read")
 RELATED_TASK: Final = _OF_MCP + "related-task"
 OF_RETRY: Final = ("inputResponses", "requestState")  # params that a call has only when it is made again
 CARRIERS: Final = ("tools/call", "prompts/get", "resources/read")  # in the middle of these a server may ask
-LEGACY_ONLY: Final = frozenset(
-    {"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe", "tasks/list", "tasks/result"}
-)
+LEGACY_ONLY: Final = frozenset({"ping", "logging/setLevel", *SUBSCRIBING, "tasks/list", "tasks/result"})
 MODERN_ONLY: Final = frozenset({"server/discover", "subscriptions/listen", "tasks/update"})
-CACHEABLE: Final = (
-    *("tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read"),
-    *("skills/list", "skills/get"),
-)
+CACHEABLE: Final = (*LISTS, "resources/read", "skills/list", "skills/get")
 LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 TERMINAL: Final = ("completed", "failed", "cancelled")  # a task's last statuses
 HOST_TASK_METHODS: Final = ("tasks/get", "tasks/result", "tasks/cancel", "tasks/list")
@@ -1225,7 +1221,9 @@ def fit_entry(method: str, raw: Raw, options: ServerOptions) -> Entry | str | No
             entry[key] = _edited(entry[key], _fitting(fields_of(entry[key]), {}))
     if "icons" in entry and not all(isinstance(object_of(icon).get("src"), Raw) for icon in items_of(entry["icons"])):
         del entry["icons"]
-    if wrong := _FITS[method](entry, name, options):
+    # What else it needs; it is edited in place, or it is said why it cannot be made valid.
+    fit = {"tools/list": _fit_tool, "prompts/list": _fit_prompt}.get(method, _fit_resource)
+    if wrong := fit(entry, name, options):
         return wrong
     output, wrapped = entry.get("outputSchema"), False
     if method == "tools/list" and output is not None:
@@ -1274,13 +1272,6 @@ def _fit_resource(entry: Fields, uri: str, options: ServerOptions) -> str | None
     return None
 
 
-# What else the entries of each list need; each is edited in place, or it is said why it cannot be made valid.
-_FITS: Final[dict[str, Callable[[Fields, str, ServerOptions], str | None]]] = {
-    "tools/list": _fit_tool,
-    "prompts/list": _fit_prompt,
-    "resources/list": _fit_resource,
-    "resources/templates/list": _fit_resource,
-}
 Types = Mapping[str, type | tuple[type, ...]]
 _ENTRY_TYPES: Final[Types] = {
     **dict.fromkeys(("title", "description", "mimeType"), str),
@@ -1987,7 +1978,6 @@ class ToolSearch:
         return [one for one in found if one.route.server == server][:most]
 
     def nothing_found(self, given: Mapping[str, Any], lost: Iterable[str]) -> bytes:
-        """What to try next."""
         query, server = str(given["query"])[:TEXT_MOST], given.get("server")
         known = {piece.lower() for route in self._tools.values() for piece in _PIECE.findall(route.entry.shown)}
         like = [near for piece in _PIECE.findall(query) if (near := nearest(piece.lower(), known))]
@@ -2021,8 +2011,6 @@ class Forward(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Answered here."""
-
     result: bytes
 
 
@@ -2139,7 +2127,6 @@ def who_allows(options: ServerOptions, approve: str, decided: str) -> str | None
 
 
 def consents(approve: str) -> Mapping[str, str]:
-    """What the person may answer."""
     return CONSENTS if approve == "first" else {key: CONSENTS[key] for key in ("once", "no", "never")}
 
 
@@ -2561,7 +2548,6 @@ class Out:
             return False
 
     def bug(self, bug: Exception) -> None:
-        """What went wrong, and on which way."""
         self.log("error", f"a bug in mcpmux {__version__}, please report it: {bug!r} in {way_of(bug)}")
 
     def timer(self, kind: str, name: Name, at: float | None) -> None:
@@ -3114,7 +3100,6 @@ class Merged:
         return self._made
 
     def view(self, caller: Caller) -> View:
-        """What this host is shown of it."""
         if self._made and not self._host.may_differ:
             return self._whole
         catalogue = self.catalogue  # it is made here, if need be
@@ -4312,7 +4297,6 @@ class Questions(Asker):
                 self.ask_host(server, id, method, shown_params)
 
     def caller_of(self, server: Facts, call: Pending | None) -> Caller:
-        """Who would be asked."""
         if call and call.ask:
             return call.ask.caller
         return self._host.legacy if self._host.revision else server.run.starter
@@ -4655,8 +4639,6 @@ def next_phase(phase: Phase, turn: Turn) -> Phase:
 
 
 class Question(Struct):
-    """One thing that a server wants of the host."""
-
     shown: Raw  # as an entry of `inputRequests`; b"" if the host is not asked for it
     number: int = 0  # in the in-flight table; 0 if nothing is open for it
     is_open: bool = True
@@ -4944,7 +4926,6 @@ class Rounds(Asker):
         ask.by, ask.number = self, found.id
 
     def _expire(self, parked: Round) -> None:
-        """The host never came back."""
         is_open = self._is_parked_call(parked)
         self._close(parked, Turn.DUE)
         text = f"mcpmux: nobody has answered within {self._host.options.input_timeout_sec:g} s (input_timeout_sec)"
@@ -5735,7 +5716,6 @@ def find_era(name: str, ways: Iterable[str], *, is_free: bool) -> Search:
 
 
 def said_in(reply: Reply, otherwise: str | None) -> str:
-    """An error's message."""
     return str(value_of(object_of(reply.error).get("message"), otherwise))[:TEXT_MOST]
 
 
@@ -5926,7 +5906,6 @@ class Lists:
             left_out.append(what)
 
     def read(self, reading: Reading) -> None:
-        """A list has been read, or could not be."""
         server, method = self._servers[reading.name], reading.method
         server.unread.pop(method, None)
         if reading.problem:
@@ -6039,20 +6018,17 @@ class Life:
     def use(self, server: Facts) -> None:
         if self.is_ending:
             return
-        match server.state:
-            case State.IDLE | State.STOPPED:
-                server.wanted = False
-                server.state = next_state(server.state, Moment.USE)
-                server.settling = server.settling or (not server.known and isinstance(server.peer, str))
-                number, now = server.run.number + 1, self._out.now
-                server.run = Run(number, self._host.caller, now)
-                self._out.log("debug", f"= {server.name} starting")
-                self._out.put(Start(server.peer, number))
-                self._out.timer("late", server.peer, now + server.options.startup_timeout_sec)
-            case State.BACKOFF | State.STOPPING:
-                server.wanted = True
-            case State.STARTING | State.READY | State.FAILED:
-                pass
+        if server.state in (State.BACKOFF, State.STOPPING):
+            server.wanted = True
+        if server.state in (State.IDLE, State.STOPPED):
+            server.wanted = False
+            server.state = next_state(server.state, Moment.USE)
+            server.settling = server.settling or (not server.known and isinstance(server.peer, str))
+            number, now = server.run.number + 1, self._out.now
+            server.run = Run(number, self._host.caller, now)
+            self._out.log("debug", f"= {server.name} starting")
+            self._out.put(Start(server.peer, number))
+            self._out.timer("late", server.peer, now + server.options.startup_timeout_sec)
 
     def wait_for(self, server: Facts) -> None:
         """Who asks for something of it waits until it is listed, once more."""
@@ -6074,7 +6050,6 @@ class Life:
                 self.open(server)
 
     def met(self, server: Facts, met: Met) -> None:
-        """It has said what it is."""
         run = server.run
         server.state = next_state(server.state, Moment.UP)
         server.trouble, server.hint = None, ""
@@ -6258,7 +6233,6 @@ class Life:
             self.use(server)
 
     def wake(self, server: Facts, *states: State) -> None:
-        """It need not rest any longer."""
         if server.state in states:
             server.state = next_state(server.state, Moment.DUE)
             self._out.timer("rested", server.peer, None)
@@ -6280,7 +6254,6 @@ class Life:
             self._calls.forget(server, text)
 
     def end(self) -> None:
-        """mcpmux stops: every process does."""
         self.is_ending = True
         for server in (*self._servers.values(), *self.own.values()):
             if server.state in (State.STARTING, State.READY):
@@ -6376,7 +6349,7 @@ class Finder:
             owners = [subscribed]
         if not owners and self._hold(ask):
             return
-        if ask.method in ("resources/subscribe", "resources/unsubscribe"):
+        if ask.method in SUBSCRIBING:
             owners = self._subscribable(owners or self._guesses(uri), uri)
             if (server := self._servers[owners[0]]).modern:
                 wanted = ask.method == "resources/subscribe"
@@ -6417,14 +6390,13 @@ class Finder:
         """Each server that may have a URI is asked, until one knows it: by a template a match is a guess too, and one
         that is a mere guess is not waited for as long."""
         refusal = None
-        is_subscription = ask.method in ("resources/subscribe", "resources/unsubscribe")
         for name in owners or self._guesses(uri):
             server = self._servers.get(name)  # it may have left the config meanwhile
             if server is None or name in self._out.clogged:
                 continue
             start = 0.0 if server.is_open else server.options.startup_timeout_sec
             patience = None if owners else URI_PROBE_TIMEOUT + start
-            if is_subscription:
+            if ask.method in SUBSCRIBING:
                 reply = yield from self._subscriptions.steps(ask, name, uri, patience)
             else:
                 reply = yield Step(name, ask.method, ask.fields, patience)
@@ -6510,9 +6482,6 @@ class Router:
             **dict.fromkeys(LISTS, self._list),
             "tools/call": self._call_tool,
             "prompts/get": self._get_prompt,
-            "resources/read": find.by_uri,
-            "resources/subscribe": find.by_uri,
-            "resources/unsubscribe": find.by_uri,
             "completion/complete": self._complete,
             "logging/setLevel": self._set_level,
             **dict.fromkeys(METHODS_BY_URI, find.by_uri),
@@ -6774,13 +6743,12 @@ class Router:
             params["ref"] = Raw(encode(ref))
         else:
             uri = text_in(ref, "uri")
-            found = next((server for template, server in catalogue.templates if template == uri), None)
-            found = found or next(iter(catalogue.owners_of(uri)), None)
-            if found is None:
+            owners = [server for template, server in catalogue.templates if template == uri]
+            if not (owners := owners or catalogue.owners_of(uri)):
                 if not self._hold(ask):
                     raise RpcError(INVALID_PARAMS, f"no server has a resource template {uri}")
                 return
-            owner = found
+            owner = owners[0]
         server = self._servers[owner]  # 2024-11-05 had completion and no capability for it
         if offers(server.capabilities, "completions") or server.revision in ("", LEGACY_REVISIONS[-1]):
             self._sent(ask, self._calls.forward(ask, owner, params))
@@ -12006,15 +11974,13 @@ def choices_of(field: dict[str, Any]) -> list[tuple[Any, Any]]:
         field = field.get("items", {})
     if titled := field.get("oneOf") or field.get("anyOf"):
         return [(str(one.get("const")), one.get("title", one.get("const"))) for one in titled]
-    values = field.get("enum", [])
-    names = field.get("enumNames", [])
+    values, names = field.get("enum", []), field.get("enumNames", [])
     return list(zip(values, names if len(names) == len(values) else values, strict=True))
 
 
 def typed(text: str, field: dict[str, Any]) -> Any:
     """What a person has typed as the value that a field takes. Raises `ValueError` that says what is expected."""
-    choices = choices_of(field)
-    kind = field.get("type")
+    choices, kind = choices_of(field), field.get("type")
     if kind == "array":
         return several((_chosen(word.strip(), choices) for word in text.split(",") if word.strip()), field)
     if choices:
@@ -12062,10 +12028,12 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def _within(number: float, field: dict[str, Any], least: str, most: str, what: str) -> None:
-    low, high = field.get(least), field.get(most)
-    if (low is not None and number < low) or (high is not None and number > high):
-        bounds = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]
-        raise ValueError(f"{what}: {', '.join(bound for bound in bounds if bound)}")
+    if not field.get(least, number) <= number <= field.get(most, number):
+        raise ValueError(f"{what}: {', '.join(_bounds(field, least, most))}")
+
+
+def _bounds(field: dict[str, Any], least: str, most: str) -> list[str]:
+    return [f"at {word} {field[key]}" for word, key in (("least", least), ("most", most)) if key in field]
 
 
 def given(value: Any, field: dict[str, Any]) -> Any:
@@ -12101,25 +12069,25 @@ def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
     if choices or kind == "array":
         preset = default if isinstance(default, list) else [default]
         view |= {"many": kind == "array", "choices": [harmless(str(shown)) for _, shown in choices]}
-        view["about"] = _bounds(field, "minItems", "maxItems", "to choose:") if kind == "array" else ""
+        view["about"] = _about(field, "minItems", "maxItems", "to choose:") if kind == "array" else ""
         view["preset"] = [at for at, (value, _) in enumerate(choices) if value in preset and default is not None]
         return view
     limits: dict[str, Any]
     if kind in ("integer", "number"):
         limits = {"min": field.get("minimum"), "max": field.get("maximum"), "step": 1 if kind == "integer" else "any"}
-        about = _bounds(field, "minimum", "maximum", "an integer:" if kind == "integer" else "a number:")
+        about = _about(field, "minimum", "maximum", "an integer:" if kind == "integer" else "a number:")
     else:
         limits = {"minlength": field.get("minLength"), "maxlength": field.get("maxLength")}
         limits |= {"step": 1} if field.get("format") == "date-time" else {}
-        about = _bounds(field, "minLength", "maxLength", "characters:")
+        about = _about(field, "minLength", "maxLength", "characters:")
     is_long = limits.get("maxlength", 0) is None and not field.get("format") and "\n" in str(default)
     usual = _INPUTS.get(field.get("format", ""), "area" if is_long or (limits.get("maxlength") or 0) > 300 else "text")
     view["input"] = {"input": "number" if "min" in limits else usual} | limits
     return view | {"about": about} | ({} if default is None else {"preset": harmless(str(default))})
 
 
-def _bounds(field: dict[str, Any], least: str, most: str, what: str) -> str:
-    bounds = [f"at {word} {field[key]}" for word, key in (("least", least), ("most", most)) if key in field]
+def _about(field: dict[str, Any], least: str, most: str, what: str) -> str:
+    bounds = _bounds(field, least, most)
     return f"{what} {' and '.join(bounds)}" if bounds else what.rstrip(":") if what.startswith("an ") else ""
 
 
@@ -12356,8 +12324,6 @@ def _is_boxed() -> bool:
 
 
 class PageSetup(Struct):
-    """The child's first line."""
-
     host: str
     opener: Opener
 
@@ -12400,7 +12366,6 @@ class Page:
     # ── what mcpmux says ──
 
     def take(self, message: Envelope) -> None:
-        """A line from it."""
         params = object_of(message.params)
         number = None if message.id is UNSET else number_of_id(message.id)
         if message.method == CANCELLED:
