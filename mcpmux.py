@@ -3706,9 +3706,7 @@ class Tasks(Asker):
 
     def progressing(self, number: int | None) -> Pending | None:
         """The request whose token goes on with its task."""
-        if number not in self._progress:
-            return None
-        book, id = self._progress[number]
+        book, id = self._progress.get(number or 0, (self.of_servers, None))
         task = book.get(id)
         return task and task.pending
 
@@ -4481,24 +4479,21 @@ class Questions(Asker):
             assert call.ask
             params = Raw(encode(question.params or {}))
             try:
-                verdict = self.judge(server, question.method, params, call.ask.caller)
-                if isinstance(verdict, Forward):
-                    self.rounds.join(server, call, question, verdict.params)
-                    continue
-                if isinstance(verdict, Answer):
-                    reply = Reply(Raw(verdict.result), None)
-                else:
-                    self._in_flight.settle(question)
-                    if isinstance(verdict, OnPage):
-                        self.ask_page(server, question.server_id, verdict.params, call)
-                    else:
+                match self.judge(server, question.method, params, call.ask.caller):
+                    case Forward(shown_params):
+                        self.rounds.join(server, call, question, shown_params)
+                    case Answer(result):
+                        self._calls.end(question, Reply(Raw(result), None))
+                    case OnPage(asked):
+                        self._in_flight.settle(question)
+                        self.ask_page(server, question.server_id, asked, call)
+                    case Locally():
+                        self._in_flight.settle(question)
                         self.sample(server, question.server_id, params)
-                    continue
             except RpcError as error:
-                reply = Reply(None, error_body(error))
-            if self._in_flight.get(question.id) is question:
-                self._in_flight.settle(question)
-            self.ended(question, reply)
+                if self._in_flight.get(question.id) is question:
+                    self._in_flight.settle(question)
+                self.ended(question, Reply(None, error_body(error)))
 
     def orphans_due(self, name: Name) -> None:
         """Nobody called this server for a while. While one of its calls is parked, there is hope."""
@@ -4991,13 +4986,8 @@ class Rounds(Asker):
         parks = ask.caller.modern and bool(forwarded or is_ours or (ask.approved and not verdicts))
         opened = self._begin(shown(call.peer), call, ask, Phase.PARKED if parks else Phase.GATHERING)
         opened.state = None if state is None else state.copy()
-        if not parks:
-            self._wait_for(opened, ask)
-        for key, verdict in verdicts.items():
-            if self._open.get(opened.id) is not opened or opened.kept:
-                break  # one of them has failed already
-            self._fulfil(server, opened, key, verdict, object_of(requests[key]), parks=parks)
-        if self._open.get(opened.id) is not opened:
+        self._fulfil_all(server, opened, verdicts, requests, parks=parks)
+        if opened.phase is Phase.OVER:
             return
         if opened.kept:  # the host need not be asked the rest
             self._close(opened, Turn.END)
@@ -5009,6 +4999,16 @@ class Rounds(Asker):
             self._out.timer("round", str(opened.id), self._out.now + STATE_ONLY_WAIT)
         elif not opened.has_open:
             self._try_again(opened, Turn.COMPLETE)
+
+    def _fulfil_all(
+        self, server: Facts, opened: Round, verdicts: Mapping[str, Verdict], requests: Fields, *, parks: bool
+    ) -> None:
+        if not parks:
+            self._wait_for(opened, opened.ask)
+        for key, verdict in verdicts.items():
+            if opened.phase is Phase.OVER or opened.kept:
+                break  # one of them has failed already
+            self._fulfil(server, opened, key, verdict, object_of(requests[key]), parks=parks)
 
     def _fulfil(
         self, server: Facts, opened: Round, key: str, verdict: Verdict, request: Fields, *, parks: bool
@@ -5102,21 +5102,15 @@ class Rounds(Asker):
             call.asker.withdrawn(call)
             return
         opened = self._begin(shown(call.peer), call, ask, Phase.GATHERING if on_page else Phase.PARKED)
-        for page in pages:
-            if isinstance(name := value_of(page.get("elicitationId")), str):
-                opened.pages[name] = False
-        opened.pages = opened.pages or {"": False}
-        if on_page:
-            self._wait_for(opened, ask)
+        names = [value_of(page.get("elicitationId")) for page in pages]
+        opened.pages = {name: False for name in names if isinstance(name, str)} or {"": False}
+        verdicts: dict[str, Verdict] = {}
         for number, page in enumerate(pages):
-            if opened.phase is Phase.OVER:
-                return  # one of them could not be asked
-            asked = page | {"mode": Raw(b'"url"'), "message": page.get("message", Raw(b'""'))}
-            asked.pop("elicitationId", None)
+            asked = without(page, "elicitationId") | {"mode": Raw(b'"url"'), "message": page.get("message", Raw(b'""'))}
             named = asked | {"message": named_message(asked, server.name)}
-            verdict = OnPage(asked) if on_page else Forward(encode(named))
-            request = {"method": Raw(encode(QUESTIONS[1]))}
-            self._fulfil(server, opened, f"{server.name}-{number}", verdict, request, parks=True)
+            verdicts[f"{server.name}-{number}"] = OnPage(asked) if on_page else Forward(encode(named))
+        requests = dict.fromkeys(verdicts, Raw(encode({"method": QUESTIONS[1]})))
+        self._fulfil_all(server, opened, verdicts, requests, parks=not on_page)
         if not on_page:
             self._put_to_host(opened, ask)
 
