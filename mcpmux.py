@@ -458,17 +458,13 @@ class Reply(NamedTuple):
 
 
 class TooLong(NamedTuple):
-    """What is kept of a line over the limit: enough to see whose it was."""
-
-    size: int
-    head: bytes
+    size: int  # of a line over the limit
+    head: bytes  # and enough of it to see whose it was
     tail: bytes
 
 
 class Unread(NamedTuple):
-    """A message that cannot be read, as far as it may be known whose it was."""
-
-    head: bytes
+    head: bytes  # of a message that cannot be read: whose it was may be known by its ends
     tail: bytes
     reason: str
     code: int
@@ -1065,10 +1061,8 @@ class Entry(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Who owns a name, and what it is called there."""
-
-    server: str
-    name: str
+    server: str  # that owns an exposed name
+    name: str  # and what it is called there
     entry: Entry
 
 
@@ -1156,9 +1150,7 @@ class Catalogue(Struct, frozen=True):
 
 
 class Pin(Struct):
-    """A tool as a person has accepted it. Its definition may differ by what its server was told."""
-
-    accepted: list[str] = []  # digests, the last one last
+    accepted: list[str] = []  # digests of a tool's definitions, the last one last: they may differ by what it was told
     shown: str = ""  # its definition then
 
 
@@ -1166,9 +1158,7 @@ Pins = dict[str, dict[str, Pin]]  # by server and its own name
 
 
 class Unlike(NamedTuple):
-    """A tool that is no longer as it was accepted."""
-
-    entry: Entry
+    entry: Entry  # a tool that is no longer as it was accepted
     digest: str
     pin: Pin
 
@@ -1684,12 +1674,10 @@ def unwrapped(fields: Fields) -> Fields:
 
 
 class Found(NamedTuple):
-    """A tool, how well it fits, and by which words: of the query, and of its own."""
-
     name: str
     route: Route
-    score: float = 0.0
-    words: Iterable[tuple[str, str]] = ()
+    score: float = 0.0  # how well the tool fits
+    words: Iterable[tuple[str, str]] = ()  # and by which: of the query, and of its own
 
 
 def answer_found(found: list[Found]) -> bytes:
@@ -1994,10 +1982,8 @@ class ToolSearch:
 
 
 class View(NamedTuple):
-    """What one host is shown of it all; `search` is there if most tools are to be found by it."""
-
-    catalogue: Catalogue
-    search: ToolSearch | None = None
+    catalogue: Catalogue  # what one host is shown of it all
+    search: ToolSearch | None = None  # by which most tools are to be found
 
 
 # ══ 6. Policy ════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -2005,9 +1991,7 @@ class View(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Put it to the host, with these params."""
-
-    params: Raw | bytes | UnsetType
+    params: Raw | bytes | UnsetType  # with these it is put to the host
 
 
 class Answer(NamedTuple):
@@ -2019,9 +2003,7 @@ class Locally(NamedTuple):
 
 
 class OnPage(NamedTuple):
-    """The person answers it, on the page of mcpmux."""
-
-    params: Fields
+    params: Fields  # for the person, who answers it on the page of mcpmux
 
 
 Verdict = Forward | Answer | Locally | OnPage
@@ -2350,15 +2332,11 @@ def called(name: Name) -> str:
 
 
 class HostLines(Struct):
-    """Whole lines from the host, as many as came at once."""
-
-    lines: list[bytes | TooLong]
+    lines: list[bytes | TooLong]  # whole ones, as many as came at once
 
 
 class HostGone(Struct):
-    """The host closed its end, or mcpmux was told to stop."""
-
-    reason: str
+    reason: str  # it closed its end, or mcpmux was told to stop
 
 
 class OfRun(Struct):
@@ -2377,9 +2355,7 @@ class ServerLines(OfRun):
 
 
 class ServerClogged(OfRun):
-    """A server's outbox went over its limit, or is empty again."""
-
-    clogged: bool
+    clogged: bool  # its outbox went over its limit; or that is empty again
 
 
 class ServerGone(OfRun):
@@ -2402,15 +2378,11 @@ class ConfigChanged(Struct):
 
 
 class ConsentsRead(Struct):
-    """By server, as it was decided for what it is now: `"always"` or `"never"`."""
-
-    consents: dict[str, str]
+    consents: dict[str, str]  # by server, as it was decided for what it is now: "always" or "never"
 
 
 class PinsRead(Struct):
-    """Another mcpmux, or a command, has accepted tools."""
-
-    pins: Pins
+    pins: Pins  # another mcpmux, or a command, has accepted tools
 
 
 class PageWanted(Struct):
@@ -2418,9 +2390,7 @@ class PageWanted(Struct):
 
 
 class TryAgain(Struct):
-    """What kept a server from serving may be over: somebody has logged in."""
-
-    server: str
+    server: str  # what kept it from serving may be over: somebody has logged in
 
 
 class TimerDue(Struct):
@@ -2451,29 +2421,21 @@ class Stop(OfRun): ...
 
 
 class SaveCatalogue(Struct):
-    """What is now known of a server, for the cache."""
-
     server: str
-    known: Known
+    known: Known  # now, for the cache
 
 
 class SaveNames(Struct):
-    """Who has which exposed name: whoever had it first keeps it, also in the next run."""
-
-    names: Names
+    names: Names  # whoever had one first keeps it, also in the next run
 
 
 class SaveConsent(Struct):
-    """The person has said `"always"` or `"never"` of a server's use of their model."""
-
     server: str
-    decision: str
+    decision: str  # of the person, on its use of their model: "always" or "never"
 
 
 class SavePins(Struct):
-    """What was accepted besides."""
-
-    pins: Pins
+    pins: Pins  # what was accepted besides
 
 
 class SetTimer(Struct):
@@ -3058,9 +3020,7 @@ class HostEnd:
 
 
 class Ground(NamedTuple):
-    """What all parts stand on."""
-
-    out: Out
+    out: Out  # what all parts stand on
     in_flight: InFlight
     host: HostEnd
     servers: dict[str, Facts]
@@ -5172,9 +5132,7 @@ class Rounds(Asker):
 
 
 class Approval(Struct, eq=False):
-    """One question to the person, from its asking to the decision."""
-
-    matter: Matter
+    matter: Matter  # of one question to the person, until that is decided
     asks: dict[bytes, Ask]  # the host's calls that wait for it
     unlike: list[Entry] = []  # or tools that have changed
 
@@ -5190,7 +5148,6 @@ class Approvals(Asker):
         self._out, self._in_flight, self._host, self._servers = ground
         self._merged, self._calls, self._questions, self._rounds = merged, calls, questions, rounds
         self._open: dict[int, Approval] = {}  # by the number of its question
-        self._number_of: dict[Matter, int] = {}
         self._allowed: set[tuple[str, str, str]] = set()  # until mcpmux ends
         self._decided: dict[Matter, tuple[str, float]] = {}  # after its host had given up, and until when it counts
         rounds.decided, rounds.holds = self._back, self._holds
@@ -5208,12 +5165,14 @@ class Approvals(Asker):
             return True
         if until > self._out.now:
             return self._settled(ask, matter, decision)
-        waiting = self._number_of.get(matter)
-        if waiting is not None:
+        if (waiting := self._number_of(matter)) is not None:
             self._wait(waiting, ask)
         else:
             self._put(ask, matter, ask.fields.get("arguments", Raw(b"{}")))
         return False
+
+    def _number_of(self, matter: Matter) -> int | None:
+        return next((number for number, one in self._open.items() if one.matter == matter), None)
 
     def _matter(self, ask: Ask, route: Route) -> Matter:
         arguments = ask.fields.get("arguments", Raw(b"{}"))
@@ -5255,14 +5214,14 @@ class Approvals(Asker):
             who = f"{matter.tool} of {matter.server} waits for the person (approve in its table)"
             self._host.fail(ask, f"{who}, and nobody can be asked: {why}")
             return
-        self._opened(question, Approval(matter, {}))
+        self._open[question.id] = Approval(matter, {})
         self._wait(question.id, ask)
 
     def compare(self, server: str) -> None:
         """Tools that have changed are shown to a person who looks at the page; it is not opened for them."""
         unlike = list(self._merged.withheld.get(server, {}).values())[:SHOWN_MOST]
         matter = Matter(server, "", "", "")
-        if not unlike or matter in self._number_of or not self._calls.own.page:
+        if not unlike or self._number_of(matter) is not None or not self._calls.own.page:
             return
         texts = [(one.entry.name, one.pin.shown, encode(definition(one.entry)).decode()) for one in unlike]
         shown = [
@@ -5272,10 +5231,7 @@ class Approvals(Asker):
         ]
         form = choice_form(f"Tools of {server} have changed. Use them as they are now?", CHANGED)
         question = self._questions.show(self, form, shown=shown)
-        self._opened(question, Approval(matter, {}, [one.entry for one in unlike]))
-
-    def _opened(self, question: Pending, approval: Approval) -> None:
-        self._open[question.id], self._number_of[approval.matter] = approval, question.id
+        self._open[question.id] = Approval(matter, {}, [one.entry for one in unlike])
 
     def _wait(self, number: int, ask: Ask) -> None:
         self._open[number].asks[ask.id] = ask
@@ -5320,9 +5276,7 @@ class Approvals(Asker):
 
     def _close(self, pending: Pending) -> Approval:
         self._out.timer("approval", str(pending.id), None)
-        approval = self._open.pop(pending.id)
-        del self._number_of[approval.matter]
-        return approval
+        return self._open.pop(pending.id)
 
     def _back(self, ask: Ask, matter: Matter, reply: Reply) -> None:
         """A modern host's retry."""
@@ -5352,9 +5306,7 @@ class Approvals(Asker):
 
 
 class Consent(Struct, eq=False):
-    """A request for the person's model, from the moment it needs them to their decision."""
-
-    pending: Pending
+    pending: Pending  # a request for the person's model, from the moment it needs them to their decision
     prepared: Fields  # what would be sent, to which models, at which price
     since: float
     reply: Reply | None = None  # what a model has answered, where that is to be looked at
@@ -5646,9 +5598,7 @@ class Hooks(Protocol):
 
 
 class Hello(NamedTuple):
-    """The next thing to say to a server whose era is looked for."""
-
-    method: str  # "" for nothing: a fresh process is wanted
+    method: str  # what to say next to a server whose era is looked for; "" for nothing: a fresh process is wanted
     silence: float | None = None  # seconds after which it is not waited for
 
 
@@ -5658,9 +5608,7 @@ class Quiet(Enum):
 
 
 class Met(NamedTuple):
-    """A server has said what it is."""
-
-    era: str
+    era: str  # as a server has said that it is
     revision: str
     body: Fields
     info: Raw | None
@@ -7171,7 +7119,6 @@ class Core:
         self._wanted &= kept.keys()
         gone = [name for name in former if name not in kept]
         for name in gone:
-            self._wanted.discard(name)
             self.tasks.removed(name)
             self.subscriptions.removed(name)
         new = ", ".join(server.name for server in started) or "none"
@@ -8314,6 +8261,11 @@ CLOSED: Final = -1  # in place of a log file's descriptor: it could not be writt
 LOG_WAITING_MOST: Final = MB  # what the disk has not taken yet; more is dropped, and said so
 
 
+def write_all(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
 class Journal:
     """mcpmux's own log (stderr) and each server's stderr (a file), written by one thread: neither a slow disk nor a
     host that does not read stderr delays anything."""
@@ -8454,8 +8406,7 @@ class Journal:
             file = self._files[name] = os.open(path, flags, 0o600)
             self._sizes[name] = os.fstat(file).st_size
         self._sizes[name] += len(data)
-        while data:
-            data = data[os.write(file, data) :]
+        write_all(file, data)
 
     def _close_file(self, name: str) -> None:
         file = self._files.pop(name, CLOSED)
@@ -11600,8 +11551,7 @@ class SamplerLoop:
         self._write(line)
 
     def _write(self, line: bytes) -> None:
-        while line:
-            line = line[os.write(self._writing, line) :]
+        write_all(self._writing, line)
 
     def _log(self, level: str, text: str) -> None:
         self._write(notification_line("log", encode({"level": level, "text": text})))
@@ -12323,9 +12273,7 @@ class PageSetup(Struct):
 
 
 class Key(Struct):
-    """Of an opening, from the browser's start."""
-
-    until: float
+    until: float  # of an opening, from the browser's start
     file: str | None = None  # where the browser finds it
     token: str | None = None  # what it has become
 
@@ -12635,10 +12583,7 @@ async def serve_page(lines: asyncio.Queue[bytes], writing: int) -> None:
 
     logging.disable(logging.CRITICAL)  # what a library would log may be about what is asked
 
-    def write(line: bytes) -> None:
-        while line:
-            line = line[os.write(writing, line) :]
-
+    write = functools.partial(write_all, writing)
     page = Page(msgspec.json.decode(await lines.get(), type=PageSetup), write)
     listening = socket.create_server(("127.0.0.1", 0))
     page.host = "{}:{}".format(*listening.getsockname())
