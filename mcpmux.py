@@ -5148,6 +5148,7 @@ class Approvals(Asker):
         self._out, self._in_flight, self._host, self._servers = ground
         self._merged, self._calls, self._questions, self._rounds = merged, calls, questions, rounds
         self._open: dict[int, Approval] = {}  # by the number of its question
+        self._number_of: dict[Matter, int] = {}
         self._allowed: set[tuple[str, str, str]] = set()  # until mcpmux ends
         self._decided: dict[Matter, tuple[str, float]] = {}  # after its host had given up, and until when it counts
         rounds.decided, rounds.holds = self._back, self._holds
@@ -5165,14 +5166,11 @@ class Approvals(Asker):
             return True
         if until > self._out.now:
             return self._settled(ask, matter, decision)
-        if (waiting := self._number_of(matter)) is not None:
+        if (waiting := self._number_of.get(matter)) is not None:
             self._wait(waiting, ask)
         else:
             self._put(ask, matter, ask.fields.get("arguments", Raw(b"{}")))
         return False
-
-    def _number_of(self, matter: Matter) -> int | None:
-        return next((number for number, one in self._open.items() if one.matter == matter), None)
 
     def _matter(self, ask: Ask, route: Route) -> Matter:
         arguments = ask.fields.get("arguments", Raw(b"{}"))
@@ -5214,14 +5212,14 @@ class Approvals(Asker):
             who = f"{matter.tool} of {matter.server} waits for the person (approve in its table)"
             self._host.fail(ask, f"{who}, and nobody can be asked: {why}")
             return
-        self._open[question.id] = Approval(matter, {})
+        self._opened(question, Approval(matter, {}))
         self._wait(question.id, ask)
 
     def compare(self, server: str) -> None:
         """Tools that have changed are shown to a person who looks at the page; it is not opened for them."""
         unlike = list(self._merged.withheld.get(server, {}).values())[:SHOWN_MOST]
         matter = Matter(server, "", "", "")
-        if not unlike or self._number_of(matter) is not None or not self._calls.own.page:
+        if not unlike or matter in self._number_of or not self._calls.own.page:
             return
         texts = [(one.entry.name, one.pin.shown, encode(definition(one.entry)).decode()) for one in unlike]
         shown = [
@@ -5231,7 +5229,10 @@ class Approvals(Asker):
         ]
         form = choice_form(f"Tools of {server} have changed. Use them as they are now?", CHANGED)
         question = self._questions.show(self, form, shown=shown)
-        self._open[question.id] = Approval(matter, {}, [one.entry for one in unlike])
+        self._opened(question, Approval(matter, {}, [one.entry for one in unlike]))
+
+    def _opened(self, question: Pending, approval: Approval) -> None:
+        self._open[question.id], self._number_of[approval.matter] = approval, question.id
 
     def _wait(self, number: int, ask: Ask) -> None:
         self._open[number].asks[ask.id] = ask
@@ -5276,7 +5277,9 @@ class Approvals(Asker):
 
     def _close(self, pending: Pending) -> Approval:
         self._out.timer("approval", str(pending.id), None)
-        return self._open.pop(pending.id)
+        approval = self._open.pop(pending.id)
+        del self._number_of[approval.matter]
+        return approval
 
     def _back(self, ask: Ask, matter: Matter, reply: Reply) -> None:
         """A modern host's retry."""
