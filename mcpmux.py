@@ -6203,6 +6203,7 @@ class Life:
         for server in (*self._servers.values(), *self.own.values()):
             if server.state in (State.STARTING, State.READY):
                 server.wanted = False
+                self._greeting.forget(server.peer)
                 self.stop(server, Ending.TOLD)
 
     # ── what the cache has ──

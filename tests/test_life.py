@@ -249,3 +249,11 @@ def test_a_server_that_refuses_its_handshake_is_not_started_at_every_call():
             s.server_sends("bad", id=s.server_hears("bad", "initialize")["id"], error={"code": 1, "message": "no"})
             s.server_dies("bad")
     assert len(s.started) == 1
+
+
+def test_a_handshake_that_is_answered_while_mcpmux_ends_is_not_heard():
+    s = Script(["git"], silent=("git",))
+    number = s.server_hears("git", "initialize")["id"]
+    s.feed(mcpmux.HostGone("end"))
+    s.server_sends("git", id=number, result={"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}})
+    assert s.core.servers["git"].state is State.STOPPING
