@@ -1042,7 +1042,6 @@ ALWAYS_LOAD, SEARCH_HINT = "anthropic/alwaysLoad", "anthropic/searchHint"  # in 
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
 _EXPRESSION: Final = re.compile(r"\{([^{}]*)\}")
 
-
 Whose = tuple[str, str]  # a server, and a name as it is there
 Names = dict[str, dict[str, Whose]]  # by list method and exposed name
 Notes = list[tuple[str, str]]  # by server
@@ -1479,8 +1478,7 @@ def _shares(sizes: Mapping[str, int], room: int) -> int:
 def _rendered(
     method: str, named: Mapping[str, Route], room: int, notes: Notes, own: Iterable[bytes] = ()
 ) -> tuple[bytes, bytes | None]:
-    """A list as legacy and, where that differs, as modern hosts are shown it, with as much as they take, after what is
-    our `own`."""
+    """A list as legacy and, where that differs, modern hosts are shown it: our `own`, and as much as they take."""
     shown = {name: entry.left + encode(name) + entry.right for name, (_, _, entry) in named.items()}
     sizes: collections.Counter[str] = collections.Counter()
     for name, route in named.items():
@@ -1509,8 +1507,7 @@ def _rendered(
 def merge(
     parts: list[Part], options: MuxOptions, owned: Names | None = None, reserved: Iterable[str] = ()
 ) -> Catalogue:
-    """All parts, in config order, as one catalogue. `owned` are the names as they were given out so far; no tool gets
-    one that is `reserved`."""
+    """All parts, in config order, as one catalogue. `owned` names were given before; no tool gets a `reserved` one."""
     notes, names, results, plain = Notes(), Names(), dict[str, bytes](), dict[str, bytes]()
     named: dict[str, dict[str, Route]] = {}
     servers = {part.server for part in parts}
@@ -2085,8 +2082,6 @@ def waits_for_approval(entry: Entry, options: ServerOptions, *, through: bool = 
 OURSELVES: Final = "mcpmux"  # who asks what mcpmux asks of its own
 DECISIONS: Final = {"once": "this call", "always": "this tool until mcpmux ends", "no": "deny"}
 CHANGED: Final = {"yes": "use them", "no": "go on without them"}
-
-
 MODELS_CHANGED: Final = "mcpmux: the models of the config have changed; ask again"
 REJECTED: Final = RpcError(-1, "User rejected sampling request")  # 2025-11-25, client/sampling
 CONSENTS: Final = {
@@ -2553,8 +2548,6 @@ class State(Enum):
 
 
 class Stage(Enum):
-    """How far a process has come."""
-
     GREETING = "it has not answered its handshake"
     LATE = "nor within startup_timeout_sec: nobody waits for it any more"
     OPENING = "it has; calls wait until what it asks first is answered"
@@ -2563,8 +2556,6 @@ class Stage(Enum):
 
 
 class Ending(Enum):
-    """Why a process is being stopped."""
-
     TOLD = "nobody needs it"
     USELESS = "its handshake failed"
     AGAIN = "a fresh one is to take its place"
@@ -4039,8 +4030,7 @@ class Turns(Asker):
         self._asked = PerMinute()  # of a model
 
     def take(self, server: str, id: bytes, params: Raw | UnsetType, heir: Asker, patience: float) -> Pending:
-        """`patience` is in seconds: nobody waits longer for its turn. Raises `RpcError` if that would not come by then,
-        with when it would."""
+        """Nobody waits longer for its turn than `patience`, in seconds. Raises `RpcError`, with when it would come."""
         assert self.sampling
         limits, line = self.sampling.limits, self._lines.setdefault(server, {})
         patience = min(patience, self.sampling.timeout_sec)
@@ -4053,7 +4043,7 @@ class Turns(Asker):
             raise limit_reached("requests_per_minute", text, wait)
         pending = self._in_flight.open(Peer.TURN, self, QUESTIONS[0], FOREVER, server=server, server_id=id)
         pending.heir, pending.is_sent = heir, False
-        pending.params = {} if params is UNSET else {key: raw.copy() for key, raw in object_of(params).items()}
+        pending.params = {key: raw.copy() for key, raw in object_of(params).items()}
         line[pending.id] = self._out.now + patience
         self._serve(server)
         return pending
@@ -4116,8 +4106,7 @@ class Turns(Asker):
         self._calls.put(self._sampler, pending, body | told)
 
     def ask_model(self, pending: Pending, prepared: Fields) -> None:
-        """`params` are what would be sent, `models` those that would be asked in this order, `usd` what it may cost at
-        most."""
+        """`prepared` says which `params` would be sent, to which `models` in turn, and what in `usd` that may cost."""
         pending.method = QUESTIONS[0]
         self._asked.count(pending.server, self._out.now)
         body = {key: raw.copy() for key, raw in prepared.items()}
@@ -4172,8 +4161,7 @@ class Turns(Asker):
             self._calls.watch(pending)
 
     def put_again(self) -> None:
-        """The sampler is stopped, since it was stuck: what others have asked is for the next one; but once only, since
-        one of them may be why."""
+        """The sampler was stuck and is stopped: what others have asked is for the next one, once: one may be why."""
         for pending in self._in_flight.owed_by(Peer.SAMPLER):
             if pending.again:
                 self._calls.fail(pending, "mcpmux: the sampler did not answer this twice; ask for something else")
