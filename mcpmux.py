@@ -450,9 +450,7 @@ class Envelope(Struct):
 
 
 class Reply(NamedTuple):
-    """How a request ended: one of the first two is set."""
-
-    result: Raw | None
+    result: Raw | None  # how a request ended: one of these two is set
     error: Raw | bytes | None
     failure: str = ""  # why it was not answered at all, where that is so; `error` says the same
 
@@ -960,11 +958,9 @@ def fit_capabilities(declared: Raw | bytes | None) -> tuple[Fields, str | None]:
 
 
 class Own(NamedTuple):
-    """What mcpmux itself can answer with: a local model; a page that asks the person, if need be or `always`."""
-
-    model: bool = False
-    page: bool = False
-    always: bool = False
+    model: bool = False  # what mcpmux itself can answer with: a local model
+    page: bool = False  # and a page that asks the person if need be
+    always: bool = False  # or in any case
 
 
 NOTHING_OWN: Final = Own()
@@ -2335,9 +2331,7 @@ class HostGone(Struct):
 
 
 class OfRun(Struct):
-    """What is about one process of a server, or of ours."""
-
-    server: Name
+    server: Name  # or a child process of ours
     run: int
 
 
@@ -2354,10 +2348,8 @@ class ServerClogged(OfRun):
 
 
 class ServerGone(OfRun):
-    """The process or the connection is over, or never came to be: what happened, and what its person can do."""
-
-    reason: str  # as in «git exited with code 1»
-    hint: str
+    reason: str  # why it is over, or never came to be, as in «git exited with code 1»
+    hint: str  # what its person can do
     stderr: list[str]
     unread: list[bytes] = []  # requests that it has certainly not taken: they are for its next run
 
@@ -2642,11 +2634,9 @@ class Facts:
 
 
 class Matter(NamedTuple):
-    """What the person decides on: a call of a tool that is defined so, with these arguments."""
-
-    server: str
+    server: str  # what the person decides on: a call at this server
     tool: str
-    definition: str  # hashes
+    definition: str  # of that; a hash, as is what stands for the
     arguments: str
 
 
@@ -2677,10 +2667,9 @@ class Ask(Struct, eq=False):
 
 
 class InHand(Protocol):
-    """Who has a request of the host's in hand until it ends."""
+    """Who has a request of the host's in hand until it ends, or the host cancels it with such params."""
 
-    def dropped(self, ask: Ask, params: Fields) -> None:
-        """The host has cancelled it, with these params: it has no ending any more."""
+    def dropped(self, ask: Ask, params: Fields) -> None: ...
 
 
 class Asker:
@@ -6727,13 +6716,10 @@ class Router:
         raise RpcError(INVALID_PARAMS, f"Unknown {noun}: {name[:TEXT_MOST]}{hint}")
 
     def _server_by_prefix(self, name: str) -> Facts | None:
-        def prefix(server: Facts) -> str:
-            text = server.name if server.options.prefix is None else server.options.prefix
-            return text + self._host.options.separator if text else "\n"
-
         seen = [one for one in self._servers.values() if self._host.sees(self._host.caller, one.name)]
-        owners = [server for server in seen if name.startswith(prefix(server))]
-        return max(owners, key=lambda server: len(prefix(server)), default=None)
+        spaces = {one.name: Part(one.name, one.options.prefix, {}).space(self._host.options) for one in seen}
+        owners = [one for one in seen if spaces[one.name] and name.startswith(spaces[one.name])]
+        return max(owners, key=lambda one: len(spaces[one.name]), default=None)
 
     # ── its notifications and answers ──
 
@@ -12179,10 +12165,8 @@ def _sampling_parts(about: dict[str, Any], slots: list[tuple[dict[str, Any], str
 
 
 class Opener(Struct, frozen=True):
-    """How the person's browser is opened: a command that is given the address, with these variables."""
-
-    command: list[str]
-    env: dict[str, str] = {}
+    command: list[str]  # it opens the person's browser when it is given the address
+    env: dict[str, str] = {}  # with these variables
     by_file: bool = True  # else it cannot read our files, and the address stands among its arguments
 
 
