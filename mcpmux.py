@@ -4039,8 +4039,7 @@ class Turns(Asker):
 
     def _in_hand(self, server: str) -> list[Pending]:
         """Whose turn has come."""
-        asked = self._in_flight.asked_by(server)
-        return [one for one in asked if one.asker is self and one.peer is not Peer.TURN]
+        return [one for one in self._in_flight.asked_by(server) if one.asker is self and one.peer is not Peer.TURN]
 
     def _not_counted(self, server: str) -> int:
         return sum(one.method == PREPARE for one in self._in_hand(server))
@@ -4223,8 +4222,7 @@ class Questions(Asker):
             case OnPage(asked):
                 self.ask_page(server, id, asked, call)
             case Forward(shown_params) if call and caller.modern:
-                question = self._for_later(server, id, method, params)
-                self.rounds.join(server, call, question, shown_params)
+                self.rounds.join(server, call, self._for_later(server, id, method, params), shown_params)
                 self._asked(server)
             case Forward() if not call and (not self._host.revision or self.rounds.has_parked(name)):
                 self.leave(self._for_later(server, id, method, params))
@@ -5621,8 +5619,7 @@ def find_era(name: str, ways: Iterable[str], *, is_free: bool) -> Search:
         elif way == "modern":
             body = object_of(reply.result)
             if reply.result is not None and modern_versions(reply):
-                meta = object_of(body.get("_meta"))
-                return Met(way, MODERN_REVISIONS[0], body, meta.get(SERVER_KEY))
+                return Met(way, MODERN_REVISIONS[0], body, object_of(body.get("_meta")).get(SERVER_KEY))
             trouble = f"{name} refused `server/discover`: {said_in(reply, 'no version that mcpmux knows')}"
         elif reply.error is None:
             body = object_of(reply.result)
@@ -6637,8 +6634,7 @@ class Router:
         if (route := prompts.get(name)) is None:
             self._unknown_name(ask, name, "prompt", prompts)
         else:
-            sent = self._calls.forward(ask, route.server, ask.fields | {"name": Raw(encode(route.name))})
-            self._sent(ask, sent)
+            self._sent(ask, self._calls.forward(ask, route.server, ask.fields | {"name": Raw(encode(route.name))}))
 
     def _sent(self, ask: Ask, sent: Pending | Reply) -> None:
         """What the server has to ask, and had no call for, goes along with this one; or the request ends here."""
@@ -6732,8 +6728,7 @@ class Router:
 
     def _progress(self, peer: Name, params: Fields) -> None:
         number = number_of_id(params.get("progressToken", Raw(b"")))
-        pending = self._in_flight.get(number) or self._tasks.progressing(number)
-        self._calls.told_of_progress(pending, peer, params)
+        self._calls.told_of_progress(self._in_flight.get(number) or self._tasks.progressing(number), peer, params)
 
     def _roots_changed(self, params: Fields) -> None:
         self._host.roots = None
@@ -6998,8 +6993,7 @@ class Core:
     def about_us(self) -> dict[str, Any]:
         """What both eras' handshakes say: capabilities and instructions of all that is known."""
         self._recall()
-        caller = self.host.caller
-        known = [one for one in self.servers.values() if one.lists and self.host.sees(caller, one.name)]
+        known = [one for one in self.servers.values() if one.lists and self.host.sees(self.host.caller, one.name)]
         texts = {one.name: (one.instructions, len(one.lists.get("tools/list", ()))) for one in known}
         about: dict[str, Any] = {"capabilities": capabilities_for_host(server.capabilities for server in known)}
         notice = "\n".join(filter(None, [self._notice, self._withheld()]))
@@ -12433,8 +12427,9 @@ class Page:
             return HTMLResponse(_PAGE.replace("$NONCE", nonce), headers=policy)
         if request.method != "POST" or path not in ("/open", "/events", "/answer"):
             return PlainTextResponse("There is nothing here.", 404)
-        is_from_us = heads.getlist("origin") == [f"http://{self.host}"]
-        is_from_us = is_from_us and heads.get("content-type") == "application/json"
+        is_from_us = (
+            heads.getlist("origin") == [f"http://{self.host}"] and heads.get("content-type") == "application/json"
+        )
         if not is_from_us or heads.get("sec-fetch-site", "same-origin") != "same-origin":
             return JSONResponse({"text": "Only the page itself may ask this."}, 403)
         body = b""
@@ -12442,10 +12437,7 @@ class Page:
             body += chunk
             if len(body) > POST_MOST:
                 return JSONResponse({"text": "That is too long."}, 413)
-        try:
-            said = decode_any(body)
-        except (msgspec.DecodeError, RecursionError):
-            said = None
+        said = value_of(body)
         said = said if isinstance(said, dict) else {}
         if path == "/open":
             return JSONResponse(*self._open(str(said.get("key"))))
