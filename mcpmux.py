@@ -1102,7 +1102,8 @@ def merged_instructions(servers: Mapping[str, tuple[str, int]], notice: str) -> 
         tools = f"{count} {'tool' if count == 1 else 'tools'}"
         lines.append(f"- {name} ({tools})" + (f": {first[:120]}" if first else ""))
         if text:
-            below = re.sub(_UNDERLINE, "---", re.sub(_HEADING, r"\1#\2", text))
+            below = re.sub(r"\r\n?", "\n", text)  # either ends a line, and so may begin a heading
+            below = re.sub(_UNDERLINE, "---", re.sub(_HEADING, r"\1#\2", below))
             chapters.append(f"# {name}\n\n{below}")
     if len(lines) > 1:
         chapters.insert(1 if notice else 0, "Servers behind this one:\n" + "\n".join(lines))
@@ -7726,7 +7727,7 @@ _KEY_LIKE_NAME: Final = (
 )
 _NO_KEY: Final = r"(?i)(?:true|false|yes|no|on|off|none|null|oauth2?|basic|bearer|\d{0,5})"
 KEY_LIKE_TEXT: Final = (
-    r"(?<![\w$-])(?:sk-(?=\S*\d|\S{16})|[rs]k_(?:live|test)_|gh[opusr]_|github_pat_|glpat-|xox[a-z]-|xapp-|ya29\.|pypi-Ag"
+    r"(?<![\w$-])(?:sk-(?=\S{0,15}\d|\S{16})|[rs]k_(?:live|test)_|gh[opusr]_|github_pat_|glpat-|xox[a-z]-|xapp-|ya29\.|pypi-Ag"
     r"|AKIA(?=[A-Z0-9]{12})|AIza(?=\S{20})|npm_(?=\w{30})|hf_(?=\w{20})|gsk_(?=\w{20})|lin_api_|ntn_|figd_|tvly-|SG\."
     r"|eyJ[\w-]+\.eyJ)[\w.~+/=-]{4,}|(?<=\bBearer )[^\s$\"']{4,}|(?<=\bBasic )[\w+/=-]{8,}"
 )
@@ -7739,7 +7740,11 @@ _SCHEME: Final = r"(?s)(?P<scheme>(?:(?:Bearer|Basic|[Tt]oken|ApiKey)\s+)?)(?P<s
 def hide_secrets(text: str, name: str, held: Callable[[str, str], str]) -> str:
     """The text with `held(secret, name)` in place of what in it looks like a secret; `name` is that of the variable,
     the header or the flag that the text is the value of. A `${VAR}` is no secret."""
-    if re.search(_KEY_LIKE_NAME, name) and not re.fullmatch(_NO_KEY, text) and not re.search(r"(?<!\$)\$\{", text):
+    if (
+        re.search(_KEY_LIKE_NAME, name[-100:])
+        and not re.fullmatch(_NO_KEY, text)
+        and not re.search(r"(?<!\$)\$\{", text)
+    ):
         found = re.fullmatch(_SCHEME, text)
         assert found
         return found["scheme"] + held(found["secret"], name.lstrip("-"))
@@ -7781,7 +7786,7 @@ def is_safe(variable: str, value: str) -> bool:
 
 def line_without_secrets(line: str) -> str:
     """A line of a file that cannot be parsed, to be shown to people."""
-    pairs = re.finditer(r"""([\w.-]+)["']?\s*[=:,]\s*(["'])?(?=((?(2)(?:(?!\2).)*|[^,}\]]*)))""", line)
+    pairs = re.finditer(r"""(?<![\w.-])([\w.-]+)["']?\s*[=:,]\s*(["'])?(?=((?(2)(?:(?!\2).)*|[^,}\]]*)))""", line)
     for found in reversed([one for one in pairs if hide_secrets(one[3], one[1], lambda *_: HIDDEN) != one[3]]):
         line = line[: found.end()] + HIDDEN + line[found.end(3) :]
     return hide_secrets(line, "", lambda *_: HIDDEN)
@@ -11879,7 +11884,7 @@ def fields_of_form(schema: Any) -> dict[str, dict[str, Any]]:
     """By name. What is `required` is so in a key of that name."""
     properties = schema.get("properties") if isinstance(schema, dict) else None
     required = schema.get("required") if isinstance(schema, dict) else None
-    needed = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else ()
     fields = properties if isinstance(properties, dict) else {}
     return {name: field_of(field) | {"required": name in needed} for name, field in fields.items()}
 
@@ -11910,7 +11915,7 @@ def typed(text: str, field: dict[str, Any]) -> Any:
             number = int(text) if kind == "integer" or re.fullmatch(r"-?\d+", text) else float(text)
         except ValueError:
             raise ValueError(f"a{'n integer' if kind == 'integer' else ' number'} is expected") from None
-        if not math.isfinite(number):
+        if not abs(number) <= sys.float_info.max:  # also one of 400 digits
             raise ValueError("a number is expected")
         _within(number, field, "minimum", "maximum", "a number is expected")
         return number
@@ -11983,7 +11988,9 @@ def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
     view: dict[str, Any] = {"label": harmless(field.get("title") or name), "needed": field["required"]}
     view["hint"] = harmless(field.get("description", ""))
     if choices or kind == "array":
-        preset = default if isinstance(default, list) else [default]
+        preset = {
+            one for one in (default if isinstance(default, list) else [default]) if isinstance(one, str | int | float)
+        }
         view |= {"many": kind == "array", "choices": [harmless(str(shown)) for _, shown in choices]}
         view["about"] = _about(field, "minItems", "maxItems", "to choose:") if kind == "array" else ""
         view["preset"] = [at for at, (value, _) in enumerate(choices) if value in preset and default is not None]

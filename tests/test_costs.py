@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -379,3 +380,32 @@ def chunks_of_one_line(number: int) -> Callable[[], Any]:
 def test_so_many_more_cost_so_much_more(name: str, request: pytest.FixtureRequest):
     costs = assert_linear(CURVES[name], 10, 100, request.config.getoption("--costs"))
     print(f"\n| {name} |", " | ".join(f"{cost:,}" for cost in costs), "|", end="")
+
+
+# ── what is looked at as a whole ──
+
+
+def form(choices: int, properties: int, required: int) -> dict[str, Any]:
+    items = {"enum": [f"v{n}" for n in range(choices)]}
+    fields: dict[str, Any] = {"a": {"type": "array", "items": items, "default": [f"w{n}" for n in range(choices)]}}
+    fields |= {f"p{n}": {"type": "string"} for n in range(properties)}
+    return {"type": "object", "properties": fields, "required": [f"r{n}" for n in range(required)]}
+
+
+@pytest.mark.requirement("linear")
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: mcpmux.shown_of(1, {"mode": "form", "asker": "a", "requestedSchema": form(50_000, 9, 0)}, 0.0),
+        lambda: mcpmux.fields_of_form(form(1, 50_000, 50_000)),
+        lambda: mcpmux.redacted({"messages": [{"text": "sk-," * 100_000}]}),
+        lambda: mcpmux.redacted({"messages": [{"key." * 100_000 + "type": "value"}]}),
+        lambda: mcpmux.redacted({"messages": [{"text": "Bearer eyJa.eyJ,?a=://b:c" * 20_000}]}),
+        lambda: mcpmux.line_without_secrets("a" * 200_000),
+    ],
+)
+def test_no_form_and_no_text_costs_more_than_its_length(work: Callable[[], object]):
+    """What the page and the sampler do with a server's words; each took a minute and more in squares."""
+    began = time.process_time()
+    work()
+    assert time.process_time() - began < 5

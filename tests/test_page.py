@@ -279,7 +279,7 @@ def test_every_kind_of_field_that_elicitation_allows_is_taken(inside: Run):
         ("day", "2026-13-01"),
         ("time", "now"),
         *(("int", one) for one in ("0", "4", "2.5", "x", None)),
-        *(("float", one) for one in ("nan", "inf", "", "1e999")),
+        *(("float", one) for one in ("nan", "inf", "", "1e999", "9" * 400)),
         *(("enum", one) for one in (2, -1, "r", None, [0])),
         *(("some", one) for one in ([], [2], ["a"], "a", None)),
         ("bool", "yes"),
