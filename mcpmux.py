@@ -2564,6 +2564,7 @@ class Run(Struct):
     stage: Stage = Stage.GREETING
     ending: Ending | None = None
     told: Fields = {}  # of the host's capabilities, in a legacy handshake
+    is_outdated: bool = False  # it would be told otherwise now
     level: str | None = None  # of log messages, as last set at it
     pages: dict[str, None] = {}  # by elicitationId: which it has sent a legacy host to, the last ones
     # Its lists: which are being read, which have changed since, and from when on.
@@ -6071,11 +6072,12 @@ class Life:
         self._out.put(Stop(server.peer, server.run.number))
 
     def idle(self, server: Facts, is_busy: bool) -> None:
-        """Nobody has used it for a while: it is stopped, until somebody does."""
-        wait, now = server.options.idle_timeout_sec, self._out.now
+        """Nobody has used it for a while, or it was told what is no longer so: it is stopped, until somebody does."""
+        most = server.options.idle_timeout_sec or FOREVER
+        wait, now = 1.0 if server.run.is_outdated else most, self._out.now
         due = now + wait if is_busy else self._calls.last_used.get(server.peer, 0.0) + wait
         if due > now:
-            self._out.timer("idle", server.peer, due)
+            self._out.timer("idle", server.peer, due if due < FOREVER else None)
         elif server.is_open:
             self._out.log("debug", f"= {server.name} is idle and is stopped")
             self.stop(server, Ending.TOLD)
@@ -7090,6 +7092,7 @@ class Core:
         self.servers.clear()
         self.servers.update(kept)
         self._wanted &= kept.keys()
+        self._renew_outdated()
         gone = [name for name in former if name not in kept]
         for name in gone:
             self.tasks.removed(name)
@@ -7107,6 +7110,15 @@ class Core:
         self._reloading = {server.name for server in started}
         self._reloaded()
         self.router.release()  # they may have waited for a server that is no more
+
+    def _renew_outdated(self) -> None:
+        """A legacy server is told once what can be asked here: if that has changed, its next use starts a fresh one."""
+        for server in self.servers.values():
+            run = server.run
+            if server.state is State.READY and not server.modern:
+                run.is_outdated = told_key(run.told) != told_key(self.calls.told(server, run.starter))
+                if run.is_outdated:
+                    self.life.idle(server, self._is_busy(server))
 
     def _sampling_changed(self) -> None:
         """What the models were asked ends; the next request starts the sampler with the new ones."""

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from script import TOOL, Script
 
-from mcpmux import ConfigChanged, MuxOptions, SamplingOptions, ServerClogged, ServerGone, ServerOptions, State
+from mcpmux import (
+    ConfigChanged,
+    ModelOptions,
+    MuxOptions,
+    SamplingOptions,
+    ServerClogged,
+    ServerGone,
+    ServerOptions,
+    State,
+)
 
 
 def table(*names: str, **more: ServerOptions) -> dict[str, ServerOptions]:
@@ -215,3 +224,28 @@ def test_servers_that_leave_at_once_are_not_started_for_each_others_requests_and
     assert s.host_hears(1).is_error
     assert s.started == ["a", "a", "c"] and s.stopped == ["a"]
     assert s.runs == {"a": 2, "c": 1}
+
+
+@pytest.mark.parametrize("is_added", [True, False])
+def test_a_legacy_server_hears_at_its_next_use_whether_there_is_a_model(is_added: bool):
+    """It is told in `initialize`; a modern one is told with each request."""
+    model = SamplingOptions(models=[ModelOptions(model="a/b")], approve="never")
+    s = Script(["git", "new"], modern=("new",), sampling=None if is_added else model)
+    s.host_asks(1, "tools/call", name="git__log")
+    s.host_asks(2, "tools/call", name="new__log")
+    reload(s, table("git", "new"), sampling=model if is_added else None)
+    s.advance(2)
+    assert s.stopped == []  # not in the middle of a call
+    s.server_answers("git", "tools/call", {"content": []})
+    s.server_answers("new", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"] == {"content": []}
+    s.advance(2)
+    assert s.stopped == ["git"] and s.started == ["git", "new"]
+    s.server_dies("git", 0)
+    s.host_asks(3, "tools/call", name="git__log")
+    s.advance(0.3)
+    assert s.started == ["git", "new", "git"]
+    assert ("sampling" in s.server_hears("git", "initialize")["params"]["capabilities"]) is is_added
+    s.server_answers("git", "tools/call", {"content": []})
+    s.advance(60)
+    assert s.stopped == ["git"]
