@@ -1087,6 +1087,7 @@ class Known(Struct, frozen=True):
     instructions: str = ""
     lists: dict[str, list[Entry]] = {}
     failed: str = ""
+    samples: bool = False  # it has asked for a model of ours
 
 
 _HEADING: Final = r"(?m)^( {0,3})(#{1,6}(?=\s|$))"
@@ -2607,6 +2608,7 @@ class Facts:
         self.tried = False  # a start has ended one way or the other: lists wait for no further one
         self.known = False  # its lists are those that it gave, in this run or a former one
         self.stale = False  # but to a host with other capabilities
+        self.samples = False  # it has asked for a model of ours, in this run or a former one
         self.saved: Known | None = None  # what the cache has
         self.ready_in: float | None = None  # seconds from start to its first complete lists
         # What it said of itself: kept after its end, since its tools stay listed while it rests.
@@ -3159,6 +3161,7 @@ class Calls(Asker):
 
     use: Callable[[Facts], None]  # starts a server that does not run
     may_sample: Callable[[Facts, Caller], bool]  # or be told that it may
+    warm_up: Callable[[], None]  # the model takes seconds to load
 
     def __init__(self, ground: Ground) -> None:
         self._out, self._in_flight, self._host, self._servers = ground
@@ -3199,6 +3202,8 @@ class Calls(Asker):
             pending.params = params
         if pending.deadline < self._watched:
             self.watch(pending)
+        if server.samples and is_sampled_locally(ask.caller.capabilities, server.options, self.own, with_tools=False):
+            self.warm_up()
         body = params if ask.params is not UNSET or params else UNSET
         (self._dispatch if is_open else self._wait)(server, pending, body)
         return pending
@@ -4011,6 +4016,7 @@ class Turns(Asker):
     `Pending` all the way, under one number: what it comes to is for its `heir`."""
 
     stuck: Callable[[], None]  # the sampler does not even say that a request took too long
+    took: Callable[[str], None]  # a server's request
     gate: Gate
 
     def __init__(self, ground: Ground, calls: Calls, sampler: Facts) -> None:
@@ -4036,6 +4042,7 @@ class Turns(Asker):
         pending.heir, pending.is_sent = heir, False
         pending.params = {key: raw.copy() for key, raw in object_of(params).items()}
         line[pending.id] = self._out.now + patience
+        self.took(server)
         self._serve(server)
         return pending
 
@@ -6193,6 +6200,7 @@ class Life:
             found = [one for one in known.get(server.name, ()) if one.key == table_key(server.options)]
             lists = [one for one in found if not one.failed]
             server.eras = {one.host: one.era for one in lists}
+            server.samples = any(one.samples for one in lists)
             if lists:
                 best = min(lists, key=lambda one: (one.host != host.era, one.told not in ("", told)))
                 server.saved, server.revision, server.info = best, best.revision, best.info
@@ -6209,12 +6217,20 @@ class Life:
         if server.known:
             told, era = ("", "modern") if server.modern else (told_key(server.run.told), "legacy")
             said = encode(server.capabilities), server.info, server.instructions, dict(server.lists)
-            known = Known(key, told, server.run.starter.era, era, server.revision, *said)
+            known = Known(key, told, server.run.starter.era, era, server.revision, *said, samples=server.samples)
         else:
             known = Known(key, failed=server.trouble or "unknown")
         if known != server.saved and server.peer in self._servers:
             server.saved = known
             self._out.put(SaveCatalogue(server.peer, known))
+
+    def note_sampling(self, name: str) -> None:
+        """From now on the model is loaded with its first call."""
+        server = self._servers[name]
+        if not server.samples:
+            server.samples = True
+            if server.known:
+                self.remember(server)
 
 
 # ══ 14. Core ═════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -6858,6 +6874,7 @@ class Core:
         lists = self.lists = Lists(ground, calls, merged)
         life = self.life = Life(ground, calls, greeting, lists, self, chance)
         life.own |= own
+        turns.took, calls.warm_up = life.note_sampling, functools.partial(life.use, self.sampler)
         parts = Parts(merged, calls, tasks, subscriptions, questions, rounds, approvals, lists, life)
         self.router = Router(ground, parts, self.begin, self.about_us)
         self._known, self._notice = known or {}, notice

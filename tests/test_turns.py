@@ -336,7 +336,7 @@ def test_what_waits_its_turn_may_be_withdrawn_and_goes_with_its_server():
 
 
 def test_more_than_may_wait_are_refused():
-    s = Script({}, sampling=sampler(max_concurrency=1))
+    s = Script(["git"], sampling=sampler(max_concurrency=1))
     turns, heir = s.core.turns, mcpmux.Asker()
     for number in range(1 + mcpmux.TURNS_MOST):
         turns.take("git", b"%d" % number, mcpmux.UNSET, heir, 100)
@@ -373,6 +373,28 @@ def test_a_minute_is_told_as_sixty_seconds():
     s.model_answers(SPOKEN)
     samples(s, "git", 2)
     assert s.answer_to_server("git", 2)["error"]["data"]["retryAfterSeconds"] == 60
+
+
+# ── its beginning ──
+
+
+def test_the_sampler_starts_with_the_first_call_of_a_server_that_has_sampled_before():
+    """It takes seconds to load. Not for other servers, nor for hosts that have a model."""
+    s = Script(["git", "hub"], sampling=sampler())
+    s.host_asks(1, "tools/call", name="git__log")
+    assert s.sampler_starts == [] and not s.saved["git"].samples
+    samples(s, "git", "q")
+    assert s.saved["git"].samples and not s.saved["hub"].samples
+    known = {name: [known] for name, known in s.saved.items()}
+    for capabilities, starts in (({}, [SAMPLER]), ({"sampling": {}}, [])):
+        again = Script(["git", "hub"], sampling=sampler(), known=known, capabilities=capabilities)
+        again.host_asks(1, "tools/call", name="hub__log")
+        assert again.sampler_starts == []
+        again.host_asks(2, "tools/call", name="git__log")
+        assert again.sampler_starts == starts
+        again.host_asks(3, "tools/call", name="git__log")
+        assert again.sampler_starts == starts
+    assert Script(["git"], known=known).sampler_starts == []
 
 
 # ── its endings ──
