@@ -8092,11 +8092,16 @@ def is_locked(file: int) -> bool:
     return True
 
 
+def open_lock(path: Path) -> int:
+    """A file of which only who has it locked is looked at. Raises `OSError`."""
+    make_folder(path.parent)
+    return os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
+
+
 @contextlib.contextmanager
 def locked(path: Path, patience: float = LOCK_PATIENCE) -> Generator[None]:
     """Of all mcpmux processes one at a time has what this file stands for. Blocks. Raises `OSError`."""
-    make_folder(path.parent)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
+    file = open_lock(path)
     try:
         end = time.monotonic() + patience
         while not is_locked(file):
@@ -8844,13 +8849,8 @@ async def turn_to_fetch(command: Command) -> int | None:
         return None
     what = next((arg for arg in command.args if not arg.startswith("-")), "")
     path = user_folder("cache") / "fetching" / hashlib.sha256(f"{launcher} {what}".encode()).hexdigest()[:24]
-
-    def opened() -> int:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-
     try:
-        lock = await asyncio.to_thread(opened)
+        lock = await asyncio.to_thread(open_lock, path)
     except OSError:
         return None  # a cache that cannot be written to is npx's trouble too
     end = time.monotonic() + FETCH_MOST
@@ -9608,9 +9608,7 @@ def write_login(path: Path, login: Login) -> None:
 @contextlib.asynccontextmanager
 async def login_lock(path: Path) -> AsyncGenerator[None]:
     """One mcpmux at a time renews a login: a refresh token may work once only. Raises `TimeoutError`, `OSError`."""
-    path = path.with_suffix(".lock")
-    make_folder(path.parent)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
+    file = open_lock(path.with_suffix(".lock"))
     try:
         async with asyncio.timeout(LOCK_PATIENCE):
             while not is_locked(file):  # noqa: ASYNC110 - no event tells that another process lets go
