@@ -2160,6 +2160,15 @@ def decision_in(reply: Reply, decisions: Iterable[str], otherwise: str) -> str:
     return decision if is_accepted and decision in decisions else otherwise
 
 
+def why_undecided(reply: Reply) -> str:
+    """Why the person has decided nothing; "" where they have."""
+    said = object_of(reply.result)
+    if value_of(said.get("action")) in ("accept", "decline"):
+        return ""
+    why = value_of(said.get("reason")) or reply.failure.removeprefix("mcpmux: ")
+    return str(why or "the question was dismissed")
+
+
 def page_question(asker: str, call: str, asked: Fields, waits: float, **more: Any) -> Fields:
     """An elicitation as the page is told of it (section 21 says how)."""
     told = ("mode", "message", "requestedSchema", "url")
@@ -5164,12 +5173,13 @@ class Approvals(Asker):
         route = self._merged.catalogue.tool(ask.what)
         return route is not None and self._matter(ask, route) == ask.approved
 
-    def _settled(self, ask: Ask, matter: Matter, decision: str) -> bool:
+    def _settled(self, ask: Ask, matter: Matter, decision: str, why: str = "") -> bool:
         if decision != "no":
             ask.approved = matter
             return True
-        who = f"{matter.tool} of {matter.server}"
-        self._host.fail(ask, f"the person did not allow this call of {who}; do not try it again unasked")
+        call = f"this call of {matter.tool} of {matter.server}"
+        denied = f"the person did not allow {call}; do not try it again unasked"
+        self._host.fail(ask, f"the person has not decided on {call}: {why}" if why else denied)
         return False
 
     # ── the person is asked ──
@@ -5245,14 +5255,14 @@ class Approvals(Asker):
         if (decision := decision_in(self._questions.said(pending, reply), DECISIONS, "no")) == "always":
             self._allowed.add(approval.matter[:3])
         asks = list(approval.asks.values())
-        is_decided = reply.result is not None and value_of(object_of(reply.result).get("action")) != "cancel"
-        if not asks and decision != "always" and is_decided:
+        why = why_undecided(reply)
+        if not asks and decision != "always" and not why:
             self._decided[approval.matter] = decision, self._out.now + DECISION_KEPT
             if len(self._decided) > QUESTIONS_MOST:
                 del self._decided[next(iter(self._decided))]
         for ask in asks:
             is_meant = ask is asks[0] or decision == "no"  # *this call* is one call; the others are asked for anew
-            if not is_meant or self._settled(ask, approval.matter, decision):
+            if not is_meant or self._settled(ask, approval.matter, decision, why):
                 ask.by = None
                 self._out.survive(self.again, ask)
 
@@ -5269,7 +5279,7 @@ class Approvals(Asker):
         """A modern host's retry."""
         if (decision := decision_in(reply, DECISIONS, "no")) == "always":
             self._allowed.add(matter[:3])
-        if self._settled(ask, matter, decision):
+        if self._settled(ask, matter, decision, why_undecided(reply)):
             ask.fields = without(ask.fields, *OF_RETRY)
             self.again(ask)
 
@@ -5447,10 +5457,10 @@ class Consents(Asker):
     def ended(self, pending: Pending, reply: Reply) -> None:
         one = self._back_in_line(pending)
         name, server = one.pending.server, self._servers[one.pending.server]
-        said, body = self._questions.said(pending, reply), object_of(reply.result)
+        said = self._questions.said(pending, reply)
         decision = decision_in(said, consents(self._approve), "no")
-        if value_of(body.get("action")) not in ("accept", "decline"):
-            self._refuse(one, str(value_of(body.get("reason")) or reply.failure or "the question was dismissed"))
+        if why := why_undecided(reply):
+            self._refuse(one, why)
             return
         if self._standing(server) == "":
             decision = "no"  # it was denied meanwhile, for good

@@ -99,7 +99,12 @@ def test_whatever_is_no_decision_is_a_no_and_the_model_is_told(said: Any):
         s.page_says("accept")
     else:
         decides(s, said)
-    assert s.host_hears(1).is_error and "did not allow this call of delete of git" in s.host_hears(1).text
+    words = {"dies": "the page exited with code 1", "cancel": "the question was dismissed"}
+    why = words.get(str(said))
+    told = (
+        f"has not decided on this call of delete of git: {why}" if why else "did not allow this call of delete of git"
+    )
+    assert s.host_hears(1).is_error and told in s.host_hears(1).text
     assert calls(s) == 0
     assert len(s.core.in_flight) == 0
 
