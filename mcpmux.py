@@ -1463,14 +1463,20 @@ def _other_names(name: str, part: Part, entry: Entry, options: MuxOptions) -> It
         yield f"{name[: options.max_name_length - 7]}_{mark}"
 
 
-def _shares(sizes: Mapping[str, int], room: int) -> int:
-    """How many bytes each server may have at most, so that all fit: those with the most give way first."""
-    left = room
+def which_fit(entries: list[tuple[str, int]], room: int) -> list[bool]:
+    """Of a list's entries, by server and size: where all are more than fits, the servers with the most give way."""
+    sizes, had, fit, most = collections.Counter[str](), collections.Counter[str](), list[bool](), room
+    for server, size in entries:
+        sizes[server] += size
     for number, size in enumerate(sorted(sizes.values())):
-        if size * (len(sizes) - number) > left:
-            return left // (len(sizes) - number)
-        left -= size
-    return room
+        if size * (len(sizes) - number) > room:
+            most = room // (len(sizes) - number)
+            break
+        room -= size
+    for server, size in entries:
+        fit.append(had[server] + size <= most)
+        had[server] += size if fit[-1] else 0
+    return fit
 
 
 def _rendered(
@@ -1478,17 +1484,9 @@ def _rendered(
 ) -> tuple[bytes, bytes | None]:
     """A list as legacy and, where that differs, modern hosts are shown it: our `own`, and as much as they take."""
     shown = {name: entry.left + encode(name) + entry.right for name, (_, _, entry) in named.items()}
-    sizes: collections.Counter[str] = collections.Counter()
-    for name, route in named.items():
-        sizes[route.server] += len(shown[name]) + 1
-    most, had, left_out = _shares(sizes, room), collections.Counter[str](), collections.Counter[str]()
-    for name, route in named.items():
-        size = len(shown[name]) + 1
-        if had[route.server] + size > most:
-            left_out[route.server] += 1
-            del shown[name]
-        else:
-            had[route.server] += size
+    fit = which_fit([(route.server, len(shown[name]) + 1) for name, route in named.items()], room)
+    left_out = collections.Counter(route.server for route, fits in zip(named.values(), fit, strict=True) if not fits)
+    shown = dict(itertools.compress(shown.items(), fit))
     for server, count in left_out.items():
         why = f"{method} would be longer than host_message_mb; they can be called all the same"
         notes.append((server, f"{count} entries are left out: {why}"))
@@ -2480,7 +2478,7 @@ class Out:
         return True
 
     def log(self, level: str, text: str) -> None:
-        self.effects.append(Log(level, text))
+        self.effects.append(Log(level, text if len(text) <= EDGE else f"{text[:EDGE]}…"))  # it may quote a peer
 
     def note(self, peer: Name, text: str, level: str = "warning") -> None:
         """What a peer causes is told so many times a second, then counted: it could fill the log."""
@@ -3548,7 +3546,7 @@ class Tasks(Asker):
     """Who owns which task: those of servers, in both eras, and those of the host. Asker of the calls that begin one."""
 
     def __init__(self, ground: Ground, calls: Calls) -> None:
-        self._out, _, _, self._servers = ground
+        self._out, _, self._host, self._servers = ground
         self.of_servers, self.of_host = TaskBook(), TaskBook()
         self._calls = calls
         self._listed: dict[str, dict[str, None]] = {}  # by server: what it last listed, and nobody has made here
@@ -3574,7 +3572,9 @@ class Tasks(Asker):
         if not isinstance(id, str):
             return
         if not book.add(id, task):
-            self._out.note(task.server, f"its task {id!r} is not remembered: the id is another's, or too many")
+            self._out.note(
+                task.server, f"a task is not remembered: its id is another's, or too many: {id[:TEXT_MOST]!r}"
+            )
         elif pending.token:
             task.pending = pending
             self._progress[pending.id] = book, id
@@ -3628,24 +3628,36 @@ class Tasks(Asker):
 
     def all(self, names: list[str]) -> Steps:
         """tasks/list: server by server, page by page; one that fails contributes nothing, and nobody another's."""
-        tasks: list[bytes] = []
+        tasks: list[tuple[str, bytes]] = []
         for name in filter(self._is_usable, names):
-            seen: set[bytes] = set()
-            params: Fields = {}
-            listed, until = dict[str, None](), self._out.now + URI_PROBE_TIMEOUT
-            self._listed[name] = listed
-            while self._is_usable(name) and len(listed) < TASKS_MOST and self._out.now < until:
-                reply = yield Step(name, "tasks/list", params, URI_PROBE_TIMEOUT)
-                body = object_of(reply.result)
-                for raw in items_of(body.get("tasks")):
-                    id = value_of(object_of(raw).get("taskId"))
-                    if isinstance(id, str) and len(listed) < TASKS_MOST and self.owner(id) in (None, name):
-                        listed[id] = None
-                        tasks.append(bytes(raw))
-                if (cursor := next_cursor(body, seen)) is None:
-                    break
-                params = {"cursor": Raw(cursor)}
-        return b'{"tasks":[%b]}' % b",".join(tasks)
+            listed = self._listed[name] = dict[str, None]()
+            pages = self.pages(name, "tasks/list", {}, "tasks", URI_PROBE_TIMEOUT)
+            for raw in (yield from pages):
+                id = value_of(object_of(raw).get("taskId"))
+                if isinstance(id, str) and len(listed) < TASKS_MOST and self.owner(id) in (None, name):
+                    listed[id] = None
+                    tasks.append((name, bytes(raw)))
+        return self.joined("tasks", tasks)
+
+    def pages(
+        self, name: str, method: str, params: Fields, key: str, patience: float
+    ) -> Generator[Any, Any, list[Raw]]:
+        """What a server lists, page by page; all others wait for it, so it has the time of one page for them all."""
+        seen, found, until, room = set[bytes](), list[Raw](), self._out.now + patience, self._host.limit
+        while name in self._servers and len(found) < ENTRIES_MOST and self._out.now < until and room > 0:
+            result = (yield Step(name, method, params, patience)).result or b"{}"
+            body, room = object_of(result), room - len(result)
+            found += items_of(body.get(key))
+            if (cursor := next_cursor(body, seen)) is None:
+                break
+            params = params | {"cursor": Raw(cursor)}
+        return found[:ENTRIES_MOST]
+
+    def joined(self, key: str, entries: list[tuple[str, bytes]]) -> bytes:
+        """A list of all servers' entries, as much of it as hosts take."""
+        fit = which_fit([(name, len(raw) + 1) for name, raw in entries], self._host.limit - EDGE)
+        kept = b",".join(raw for _, raw in itertools.compress(entries, fit))
+        return b'{"%b":[%b]}' % (key.encode(), kept)
 
     def _is_usable(self, name: str) -> bool:
         server = self._servers.get(name)  # it may have left the config meanwhile
@@ -6370,18 +6382,13 @@ class Finder:
             self._calls.run(ask, self._merge(ask, key, having))
 
     def _merge(self, ask: Ask, key: str, names: list[str]) -> Steps:
-        entries: list[bytes] = []
+        entries: list[tuple[str, bytes]] = []
         for name in names:
-            seen, params, most = set[bytes](), dict(ask.fields), len(entries) + ENTRIES_MOST
-            while (server := self._servers.get(name)) and len(entries) < most:
-                start = 0.0 if server.is_open else server.options.startup_timeout_sec
-                reply = yield Step(name, ask.method, params, URI_PROBE_TIMEOUT + start)  # the others' wait for it
-                body = object_of(reply.result)
-                entries += [bytes(one) for one in items_of(body.get(key))][: most - len(entries)]
-                if (cursor := next_cursor(body, seen)) is None:
-                    break
-                params["cursor"] = Raw(cursor)
-        return b'{"%b":[%b]}' % (key.encode(), b",".join(entries))
+            server = self._servers.get(name)  # it may have left the config meanwhile
+            start = 0.0 if server is None or server.is_open else server.options.startup_timeout_sec
+            pages = self._tasks.pages(name, ask.method, ask.fields, key, URI_PROBE_TIMEOUT + start)
+            entries += [(name, bytes(raw)) for raw in (yield from pages)]
+        return self._tasks.joined(key, entries)
 
     def pass_on(self, ask: Ask) -> None:
         """A method of the future: for the owner of what its params name; else for those with an extension of their."""
@@ -7779,11 +7786,8 @@ _SCHEME: Final = r"(?s)(?P<scheme>(?:(?:Bearer|Basic|[Tt]oken|ApiKey)\s+)?)(?P<s
 def hide_secrets(text: str, name: str, held: Callable[[str, str], str]) -> str:
     """The text with `held(secret, name)` in place of what in it looks like a secret; `name` is that of the variable,
     the header or the flag that the text is the value of. A `${VAR}` is no secret."""
-    if (
-        re.search(_KEY_LIKE_NAME, name[-100:])
-        and not re.fullmatch(_NO_KEY, text)
-        and not re.search(r"(?<!\$)\$\{", text)
-    ):
+    is_key = re.search(_KEY_LIKE_NAME, name[-100:])
+    if is_key and not re.fullmatch(_NO_KEY, text) and not re.search(r"(?<!\$)\$\{", text):
         found = re.fullmatch(_SCHEME, text)
         assert found
         return found["scheme"] + held(found["secret"], name.lstrip("-"))
@@ -12025,9 +12029,8 @@ def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
     view: dict[str, Any] = {"label": harmless(field.get("title") or name), "needed": field["required"]}
     view["hint"] = harmless(field.get("description", ""))
     if choices or kind == "array":
-        preset = {
-            one for one in (default if isinstance(default, list) else [default]) if isinstance(one, str | int | float)
-        }
+        presets = default if isinstance(default, list) else [default]
+        preset = {one for one in presets if isinstance(one, str | int | float)}
         view |= {"many": kind == "array", "choices": [harmless(str(shown)) for _, shown in choices]}
         view["about"] = _about(field, "minItems", "maxItems", "to choose:") if kind == "array" else ""
         view["preset"] = [at for at, (value, _) in enumerate(choices) if value in preset and default is not None]

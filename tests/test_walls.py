@@ -423,6 +423,14 @@ def test_a_server_causes_so_many_lines_a_second_in_our_log_and_then_a_count():
     assert sum("evil: a line was not read" in line for line in s.logged) == mcpmux.NOTES_MOST + 1
 
 
+def test_a_line_of_our_log_is_no_longer_than_it_says_anything():
+    s = Script(["good", "evil"], capabilities=TASKS)
+    for number, name in enumerate(("good", "evil")):
+        makes_task(s, number, name, "t" * 1_000_000)
+    assert any("not remembered" in line for line in s.logged)
+    assert max(map(len, s.logged)) < 2 * mcpmux.EDGE
+
+
 def test_a_peers_words_are_one_line_in_our_log():
     assert mcpmux.in_a_line("a\nmcpmux error: forged\x1b[2J\u202e") == r"a\nmcpmux error: forged\x1b[2J\u202e"
 
@@ -454,18 +462,35 @@ def test_a_word_of_anothers_task_is_dropped_whatever_it_is_called():
     assert {one["params"]["status"] for one in told} == {"good"}
 
 
-@pytest.mark.parametrize("method", ["tasks/list", "skills/list"])
-def test_a_list_of_all_waits_for_no_server_longer_than_for_one_page(method: str):
+def asked_for_all(method: str) -> Script:
     s = with_extensions(evil={SKILLS: {}}, good={SKILLS: {}}) if method == "skills/list" else Script(["evil", "good"])
     s.host_asks(1, method)
+    s.advance(0.2)
+    return s
+
+
+@pytest.mark.parametrize("method", ["tasks/list", "skills/list"])
+def test_a_list_of_all_waits_for_no_server_longer_than_for_one_page(method: str):
+    s = asked_for_all(method)
     for page in range(20):
         s.advance(3)
         if s.server_heard("good", method):
             break
-        if method == "tasks/list":
-            s.server_answers("evil", method, {"tasks": [], "nextCursor": f"{page}"})
+        s.server_answers("evil", method, {"tasks": [], "skills": [], "nextCursor": f"{page}"})
     s.server_answers("good", method, {"tasks": [{"taskId": "g"}], "skills": [{"uri": "g"}]})
     assert any(s.host_hears(1)["result"].values())
+
+
+@pytest.mark.parametrize("method", ["tasks/list", "skills/list"])
+def test_in_a_list_of_all_a_server_that_has_too_much_gives_way(method: str):
+    s = asked_for_all(method)
+    many = [{"taskId": f"t{n}", "uri": f"t{n}", "x": "x" * 20_000} for n in range(900)]
+    s.server_answers("evil", method, {"tasks": many, "skills": many})
+    s.advance(0.2)
+    s.server_answers("good", method, {"tasks": [{"taskId": "g"}], "skills": [{"uri": "g"}]})
+    (listed,) = s.host_hears(1)["result"].values()
+    assert "g" in (listed[-1].get("taskId"), listed[-1].get("uri"))
+    assert 400 < len(listed) < 900
 
 
 # ── hosts that are not ready ──
