@@ -61,4 +61,4 @@ def test_the_picture_says_how_and_when_it_was_made_and_stands_in_the_readme() ->
         r"20\d\d-\d\d-\d\d, \w+, \d+ cores, Python [\d.]+, mcpmux [\d.]+, fastmcp [\d.]+, mcp [\d.]+", picture
     )
     assert all(f">{title}" in picture for title in bench.PICTURE.values())
-    assert "](tests/bench.svg)" in (HERE.parent / "README.md").read_text(encoding="utf-8")
+    assert "/tests/bench.svg)" in (HERE.parent / "README.md").read_text(encoding="utf-8")

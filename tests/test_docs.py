@@ -61,6 +61,17 @@ OPTIONS = [
 ]
 
 
+def test_pictures_are_shown_by_the_index_too() -> None:
+    """The package index shows README.md without the files beside it, so that a relative address leads nowhere."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    pictures = urls["Repository"].replace("//github.com/", "//raw.githubusercontent.com/") + "/main/"
+    addresses = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README)
+    assert len(addresses) >= 4
+    for address in addresses:
+        assert address.startswith(pictures)
+        assert (ROOT / address.removeprefix(pictures)).is_file()
+
+
 def test_the_tables_of_keys_are_those_of_the_structs():
     """If this fails: `uv run python tests/make_readme.py`."""
     assert re.findall(r"<!-- (\w+): written by tests/make_readme.py -->\n\| key ", README) == [
@@ -96,7 +107,7 @@ def test_a_picture_shows_what_a_command_prints(name: str):
     printed = without_times(make_picture.PICTURES[name]())
     words = [re.sub(r" +([\d,]+|MS)$", "", " ".join(words)) for words in drawn.values()]
     assert words == [line for line in printed if line]
-    assert f"](tests/{name}.svg)" in README
+    assert f"/tests/{name}.svg)" in README
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
