@@ -9416,15 +9416,24 @@ class Address(Struct, frozen=True):
         return any(name.lower() == "authorization" for name in self.headers)
 
 
-def refuse_open(url: str, may_be_open: bool) -> None:
-    """Before a token or its like goes there. Raises `StartError` where anybody on the way could read it."""
+def is_here(url: str) -> bool:
+    """Whether it is a place on this machine."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f".{host}".endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def refuse_open(url: str, may_be_open: bool, by: str = "") -> None:
+    """Before a token or its like goes there. Raises `StartError` where anybody on the way could read it, and for a
+    place on this machine that a server elsewhere has named (`by` its address): what is here trusts who is here."""
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
-    try:
-        is_here = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_here = f".{host}".endswith(".localhost")
-    if parts.scheme == "http" and not is_here and not may_be_open:
+    if by and is_here(url) and not is_here(by):
+        raise StartError(f"names {parts.netloc} for its login, which is on this machine", "do not log in there")
+    if parts.scheme == "http" and not is_here(url) and not may_be_open:
         what = f"its token would go to {host} over plain http://, which others can read"
         raise StartError(what, "use https://, or set allow_http = true in its table")
 
@@ -9632,9 +9641,9 @@ async def login_lock(path: Path) -> AsyncGenerator[None]:
         os.close(file)
 
 
-async def fetch(request: Any, may_be_open: bool, reads: bool = True) -> Any:
+async def fetch(request: Any, may_be_open: bool, reads: bool = True, by: str = "") -> Any:
     """A login's request: its response, with as much body as such servers say. Raises `StartError`, HTTP's errors."""
-    refuse_open(str(request.url), may_be_open)
+    refuse_open(str(request.url), may_be_open, by)
     async with new_client(str(request.url), timeout=HTTP_PATIENCE) as client:
         response = await client.send(request, stream=True)
         body = bytearray()
@@ -9756,7 +9765,7 @@ class LoginKeeper:
         place, statuses = urllib.parse.urlsplit(login.token_endpoint).netloc, [0]
 
         async def answer(request: Any) -> Any:
-            response = None if request is afterwards else await fetch(request, self._may_be_open)
+            response = None if request is afterwards else await fetch(request, self._may_be_open, by=login.url)
             statuses.append(response.status_code if response else statuses[-1])
             return None if statuses[-1] in REFUSED else response
 
@@ -9801,6 +9810,7 @@ class Browser:
     async def go(self, url: str) -> None:
         import webbrowser  # noqa: PLC0415
 
+        refuse_open(url, True, by=self.context.server_url)
         parts = urllib.parse.urlsplit(url)
         query = dict(urllib.parse.parse_qsl(parts.query))
         self._state = query.get("state", "")
@@ -9893,7 +9903,7 @@ async def knock(address: Address, provider: Any, method: str, insists: bool) -> 
     async def answer(asked: Any) -> Any:
         nonlocal status
         if asked is not request:
-            return _respelled(await fetch(asked, address.may_be_open), provider.context.auth_server_url)
+            return _respelled(await fetch(asked, address.may_be_open, by=address.url), provider.context.auth_server_url)
         has_token = "authorization" in asked.headers
         if insists and not has_token:
             return http.Response(401, request=asked)
@@ -10018,7 +10028,7 @@ async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bo
                 form = {"token": token, "client_id": login.client_id, "client_secret": ""}
                 form, headers = provider_of(login).context.prepare_token_auth(form, {})
                 request = http.Request("POST", login.revocation_endpoint, data=form, headers=headers)
-                response = await fetch(request, options.allow_http)
+                response = await fetch(request, options.allow_http, by=login.url)
                 trouble = f"HTTP {response.status_code}" if response.status_code >= 300 else trouble
         except (http.TransportError, OSError, StartError) as wrong:
             trouble = connection_trouble(wrong, urllib.parse.urlsplit(login.revocation_endpoint).netloc)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import codecs
 import gzip
@@ -164,6 +165,25 @@ def test_a_token_goes_over_plain_http_to_this_machine_only(token: str, host: str
 def test_what_is_secret_in_a_url_is_a_token_too(url: str):
     with pytest.raises(mcpmux.StartError, match="over plain http"):
         located(f'url = "{url}"', {})
+
+
+@pytest.mark.parametrize(
+    "place", ["http://127.0.0.1:2375/x", "https://localhost/x", "https://[::1]:5/x", "https://0.0.0.0/x"]
+)
+def test_a_server_elsewhere_names_no_place_on_this_machine_for_its_login(place: str):
+    """Its metadata says where mcpmux registers, gets tokens, and sends the browser; services here trust who is here."""
+    request, said = mcpmux.load_http().http.Request("POST", place), "which is on this machine"
+
+    async def goes(server: str) -> None:
+        asked = mcpmux.Browser([], lambda text: None)
+        asked.context = argparse.Namespace(server_url=server)
+        await asked.go(place)
+
+    with pytest.raises(mcpmux.StartError, match=said):
+        asyncio.run(goes("https://a.example/mcp"))
+    with pytest.raises(mcpmux.StartError, match=said):
+        asyncio.run(mcpmux.fetch(request, True, by="https://a.example/mcp"))
+    mcpmux.refuse_open(place, True, by="http://localhost:1/mcp")
 
 
 @pytest.mark.requirement("login-renewed")
