@@ -14609,9 +14609,17 @@ class InnerHost:
 
 
 def played(host: InnerHost, scene: Scene[Decoded], waiting: Waiting | None = None) -> Decoded:
-    """What comes of a scene; meanwhile a person sees how each server does."""
+    """What comes of a scene; meanwhile a person sees how each server does, and which model is asked."""
     shown = waiting or Waiting()
-    host.looks = shown.servers
+
+    def look(servers: Iterable[Facts], now: float) -> None:
+        shown.servers(servers, now)
+        for one in host.mux.core.in_flight.owed_by(Peer.SAMPLER):
+            if one.params and (models := value_of(one.params.get("models"))):
+                seconds = f", {now - one.since:.0f} s" if shown.is_in_place else ""
+                shown.show({models[0]: f"asked for {one.server}{seconds}"})
+
+    host.looks = look
     try:
         return host.play(scene)
     finally:
@@ -15234,10 +15242,22 @@ def _call(arguments: argparse.Namespace) -> int:
     host = InnerHost(mine, cached=own_name is not None, capabilities=PERSON, answers=answers, hears=hear)
     if arguments.page:
         expect_browser(host.mux.opener)
+    ledger = Ledger(state_folder() / LEDGER_NAME)
+    before = len(ledger.lines()) if config.sampling else 0
     reply = played(host, scene, waiting)
+    for line in ledger.lines()[before:] if config.sampling else ():
+        if line.get("server") == owner:
+            print(harmless(what_it_took(line)), file=sys.stderr)
     if called and reply.error and value_of(reply.error).get("code") == INVALID_PARAMS:
         print(f"mcpmux: it is {signature(called)}", file=sys.stderr)
     return show_reply(reply, arguments.output, as_it_came=arguments.json)
+
+
+def what_it_took(line: Mapping[str, Any]) -> str:
+    """A request of a model, by its line in the ledger."""
+    usd = line.get("usd")
+    cost = f"${usd:.4f}" if isinstance(usd, int | float) else "at a price that nobody knows"
+    return f"{line.get('model')}: {amount(line, 'in'):,} tokens in, {amount(line, 'out'):,} out, {cost}"
 
 
 def expect_browser(opener: Opener | str) -> Opener:

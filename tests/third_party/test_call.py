@@ -133,6 +133,13 @@ def test_a_call_shows_what_the_tool_answers(case: Case, calls: list[Done]):
     assert case.stderr in done.stderr
 
 
+def test_a_person_sees_which_model_is_asked_and_what_it_took(calls: list[Done]):
+    [said] = [done.stderr for case, done in zip(CASES, calls, strict=True) if case.tool == "trigger-sampling-request"]
+    [asked, took] = [line.partition(": ") for line in said.splitlines() if line.startswith("openai/")]
+    assert asked[2] == "asked for everything" and asked[0].startswith(took[0])
+    assert took[2] == "7 tokens in, 3 out, at a price that nobody knows"
+
+
 def test_the_raw_result_and_the_picture_in_a_file_are_the_same(run: Any, tmp_path: Path):
     raw = json.loads(run("call", "everything__get-tiny-image", "--json").stdout)
     [image] = [block for block in raw["content"] if block["type"] == "image"]
