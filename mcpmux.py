@@ -1503,24 +1503,26 @@ def _rendered(
 def merge(
     parts: list[Part], options: MuxOptions, owned: Names | None = None, reserved: Iterable[str] = ()
 ) -> Catalogue:
-    """All parts, in config order, as one catalogue. `owned` names were given before; no tool gets a `reserved` one."""
+    """All parts, in config order, as one catalogue. `owned` names were given before, and of several servers that list a
+    URI that one keeps it which had it before; no tool gets a `reserved` name."""
     notes, names, results, plain = Notes(), Names(), dict[str, bytes](), dict[str, bytes]()
     named: dict[str, dict[str, Route]] = {}
     servers = {part.server for part in parts}
     ours = dict.fromkeys(reserved, ("", ""))
     for method, kind in LISTS.items():
+        former = {name: whose for name, whose in (owned or {}).get(method, {}).items() if whose[0] in servers}
         if kind.identity == "name":
-            former = {name: whose for name, whose in (owned or {}).get(method, {}).items() if whose[0] in servers}
             named[method] = _name_all(parts, method, options, former | ours, notes)
             given = {name: (server, own) for name, (server, own, _) in named[method].items()}
             names[method] = _bounded(former, given)
         else:  # URIs are never rewritten: results, links and MCP Apps refer to them
             named[method] = {}
-            for part in parts:
-                for entry in part.lists.get(method, ()):
-                    has = named[method].setdefault(entry.name, Route(part.server, entry.name, entry))
-                    if has.server != part.server:
-                        notes.append((part.server, f"{entry.name} is offered by {has.server} already and left out"))
+            listed = [Route(part.server, one.name, one) for part in parts for one in part.lists.get(method, ())]
+            for one in sorted(listed, key=lambda one: former.get(one.name, (one.server,))[0] != one.server):
+                has = named[method].setdefault(one.name, one)
+                if has.server != one.server:
+                    notes.append((one.server, f"{one.name} is offered by {has.server} already and left out"))
+            names[method] = {uri: (route.server, uri) for uri, route in named[method].items()}
         results[method], modern = _rendered(method, named[method], _room(options), notes)
         if modern is not None:
             plain[method] = modern
@@ -1529,14 +1531,18 @@ def merge(
         bare[route.name] = None if route.name in bare else route
     resources = {uri: route.server for uri, route in named["resources/list"].items()}
     with_page = [(one.page, part.server) for part in parts for one in part.lists.get("tools/list", ()) if one.page]
+    had = (owned or {}).get("pages", {})
+    with_page.sort(key=lambda one: had.get(one[0], one[1:])[0] != one[1])
     pages = dict(reversed(with_page))  # of several servers the first
+    names["pages"] = {uri: (server, uri) for uri, server in pages.items()}
     templates = [(one.name, part.server) for part in parts for one in part.lists.get("resources/templates/list", ())]
     schemes: dict[str, list[str]] = {}
     for uri, server in (*resources.items(), *pages.items(), *templates):
         there = schemes.setdefault(uri.partition(":")[0], [])
         if server not in there:
             there.append(server)
-    templates.sort(key=lambda one: -len(_EXPRESSION.sub("", one[0])))
+    whose = named["resources/templates/list"]
+    templates.sort(key=lambda one: (-len(_EXPRESSION.sub("", one[0])), whose[one[0]].server != one[1]))
     tools, prompts = named["tools/list"], named["prompts/list"]
     return Catalogue(results, plain, tools, prompts, bare, resources, templates, pages, schemes, names, notes)
 
@@ -3045,9 +3051,10 @@ class Merged:
                 if note not in self._noted:
                     self._out.note(*note)
             self._noted = set(self._made.notes)
-            if self._made.names != self._names:
-                self._names = self._made.names
-                self._out.put(SaveNames(self._names))
+            saved = {method: self._made.names[method] for method, kind in LISTS.items() if kind.identity == "name"}
+            if saved != {method: self._names.get(method) for method in saved}:
+                self._out.put(SaveNames(saved))
+            self._names = self._made.names
         return self._made
 
     def view(self, caller: Caller) -> View:

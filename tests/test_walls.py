@@ -210,6 +210,27 @@ TEMPLATE = {"resources/templates/list": [{"name": "f", "uriTemplate": "file:///{
 NOT_FOUND = {"code": -32002, "message": "Resource not found"}
 
 
+PAGED = TOOL | {"_meta": {"ui": {"resourceUri": "ui://x"}}}
+
+
+@pytest.mark.parametrize(
+    ("method", "entry", "uri"),
+    [
+        ("resources/list", {"uri": "mem://x", "name": "x"}, "mem://x"),
+        ("resources/templates/list", {"uriTemplate": "mem://{a}", "name": "x"}, "mem://x"),
+        ("tools/list", PAGED, "ui://x"),
+    ],
+)
+def test_who_had_a_uri_keeps_it_whoever_lists_it_later(method: str, entry: dict[str, Any], uri: str):
+    s = Script(["evil", "good"], offers={"good": {method: [entry]}, "evil": {method: []}})
+    s.asks("list", method)
+    s.offers["evil"][method] = [entry]
+    s.server_sends("evil", method=mcpmux.LISTS[method].changed)
+    s.advance(3)
+    s.host_asks(1, "resources/read", uri=uri)
+    assert s.server_heard("good", "resources/read") and not s.server_heard("evil", "resources/read")
+
+
 def test_a_link_is_read_where_it_came_from_although_another_server_has_a_template_for_it():
     s = Script(["one", "two"], offers={"one": TEMPLATE, "two": TEMPLATE | {"tools/list": [TOOL]}})
     link = {"type": "resource_link", "uri": "file:///two/a", "name": "a"}
