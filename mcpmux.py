@@ -11656,14 +11656,22 @@ class SamplerLoop:
         key = options.api_key or ("none" if model.is_local and model.provider not in _OLLAMA else None)
         return arguments | {"api_key": key, "api_base": options.api_base, "drop_params": True} | more
 
-    def troubles(self) -> list[str]:
-        found = list[str]()
-        for model in self._models:
+    async def troubles(self, *, asks: bool) -> list[str]:
+        """What is wrong with the models, as far as can be seen; or by asking each for a token."""
+        params = {"messages": [{"role": "user", "content": {"type": "text", "text": "Hello"}}], "maxTokens": 1}
+
+        async def trouble(model: Rated) -> str:
             try:
-                self._cost(model, {"messages": [], "maxTokens": 1}, 0)
-            except NoAnswer as wrong:
-                found.append(str(wrong))
-        return found
+                if asks:
+                    entry = {"server": "mcpmux check", "allowed": "person"}
+                    await self._ask(model, params, entry, self._setup.timeout_sec)
+                else:
+                    self._cost(model, params, 0)
+            except (NoAnswer, RpcError) as wrong:
+                return str(wrong).removeprefix("mcpmux: ")
+            return ""
+
+        return list(filter(None, await asyncio.gather(*map(trouble, self._models))))
 
     def _is_resting(self, model: Rated) -> bool:
         return self._rests.get(model.label, 0.0) > time.monotonic()
@@ -14688,11 +14696,12 @@ def _check(arguments: argparse.Namespace) -> int:
             _expect_server(config, name)
     if arguments.servers:
         chosen = {name: text for name, text in config.broken.items() if name in arguments.servers}
-        config = msgspec.structs.replace(only(config, arguments.servers), broken=chosen, sampling=None)
-    found = checked(config)
+        models = config.sampling if arguments.model else None
+        config = msgspec.structs.replace(only(config, arguments.servers), broken=chosen, sampling=models)
+    found = checked(config, asks=arguments.model)
     if arguments.repair and (broken := [row["server"] for row in found.rows if _repaired(row)]):
         print(f"npx's copies of these were broken; they are fetched again: {', '.join(broken)}", file=sys.stderr)
-        found = checked(config)
+        found = checked(config, asks=arguments.model)
     models = [model.model for model in config.sampling.models] if config.sampling else []
     if arguments.json:
         sampling = {"models": models, "reason": found.trouble} if config.sampling else None
@@ -14734,14 +14743,14 @@ def as_window_host(config: Config) -> tuple[Config, list[str]]:
     return seen, sorted(named & config.environment.keys() - seen.environment.keys())
 
 
-def checked(config: Config) -> Checked:
-    """Every server is started, and given as long as if it were served."""
+def checked(config: Config, *, asks: bool = False) -> Checked:
+    """Every server is started, and given as long as if it were served; `asks` the models, too."""
 
     async def scene(host: InnerHost) -> Checked:
         trouble = None
         try:
             if config.sampling:
-                trouble = _models_trouble(await sampler_setup(config, set()))
+                trouble = await _models_trouble(await sampler_setup(config, set()), asks=asks)
         except StartError as wrong:
             trouble = "; ".join(wrong.args)
         await host.ask("tools/list")  # it waits for every server, but not for those that are late
@@ -14773,14 +14782,13 @@ def over_limits(tools: int) -> str:
     return f"; more than {' and '.join(over)} will use: {what}" if over else ""
 
 
-def _models_trouble(line: bytes) -> str | None:
-    """What is wrong with the models of the config, as far as can be seen without asking them."""
+async def _models_trouble(line: bytes, *, asks: bool) -> str | None:
     loop, setup = SamplerLoop(sys.stderr.fileno()), msgspec.json.decode(line, type=SamplerSetup)
     try:
         loop.set_up(setup, load_litellm(setup.sampling.models))
     except Exception as wrong:  # whatever its import does
         return f"litellm cannot be loaded: {in_a_line(repr(wrong))}; install mcpmux[sampling] anew"
-    return "; ".join(loop.troubles()) or None
+    return "; ".join(await loop.troubles(asks=asks)) or None
 
 
 def _report(server: Facts) -> dict[str, Any]:
@@ -16496,6 +16504,7 @@ ARGUMENTS: Final = {
     "lines": _argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)"),
     "log": _argument("server", nargs="?", metavar="SERVER", help="its name in the config"),
     "name": _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),
+    "model": _argument("--model", action="store_true", help="ask each model of [sampling] for a token, too"),
     "one": _argument("server", nargs="?", metavar="SERVER", help="of this server only"),
     "output": _argument("--output", "-o", metavar="PATH", help="a file or folder for images, audio and files"),
     "page": _argument("--page", action="store_true", help="what is asked is asked in the browser, not here"),
@@ -16529,7 +16538,7 @@ SUBCOMMANDS: Final = (
     Subcommand("consents", _consents, "which servers may use your model, as you said", "one forget json"),
     Subcommand("call", _call, "call a tool", "tool given output page config as-it-came"),
     Subcommand("page", _page, "open the page that asks you what servers ask", "try config"),
-    Subcommand("check", _check, "start every server and say how each does", "servers config as-host repair json"),
+    Subcommand("check", _check, "start every server and say how each does", "servers config as-host model repair json"),
     Subcommand("login", _login, "log in to a remote server, in your browser", "server config"),
     Subcommand("logout", _logout, "forget a login at a remote server", "server config"),
     Subcommand("import", _import, "take servers over from a host's own file", f"source chosen force undo {_SETUP}"),

@@ -140,6 +140,19 @@ def test_a_person_sees_which_model_is_asked_and_what_it_took(calls: list[Done]):
     assert took[2] == "7 tokens in, 3 out, at a price that nobody knows"
 
 
+def test_check_asks_a_model_for_a_token_when_it_is_told_to(run: Any, calls: list[Done], provider: ChatApi):
+    provider.forget()
+    assert run("check").returncode == 0
+    assert provider.requests == []
+    provider.replies.put(lambda _: {"content": ""})
+    assert run("check", "--model").returncode == 0
+    assert [one["max_tokens"] for one in provider.requests] == [1]
+    provider.calls(a=("nobody-offered-it", {}))
+    failed = run("check", "--model", "everything")
+    assert failed.returncode == 1
+    assert "sampling: does not work: openai/x called a tool that nobody offered; ask again" in failed.stdout
+
+
 def test_the_raw_result_and_the_picture_in_a_file_are_the_same(run: Any, tmp_path: Path):
     raw = json.loads(run("call", "everything__get-tiny-image", "--json").stdout)
     [image] = [block for block in raw["content"] if block["type"] == "image"]
