@@ -13599,6 +13599,8 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> tu
             variables.notes[key] = f"; {entry.host.title} has it in its keyring"
 
     def ours(key: str, text: str, under: str) -> str:
+        if key == "args" and entry.host.name == "vscode":  # as it does
+            text = re.sub(r"^~(?=[/\\]|$)", lambda _: "${userHome}", text)
         text = translate(text, entry, machine, variables, notes)
         return hide_secrets(text, under, lambda secret, called: variables.hold(secret, called, name))
 

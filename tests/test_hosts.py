@@ -1495,3 +1495,15 @@ def test_the_help_names_the_hosts(command: str, capsys: pytest.CaptureFixture[st
     assert all(name in out for name in HOST_NAMES)
     assert "--dry-run" in out
     assert "example:mcpmux" in out
+
+
+def test_vs_code_reads_a_tilde_in_arguments_as_the_home_and_others_do_not(tmp_path: Path, home: dict[str, str]):
+    table = {"a": {"command": "x", "args": ["~/notes", "~", "--dir=~/x", "~you"]}}
+    for folder, key, args in (
+        (".vscode", "servers", [home["HOME"] + "/notes", home["HOME"]]),
+        (".cursor", "mcpServers", ["~/notes", "~"]),
+    ):
+        file = written(tmp_path / folder / "mcp.json", json.dumps({key: table}))
+        config = tmp_path / f"{key}.toml"
+        assert run(home, "import", str(file), "--config", str(config)).returncode == 0
+        assert tomllib.loads(config.read_text())["mcp_servers"]["a"]["args"] == [*args, "--dir=~/x", "~you"]
