@@ -11031,8 +11031,9 @@ def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
     row = row | options.params
     usd, local = None, is_local(options)
     guesses = dict.fromkeys(PRIORITIES, (0.5, "unknown"))
-    if (paid := row.get("input_cost_per_token")) is not None and (paid or not local):
-        usd = (float(paid) * 1e6, float(row.get("output_cost_per_token") or 0) * 1e6)
+    paid = row.get("input_cost_per_token"), row.get("output_cost_per_token") or 0
+    if paid[0] is not None and (any(paid) or not local):
+        usd = (float(paid[0]) * 1e6, float(paid[1]) * 1e6)
         guesses = _guess(row, "price")
     elif local:
         guesses = {"cost": (1.0, "local"), "speed": (0.5, "local"), "intelligence": (0.1, "local")}
@@ -11772,7 +11773,9 @@ class SamplerLoop:
         usage = getattr(response, "usage", None)
         tokens = [getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens")]
         usd = getattr(usage, "cost", None)
-        usd = usd if isinstance(usd, int | float) else response._hidden_params.get("response_cost")
+        if not isinstance(usd, int | float):  # litellm takes a price of 0 in the config for none
+            given = [model.options.params.get(f"{way}_cost_per_token") for way in ("input", "output")]
+            usd = None if 0 in given else response._hidden_params.get("response_cost")
         if not usd and model.usd:
             usd = sum(number * price for number, price in zip(tokens, model.usd, strict=True)) / 1e6
         return {"in": tokens[0], "out": tokens[1], "usd": usd if usd or model.usd else cost}

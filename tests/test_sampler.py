@@ -10,6 +10,7 @@ import asyncio
 import calendar
 import collections
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -1357,6 +1358,84 @@ def claude(*content: dict[str, Any], stop: str = "end_turn", **more: Any) -> dic
     }
 
 
+def gemini(words: str, calls: Calls, stop: str) -> Any:
+    """ai.google.dev/api/generate-content."""
+    parts = [{"text": words}] if words else []
+    parts += [{"functionCall": {"name": name, "args": given}} for _, name, given in calls]
+    usage = {"promptTokenCount": 10, "candidatesTokenCount": 5, "totalTokenCount": 15}
+    return {
+        "candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": stop, "index": 0}],
+        "usageMetadata": usage,
+        "modelVersion": "gemini-2.5-flash",
+    }
+
+
+def ollama(words: str, calls: Calls, stop: str) -> Any:
+    """docs.ollama.com/api/chat."""
+    wanted = [{"function": {"name": name, "arguments": given}} for _, name, given in calls]
+    message = {"role": "assistant", "content": words} | ({"tool_calls": wanted} if wanted else {})
+    counts = {"prompt_eval_count": 10, "eval_count": 5}
+    return {
+        "model": "x",
+        "created_at": "2026-01-01T00:00:00Z",
+        "message": message,
+        "done": True,
+        "done_reason": stop,
+    } | counts
+
+
+def chat(words: str, calls: Calls, stop: str, **more: Any) -> Any:
+    wanted = [
+        {"id": id, "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+        for id, name, given in calls
+    ]
+    answer = openai(words or None, stop, **({"tool_calls": wanted} if wanted else {}))
+    return answer | {"usage": answer["usage"] | more}
+
+
+def messages(words: str, calls: Calls, stop: str) -> Any:
+    uses = [{"type": "tool_use", "id": id, "name": name, "input": given} for id, name, given in calls]
+    return claude(*([text(words)] if words else []), *uses, stop=stop)
+
+
+Calls = list[tuple[str, str, dict[str, Any]]]  # of tools: id, name, arguments
+
+
+class Route(NamedTuple):
+    """A way to a model: how its provider answers, and in which words it says why it stops."""
+
+    model: str
+    below: str  # in its address
+    answers: Callable[[str, Calls, str], Any]
+    ends: str
+    wants_tools: str
+    is_long: str
+    usd: float | None  # of 10 tokens in and 5 out; 0: some that litellm knows; None: nobody is paid
+    takes_tools: bool = True
+
+
+ROUTES = [
+    Route("openai/gpt-4.1-mini", "/v1", chat, "stop", "tool_calls", "length", 0),
+    Route("openai/o4-mini", "/v1", chat, "stop", "tool_calls", "length", 0),
+    Route("anthropic/claude-haiku-4-5", "", messages, "end_turn", "tool_use", "max_tokens", 0),
+    Route("gemini/gemini-2.5-flash", "", gemini, "STOP", "STOP", "MAX_TOKENS", 0),
+    Route("openrouter/some/model", "/v1", functools.partial(chat, cost=0.00042), "stop", "stop", "length", 0.00042),
+    Route("hosted_vllm/x", "/v1", chat, "stop", "stop", "length", None),
+    Route("ollama_chat/x", "", ollama, "stop", "stop", "length", None),
+    Route(
+        "ollama/x",
+        "",
+        lambda words, calls, stop: {"response": words, **ollama("", [], stop)},
+        "stop",
+        "",
+        "",  # litellm does not tell
+        None,
+        False,
+    ),
+]
+CROWD = [f"s{number}" for number in range(20)]  # servers
+
+
 class Recorder:
     """A proxy that nobody should use: it counts who comes."""
 
@@ -1417,6 +1496,7 @@ class Site:
         self.folder = folder
         self.openai = Provider(openai)
         self.anthropic = Provider(lambda words: claude(text(words)))
+        self.others = Provider(openai)
         self.recorder = Recorder()
         self._nobody = socket.socket()
         self._nobody.bind(("127.0.0.1", 0))  # and does not listen
@@ -1426,6 +1506,7 @@ class Site:
             CLAUDE: self.anthropic.url,
             HASTY: f"{self.openai.url}/v1",
             DOWN: f"http://127.0.0.1:{self._nobody.getsockname()[1]}/v1",
+            **{route.model: self.others.url + route.below for route in ROUTES},
         }
         tables = ['[mux]\nlog_level = "trace"']
         tables += [
@@ -1435,7 +1516,7 @@ class Site:
         ]
         tables += ['[sampling]\napprove = "never"\nfallback = false']
         tables += ["[sampling.limits]\nmax_concurrency = 100\nrequests_per_minute = 10000\nusd_per_day = 1000"]
-        tables += [server_table(name) for name in ("a", "b", "c", "healthy", "mortal")]
+        tables += [server_table(name) for name in ("a", "b", "c", "healthy", "mortal", *CROWD)]
         config = folder / "mcpmux.toml"
         config.write_text("\n".join(tables))
         proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
@@ -1447,7 +1528,7 @@ class Site:
 
     def close(self) -> None:
         self.host.close()
-        for provider in (self.openai, self.anthropic, self.recorder):
+        for provider in (self.openai, self.anthropic, self.others, self.recorder):
             provider.close()
         self._nobody.close()
 
@@ -1518,10 +1599,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 def site(shared: Site) -> Iterator[Site]:
     """The shared one, with no replies left over from the test before nor for the one after."""
-    for provider in (shared.openai, shared.anthropic):
+    for provider in (shared.openai, shared.anthropic, shared.others):
         provider.requests.clear()
     yield shared
-    for provider in (shared.openai, shared.anthropic):
+    for provider in (shared.openai, shared.anthropic, shared.others):
         assert provider.replies.empty(), "a reply was never asked for"
 
 
@@ -1588,6 +1669,36 @@ def test_two_tools_are_called_at_once_and_their_results_go_back(site: Site):
         {"role": "tool", "tool_call_id": "call_a", "content": 'Error: {"a": 1}'},
     ]
     assert sent["messages"][4]["content"][1]["image_url"]["url"].endswith(PICTURE)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.model)
+def test_each_way_to_a_model_has_text_parallel_tools_over_five_rounds_stop_reasons_and_a_cost(site: Site, route: Route):
+    for stop, reason in filter(all, ((route.ends, "endTurn"), (route.is_long, "maxTokens"))):
+        site.others.will(Reply(route.answers(SAID, [], stop)))
+        got = site.sample(model=route.model)
+        assert (got["content"], got["stopReason"]) == (text(SAID), reason)
+    ledger = mcpmux.Ledger(next(site.folder.rglob("usage.jsonl"))).lines()[-1]
+    assert (ledger["model"], ledger["in"], ledger["out"]) == (route.model, 10, 5)
+    assert ledger["usd"] == route.usd or (route.usd == 0 and 0 < ledger["usd"] < 0.001)
+    if not route.takes_tools:
+        assert "takes no tools" in site.failure(site.ask(model=route.model, tools=[WEATHER]))
+        return
+    said = [user(text())]
+    for number in range(5):
+        calls = [(f"{one}{number}", "weather", {"place": f"{PLACE} {one}{number}"}) for one in "ab"]
+        site.others.will(Reply(route.answers("", calls, route.wants_tools)))
+        got = site.sample(model=route.model, tools=[WEATHER], messages=said)
+        assert got["stopReason"] == "toolUse"
+        assert [(one["name"], one["input"]) for one in got["content"]] == [one[1:] for one in calls]
+        assert len({one["id"] for one in got["content"]}) == 2
+        results = [result(one["id"], text(f"{FOG} {call[0]}")) for one, call in zip(got["content"], calls, strict=True)]
+        said += [{"role": "assistant", "content": got["content"]}, user(*results)]
+    site.others.will(Reply(route.answers(SAID, [], route.ends)))
+    got = site.sample(model=route.model, tools=[WEATHER], messages=said)
+    assert (got["content"], got["stopReason"]) == ([text(SAID)], "endTurn")
+    sent = json.dumps(site.others.requests[-1].body)
+    for one in (f"{one}{number}" for number in range(5) for one in "ab"):
+        assert sent.count(f"{FOG} {one}") == 1 and sent.count(f"{PLACE} {one}") == 1
 
 
 def test_a_call_of_a_tool_without_a_word_beside_it(site: Site):
@@ -1842,6 +1953,20 @@ def test_each_server_gets_the_answer_to_its_own_question_and_others_are_served_m
     assert collections.Counter(servers) == {"a": 4, "b": 3, "c": 3}
 
 
+def test_a_crowd_of_servers_asks_at_once_and_each_gets_its_own_answer(site: Site):
+    replies = [Held() for _ in CROWD]
+    site.openai.will(*replies)
+    numbers = {site.ask(text(f"{PROMPT} {name}"), server=name): name for name in CROWD}
+    assert all(held.asked.wait(PATIENCE) for held in replies)
+    site.calls(200)
+    for held in reversed(replies):
+        held.release()
+    for number, name in numbers.items():
+        assert site.answer(number)["content"] == text(f"{PROMPT} {name}")
+    lines = mcpmux.Ledger(next(site.folder.rglob("usage.jsonl"))).lines()[-len(CROWD) :]
+    assert sorted(line["server"] for line in lines) == sorted(CROWD)
+
+
 @linux
 def test_a_sampler_that_is_killed_ends_its_requests_and_while_the_next_one_loads_others_are_served(site: Site):
     """It takes seconds to load; a healthy server's calls are answered all the while."""
@@ -1915,6 +2040,25 @@ def test_when_the_days_money_is_spent_the_next_request_is_refused_also_after_a_r
 
 
 @linux
+def test_three_mcpmux_with_two_servers_each_spend_no_more_than_a_days_money(
+    serve: Start, provider: Provider, home: dict[str, str]
+):
+    """Ten requests of each server at once, at 10 cents; a dollar a day."""
+    priced = "params = { input_cost_per_token = 0, output_cost_per_token = 0.02 }"
+    limits = "[sampling.limits]\nusd_per_day = 1\nrequests_per_minute = 100"
+    tables = [model_table(provider.url), priced, limits, server_table("a"), server_table("b")]
+    hosts = [serve(*tables) for _ in range(3)]
+    for host in hosts:
+        host.initialize()
+    numbers = [(host, asking(host, server, ASKED)) for host in hosts for server in "ab" for _ in range(10)]
+    got = [heard(host, number) for host, number in numbers]
+    errors = [one["error"] for one in got if "error" in one]
+    assert len(got) - len(errors) == len(provider.requests) == 10
+    assert {error["data"]["limit"] for error in errors} == {"usd_per_day"}
+    (path,) = Path(home["HOME"]).rglob("usage.jsonl")
+    assert [line["usd"] for line in mcpmux.Ledger(path).lines()] == [pytest.approx(0.1)] * 10
+
+
 def test_the_sampler_ends_with_an_mcpmux_that_is_killed(start: Start, provider: Provider):
     """Also while it still loads: nobody would hear it."""
     host = start(model_table(provider.url), server_table("a"))
