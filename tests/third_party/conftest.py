@@ -11,7 +11,12 @@ from .harness import ChatApi, Launcher, Party, Site, all_parties, npm_modules
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A module with `is_on_the_diagonal` runs that much, unless all is asked for, or a test by its name."""
+    """A module with `is_on_the_diagonal` runs that much, unless all is asked for, or a test by its name; one with a
+    `FLAG` only with that."""
+    behind = [item for item in items if not config.getoption(getattr(getattr(item, "module", None), "FLAG", ""), True)]
+    if behind:
+        config.hook.pytest_deselected(items=behind)
+        items[:] = [item for item in items if item not in behind]
     if config.getoption("--all-pairings") or any("::" in argument for argument in config.args):
         return
     kept: list[pytest.Item] = []

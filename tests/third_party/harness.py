@@ -51,7 +51,7 @@ def npm_modules(packages: Mapping[str, str] = NPM_PACKAGES) -> Path:
     They are installed beside their place and renamed to it, so that whatever is at that place is complete, and two
     runs at once do no harm. No install script is run: none of these packages needs its own.
     """
-    place = _cache() / "npm" / "+".join(f"{name.rpartition('/')[2]}-{v}" for name, v in packages.items())
+    place = cache() / "npm" / "+".join(f"{name.rpartition('/')[2]}-{v}" for name, v in packages.items())
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix="installing-", dir=place.parent))
@@ -77,7 +77,7 @@ def npm_modules(packages: Mapping[str, str] = NPM_PACKAGES) -> Path:
     return place / "node_modules"
 
 
-def _cache() -> Path:
+def cache() -> Path:
     """`MCPMUX_TEST_CACHE`, else the user's cache folder; where that cannot be written, one in the temporary folder."""
     wanted = Path(os.environ.get("MCPMUX_TEST_CACHE") or platformdirs.user_cache_path("mcpmux-tests", appauthor=False))
     try:
