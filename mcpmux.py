@@ -7793,16 +7793,19 @@ _SCHEME: Final = r"(?s)(?P<scheme>(?:(?:Bearer|Basic|[Tt]oken|ApiKey)\s+)?)(?P<s
 def hide_secrets(text: str, name: str, held: Callable[[str, str], str]) -> str:
     """The text with `held(secret, name)` in place of what in it looks like a secret; `name` is that of the variable,
     the header or the flag that the text is the value of. A `${VAR}` is no secret."""
-    is_key = re.search(_KEY_LIKE_NAME, name[-100:])
-    if is_key and not re.fullmatch(_NO_KEY, text) and not re.search(r"(?<!\$)\$\{", text):
-        found = re.fullmatch(_SCHEME, text)
-        assert found
-        return found["scheme"] + held(found["secret"], name.lstrip("-"))
-    if found := re.fullmatch(_ASSIGNMENT, text):
-        return found["head"] + hide_secrets(found["value"], found["name"], held)
+    head = ""
+    while True:  # an assignment's value may be another one
+        is_key = re.search(_KEY_LIKE_NAME, name[-100:])
+        if is_key and not re.fullmatch(_NO_KEY, text) and not re.search(r"(?<!\$)\$\{", text):
+            found = re.fullmatch(_SCHEME, text)
+            assert found
+            return head + found["scheme"] + held(found["secret"], name.lstrip("-"))
+        if not (found := re.fullmatch(_ASSIGNMENT, text)):
+            break
+        head, text, name = head + found["head"], found["value"], found["name"]
     text = re.sub(_URL_WITH_QUERY, lambda one: f"{one['name']}=" + hide_secrets(one["secret"], one["name"], held), text)
     text = re.sub(_URL_WITH_USER, lambda one: one["user"] + held(one["secret"], "password"), text)
-    return re.sub(KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
+    return head + re.sub(KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
 
 
 def is_flag(word: Any) -> bool:
@@ -10177,7 +10180,7 @@ class Web:
             "kind": media_type(response),
             "said": f': "{text}"' if text else "",
             "to": plain(headers.get("location", "nowhere").partition("?")[0]),
-            "scopes": ", ".join(f'"{one}"' for one in scope[1].split()) if scope else "…",
+            "scopes": ", ".join(f'"{one}"' for one in plain(scope[1]).split()) if scope else "…",
             "later": f"in {after} s" if after.isdigit() else "later",
         }
         what, todo = STATUS_WORDS.get(kind, STATUS_WORDS[4])

@@ -783,6 +783,11 @@ def test_a_value_under_a_secrets_name_is_a_secret_wherever_it_stands():
 
 
 @POSIX
+def test_an_assignment_in_an_assignment_is_looked_through_however_deep_it_is():
+    assert mcpmux.without_secrets(["--env", "env=API_KEY=sk-0123"]) == ["--env", "env=API_KEY=***"]
+    assert mcpmux.without_secrets(["a=" * 3000 + "TOKEN=abcdefgh"]) == ["a=" * 3000 + "TOKEN=***"]
+
+
 def test_a_command_is_run_for_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WHO", "ada")
     secrets: set[str] = set()
