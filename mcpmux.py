@@ -76,27 +76,19 @@ what it is good at: task groups and scopes that can be cancelled.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import bisect
 import codecs
 import collections
 import contextlib
-import difflib
-import fnmatch
 import functools
-import hashlib
 import heapq
 import io
-import ipaddress
 import itertools
-import json
 import math
 import os
 import re
-import shlex
-import shutil
 import signal
 import ssl
 import stat
@@ -107,14 +99,40 @@ import textwrap
 import threading
 import time
 import tomllib
-import urllib.parse
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Annotated, Any, Final, Literal, NamedTuple, NoReturn, Protocol, TextIO, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+TYPE_CHECKING = False  # type checkers read it as true
+if TYPE_CHECKING:
+    import argparse
+    import difflib
+    import fnmatch
+    import hashlib
+    import ipaddress
+    import json
+    import shlex
+    import shutil
+    import urllib.parse
+else:
+
+    class Later:
+        """A module that is imported when first used: a start is short, and serving can begin without these."""
+
+        def __init__(self, module: str) -> None:
+            self._module = module
+
+        def __getattr__(self, name: str) -> object:
+            module = globals()[self._module.partition(".")[0]] = __import__(self._module)
+            return getattr(module, name)
+
+    argparse, difflib, fnmatch, hashlib = Later("argparse"), Later("difflib"), Later("fnmatch"), Later("hashlib")
+    ipaddress, json, shlex, shutil, urllib = map(Later, ("ipaddress", "json", "shlex", "shutil", "urllib.parse"))
 
 __version__ = "0.1.0"
 
@@ -14245,17 +14263,16 @@ class Subcommand(NamedTuple):
     rest: str = ""  # what may stand after `--`
 
 
-class Parser(argparse.ArgumentParser):
-    """Says of a command that is none which one is near."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.search("invalid choice: '([^']*)'", message)
-        if unknown:
-            message += did_you_mean(unknown[1], [row.name for row in SUBCOMMANDS])
-        super().error(message)
-
-
 def _parser() -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        """Says of a command that is none which one is near."""
+
+        def error(self, message: str) -> NoReturn:
+            unknown = re.search("invalid choice: '([^']*)'", message)
+            if unknown:
+                message += did_you_mean(unknown[1], [row.name for row in SUBCOMMANDS])
+            super().error(message)
+
     parser = Parser(
         prog="mcpmux",
         description="One MCP server over stdio that stands for many. Without a command it serves: a host starts it.",
@@ -14276,15 +14293,22 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays on one line
         )
         for flags, keys in (ARGUMENTS[word] for word in row.arguments.split()):
-            command.add_argument(*flags, **keys)
+            # What stands before the command is not undone by it.
+            kept: dict[str, Any] = {"default": argparse.SUPPRESS} if flags == ("--config",) else {}
+            command.add_argument(*flags, **keys, **kept)
         if row.rest:
             command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [-- {row.rest}]"
         command.set_defaults(run=row.run, takes=row.rest)
     return parser
 
 
-def parse(words: list[str]) -> argparse.Namespace:
-    """The command line. What stands after `--` is taken off first: argparse would look for options in it."""
+def parse(words: list[str]) -> argparse.Namespace | SimpleNamespace:
+    """The command line. What stands after `--` is taken off first: argparse would look for options in it. As hosts'
+    files have it, it is read without argparse, which takes a tenth of a start."""
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    is_plain = given.keys() <= {"--config", "--profile"} and not any(value[:1] == "-" for value in given.values())
+    if is_plain and 2 * len(given) == len(words):
+        return SimpleNamespace(run=_serve, config=given.get("--config"), profile=given.get("--profile", ""))
     at = words.index("--") if "--" in words else len(words)
     parser = _parser()
     arguments, unknown = parser.parse_known_args(words[:at])
@@ -16490,6 +16514,10 @@ def _argument(*flags: str, **keys: Any) -> tuple[tuple[str, ...], dict[str, Any]
     return flags, keys
 
 
+def _boolean(*given: Any, **keys: Any) -> argparse.Action:
+    return argparse.BooleanOptionalAction(*given, **keys)
+
+
 _ENV: Final = "a variable for it, as often as needed; a secret is better given as '${VAR}'"
 _AS_HOST: Final = "with the environment that a host with a window gives (usual if one has mcpmux), or your terminal's"
 _HEADER: Final = "sent with each request to a --url, as often as needed; a secret is better given as '${VAR}'"
@@ -16497,8 +16525,8 @@ _DAYS: Final = "counted back from today (30)"
 
 ARGUMENTS: Final = {
     "as-it-came": _argument("--json", action="store_true", help="the result as it came"),
-    "as-host": _argument("--as-host", action=argparse.BooleanOptionalAction, help=_AS_HOST),
-    "config": _argument("--config", metavar="PATH", default=argparse.SUPPRESS, help=_WHICH_CONFIG),
+    "as-host": _argument("--as-host", action=_boolean, help=_AS_HOST),
+    "config": _argument("--config", metavar="PATH", help=_WHICH_CONFIG),
     "days": _argument("--days", metavar="N", type=_number_of_days, default=30, help=_DAYS),
     "dry-run": _argument("--dry-run", action="store_true", help="only show what would be written or run"),
     "env": _argument("--env", "-e", metavar="KEY=VALUE", action="append", default=[], help=_ENV),
@@ -16534,7 +16562,6 @@ ARGUMENTS: Final = {
     "try": _argument("--try", dest="trial", action="store_true", help="one question of each kind, to try it out"),
     "url": _argument("--url", metavar="URL", help="of a remote server, in place of a command"),
 }
-
 _SETUP: Final = "config no-secrets yes dry-run"  # of all that moves servers
 SUBCOMMANDS: Final = (
     Subcommand(
