@@ -139,6 +139,7 @@ __version__ = "0.1.0"
 # ══ 1. Constants and options ═════════════════════════════════════════════════════════════════════════════════════════
 
 DISTRIBUTION: Final = "mcpmux"  # what the package is called where it is published
+BY_UVX: Final = "uvx mcpmux" if DISTRIBUTION == "mcpmux" else f"uvx --from {DISTRIBUTION} mcpmux"
 # Each says what would hang, or be lost, without it. Seconds.
 START_PATIENCE: Final = 4.0  # × startup_timeout_sec: lists stop waiting after 1×; a late server is given up after this
 QUIET_AFTER_INITIALIZED: Final = 0.1  # some servers refuse calls until what they ask after `initialized` is answered
@@ -7697,7 +7698,7 @@ def as_typed(text: str) -> str:
     words, parts = sys.argv[1:], Path(sys.prefix).parts
     prefix = "mcpmux"
     if "uv" in parts and {"archive-v0", "environments-v2"} & set(parts):
-        prefix = "uvx mcpmux" if DISTRIBUTION == "mcpmux" else f"uvx --from {DISTRIBUTION} mcpmux"
+        prefix = BY_UVX
     elif "UV_RUN_RECURSION_DEPTH" in os.environ:
         prefix = "uv run mcpmux"
     pairs = itertools.pairwise(words)
@@ -10855,7 +10856,7 @@ class RemoteServer:
 # or quoted in an error. Nobody else imports litellm.
 
 LEDGER_NAME: Final = "usage.jsonl"
-NO_LITELLM: Final = ("litellm is not installed", "start mcpmux as: uvx --from 'mcpmux[sampling]' mcpmux")
+NO_LITELLM: Final = ("litellm is not installed", f"start mcpmux as: uvx --from '{DISTRIBUTION}[sampling]' mcpmux")
 NO_PRICE: Final = (
     "has no price that litellm knows, so usd_per_day cannot hold; set usd_per_request in [sampling.limits], or "
     "input_cost_per_token and output_cost_per_token in its params"
@@ -13474,7 +13475,7 @@ def host_document(path: Path, text: str) -> dict[str, Any]:
     try:
         document = parsed(path, text, kind, read)
     except ImportError:
-        how = f"uvx --with pyyaml {DISTRIBUTION} import goose"
+        how = f"{BY_UVX.replace('uvx', 'uvx --with pyyaml', 1)} import goose"
         raise ConfigError(f"{path}: is YAML, and to read that takes one package more: {how}") from None
     if not isinstance(document, dict | None):
         raise ConfigError(f"{path}: not an object")
@@ -16288,7 +16289,7 @@ def expect_start(entry: Mapping[str, Any]) -> None:
         done = subprocess.run(command, input=ping, env=bare, cwd=root, stdout=pipe, stderr=pipe, timeout=FIRST_ANSWER)  # noqa: PLW1510
         if b'"result"' in done.stdout:
             return
-        why = next(iter(done.stderr.decode(errors="replace").strip().splitlines()[-1:]), f"exit code {done.returncode}")
+        why = telling(done.stderr.decode(errors="replace").split("\n")) or f"exit code {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as wrong:
         why = str(wrong)
     raise ConfigError(f"no host could start mcpmux by {_typed(command)}: {harmless(why)}; nothing was changed")

@@ -404,3 +404,11 @@ def test_placeholders_of_the_readme_work(tmp_path: Path, monkeypatch: pytest.Mon
     assert expand("${VAR}") == "set"
     assert expand("${OTHER:-default}") == "default"
     assert expand("$${VAR}") == "${VAR}"
+
+
+def test_the_package_is_called_in_the_readme_what_it_is_called_where_it_is_published():
+    named = re.findall(
+        r"(?:uvx|uv tool \w+)(?: --with \w+)?(?: --from)? '?([\w-]*mux[\w-]*)", re.sub(r"\s*\n", " ", README)
+    )
+    assert len(named) > 15 and set(named) == {mcpmux.DISTRIBUTION}
+    assert f"{mcpmux.BY_UVX} setup" in README
