@@ -493,13 +493,13 @@ _decode_envelope: Final = msgspec.json.Decoder(Envelope).decode
 _decode_fields: Final = msgspec.json.Decoder(Fields).decode
 _decode_items: Final = msgspec.json.Decoder(list[Raw]).decode
 decode_any: Final = msgspec.json.Decoder().decode
-_LONE_SURROGATE: Final = re.compile(
+_LONE_SURROGATE: Final = (
     rb"(?<!\\)((?:\\\\)*+)"  # after an even number of backslashes, however many: none is looked at twice
     rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-_ID_AT_HEAD: Final = re.compile(rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*"?(\d{1,18})"?\s*[,}]')
-_ID_AT_TAIL: Final = re.compile(rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
+_CONTROL: Final = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+_ID_AT_HEAD: Final = rb'^\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*"?(\d{1,18})"?\s*[,}]'
+_ID_AT_TAIL: Final = rb',\s*"id"\s*:\s*"?(\d{1,18})"?\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$'
 
 
 class LineSplitter:
@@ -577,7 +577,7 @@ def _read_twice(decode: Callable[[bytes], Decoded], line: bytes) -> Decoded:
 
 def mended(line: bytes) -> bytes:
     """Without lone surrogate escapes."""
-    return _LONE_SURROGATE.sub(lambda m: m[1] + (m[2] or rb"\ufffd"), line) if b"\\u" in line else line
+    return re.sub(_LONE_SURROGATE, lambda m: m[1] + (m[2] or rb"\ufffd"), line) if b"\\u" in line else line
 
 
 def messages_in(
@@ -629,7 +629,7 @@ def what_is(message: Envelope) -> str:
 
 def id_in_bad_line(head: bytes, tail: bytes) -> int | None:
     """The id of a message that cannot be read, where its place shows beyond doubt that it is the envelope's."""
-    found = _ID_AT_HEAD.search(head[:EDGE]) or _ID_AT_TAIL.search(tail[-EDGE:])
+    found = re.search(_ID_AT_HEAD, head[:EDGE]) or re.search(_ID_AT_TAIL, tail[-EDGE:])
     return int(found[1]) if found else None
 
 
@@ -705,7 +705,7 @@ def progress_token(params: Fields) -> bytes | None:
 
 def harmless(text: str) -> str:
     """A peer's words for people: what moves the cursor, hides or turns text is made visible; not new lines and tabs."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    return re.sub(_CONTROL, lambda match: ascii(match[0])[1:-1], text)
 
 
 def in_a_line(text: str) -> str:
@@ -1054,8 +1054,8 @@ def elicitation_modes(capabilities: Fields) -> frozenset[str]:
 # Many servers' lists become one: filtered, made valid, named, resolved, found. Pure values; knows no connection.
 
 ALWAYS_LOAD, SEARCH_HINT = "anthropic/alwaysLoad", "anthropic/searchHint"  # in `_meta`, for hosts that defer tools
-_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
-_EXPRESSION: Final = re.compile(r"\{([^{}]*)\}")
+_NOT_IN_NAMES: Final = r"[^A-Za-z0-9_-]"
+_EXPRESSION: Final = r"\{([^{}]*)\}"
 
 Whose = tuple[str, str]  # a server, and a name as it is there
 Names = dict[str, dict[str, Whose]]  # by list method and exposed name
@@ -1295,7 +1295,7 @@ _SCHEMA_IN: Final = frozenset(
     }
 )
 _SCHEMAS_IN: Final = frozenset({"patternProperties", "dependentSchemas", "$defs", "definitions"})
-HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 
 
 def parameter_headers(schema: Any) -> dict[tuple[str, ...], str] | str:
@@ -1314,7 +1314,7 @@ def parameter_headers(schema: Any) -> dict[tuple[str, ...], str] | str:
             header, kind = here["x-mcp-header"], here.get("type")
             if not path:
                 return "an x-mcp-header that is not at a property"
-            if not isinstance(header, str) or not HEADER_NAME.fullmatch(header):
+            if not isinstance(header, str) or not re.fullmatch(HEADER_NAME, header):
                 return f"the x-mcp-header of {'.'.join(path)!r} is no name of a header"
             if kind not in ("string", "integer", "boolean"):
                 return f"the x-mcp-header of {'.'.join(path)!r} is at no string, integer or boolean"
@@ -1422,7 +1422,7 @@ def _render(entry: Fields, identity: str) -> tuple[bytes, bytes]:
 
 def fit_name(text: str, limit: int) -> str:
     """`text` in the alphabet and length that every host accepts; the same text always gives the same name."""
-    name = _NOT_IN_NAMES.sub("_", text)
+    name = re.sub(_NOT_IN_NAMES, "_", text)
     return name if len(name) <= limit else f"{name[: limit - 7]}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
@@ -1561,7 +1561,7 @@ def merge(
         if server not in there:
             there.append(server)
     whose = named["resources/templates/list"]
-    templates.sort(key=lambda one: (-len(_EXPRESSION.sub("", one[0])), whose[one[0]].server != one[1]))
+    templates.sort(key=lambda one: (-len(re.sub(_EXPRESSION, "", one[0])), whose[one[0]].server != one[1]))
     tools, prompts = named["tools/list"], named["prompts/list"]
     return Catalogue(results, plain, tools, prompts, bare, resources, templates, pages, schemes, names, notes)
 
@@ -1595,7 +1595,7 @@ class UriText:
         if len(template) > URI_MOST or len(self._text) > URI_MOST:
             return False
         ends = 1
-        for number, piece in enumerate(_EXPRESSION.split(template)):
+        for number, piece in enumerate(re.split(_EXPRESSION, template)):
             if number % 2 == 0:
                 ends = self._after(urllib.parse.quote(piece, safe=string.printable), ends)
                 continue
@@ -5942,19 +5942,19 @@ STILL_FETCHING: Final = "was not ready yet, and is left to finish what it fetche
 # Where the message stands among what else is written: of Python at the end of a traceback, of Node before the stack.
 _ERROR: Final = r"(?:Uncaught )?[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|NotFound)(?: \[\w+\])?"
 _TELLING: Final = (
-    (-1, re.compile(rf"(?!.*\bnode:)(?:[|+ -]*){_ERROR}(?::.*)?$"), re.compile("Traceback ")),
-    (0, re.compile(rf"{_ERROR}: "), None),
-    (0, re.compile(r"npm (?:error|ERR!) (?!code |errno |syscall |path )\S"), None),
-    (-1, re.compile(r"(?i)\W*(?:error|fatal|panic|thread '.*' panicked)\b"), None),
+    (-1, rf"(?!.*\bnode:)(?:[|+ -]*){_ERROR}(?::.*)?$", "Traceback "),
+    (0, rf"{_ERROR}: ", None),
+    (0, r"npm (?:error|ERR!) (?!code |errno |syscall |path )\S", None),
+    (-1, r"(?i)\W*(?:error|fatal|panic|thread '.*' panicked)\b", None),
 )
-_NPX_COPY: Final = re.compile(r"""((?:[A-Za-z]:)?[\\/][^'":|]*[\\/]_npx[\\/][0-9a-f]{8,})""")
+_NPX_COPY: Final = r"""((?:[A-Za-z]:)?[\\/][^'":|]*[\\/]_npx[\\/][0-9a-f]{8,})"""
 
 
 def telling(lines: list[str]) -> str:
     """What a person should read of its stderr: the line that says what is wrong, else the last ones."""
     for at, pattern, beside in _TELLING:
-        found = [line for line in lines if pattern.match(line)]
-        if found and (beside is None or any(beside.search(line) for line in lines)):
+        found = [line for line in lines if re.match(pattern, line)]
+        if found and (beside is None or any(re.search(beside, line) for line in lines)):
             return found[at].lstrip("|+ -")
     return " | ".join(lines[-5:])
 
@@ -5963,7 +5963,7 @@ def broken_npx(lines: list[str]) -> str | None:
     """The folder of npx's that lacks a part, as it does when somebody has ended an npx that was still fetching."""
     if not any(re.search(r"MODULE_NOT_FOUND|Cannot find (?:module|package)|ENOTEMPTY", line) for line in lines):
         return None
-    return next((found[1] for line in lines if (found := _NPX_COPY.search(line))), None)
+    return next((found[1] for line in lines if (found := re.search(_NPX_COPY, line))), None)
 
 
 # ── what its processes go through ──
@@ -7226,10 +7226,10 @@ class Core:
 # The TOML document becomes options. Every problem is found in one reading and named by its path; what is wrong inside
 # a server's table fails that server alone. Reads no file and no environment.
 
-PLACEHOLDER: Final = re.compile(
+PLACEHOLDER: Final = (
     r"\$(\$\{)|\$\{(?:cmd:(?P<cmd>[^{}]*)|(?P<var>[A-Za-z_]\w*)(?::-(?P<default>[^{}]*))?)\}|\$\{([^}]*)\}?"
 )
-SERVER_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SERVER_NAME: Final = r"[A-Za-z0-9_-]{1,64}"
 NAME_RULE: Final = "a server's name may have A-Z a-z 0-9 _ - only (64 at most)"
 
 # Keys of Codex's that say how Codex uses a server, not how it is run: accepted, so that its blocks paste straight in.
@@ -7247,7 +7247,7 @@ _PLACEHOLDER_KEYS: Final = frozenset(
     {"command", "args", "env", "cwd", "url", "http_headers", "client_secret", "api_key", "api_base"}
 )
 # What the texts under a key must match (those of a table: its own keys), and what is said of one that does not.
-_NO_HEADER: Final = (HEADER_NAME.pattern + r"\Z", "{} is no name of a header")
+_NO_HEADER: Final = (HEADER_NAME + r"\Z", "{} is no name of a header")
 _FORMS: Final = {
     "url": (r"(?s).*\$\{|https?://[^/\s]", "expected an http:// or https:// address"),
     "http_headers": _NO_HEADER,
@@ -7387,7 +7387,7 @@ def read_server(name: str, table: Any, notes: list[str]) -> tuple[ServerOptions 
     where = f"mcp_servers.{name}"
     if not isinstance(table, dict):
         return None, [_NO_TABLE.format(where)]
-    problems = [] if SERVER_NAME.fullmatch(name) else [f"{where}: {NAME_RULE}"]
+    problems = [] if re.fullmatch(SERVER_NAME, name) else [f"{where}: {NAME_RULE}"]
     names = {where: name, f"{where}.prefix": table.get("prefix")}
     problems += [f"{at}: {OURSELVES} is what mcpmux calls itself" for at, text in names.items() if text == OURSELVES]
     table = _without_codex(table, where, problems, notes)
@@ -7435,7 +7435,7 @@ def _without_keys(keys: frozenset[str], table: Any, where: str, notes: list[str]
 def _wrong_texts(key: str, value: Any, where: str) -> Iterator[str]:
     """What is wrong with the texts under a key, which have the right type."""
     for text, at in texts_of(value, where) if key in _PLACEHOLDER_KEYS else ():
-        for found in PLACEHOLDER.finditer(text):
+        for found in re.finditer(PLACEHOLDER, text):
             if found[5] is not None:
                 is_vs_code = found[5].startswith("env:")
                 hint = f"write ${{{found[5][4:]}}}" if is_vs_code else "write $${ for a plain ${"
@@ -7898,7 +7898,7 @@ def extended_path(environment: Mapping[str, str], path: str | None = None) -> st
 
 # ── what the file may hold, for editors ──
 
-_FIELD: Final = re.compile(r"    (\w+): .+?(?:  # (.+))?$")
+_FIELD: Final = r"    (\w+): .+?(?:  # (.+))?$"
 
 
 def words_of(kind: type[Struct]) -> dict[str, str]:
@@ -7911,7 +7911,7 @@ def words_of(kind: type[Struct]) -> dict[str, str]:
         lambda line: not line.startswith(f"class {kind.__name__}("), linecache.getlines(__file__)
     )
     for line in itertools.takewhile(lambda line: line[0] in " \n", itertools.islice(after, 1, None)):
-        field = _FIELD.fullmatch(line := line.rstrip())
+        field = re.fullmatch(_FIELD, line := line.rstrip())
         if line.startswith("    # "):
             above.append(line.removeprefix("    # "))
         elif field:
@@ -8069,7 +8069,7 @@ def cache_folder() -> Path:
 def named_values(options: ServerOptions, environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """The variables that a server's table names, with their values."""
     texts = [text for text, _ in texts_of(msgspec.to_builtins(options), "") if "${" in text]
-    named = {match["var"] for text in texts for match in PLACEHOLDER.finditer(text)}
+    named = {match["var"] for text in texts for match in re.finditer(PLACEHOLDER, text)}
     named |= {*options.env_vars, *options.env_http_headers.values(), options.bearer_token_env_var}
     return sorted((one, value) for one, value in environment.items() if one in named)
 
@@ -8936,7 +8936,7 @@ async def expand(text: str, where: str, environment: Mapping[str, str], secrets:
     `StartError` that names the variable or the command, never a value."""
     pieces: list[str] = []
     at = 0
-    for match in PLACEHOLDER.finditer(text):
+    for match in re.finditer(PLACEHOLDER, text):
         pieces.append(text[at : match.start()])
         at = match.end()
         if match[1]:
@@ -9399,7 +9399,7 @@ VERSION: Final = "mcp-protocol-version"
 EVENTS: Final = "text/event-stream"
 # By the method that has one: which of its params goes into a header too.
 NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
-_IN_A_HEADER: Final = re.compile(r"[!-~\x80-\xff](?:[ -~\x80-\xff]*[!-~\x80-\xff])?")
+_IN_A_HEADER: Final = r"[!-~\x80-\xff](?:[ -~\x80-\xff]*[!-~\x80-\xff])?"
 _SAID_TOO_MUCH: Final = ("said more at once than it may", "raise max_message_mb in [mux], or tell those who run it")
 _NO_MESSAGE: Final = ("answered with something that is no message", "tell those who run it")
 _FORGOTTEN: Final = (
@@ -10266,7 +10266,7 @@ class Stream:
                 data = event.data.encode("latin-1")
                 if len(data) > self._limit:
                     raise Unreadable(*_SAID_TOO_MUCH)
-                if event.id is not self._id and len(event.id) <= EDGE and _IN_A_HEADER.fullmatch(event.id):
+                if event.id is not self._id and len(event.id) <= EDGE and re.fullmatch(_IN_A_HEADER, event.id):
                     self.headers = {"Last-Event-ID": event.id.encode("latin-1")}
                 self._id = event.id
                 if event.retry is not None:
@@ -11933,9 +11933,9 @@ _POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
     "trusted-types 'none'"
 )
-_SECRET_FIELD: Final = re.compile(
-    r"pass(word|phrase|code|wd)|secret|token|(api|private|access).?key|credential|\b(pin|otp|cvv|cvc|ssn)\b|card.?number",
-    re.IGNORECASE,
+_HIDDEN_FIELD: Final = (
+    r"(?i)pass(word|phrase|code|wd)|secret|token|(api|private|access).?key|credential|\b(pin|otp|cvv|cvc|ssn)\b"
+    r"|card.?number"
 )
 _FORMATS: Final = {
     "email": r"[^@\s]+@[^@\s]+",
@@ -12163,7 +12163,7 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
         raise ValueError(f"it has a mode that mcpmux does not know: {str(mode)[:100]}")
     if len(fields) > FIELDS_MOST:
         raise ValueError(f"its form has {len(fields)} fields, more than {FIELDS_MOST}")
-    secrets = [name for name, field in fields.items() if _SECRET_FIELD.search(f"{name} {field.get('title', '')}")]
+    secrets = [name for name, field in fields.items() if re.search(_HIDDEN_FIELD, f"{name} {field.get('title', '')}")]
     if secrets:
         notes.append("This looks like a secret. Servers must not ask for secrets in a form.")
         view["secret"] = f"I know, and want {in_a_line(asker)} to have it."
@@ -13549,7 +13549,7 @@ class Variables:
         found: dict[str, str] = {}
         for name, table in tables.items():
             for text, at in texts_of({key: table[key] for key in _TEXT_KEYS if key in table}, ""):
-                for one in PLACEHOLDER.finditer(text):
+                for one in re.finditer(PLACEHOLDER, text):
                     variable = one["var"]
                     if variable and one["default"] is None and not is_safe(variable, ""):
                         found.setdefault(variable, f"{name}: {at[1:]}{self.notes.get(variable, '')}")
@@ -14771,7 +14771,7 @@ def as_window_host(config: Config) -> tuple[Config, list[str]]:
     named: set[str] = set()
     for options in config.servers.values():
         texts = texts_of(msgspec.to_builtins(options), "")
-        named |= {found["var"] for text, _ in texts for found in PLACEHOLDER.finditer(text) if found["var"]}
+        named |= {found["var"] for text, _ in texts for found in re.finditer(PLACEHOLDER, text) if found["var"]}
         named |= {*options.env_vars, *options.env_http_headers.values(), options.bearer_token_env_var or ""}
     return seen, sorted(named & config.environment.keys() - seen.environment.keys())
 
@@ -14906,7 +14906,7 @@ def _add(arguments: argparse.Namespace) -> int:
     name, command = arguments.name, arguments.rest
     if bool(command) == bool(arguments.url):
         raise ConfigError(f"give a command or a --url, as in: mcpmux add {name} -- uvx mcp-server-time")
-    if not SERVER_NAME.fullmatch(name):
+    if not re.fullmatch(SERVER_NAME, name):
         raise ConfigError(f"{name!r}: {NAME_RULE}")
     if arguments.env if arguments.url else arguments.header:
         raise ConfigError("--env goes with a command, which has an environment, and --header with a --url")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -650,7 +651,7 @@ def test_what_stands_for_itself_there_does_so_here(host: str, text: str, stands_
         assert one["cmd"] is None
         return one[1] or values.get(one["var"], one["default"])
 
-    assert mcpmux.PLACEHOLDER.sub(replaced, argument) == stands_for
+    assert re.sub(mcpmux.PLACEHOLDER, replaced, argument) == stands_for
 
 
 def test_one_server_of_two_hosts_is_one_whatever_each_calls_it(desk: Desk):
