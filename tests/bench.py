@@ -1,6 +1,6 @@
 """mcpmux beside its peers, measured side by side in one run.
 
-    uv run --group bench tests/bench.py [--quick] [--only NAME,…] [--json] [--svg FILE]
+    uv run --group bench tests/bench.py [--quick] [--only NAME,…] [--json] [--svg FILE] [--compare FILE]
 
 All stand before the same server, `peers/echo.py`: nothing (`direct`), mcpmux, FastMCP's proxy in its two ways (with
 connected clients; from a config, which starts the server again for each operation) and the plainest proxy that the
@@ -8,7 +8,10 @@ official SDK makes. Repetitions are interleaved, so that a busy minute of the ma
 one is thrown away. A cell is the median of the repetitions and half their interquartile range; a ratio is the median of
 the ratios within each repetition, and is withheld where these scatter too much to mean anything. A peer's cell is empty
 where it cannot do a thing, loses some of it (progress), or would only repeat the one beside it. A result of some size
-has come when the host has decoded it (`json.loads`), as every host does.
+has come when the host has decoded it (`json.loads`), as every host does; what its bytes alone take is told apart.
+
+`--only core` measures the core without its pipes, in processor time: a call out and back, beside what it was at a
+former commit (`--core-before COMMIT`), and what each of 1, 10, 100 and 1,000 of a kind costs (as in test_costs.py).
 
 The bars at the end are what mcpmux promises; the exit code is 1 if one is missed. Processor time and memory are read
 from Linux's own counters and left out elsewhere.
@@ -96,10 +99,12 @@ FIGURES = {
     "text_1k": Figure("a result of 1 KB of text", "µs"),
     "text_100k": Figure("of 100 KB of text", "ms"),
     "text_1m": Figure("of 1 MB of text", "ms"),
+    "text_1m_bytes": Figure("of 1 MB of text, its bytes alone", "ms"),
     "text_10m": Figure("of 10 MB of text", "ms"),
     "deep_1k": Figure("of 1 KB, deeply structured", "µs"),
     "deep_100k": Figure("of 100 KB, deeply structured", "ms"),
     "deep_1m": Figure("of 1 MB, deeply structured", "ms"),
+    "deep_1m_bytes": Figure("of 1 MB, deeply structured, its bytes alone", "ms"),
     "deep_10m": Figure("of 10 MB, deeply structured", "ms"),
     "deep_cpu": Figure("processor time of that", "ms"),
     "json": Figure("json.loads and json.dumps of that", "ms"),
@@ -108,6 +113,8 @@ FIGURES = {
     "memory": Figure("memory after start", "MB"),
     "memory_1k": Figure("after 1,000 calls", "MB"),
     "memory_100k": Figure("after 100,000 calls", "MB"),
+    "core": Figure("processor time of the core, a call", "µs"),
+    "core_before": Figure("the same, before", "µs"),
     "sampling_load": Figure("slowest call while litellm loads", "ms"),
     "sampling_wait": Figure("slowest call while a model takes its time for ten others", "ms"),
 }
@@ -116,8 +123,8 @@ FIGURES = {
 class Run:
     """What one run has found so far."""
 
-    def __init__(self, folder: Path, quick: bool) -> None:
-        self.folder, self.quick = folder, quick
+    def __init__(self, folder: Path, quick: bool, before: Path | None = None) -> None:
+        self.folder, self.quick, self.before = folder, quick, before
         self.repetition = 0
 
     def take(self, figure: str, way: str, value: float) -> None:
@@ -383,6 +390,8 @@ def measure_sizes(run: Run, way: str) -> None:
             times = 3 if size > MB else 10
             before = one.processor_time()
             run.take(figure, way, statistics.median(one.timed(decode=True, **arguments) for _ in range(times)))
+            if f"{figure}_bytes" in FIGURES:
+                run.take(f"{figure}_bytes", way, statistics.median(one.timed(**arguments) for _ in range(times)))
             if figure == "deep_10m" and before is not None and way != DIRECT:
                 run.take("deep_cpu", way, ((one.processor_time() or 0) - before) / times)
         if way == DIRECT:
@@ -506,6 +515,75 @@ api_base = "http://127.0.0.1:{server.server_port}/v1"\n"""
     server.server_close()
 
 
+CALLS = """
+import json, sys, time
+sys.path[:0] = sys.argv[1:]
+from script import Script
+import mcpmux
+s = Script(["a"])
+s.tools()
+line = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"a__log","arguments":{"n":%d}}}'
+answer = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"%d"}]}}'
+number = s.server_hears("a", "tools/list")["id"]
+core, now, run = s.core, s.now, s.runs["a"]
+def calls(first, last):
+    global number
+    for n in range(first, last):
+        sent = [one.line for one in core.handle(mcpmux.HostLines([line % (n, n)]), now) if hasattr(one, "line")]
+        number = json.loads(sent[-1])["id"]
+        core.handle(mcpmux.ServerLines("a", run, [answer % (number, n)]), now)
+calls(1, 1000)
+begun = time.process_time()
+calls(1000, 11000)
+print((time.process_time() - begun) / 10000)
+"""
+
+
+def core_time(folder: Path) -> float:
+    """Seconds of the processor that a call costs the core of this checkout, decoding of its number here included."""
+    command = [sys.executable, "-c", CALLS, str(folder), str(folder / "tests")]
+    return float(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
+
+
+def measure_core(run: Run, way: str) -> None:
+    if way == MUX:
+        run.take("core", way, core_time(PEERS.parent.parent))
+        if run.before:
+            run.take("core_before", way, core_time(run.before))
+
+
+def curves() -> None:
+    """Prints what each of so many costs the core."""
+    from test_costs import CURVES
+
+    numbers = (1, 10, 100, 1000)
+    wide = max(map(len, CURVES))
+    print(f"{'µs of the processor each, of so many':{wide}}" + "".join(f"{number:>10,}" for number in numbers))
+    for name, made in CURVES.items():
+        each: list[float] = []
+        for number in numbers:
+            taken: list[float] = []
+            for _ in range(3):
+                work = made(number)
+                begun = time.process_time()
+                work()
+                taken.append(time.process_time() - begun)
+            each.append(1e6 * min(taken) / number)
+        print(f"{name:{wide}}" + "".join(f"{one:>10,.1f}" for one in each))
+    print()
+
+
+def compare(file: Path) -> None:
+    """Prints the medians of a former run (--json) beside those of this one."""
+    former = json.loads(file.read_text(encoding="utf-8"))
+    print(f"beside {former['command']}, {former['machine']}:")
+    for name, figure in FIGURES.items():
+        for way, samples in figure.samples.items():
+            if before := former["figures"].get(name, {}).get("samples", {}).get(way):
+                was, now = statistics.median(before), statistics.median(samples.values())
+                print(f"{figure.label}, {way}: {now / was:.3g} of what it was")
+
+
 MEASUREMENTS: dict[str, tuple[Callable[[Run, str], None], int]] = {  # and how many times, besides the one for warmth
     "bare": (measure_bare, 9),
     "start": (measure_start, 5),
@@ -516,6 +594,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Run, str], None], int]] = {  # and how m
     "progress": (measure_progress, 5),
     "lists": (measure_lists, 5),
     "memory": (measure_memory, 3),
+    "core": (measure_core, 5),
     "sampling": (measure_sampling, 2),
 }
 
@@ -709,11 +788,26 @@ def draw(file: Path, command: str) -> None:
     pyplot.close(shown)
 
 
+def checkout(commit: str, folder: Path) -> Path:
+    """The files of a commit."""
+    place = folder / "before"
+    place.mkdir()
+    archive = subprocess.run(
+        ["git", "-C", str(PEERS.parent.parent), "archive", commit], check=True, capture_output=True
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", str(place)], input=archive, check=True)
+    return place
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions; some figures are left out")
     parser.add_argument("--only", metavar="NAME,…", default=",".join(MEASUREMENTS), help=", ".join(MEASUREMENTS))
     parser.add_argument("--json", action="store_true", help="all samples, for machines")
+    parser.add_argument(
+        "--compare", metavar="FILE", type=Path, help="a former run's --json, to be held against this one"
+    )
+    parser.add_argument("--core-before", metavar="COMMIT", help="the core of this commit is measured beside ours")
     parser.add_argument("--svg", metavar="FILE", type=Path, help="draws a picture of the main figures too")
     options = parser.parse_args()
     chosen = options.only.split(",")
@@ -721,7 +815,9 @@ def main() -> int:
         parser.error(f"there is no measurement {unknown[0]!r}; there are {', '.join(MEASUREMENTS)}")
     command = " ".join(["uv run --group bench tests/bench.py", *sys.argv[1:]])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        run = Run(Path(folder), options.quick)
+        run = Run(
+            Path(folder), options.quick, checkout(options.core_before, Path(folder)) if options.core_before else None
+        )
         for name in chosen:
             measure, times = MEASUREMENTS[name]
             for repetition in range((2 if run.quick else times) + 1):
@@ -737,6 +833,10 @@ def main() -> int:
     if options.json:
         print(as_json(command))
         return 0
+    if "core" in chosen and not options.quick:
+        curves()
+    if options.compare:
+        compare(options.compare)
     return 0 if tell(command) else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,18 @@ def test_the_picture_says_how_and_when_it_was_made_and_stands_in_the_readme() ->
     )
     assert all(f">{title}" in picture for title in bench.PICTURE.values())
     assert "/tests/bench.svg)" in (HERE.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_two_runs_are_held_against_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = Figure("a call", "µs", {MUX: {1: 2.0, 2: 3.0, 3: 4.0}})
+    monkeypatch.setattr(bench, "FIGURES", {"call": figure})
+    former = {"command": "bench", "machine": "before", "figures": {"call": {"samples": {MUX: [6.0]}}}}
+    (tmp_path / "former.json").write_text(json.dumps(former))
+    bench.compare(tmp_path / "former.json")
+    assert capsys.readouterr().out.splitlines()[1:] == ["a call, mcpmux: 0.5 of what it was"]
+
+
+def test_the_core_is_measured_alone() -> None:
+    assert 0 < bench.core_time(HERE.parent) < 0.01
