@@ -72,6 +72,12 @@ def test_pictures_are_shown_by_the_index_too() -> None:
         assert (ROOT / address.removeprefix(pictures)).is_file()
 
 
+def test_each_link_of_the_readme_has_a_whole_address_or_leads_to_one_of_its_headings() -> None:
+    headings = [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in re.findall(r"(?m)^#+ (.+)$", README)]
+    for link in re.findall(r"\]\(([^)]*)\)", README):
+        assert link.startswith("https://") or link.removeprefix("#") in headings
+
+
 def test_the_tables_of_keys_are_those_of_the_structs():
     """If this fails: `uv run python tests/make_readme.py`."""
     assert re.findall(r"<!-- (\w+): written by tests/make_readme.py -->\n\| key ", README) == [
@@ -284,7 +290,7 @@ def test_every_policy_of_a_server_is_explained():
 
 def test_what_the_readme_says_of_sampling_in_words_is_so():
     assert mcpmux.SAMPLER_IDLE == 300
-    assert "after five idle minutes" in README
+    assert "after five idle minutes" in " ".join(README.split())
     assert len(mcpmux.RETRY_WAITS) == 2
     assert "up to three times" in " ".join(README.split())
     assert f"`mcpmux/{mcpmux.LEDGER_NAME}`" in README
