@@ -366,7 +366,7 @@ class SamplingLimits(Struct, frozen=True, kw_only=True):
     requests_per_minute: Annotated[int, Meta(ge=1, le=10**6)] = 30  # of one server
     max_concurrency: Annotated[int, Meta(ge=1, le=10**6)] = 4  # of one server: so many are open at once
     usd_per_day: Annotated[float, Meta(gt=0, le=1e9)] = 1.0  # of all servers, by litellm's prices; a day is one of UTC
-    # what a request counts whose price litellm does not know; without it, only models on this machine may have none
+    # what a request counts if litellm does not know its price; without it, only models on this machine may lack one
     usd_per_request: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     tool_rounds: Annotated[int, Meta(ge=1, le=10**6)] = 50  # in a row, in one conversation
 
@@ -14276,7 +14276,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = Parser(
         prog="mcpmux",
-        description="One MCP server over stdio that stands for many. Without a command it serves: a host starts it.",
+        description="Runs all your MCP servers behind one stdio entry. Without a command it serves: a host starts it.",
         epilog="example: mcpmux --config ~/mcpmux.toml",
     )
     parser.add_argument("--config", metavar="PATH", help=_WHICH_CONFIG)
@@ -16537,7 +16537,7 @@ ARGUMENTS: Final = {
     "given": _argument("arguments", nargs="*", metavar="NAME=VALUE", help="its arguments; NAME:=JSON, or one object"),
     "header": _argument("--header", "-H", metavar="KEY: VALUE", action="append", default=[], help=_HEADER),
     "host": _argument("host", metavar="HOST", help=_HOST_NAMES),
-    "json": _argument("--json", action="store_true", help="for machines"),
+    "json": _argument("--json", action="store_true", help="for scripts"),
     "lines": _argument("-n", "--lines", metavar="N", type=int, default=200, help="how many lines of the past (200)"),
     "log": _argument("server", nargs="?", metavar="SERVER", help="its name in the config"),
     "name": _argument("name", metavar="NAME", help="what it is to be called: A-Z a-z 0-9 _ -"),

@@ -803,7 +803,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and shorter repetitions; some figures are left out")
     parser.add_argument("--only", metavar="NAME,…", default=",".join(MEASUREMENTS), help=", ".join(MEASUREMENTS))
-    parser.add_argument("--json", action="store_true", help="all samples, for machines")
+    parser.add_argument("--json", action="store_true", help="all samples, for scripts")
     parser.add_argument(
         "--compare", metavar="FILE", type=Path, help="a former run's --json, to be held against this one"
     )
