@@ -301,7 +301,7 @@ class OAuthOptions(Struct, frozen=True, kw_only=True):
 class ServerOptions(Struct, frozen=True, kw_only=True):
     """A `[mcp_servers.NAME]` table. The keys are Codex's where Codex has them."""
 
-    command: Annotated[str, Meta(min_length=1)] | None = None  # the program; needed, or else `url`
+    command: Annotated[str, Meta(min_length=1)] | None = None  # the program; required, unless there is a `url`
     # a remote server's address; see [there](#remote-servers) for its keys
     url: Annotated[str, Meta(min_length=1)] | None = None
     args: list[str] = []  # given to it
@@ -349,7 +349,7 @@ class ServerOptions(Struct, frozen=True, kw_only=True):
 class ModelOptions(Struct, frozen=True, kw_only=True):
     """A `[[sampling.models]]` table. Scores are 0 to 1, and 1 is best: cheapest, fastest, cleverest."""
 
-    model: str = ""  # `provider/model`; needed
+    model: str = ""  # `provider/model`; required
     hints: list[str] = []  # further names that a request's hint may have for it
     cost: Score | None = None  # 0 to 1, and 1 is cheapest; else from litellm's price
     speed: Score | None = None  # 1 is fastest; else from the price
@@ -374,7 +374,7 @@ class SamplingLimits(Struct, frozen=True, kw_only=True):
 class SamplingOptions(Struct, frozen=True, kw_only=True):
     """The `[sampling]` table: either `model`, with the keys beside it, or several `[[sampling.models]]`."""
 
-    # `provider/model`; needed, unless there are `[[sampling.models]]`
+    # `provider/model`; required, unless there are `[[sampling.models]]`
     model: Annotated[str, Meta(min_length=1)] | None = None
     api_key: str | None = None  # else litellm reads the provider's usual variable (`OPENAI_API_KEY`…)
     api_base: str | None = None  # the provider's address, where it is not the usual one
