@@ -16,7 +16,6 @@ import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Awaitable, Callable
-from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from script import PAGE, TOOL, Script
 import mcpmux
 from mcpmux import Opener, Page, PageSetup
 
+CUT_SHORT = (ConnectionError, http.client.IncompleteRead)  # an answer whose page has ended
 HOST = "127.0.0.1:7"
 ORIGIN = {"origin": f"http://{HOST}"}
 # ── a page without its process, and a clock of the test's own ──
@@ -963,7 +963,7 @@ def test_the_example_of_page_asks_one_question_of_each_kind_and_prints_the_answe
     for one in cards:
         question = one["question"]
         last = {"id": question["id"], "hash": one["hash"], "button": len(question["buttons"]) - 1}
-        with contextlib.suppress(ConnectionError, IncompleteRead):  # the last one ends the command and its page
+        with contextlib.suppress(*CUT_SHORT):  # the last one ends the command and its page
             assert person.post(where, "/answer", last, authorization=f"Bearer {token}")[0] == 200
     assert command.communicate(timeout=PATIENCE)[0].count(b"decision") == 2 and command.returncode == 0
     connection.close()
@@ -997,7 +997,7 @@ def test_call_asks_on_the_page_if_it_is_told_to(person: Person, home: dict[str, 
     connection, stream = person.events(where, token)
     [card] = first_news(stream)["add"]
     answer = {"id": card["question"]["id"], "hash": card["hash"], "button": 0, "values": ["Ada"]}
-    with contextlib.suppress(ConnectionError):  # it ends the command, and the page with it
+    with contextlib.suppress(*CUT_SHORT):  # it ends the command, and the page with it
         assert person.post(where, "/answer", answer, authorization=f"Bearer {token}")[0] == 200
     assert b'"content": {"name": "Ada"}' in command.communicate(timeout=PATIENCE)[0] and command.returncode == 0
     connection.close()
