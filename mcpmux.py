@@ -2034,6 +2034,8 @@ _NO_SAMPLING: Final = {
     "host": 'the host declared none, and its table says sampling = "host"',
     "local": 'its table says sampling = "local", and there is no model of your own (`mcpmux check` says more)',
     "off": 'its table says sampling = "off"',
+    "unasked": "the host declared none, and you can be asked nowhere whether your model may be used, or have said no "
+    "(`mcpmux check` says more)",
 }
 
 
@@ -2057,7 +2059,7 @@ def judge_question(
             raise RpcError(METHOD_NOT_FOUND, "the host has no roots")
         case "sampling/createMessage":
             if not offers(told, "sampling"):
-                why = _NO_SAMPLING[options.sampling]
+                why = _NO_SAMPLING["unasked" if own.model and options.sampling == "auto" else options.sampling]
                 raise RpcError(METHOD_NOT_FOUND, f"sampling is not offered to {server}: {why}")
             asked = fields_of(params)
             with_tools = any(value_of(asked.get(key)) is not None for key in ("tools", "toolChoice"))
@@ -7284,7 +7286,6 @@ _NO_TABLE: Final = "{0}: expected a table, as in [{0}]"
 _NO_TABLES: Final = "{0}: expected tables, as in [{0}.NAME]"
 _NO_LIST: Final = "{0}: expected tables, as in [[{0}]]"
 
-
 Table = TypeVar("Table", bound=Struct)
 
 
@@ -9032,6 +9033,7 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     cwd = str(absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
         raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
+    args = [_file_beside(arg, config.path.parent, cwd or "") for arg in args]
     first = _first_word(command)
     if os.path.dirname(command):
         command = str(absolute(command, config.path.parent))  # never against the folder that the host chose
@@ -9049,6 +9051,12 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
         todo = f"install {comes_with.get(options.command, 'it')}, or give its full path as `command`"
         raise StartError(f"{options.command!r} was not found on PATH", todo)
     return Command(program, args, env, cwd, frozenset(secrets))
+
+
+def _file_beside(arg: str, folder: Path, cwd: str) -> str:
+    """`server.py` means the one beside the config file, unless the server would find one where it starts."""
+    is_meant = os.path.isfile(folder / arg) and not os.path.exists(os.path.join(cwd, arg))
+    return str((folder / arg).absolute()) if is_meant else arg
 
 
 def _first_word(command: str) -> str:
@@ -11382,11 +11390,8 @@ def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> t
     said, codes = _words_of_provider(wrong, status)
     text, kind = next((_TELLING_CODES[code] for code in codes if code in _TELLING_CODES), (text, kind))
     if was_not_reached(wrong):
-        text, kind, said = (
-            "cannot be reached; see whether it runs there, and whether its address is right",
-            Kind.LASTING,
-            "",
-        )
+        text, said = "cannot be reached; see whether it runs there, and whether its address is right", ""
+        kind = Kind.LASTING
     elif said.startswith("Connection error"):
         text, said = "cannot be reached, or hung up", ""
     for secret in sorted(secrets, key=len, reverse=True):  # a short one may be part of a longer one
@@ -14363,7 +14368,6 @@ def _learn_on(path: Path, names: list[str]) -> int:
 STYLES: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 OF_STATES: Final = {"ready": "green", "enabled": "green", "failed": "red", "broken": "red", "starting": "yellow"}
 
-
 _OURS: Final = os.urandom(8).hex()  # about what mcpmux itself makes a terminal do: no peer can guess it
 
 
@@ -14496,7 +14500,6 @@ def counted(number: int, what: str) -> str:
 # ── the host that commands play ──
 
 PERSON: Final = {"elicitation": {"form": {}, "url": {}}}  # what a terminal can do; sampling and roots are the config's
-
 
 Scene = Callable[["InnerHost"], Coroutine[Any, Any, Decoded]]  # what a command does as a host
 
@@ -14870,7 +14873,8 @@ def _print_check(config: Config, found: Checked, sampling: str) -> None:
     count = f"{ready} of {len(rows)} ready, {counted(len(found.tools), 'tool')}, about {tokens:,} tokens"
     print(f"\n{count}{limits}" + (f"\nsampling: {sampling}" if sampling else ""))
     if found.no_page:
-        print(f"page: none, so only your host can ask you what servers ask: {found.no_page}")
+        more = ", and whether they may use your model" if sampling else ""
+        print(f"page: none, so only your host can ask you what servers ask{more}: {found.no_page}")
     for note in config.notes:
         print(f"note: {note}")
     for row in rows:

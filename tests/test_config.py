@@ -933,6 +933,25 @@ def test_a_server_gets_of_the_env_file_only_what_its_table_names(tmp_path: Path,
 
 # ── what a server is started with ──
 
+
+def test_an_argument_that_names_a_file_beside_the_config_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`args = ["server.py"]` is what every README shows, and a host may start mcpmux anywhere. What the server finds
+    itself where it starts is meant so, and what names no file is a word: neither is touched."""
+    elsewhere, beside = tmp_path / "elsewhere", tmp_path / "config"
+    for name in ("config/server.py", "config/both.py", "config/sub/x.py", "elsewhere/both.py", "config/work/own.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (beside / "own.py").touch()
+    monkeypatch.chdir(elsewhere)
+    words = ["server.py", "sub/x.py", "both.py", "sub", "--x=server.py", "", "~", "x" * 5000, "-y", "--", "own.py"]
+    found = prepared(f"{ME}\nargs = {msgspec.json.encode(words).decode()}", os.environ, beside / "mcpmux.toml").args
+    assert found == [str(beside / "server.py"), str(beside / "sub/x.py"), *words[2:10], str(beside / "own.py")]
+    found = prepared(
+        f"{ME}\nargs = {msgspec.json.encode(words).decode()}\ncwd = 'work'", os.environ, beside / "mcpmux.toml"
+    ).args
+    assert found[2:] == [str(beside / "both.py"), *words[3:]]
+
+
 SAFE = {
     "HOME": "/home/ada",
     "LOGNAME": "ada",
