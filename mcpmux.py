@@ -76,9 +76,13 @@ what it is good at: task groups and scopes that can be cancelled.
 
 from __future__ import annotations
 
+import gc
+
+if gc.isenabled():  # what a start makes stays: looking for garbage in it is an eighteenth of a start's time
+    gc.disable()
+
 import asyncio
 import base64
-import bisect
 import codecs
 import collections
 import contextlib
@@ -111,6 +115,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 TYPE_CHECKING = False  # type checkers read it as true
 if TYPE_CHECKING:
     import argparse
+    import bisect
     import difflib
     import fnmatch
     import hashlib
@@ -131,8 +136,9 @@ else:
             module = globals()[self._module.partition(".")[0]] = __import__(self._module)
             return getattr(module, name)
 
-    argparse, difflib, fnmatch, hashlib = Later("argparse"), Later("difflib"), Later("fnmatch"), Later("hashlib")
-    ipaddress, json, shlex, shutil, urllib = map(Later, ("ipaddress", "json", "shlex", "shutil", "urllib.parse"))
+    argparse, bisect, difflib, fnmatch = map(Later, ("argparse", "bisect", "difflib", "fnmatch"))
+    hashlib, ipaddress, json, shlex, shutil = map(Later, ("hashlib", "ipaddress", "json", "shlex", "shutil"))
+    urllib = Later("urllib.parse")
 
 __version__ = "0.1.0"
 
@@ -468,7 +474,7 @@ class Envelope(Struct):
     error: Raw | UnsetType = UNSET
 
 
-class Reply(NamedTuple):
+class Reply(Struct, frozen=True):
     result: Raw | None  # how a request ended: one of these two is set
     error: Raw | bytes | None
     failure: str = ""  # why it was not answered at all, where that is so; `error` says the same
@@ -488,6 +494,7 @@ class Unread(NamedTuple):
 
 
 JSON_NULL: Final = b"null"
+_BRACE, _RETURN = b"{\r"  # to look for a byte's number takes a fifth of the time
 encode: Final = msgspec.json.Encoder().encode
 _decode_envelope: Final = msgspec.json.Decoder(Envelope).decode
 _decode_fields: Final = msgspec.json.Decoder(Fields).decode
@@ -513,13 +520,12 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> list[bytes | TooLong]:
         first, ended, rest = chunk.partition(b"\n")  # a search; a split looks at bytes one by one
         self._add(first)
-        lines: list[bytes | TooLong] = []
-        for part in rest.split(b"\n") if ended else ():
-            line = self._take()
-            if not isinstance(line, bytes) or line.strip():
-                lines.append(line)
-            self._add(part)
-        return lines
+        if not ended:
+            return []
+        *whole, last = rest.split(b"\n")
+        lines = [self._take(), *(whole if len(rest) <= self._limit else map(self._cut, whole))]
+        self._add(last)
+        return [line for line in lines if not isinstance(line, bytes) or line.strip()]
 
     def _add(self, part: bytes) -> None:
         self._size += len(part)
@@ -531,13 +537,17 @@ class LineSplitter:
     def _take(self) -> bytes | TooLong:
         line, size = b"".join(self._parts), self._size
         self._parts, self._size = [], 0
+        return self._cut(line, size)
+
+    def _cut(self, line: bytes, size: int | None = None) -> bytes | TooLong:
+        size = len(line) if size is None else size
         return line if size <= self._limit else TooLong(size, line[:EDGE], line[-EDGE:])
 
 
 def tidy(line: bytes) -> tuple[bytes, str | None]:
     """The line as valid UTF-8 in one piece, and what had to be replaced for that, if anything."""
     line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, from some shells
-    if b"\r" in line:  # white space to JSON (a string cannot hold one raw), a line's end to some readers
+    if _RETURN in line:  # white space to JSON (a string cannot hold one raw), a line's end to some readers
         line = line.replace(b"\r", b" ")
     if line.isascii():
         return line, None
@@ -588,6 +598,11 @@ def messages_in(
     if isinstance(line, TooLong):
         reason = f"{line.size} bytes, over max_message_mb = {most:g}"
         return [Unread(line.head, line.tail, reason, INVALID_REQUEST)], None
+    try:
+        if line.isascii() and _RETURN not in line:
+            return [_decode_envelope(line)], None
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        pass  # what is wrong with it is found out in what follows
     text, note = tidy(line)
     items = [text]
     if takes_batches and text.lstrip()[:1] == b"[":
@@ -635,19 +650,17 @@ def id_in_bad_line(head: bytes, tail: bytes) -> int | None:
 
 def number_of_id(raw: Raw | bytes) -> int | None:
     """An id that we minted, as it came back: `7`, `7.0` and `"7"` all mean 7."""
-    try:
-        return int(bytes(raw).strip(b'"'))
-    except ValueError:
-        try:
-            number = float(bytes(raw))
-            return int(number) if number.is_integer() else None
-        except (ValueError, OverflowError):
-            return None
+    number = value_of(raw)
+    if isinstance(number, str):
+        number = value_of(number.encode())
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return number if type(number) is int else None
 
 
 def is_id(raw: bytes) -> bool:
     """Whether a peer may use this as a request's id: any JSON string or number (0 and "" too)."""
-    return raw[:1] in b'"-0123456789' and raw != b""
+    return raw != b"" and raw[0] in b'"-0123456789'
 
 
 def fields_of(raw: Raw | bytes | UnsetType) -> Fields:
@@ -662,24 +675,26 @@ def fields_of(raw: Raw | bytes | UnsetType) -> Fields:
 
 def value_of(raw: Raw | bytes | None, default: Any = None) -> Any:
     """A raw value decoded, or `default` where there is none or it cannot be decoded."""
-    return _decoded(decode_any, raw, default)
+    try:
+        return default if raw is None else decode_any(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return default
 
 
 def object_of(raw: Raw | bytes | UnsetType | None) -> Fields:
     """As `fields_of`, but empty where there is no object: for what only *may* be there."""
-    return _decoded(_decode_fields, raw, None) or {}
+    try:
+        return {} if raw is None or raw is UNSET else _decode_fields(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return {}
 
 
 def items_of(raw: Raw | bytes | None) -> list[Raw]:
     """The items of a raw JSON array; none where there is no array."""
-    return _decoded(_decode_items, raw, None) or []
-
-
-def _decoded(decode: Callable[[Any], Decoded], raw: Raw | bytes | UnsetType | None, default: Any) -> Decoded | Any:
     try:
-        return default if raw is None or raw is UNSET else decode(raw)
+        return [] if raw is None else _decode_items(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return default
+        return []
 
 
 def text_in(fields: Fields, key: str) -> str:
@@ -699,7 +714,7 @@ def with_meta(params: Fields, meta: Fields) -> Fields:
 
 
 def progress_token(params: Fields) -> bytes | None:
-    token = object_of(params.get("_meta")).get("progressToken")
+    token = object_of(params["_meta"]).get("progressToken") if "_meta" in params else None
     return bytes(token) if token is not None and is_id(bytes(token)) else None
 
 
@@ -713,7 +728,7 @@ def in_a_line(text: str) -> str:
 
 
 def is_object(raw: Raw | bytes) -> bool:
-    return bytes(memoryview(raw)[:1]) == b"{"
+    return memoryview(raw)[0] == _BRACE
 
 
 def request_line(number: int, method: str, params: Raw | bytes | UnsetType) -> bytes:
@@ -779,7 +794,7 @@ LEGACY_REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05
 BATCH_REVISIONS: Final = frozenset({"2025-03-26"})  # the one revision in which an array is a batch of messages
 
 
-class ListKind(NamedTuple):
+class ListKind(Struct, frozen=True):
     """One of the four lists that a server may offer."""
 
     key: str  # the result's member that holds the entries
@@ -836,7 +851,7 @@ HOST_TASK_METHODS: Final = ("tasks/get", "tasks/result", "tasks/cancel", "tasks/
 IMPLEMENTATION: Final = {"name": "mcpmux", "title": "mcpmux", "version": __version__}
 
 
-class Caller(NamedTuple):
+class Caller(Struct, frozen=True):
     """A host as one of its requests shows it: by its envelope, or as it has initialized."""
 
     modern: bool
@@ -871,8 +886,7 @@ def declares_tasks(declared: bytes) -> bool:
 def caller_of(params: Fields) -> Caller | None:
     """The modern envelope of a request, None where there is none. Raises `RpcError` for one that is not whole.
     https://modelcontextprotocol.io/specification/2026-07-28/basic/index#meta"""
-    meta = object_of(params.get("_meta"))
-    if VERSION_KEY not in meta:
+    if "_meta" not in params or VERSION_KEY not in (meta := object_of(params["_meta"])):
         return None
     if not isinstance(version := value_of(meta[VERSION_KEY]), str):
         raise RpcError(INVALID_PARAMS, f"params._meta: {VERSION_KEY} must be a string")
@@ -1062,7 +1076,7 @@ Names = dict[str, dict[str, Whose]]  # by list method and exposed name
 Notes = list[tuple[str, str]]  # by server
 
 
-class Entry(NamedTuple):
+class Entry(Struct, frozen=True):
     """One entry of one server's list, valid and copied out of its line: `left` + its name as JSON + `right`."""
 
     name: str  # the server's own name, or its URI
@@ -1080,7 +1094,7 @@ class Route(NamedTuple):
     entry: Entry
 
 
-class Part(NamedTuple):
+class Part(Struct, frozen=True):
     """One server's share of the catalogue."""
 
     server: str
@@ -1173,7 +1187,7 @@ class Pin(Struct):
 Pins = dict[str, dict[str, Pin]]  # by server and its own name
 
 
-class Unlike(NamedTuple):
+class Unlike(Struct, frozen=True):
     entry: Entry  # a tool that is no longer as it was accepted
     digest: str
     pin: Pin
@@ -1519,15 +1533,13 @@ def _rendered(
     return result, b'{"%b":[%b]}' % (key, b",".join((*own, *(shown | differing).values()))) if differing else None
 
 
-def merge(
-    parts: list[Part], options: MuxOptions, owned: Names | None = None, reserved: Iterable[str] = ()
-) -> Catalogue:
+def merge(parts: list[Part], options: MuxOptions, owned: Names | None = None, taken: Iterable[str] = ()) -> Catalogue:
     """All parts, in config order, as one catalogue. `owned` names were given before, and of several servers that list a
-    URI that one keeps it which had it before; no tool gets a `reserved` name."""
+    URI that one keeps it which had it before; no tool gets a `taken` name."""
     notes, names, results, plain = Notes(), Names(), dict[str, bytes](), dict[str, bytes]()
     named: dict[str, dict[str, Route]] = {}
     servers = {part.server for part in parts}
-    ours = dict.fromkeys(reserved, ("", ""))
+    ours = dict.fromkeys(taken, ("", ""))
     for method, kind in LISTS.items():
         former = {name: whose for name, whose in (owned or {}).get(method, {}).items() if whose[0] in servers}
         if kind.identity == "name":
@@ -1691,7 +1703,7 @@ def unwrapped(fields: Fields) -> Fields:
     return inner | {"name": given["name"], "arguments": arguments}
 
 
-class Found(NamedTuple):
+class Found(Struct, frozen=True):
     name: str
     route: Route
     score: float = 0.0  # how well the tool fits
@@ -2008,19 +2020,19 @@ class View(NamedTuple):
 # Who may answer what a server asks: the host, mcpmux itself, a model of one's own, or nobody. Values in, values out.
 
 
-class Forward(NamedTuple):
+class Forward(Struct, frozen=True):
     params: Raw | bytes | UnsetType  # with these it is put to the host
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True):
     result: bytes
 
 
-class Locally(NamedTuple):
+class Locally(Struct, frozen=True):
     """A model of the person's own answers it."""
 
 
-class OnPage(NamedTuple):
+class OnPage(Struct, frozen=True):
     params: Fields  # for the person, who answers it on the page of mcpmux
 
 
@@ -2779,10 +2791,10 @@ class InFlight:
         self._minted += 1
         number, now = self._minted, self._out.now
         until = now + patience
-        pending = Pending(number, peer, asker, method, patience, now, until, until, server=server)
+        pending = Pending(number, peer, asker, method, patience, now, until, until)
         self._by_id[number] = self._owed.setdefault(peer, {})[number] = pending
         if server:
-            pending.server_id = server_id or b"%d" % number  # mcpmux's own have none
+            pending.server, pending.server_id = server, server_id or b"%d" % number  # mcpmux's own have none
             self._asked.setdefault(server, {})[pending.server_id] = pending
         return pending
 
@@ -2827,7 +2839,7 @@ class InFlight:
 # ── exchanges: what takes several requests ──
 
 
-class Step(NamedTuple):
+class Step(Struct, frozen=True):
     """What an exchange asks next, and of which server. All that belongs to the asking travels in it."""
 
     server: str
@@ -2891,6 +2903,8 @@ class Exchange(Asker):
 
 class HostEnd:
     """The host's side of the core. `open` has each of its requests; `answer` and `drop` are the only ways out of it."""
+
+    peer: Final = Peer.HOST
 
     def __init__(self, out: Out, options: MuxOptions) -> None:
         self.take_options(options, {})
@@ -2956,9 +2970,9 @@ class HostEnd:
         self._out.to_host(source, line)
 
     def _answer_line(self, ask: Ask, reply: Reply, by: Facts | None, as_it_is: bool) -> bytes:
-        result, error, why = reply
-        if why:
-            result, error, _ = failure("" if ask.is_task else ask.method, why)
+        if reply.failure:
+            reply = failure("" if ask.is_task else ask.method, reply.failure)
+        result, error = reply.result, reply.error
         is_its_era = as_it_is or (by is not None and by.modern)
         if error is not None:
             return error_line(ask.id, modern_error(error, from_modern=is_its_era) if ask.caller.modern else error)
@@ -3188,6 +3202,7 @@ class Links:
 
 
 _URI_MEMBER: Final = re.compile(rb'"uri"')
+_OPEN: Final = Stage.OPEN  # Python 3.11 takes as long for a member of an Enum as for three calls
 
 
 class Calls(Asker):
@@ -3222,9 +3237,11 @@ class Calls(Asker):
         """A host's request for a server, where it waits if that is not ready; or why it cannot be sent there."""
         server = self._servers[name]
         self.last_used[name] = self._out.now
-        if server.state is State.FAILED or server.run.stage is Stage.LATE or name in self._out.clogged:
-            return failed(self.does_not_read(name) if name in self._out.clogged else server.why())
-        is_open = server.run.stage is Stage.OPEN
+        is_open = server.run.stage is _OPEN
+        if name in self._out.clogged:
+            return failed(self.does_not_read(name))
+        if not is_open and (server.state is State.FAILED or server.run.stage is Stage.LATE):
+            return failed(server.why())
         if is_open and ask.caller.modern and (refusal := self._foreign_state(server, ask.caller, params)):
             return refusal
         seconds = patience or server.options.tool_timeout_sec
@@ -3240,7 +3257,10 @@ class Calls(Asker):
         if server.samples and is_sampled_locally(ask.caller.capabilities, server.options, self.own, with_tools=False):
             self.warm_up()
         body = params if ask.params is not UNSET or params else UNSET
-        (self._dispatch if is_open else self._wait)(server, pending, body)
+        if is_open:
+            self._dispatch(server, pending, body)
+        else:
+            self._wait(server, pending, body)
         return pending
 
     def _foreign_state(self, server: Facts, caller: Caller | None, params: Fields | UnsetType) -> Reply | None:
@@ -3343,6 +3363,7 @@ class Calls(Asker):
         ask, name = pending.ask, pending.peer
         assert ask and isinstance(name, str)
         server = self._servers.get(name)  # None: it has left the config meanwhile
+        source = name if server else Peer.HOST
         if reply.failure:
             server = None
         elif reply.result is not None:
@@ -3355,7 +3376,7 @@ class Calls(Asker):
             if not ask.caller.modern:
                 server.run.remember_pages(pages_in(fitted.error))
             reply = fitted if fitted.failure or not ask.caller.modern else reply
-        self._host.answer(ask, reply, name if name in self._servers else Peer.HOST, server)
+        self._host.answer(ask, reply, source, server)
 
     def progress(self, pending: Pending, line: bytes) -> None:
         assert pending.ask
@@ -3388,8 +3409,12 @@ class Calls(Asker):
     def end(self, pending: Pending, reply: Reply) -> None:
         """Its ending, once. A bug in what is done with it ends the host's request too, and nothing else."""
         self._in_flight.settle(pending)
-        if not self._out.survive(pending.asker.ended, pending, reply) and pending.ask:
-            self._host.end_by_bug(pending.ask)
+        try:
+            pending.asker.ended(pending, reply)
+        except Exception as bug:
+            self._out.bug(bug)
+            if pending.ask:
+                self._host.end_by_bug(pending.ask)
 
     def fail(self, pending: Pending, text: str) -> None:
         """Its peer will not answer it."""
@@ -3600,9 +3625,7 @@ class Tasks(Asker):
         if not isinstance(id, str):
             return
         if not book.add(id, task):
-            self._out.note(
-                task.server, f"a task is not remembered: its id is another's, or too many: {id[:TEXT_MOST]!r}"
-            )
+            self._out.note(task.server, f"a task is not kept: its id is another's, or too many: {id[:TEXT_MOST]!r}")
         elif pending.token:
             task.pending = pending
             self._progress[pending.id] = book, id
@@ -3667,13 +3690,11 @@ class Tasks(Asker):
                     tasks.append((name, bytes(raw)))
         return self.joined("tasks", tasks)
 
-    def pages(
-        self, name: str, method: str, params: Fields, key: str, patience: float
-    ) -> Generator[Any, Any, list[Raw]]:
+    def pages(self, name: str, method: str, params: Fields, key: str, seconds: float) -> Generator[Any, Any, list[Raw]]:
         """What a server lists, page by page; all others wait for it, so it has the time of one page for them all."""
-        seen, found, until, room = set[bytes](), list[Raw](), self._out.now + patience, self._host.limit
+        seen, found, until, room = set[bytes](), list[Raw](), self._out.now + seconds, self._host.limit
         while name in self._servers and len(found) < ENTRIES_MOST and self._out.now < until and room > 0:
-            result = (yield Step(name, method, params, patience)).result or b"{}"
+            result = (yield Step(name, method, params, seconds)).result or b"{}"
             body, room = object_of(result), room - len(result)
             found += items_of(body.get(key))
             if (cursor := next_cursor(body, seen)) is None:
@@ -3743,7 +3764,7 @@ class Tasks(Asker):
             book.remove(server)
 
 
-class Listen(NamedTuple):
+class Listen(Struct, frozen=True):
     """A modern host's `subscriptions/listen`, open until it cancels. A subscription is ours, at a server."""
 
     ask: Ask
@@ -5003,9 +5024,7 @@ class Rounds(Asker):
                 break  # one of them has failed already
             self._fulfil(server, opened, key, verdict, object_of(requests[key]), parks=parks)
 
-    def _fulfil(
-        self, server: Facts, opened: Round, key: str, verdict: Verdict, request: Fields, *, parks: bool
-    ) -> None:
+    def _fulfil(self, server: Facts, opened: Round, key: str, verdict: Verdict, body: Fields, *, parks: bool) -> None:
         """One question of a modern server: answered, put to somebody, or to be shown to the host."""
         question = opened.questions[key] = Question(Raw(b""))
         id = encode([opened.id, key])  # no id of its own can be a list
@@ -5015,17 +5034,17 @@ class Rounds(Asker):
                 case Answer(result):
                     opened.answers[key], question.is_open = Raw(result), False
                 case Locally():
-                    pending = self._questions.sample(server, id, request.get("params", UNSET), self)
+                    pending = self._questions.sample(server, id, body.get("params", UNSET), self)
                 case OnPage(asked):
                     pending = self._questions.ask_page(server, id, asked, opened.call, self)
                 case Forward(params) if parks:
                     has_params: Fields = {} if params is UNSET else {"params": Raw(params)}
-                    question.shown = Raw(encode(request | has_params))
+                    question.shown = Raw(encode(body | has_params))
                 case Forward(params):
                     fields = object_of(params)
                     if value_of(fields.get("mode")) == "url":  # TypeScript hosts refuse it without
                         params = encode(fields | {"elicitationId": Raw(encode(f"mcpmux-{opened.id}-{key}"))})
-                    pending = self._questions.ask_host(server, id, str(value_of(request["method"])), params, self)
+                    pending = self._questions.ask_host(server, id, str(value_of(body["method"])), params, self)
         except RpcError as wrong:
             self._gathered(opened, key, Reply(None, error_body(wrong)))
         if pending:
@@ -5634,7 +5653,7 @@ class Hooks(Protocol):
 # ── how its era is found ──
 
 
-class Hello(NamedTuple):
+class Hello(Struct, frozen=True):
     method: str  # what to say next to a server whose era is looked for; "" for nothing: a fresh process is wanted
     silence: float | None = None  # seconds after which it is not waited for
 
@@ -5644,7 +5663,7 @@ class Quiet(Enum):
     GONE = "the process has ended"
 
 
-class Met(NamedTuple):
+class Met(Struct, frozen=True):
     era: str  # as a server has said that it is
     revision: str
     body: Fields
@@ -5989,7 +6008,7 @@ class Life:
     def alive(self, name: Name, run: int | None = None) -> Facts | None:
         """The server whose process this is; None: it is over, or no longer in the config."""
         server = self._servers.get(name) if isinstance(name, str) else self.own.get(name)
-        return server if server and run in (None, server.run.number) else None
+        return server if server and (run is None or run == server.run.number) else None
 
     # ── starting ──
 
@@ -6496,7 +6515,8 @@ class Router:
 
     def lines(self, lines: Iterable[bytes | TooLong], server: Facts | None = None) -> None:
         """Of the host, a server or a process of ours. A line that shows a bug of ours costs itself only."""
-        peer, end = (server.peer, server) if server else (Peer.HOST, self._host)
+        end = server or self._host
+        peer = end.peer
         for line in lines:
             try:
                 takes_batches = end.revision in BATCH_REVISIONS
@@ -6506,12 +6526,15 @@ class Router:
                 for message in messages:
                     if isinstance(message, Unread):
                         self._unread(peer, message)
-                    elif server is None:
-                        self._from_host(message, len(line))
+                        continue
+                    if self._out.is_tracing:
+                        self._out.trace("<", peer, what_is(message), len(line))
+                    if server is None:
+                        self._from_host(message)
                     elif isinstance(peer, str):
-                        self._from_server(server, message, len(line))
+                        self._from_server(server, message)
                     else:
-                        self._from_own(server, message, len(line))
+                        self._from_own(server, message)
             except Exception as bug:
                 self._out.bug(bug)
 
@@ -6534,10 +6557,8 @@ class Router:
 
     # ── from the host ──
 
-    def _from_host(self, message: Envelope, size: int) -> None:
+    def _from_host(self, message: Envelope) -> None:
         params = UNSET if message.params is UNSET or bytes(message.params) == JSON_NULL else message.params
-        if self._out.is_tracing:
-            self._out.trace("<", Peer.HOST, what_is(message), size)
         if message.method is not UNSET and message.id is UNSET:
             handler = self.told_by_host.get(message.method)
             if handler and (self._host.revision or message.method == CANCELLED):
@@ -6576,7 +6597,7 @@ class Router:
                     return
             elif ask.method in MODERN_ONLY or not (self._host.is_ready or ask.method in BEFORE_INITIALIZED):
                 self._expect_legacy(ask)
-            self.of_host.get(ask.method, self._find.pass_on)(ask)
+            (self.of_host.get(ask.method) or self._find.pass_on)(ask)
         except RpcError as error:
             self._host.refuse(ask, error)
         except Exception as bug:
@@ -6627,7 +6648,7 @@ class Router:
 
     def _initialize(self, ask: Ask) -> None:
         revision = negotiate(text_in(ask.fields, "protocolVersion"))
-        info = ask.fields.get("clientInfo", Raw(b""))
+        info = ask.fields.get("clientInfo", Raw(JSON_NULL))
         declared = ask.fields.get("capabilities", Raw(b"{}"))
         fields_of(declared)  # or it is refused
         host = self._host
@@ -6672,7 +6693,7 @@ class Router:
         if sent is None:
             asker = self._tasks if makes_task else None
             sent = self._calls.forward(ask, route.server, params, asker, wrapped=wrapped)
-        if isinstance(sent, Pending) and ask.approved and ask.caller.modern:
+        if ask.approved and ask.caller.modern and isinstance(sent, Pending):
             sent.rounds = 1  # hosts count ours too
         self._sent(ask, sent)
 
@@ -6702,7 +6723,7 @@ class Router:
 
     def _sent(self, ask: Ask, sent: Pending | Reply) -> None:
         """What the server has to ask, and had no call for, goes along with this one; or the request ends here."""
-        if isinstance(sent, Reply):
+        if not isinstance(sent, Pending):
             self._host.answer(ask, sent)
         elif ask.caller.modern and ask.method in CARRIERS:
             self._questions.carry(self._servers[shown(sent.peer)], sent)
@@ -6812,9 +6833,7 @@ class Router:
 
     # ── from servers ──
 
-    def _from_server(self, server: Facts, message: Envelope, size: int) -> None:
-        if self._out.is_tracing:
-            self._out.trace("<", server.peer, what_is(message), size)
+    def _from_server(self, server: Facts, message: Envelope) -> None:
         if message.method is UNSET and message.id is UNSET:
             harms = message.result is UNSET and message.error is UNSET  # else it has answered a notification
             text = "a message that is neither request, notification nor response"
@@ -6843,7 +6862,7 @@ class Router:
 
     # ── from child processes of ours ──
 
-    def _from_own(self, child: Facts, message: Envelope, size: int) -> None:
+    def _from_own(self, child: Facts, message: Envelope) -> None:
         """An answer, a line for the log, or that it is ready."""
         if message.method == LOADED:
             self._life.open(child)
@@ -6974,14 +6993,13 @@ class Core:
     def handle(self, event: Event, now: float) -> list[Effect]:
         self.out.now = now
         self.out.effects = effects = []
-        match event:
-            case ServerLines():
-                if server := self.life.alive(event.server, event.run):
-                    self.router.lines(event.lines, server)
-            case HostLines():
-                self.router.lines(event.lines)
-            case _:
-                self.out.survive(self._handle, event)
+        if type(event) is ServerLines:  # of a Struct, isinstance takes several times as long for a no
+            if server := self.life.alive(event.server, event.run):
+                self.router.lines(event.lines, server)
+        elif type(event) is HostLines:
+            self.router.lines(event.lines)
+        else:
+            self.out.survive(self._handle, event)
         return effects
 
     def _handle(self, event: Event) -> None:
@@ -7529,13 +7547,11 @@ def _unknown(where: str, key: str, known: list[str]) -> str:
 def _in_words(where: str, wrong: str) -> str:
     """msgspec's message with the config's path and without its type names."""
     text, _, at = wrong.partition(" - at `$")
-    text = re.sub(r"`(\w+(?: \| \w+)*)`", lambda match: _kinds_in_words(match[1]), text)
+    for kinds in re.findall(r"`(\w+(?: \| \w+)*)`", text):
+        words = (_IN_WORDS.get(kind, f"`{kind}`") for kind in kinds.removesuffix(" | null").split(" | "))
+        text = text.replace(f"`{kinds}`", " or ".join(words), 1)
     text = re.sub("Expected a string matching regex .*", "May have A-Z a-z 0-9 _ - only", text)
     return f"{where}{at.replace('`', '')}: {text[:1].lower()}{text[1:]}"
-
-
-def _kinds_in_words(kinds: str) -> str:
-    return " or ".join(_IN_WORDS.get(kind, f"`{kind}`") for kind in kinds.removesuffix(" | null").split(" | "))
 
 
 # ── a file that is no TOML ──
@@ -7908,9 +7924,8 @@ def words_of(kind: type[Struct]) -> dict[str, str]:
 
     found: dict[str, str] = {}
     above: list[str] = []
-    after = itertools.dropwhile(
-        lambda line: not line.startswith(f"class {kind.__name__}("), linecache.getlines(__file__)
-    )
+    head = f"class {kind.__name__}("
+    after = itertools.dropwhile(lambda line: not line.startswith(head), linecache.getlines(__file__))
     for line in itertools.takewhile(lambda line: line[0] in " \n", itertools.islice(after, 1, None)):
         field = re.fullmatch(_FIELD, line := line.rstrip())
         if line.startswith("    # "):
@@ -8427,9 +8442,7 @@ class Journal:
                     except OSError as wrong:
                         self._write("", f"mcpmux warning: the cache cannot be written: {wrong}\n".encode())
                 if lost:
-                    self._write(
-                        "", b"mcpmux warning: %d bytes of the log and of servers' stderr were not kept\n" % lost
-                    )
+                    self._write("", b"mcpmux warning: %d bytes of the log and servers' stderr were not kept\n" % lost)
             if self._closing:
                 return
 
@@ -8543,7 +8556,9 @@ class HostPipes:
         self._listen(True)
 
     def put(self, source: Name, line: bytes) -> None:
-        self._queues.setdefault(source, collections.deque()).append(line)
+        if source not in self._queues:
+            self._queues[source] = collections.deque()
+        self._queues[source].append(line)
         self._sizes[source] += len(line)
 
     def is_full(self, source: Name) -> bool:
@@ -9325,6 +9340,13 @@ def memory_trimmer() -> Callable[[], object]:
     return lambda: None
 
 
+def again(*words: str) -> list[str]:
+    """mcpmux in a process of its own; as a module, since a script is compiled anew at each start: 0.2 s or more."""
+    here = Path(__file__).absolute()
+    code = f"import sys; sys.path.insert(0, sys.argv.pop(1)); import {here.stem}; sys.exit({here.stem}.main())"
+    return [sys.executable, "-P", "-c", code, str(here.parent), *words]
+
+
 def descendants(pid: int) -> list[int]:
     """All that a process has started and that still hangs on it (Linux; elsewhere none is known)."""
     found: list[int] = []
@@ -9705,7 +9727,7 @@ async def play(flow: Any, answer: Callable[[Any], Awaitable[Any]]) -> None:
                 request = await flow.asend(response)
 
 
-class Beginning(NamedTuple):
+class Beginning(Struct, frozen=True):
     """What the SDK's provider begins with, as a storage. Files are written by those who hold their lock."""
 
     client: Any = None
@@ -10826,7 +10848,8 @@ class RemoteServer:
         else:
             text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
             # What a task begins with has no way to say that a tool failed.
-            result, error, _ = failure("" if "task" in exchange.params else exchange.method, text)
+            reply = failure("" if "task" in exchange.params else exchange.method, text)
+            result, error = reply.result, reply.error
             if exchange.method == "server/discover":  # as a legacy server says it: it may still know `initialize`
                 error = error_body(RpcError(METHOD_NOT_FOUND, text))
             id = encode(exchange.key)
@@ -11322,14 +11345,12 @@ def chat_arguments(params: Mapping[str, Any], most: int) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if value is not None}
 
 
-def sampling_result(
-    response: Any, params: Mapping[str, Any], model: str, raw: Mapping[str, Any] = {}
-) -> dict[str, Any]:
+def sampling_result(answer: Any, params: Mapping[str, Any], model: str, raw: Mapping[str, Any] = {}) -> dict[str, Any]:
     """litellm's answer as that to `sampling/createMessage`; `raw` is what the provider sent, where litellm's lacks
     something. Raises `RpcError` if the model's answer is of no use."""
-    if not response.choices:
+    if not answer.choices:
         raise RpcError(INTERNAL_ERROR, f"mcpmux: {model} answered without a choice; ask again")
-    choice, message = response.choices[0], response.choices[0].message
+    choice, message = answer.choices[0], answer.choices[0].message
     spoken = getattr(getattr(message, "audio", None), "transcript", None)
     said = re.sub(r"\A\s*<think>.*?(?:</think>\s*|\Z)", "", message.content or "", flags=re.DOTALL)
     said = said or getattr(message, "refusal", None) or spoken or ""
@@ -11355,7 +11376,7 @@ def sampling_result(
     return {
         "role": "assistant",
         "content": parts[0] if len(parts) == 1 and not params.get("tools") else parts,
-        "model": str(response.model or model),
+        "model": str(answer.model or model),
         "stopReason": "toolUse" if calls else reason,
     }
 
@@ -11654,9 +11675,7 @@ class SamplerLoop:
         """Of the prompt, at most: one tokenizer for all models, since some would be fetched over the network."""
         found = list(texts_of(params, ""))
         media = sum(at.endswith((".data", ".blob")) for _, at in found)
-        text = "\n".join(
-            text for text, at in found if not at.endswith((".data", ".blob", ".type", ".role", ".mimeType"))
-        )
+        text = "\n".join(one for one, at in found if not at.endswith((".data", ".blob", ".type", ".role", ".mimeType")))
         tokens = len(text) // 2  # long ones take long
         if any(model.usd for model in self._models) and len(text) < MB:
             count = functools.partial(self._litellm.token_counter, model="", text=text)
@@ -11786,9 +11805,7 @@ class SamplerLoop:
 
     async def _complete(self, model: Rated, arguments: dict[str, Any], raw: dict[str, Any]) -> Any:
         if model.provider == "anthropic":  # litellm drops which stop sequence it was
-            arguments |= {
-                "logger_fn": lambda details: raw.update(object_of(str(details.get("original_response")).encode()))
-            }
+            arguments |= {"logger_fn": lambda one: raw.update(object_of(str(one.get("original_response")).encode()))}
         response = await self._litellm.acompletion(model=model.name, num_retries=0, max_retries=0, **arguments)
         if not arguments.get("stream"):
             return response
@@ -11863,10 +11880,6 @@ def child_main(serve: Callable[[asyncio.Queue[bytes], int], Coroutine[Any, Any, 
 
     asyncio.run(run())
     return 0
-
-
-async def serve_sampler(lines: asyncio.Queue[bytes], writing: int) -> None:
-    await SamplerLoop(writing).run(lines)
 
 
 async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
@@ -12112,7 +12125,7 @@ def _about(field: dict[str, Any], least: str, most: str, what: str) -> str:
 # ── what a question looks like ──
 
 
-class Button(NamedTuple):
+class Button(Struct, frozen=True):
     label: str
     action: str
     decision: str = ""  # of a choice
@@ -12529,10 +12542,8 @@ class Page:
             return HTMLResponse(_PAGE.replace("$NONCE", nonce), headers=policy)
         if request.method != "POST" or path not in ("/open", "/events", "/answer"):
             return PlainTextResponse("There is nothing here.", 404)
-        is_from_us = (
-            heads.getlist("origin") == [f"http://{self.host}"] and heads.get("content-type") == "application/json"
-        )
-        if not is_from_us or heads.get("sec-fetch-site", "same-origin") != "same-origin":
+        is_ours = heads.getlist("origin") == [f"http://{self.host}"] and heads.get("content-type") == "application/json"
+        if not is_ours or heads.get("sec-fetch-site", "same-origin") != "same-origin":
             return JSONResponse({"text": "Only the page itself may ask this."}, 403)
         body = b""
         async for chunk in request.stream():
@@ -13039,35 +13050,41 @@ class Mux:
         touched: dict[Name, ServerSide] = {}
         while self._inbox:
             event = self._inbox.popleft()
-            if isinstance(event, HostGone) and not self._over.done():
+            if type(event) is HostGone and not self._over.done():
                 self._leave_learning()
                 self._over.set_result(None)
                 self._done.set()
-            elif isinstance(event, ServerGone):
+            elif type(event) is ServerGone:
                 process = self._processes.get(event.server)
                 if process and process.run == event.run:
                     del self._processes[event.server]
             for effect in core.handle(event, now()):
-                match effect:
-                    case SendHost(source, line):
-                        self._host.put(source, line)
-                    case SendServer(server, line):
-                        if process := self._processes.get(server):
-                            process.outbox.append(line)
-                            touched[server] = process
-                    case Log(level, text):
-                        self._journal.log(level, text)
-                    case SetTimer(key, at):
-                        self._set_timer(key, at)
-                    case SaveCatalogue() | SaveNames() | SavePins() | SaveConsent():
-                        self._journal.later(functools.partial(save, effect, self._config))
-                    case Start(server, run):
-                        self._starting[server] = self._loop.create_task(self._start(server, run))
-                    case Stop(server, run):
-                        self._stop(server, run)
+                if type(effect) is SendHost:
+                    self._host.put(effect.source, effect.line)
+                elif type(effect) is SendServer:
+                    if process := self._processes.get(effect.server):
+                        process.outbox.append(effect.line)
+                        touched[effect.server] = process
+                else:
+                    self._do(effect)
         for process in touched.values():
             process.flush()
         self._host.flush()
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case SendHost() | SendServer():
+                raise Bug("it is sent where many are")
+            case Log(level, text):
+                self._journal.log(level, text)
+            case SetTimer(key, at):
+                self._set_timer(key, at)
+            case SaveCatalogue() | SaveNames() | SavePins() | SaveConsent():
+                self._journal.later(functools.partial(save, effect, self._config))
+            case Start(server, run):
+                self._starting[server] = self._loop.create_task(self._start(server, run))
+            case Stop(server, run):
+                self._stop(server, run)
 
     def _leave_learning(self) -> None:
         """What the host was not told of, though it was told of other servers."""
@@ -13142,7 +13159,8 @@ class Mux:
         self._journal.hide(secrets)
         env = {key: value for key, value in self._config.inherited.items() if not key.startswith("MCPMUX_")}
         words = self._model if self._model and name is Peer.SAMPLER else [f"_{name.value}"]
-        command = Command(sys.executable, [os.path.abspath(__file__), *words], env, None, frozenset())
+        program, *args = again(*words)
+        command = Command(program, args, env, None, frozenset())
         limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
         process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
         await self._spawn(command, process, outbox)
@@ -13294,7 +13312,7 @@ BACKUP_SUFFIX: Final = ".before-mcpmux"
 FIRST_ANSWER: Final = 60.0  # seconds that Claude Desktop waits for a first answer, downloads included
 
 
-class Host(NamedTuple):
+class Host(Struct, frozen=True):
     """What a host means by what stands in its file."""
 
     name: str
@@ -13387,7 +13405,7 @@ _LOST: Final = dict.fromkeys(("trust", "autoApprove", "alwaysAllow"), _NO_ASKING
 }
 
 
-class Machine(NamedTuple):
+class Machine(Struct, frozen=True):
     """What decides where a host's files are."""
 
     platform: str  # as sys.platform
@@ -13564,7 +13582,7 @@ class Variables:
 # ── what a host means, in our words ──
 
 
-class HostEntry(NamedTuple):
+class HostEntry(Struct, frozen=True):
     """A server as it stands in a host's file."""
 
     host: Host
@@ -13869,7 +13887,7 @@ def schema_file(path: Path) -> Path:
 # ── a host's file: what is not ours stays byte for byte ──
 
 
-class Member(NamedTuple):
+class Member(Struct, frozen=True):
     """A member of a JSON object, and where it is in the text."""
 
     key: str
@@ -13995,13 +14013,12 @@ def _yaml_without(text: str, key: str, name: str) -> str:
     return text[:start] + text[end:]
 
 
-def _toml_with(text: str, key: str, name: str, table: Any, donor: str) -> str:
-    return with_servers(text, {name: table}, {})
-
-
-_EDITS: Final = {
+_EDITS: Final[dict[str, tuple[Callable[..., str], Callable[..., str]]]] = {
     ".json": (_json_with, _json_without),
-    ".toml": (_toml_with, lambda text, key, name: _without_server(text, name)),
+    ".toml": (
+        lambda text, key, name, table, donor: with_servers(text, {name: table}, {}),
+        lambda text, key, name: _without_server(text, name),
+    ),
     ".yaml": (_yaml_with, _yaml_without),
 }
 
@@ -14140,7 +14157,7 @@ def no_longer_seen(entries: Iterable[HostEntry], environment: Mapping[str, str])
     return [one for one in found if not is_safe(one, environment[one])]
 
 
-class Outcome(NamedTuple):
+class Outcome(Struct, frozen=True):
     """What becomes of an entry."""
 
     entry: HostEntry
@@ -14219,7 +14236,8 @@ def plan_import(
 # the person pressed Ctrl-C.
 
 _HOST_NAMES: Final = ", ".join(host.name for host in HOSTS)
-CHILDREN: Final = {"_sampler": serve_sampler, "_page": serve_page}  # of ours, as the mux starts them
+# Of ours, as the mux starts them.
+CHILDREN: Final = {"_sampler": lambda lines, writing: SamplerLoop(writing).run(lines), "_page": serve_page}
 _PROFILE: Final = "show what [hosts.NAME] says, whatever the host calls itself"
 _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
 
@@ -14259,7 +14277,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout, sys.stderr = former
 
 
-class Subcommand(NamedTuple):
+class Subcommand(Struct, frozen=True):
     """A row of the table of commands."""
 
     name: str
@@ -14298,6 +14316,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays on one line
         )
+        command.register("action", "yes or no", argparse.BooleanOptionalAction)
         for flags, keys in (ARGUMENTS[word] for word in row.arguments.split()):
             # What stands before the command is not undone by it.
             kept: dict[str, Any] = {"default": argparse.SUPPRESS} if flags == ("--config",) else {}
@@ -14346,9 +14365,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         return mux.unlearnt
 
     if unlearnt := asyncio.run(serve()):
-        words = [sys.executable, os.path.abspath(__file__), "_learn", str(config.path), *unlearnt]
         with contextlib.suppress(OSError):
-            nothing = subprocess.DEVNULL
+            words, nothing = again("_learn", str(config.path), *unlearnt), subprocess.DEVNULL
             subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing, **OWN_GROUP)
     journal.close()
     return 0
@@ -14812,9 +14830,7 @@ def tokens_of(tools: Iterable[Entry]) -> int:
 def over_limits(tools: int) -> str:
     """Which hosts will not use so many tools, and what to do."""
     over = [f"{host} ({most})" for host, most in TOOLS_OF_HOSTS.items() if tools > most]
-    what = (
-        'enabled_tools in a server\'s table chooses, and expose = "search" in [mux] or [hosts.NAME] lists two for all'
-    )
+    what = 'enabled_tools in a server\'s table chooses; expose = "search" in [mux] or [hosts.NAME] lists two for all'
     return f"; more than {' and '.join(over)} will use: {what}" if over else ""
 
 
@@ -14829,9 +14845,7 @@ async def _models_trouble(line: bytes, *, asks: bool) -> str | None:
 
 def _report(server: Facts) -> dict[str, Any]:
     ready = server.state is State.READY
-    lists = {
-        kind.key: None if method in server.unread else server.lists.get(method, ()) for method, kind in LISTS.items()
-    }
+    lists = {kind.key: None if one in server.unread else server.lists.get(one, ()) for one, kind in LISTS.items()}
     return {
         "server": server.name,
         "state": "ready" if ready else "failed",
@@ -14965,9 +14979,7 @@ def _remove(arguments: argparse.Namespace) -> int:
 def _enable(arguments: argparse.Namespace) -> int:
     """Takes `enabled = false` out of a server's table.
     Example: mcpmux enable time"""
-    return _changed(
-        arguments, lambda text, name: with_setting(text, ("mcp_servers", name), "enabled", None), "is on in"
-    )
+    return _changed(arguments, lambda text, name: with_setting(text, ("mcp_servers", name), "enabled", None), "is on")
 
 
 def _disable(arguments: argparse.Namespace) -> int:
@@ -15031,9 +15043,8 @@ def _print_servers(rows: list[dict[str, Any]]) -> None:
 
     _print_table(("SERVER", "STATE", "REVISION", "TOOLS", "TOKENS", "COMMAND"), map(cells, rows))
     if tools := sum(len(row["tools"] or ()) for row in rows):
-        print(
-            f"\n{counted(tools, 'tool')}, about {sum(row['tokens'] or 0 for row in rows):,} tokens{over_limits(tools)}"
-        )
+        tokens = sum(row["tokens"] or 0 for row in rows)
+        print(f"\n{counted(tools, 'tool')}, about {tokens:,} tokens{over_limits(tools)}")
     for row in rows:
         if row["reason"]:
             print(f"\n{row['server']}: {in_a_line(row['reason'])}")
@@ -15196,9 +15207,7 @@ def _accept(arguments: argparse.Namespace) -> int:
             raise ConfigError(failed[name])
         seen = list(lists.values())
     pins, new = read_pins(config.path).get(name, {}), dict[str, Pin]()
-    for entry in (
-        one for lists in seen for one in lists.get("tools/list", ())
-    ):  # by what its hosts can do, they differ
+    for entry in (one for lists in seen for one in lists.get("tools/list", ())):  # by what its hosts can, they differ
         pin, digest = pins.get(entry.name, Pin()), pin_digest(entry)
         if digest not in pin.accepted + new.get(entry.name, Pin()).accepted:
             now = encode(definition(entry)).decode()
@@ -15354,16 +15363,14 @@ def _page(arguments: argparse.Namespace) -> int:
     for line in lines:
         print(harmless(line))
     if not lines:
-        print(
-            f"No mcpmux runs with {config.path}: your host starts it. `mcpmux page --try` shows the page without one."
-        )
+        print(f"No mcpmux runs with {config.path}: your host starts it. `mcpmux page --try` shows a page without it.")
     return 0 if lines else 1
 
 
 async def _try_page(opener: Opener) -> int:
     """The page's process without a core: its answers are printed."""
-    me, pipe = [sys.executable, os.path.abspath(__file__)], asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*me, "_page", stdin=pipe, stdout=pipe)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*again("_page"), stdin=pipe, stdout=pipe)
     assert process.stdin and process.stdout
     process.stdin.write(page_setup("", opener))
     for number, question in enumerate(_TRIAL):
@@ -15935,9 +15942,8 @@ def _undo_import(path: Path) -> int:
     if not last.servers or text is None or before is None:
         raise ConfigError("there is no import to take back")
     config = load_config(path)
-    new = (
-        before if _digest(text) == last.after else rewritten(path, text, lambda now: without_servers(now, last.servers))
-    )
+    is_untouched = _digest(text) == last.after
+    new = before if is_untouched else rewritten(path, text, lambda now: without_servers(now, last.servers))
     write_text(path, new, text)
     if not new:
         path.unlink()
@@ -16190,9 +16196,7 @@ def _left_behind(path: Path, names: list[str]) -> Mapping[str, str]:
     for name in failed:
         change_config(path, lambda text, name=name: with_setting(text, ("mcp_servers", name), "enabled", False))
     if failed:
-        print(
-            f"{', '.join(failed)}: left in its host, and off in {path.name}. When it works: mcpmux enable, then setup"
-        )
+        print(f"{', '.join(failed)}: left in its host, off in {path.name}. When it works: mcpmux enable, then setup")
     return failed
 
 
@@ -16443,8 +16447,8 @@ def _schema(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     """Runs mcpmux over two small servers and plays the host.
     Example: mcpmux demo"""
-    me = os.path.abspath(__file__)
-    servers = {name: {"command": sys.executable, "args": [me, "_demo_server", name]} for name in ("notes", "clock")}
+    program, *args = again("_demo_server")
+    servers = {name: {"command": program, "args": [*args, name]} for name in ("notes", "clock")}
 
     async def elicited(params: Fields) -> Any:
         form = value_of(params["requestedSchema"])["properties"]
@@ -16519,10 +16523,6 @@ def _argument(*flags: str, **keys: Any) -> tuple[tuple[str, ...], dict[str, Any]
     return flags, keys
 
 
-def _boolean(*given: Any, **keys: Any) -> argparse.Action:
-    return argparse.BooleanOptionalAction(*given, **keys)
-
-
 _ENV: Final = "a variable for it, as often as needed; a secret is better given as '${VAR}'"
 _AS_HOST: Final = "with the environment that a host with a window gives (usual if one has mcpmux), or your terminal's"
 _HEADER: Final = "sent with each request to a --url, as often as needed; a secret is better given as '${VAR}'"
@@ -16530,7 +16530,7 @@ _DAYS: Final = "counted back from today (30)"
 
 ARGUMENTS: Final = {
     "as-it-came": _argument("--json", action="store_true", help="the result as it came"),
-    "as-host": _argument("--as-host", action=_boolean, help=_AS_HOST),
+    "as-host": _argument("--as-host", action="yes or no", help=_AS_HOST),
     "config": _argument("--config", metavar="PATH", help=_WHICH_CONFIG),
     "days": _argument("--days", metavar="N", type=_number_of_days, default=30, help=_DAYS),
     "dry-run": _argument("--dry-run", action="store_true", help="only show what would be written or run"),
@@ -16551,9 +16551,7 @@ ARGUMENTS: Final = {
     "page": _argument("--page", action="store_true", help="what is asked is asked in the browser, not here"),
     "profile": _argument("--profile", metavar="NAME", default="", help=_PROFILE),
     "prefer": _argument("--prefer", metavar="JSON", help="modelPreferences of a request: which model, and why"),
-    "repair": _argument(
-        "--repair", action="store_true", help="delete copies of npx's that are broken, and fetch again"
-    ),
+    "repair": _argument("--repair", action="store_true", help="delete broken copies of npx's, and fetch them again"),
     "no-secrets": _argument("--no-secrets", action="store_true", help="say which variables to set; keep none of them"),
     "chosen": _argument("chosen", nargs="?", metavar="SERVER,...", help="these only"),
     "undo": _argument("--undo", action="store_true", help="take the last import back"),
@@ -16569,9 +16567,7 @@ ARGUMENTS: Final = {
 }
 _SETUP: Final = "config no-secrets yes dry-run"  # of all that moves servers
 SUBCOMMANDS: Final = (
-    Subcommand(
-        "add", _add, "put a server into the config", "name url env header force config", "COMMAND [ARGUMENT ...]"
-    ),
+    Subcommand("add", _add, "put a server in the config", "name url env header force config", "COMMAND [ARGUMENT ...]"),
     Subcommand("list", _list_servers, "the servers of the config, and what is known of them", "config json"),
     Subcommand("tools", _tools, "the tools and their arguments", "one config search json"),
     Subcommand("accept", _accept, "see how a pinned server's tools have changed, and take them", "server yes config"),
@@ -16595,6 +16591,8 @@ SUBCOMMANDS: Final = (
     Subcommand("disable", _disable, "switch a server off, and keep its table", "server config"),
 )
 
+gc.freeze()
+gc.enable()
 
 if __name__ == "__main__":
     sys.exit(main())

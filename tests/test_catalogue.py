@@ -168,7 +168,7 @@ def test_arguments_of_prompts_are_made_valid():
 
 def test_what_would_make_a_list_longer_than_hosts_take_is_left_out_and_can_still_be_called():
     entries = part("a", "x", "y", "z").lists["tools/list"]
-    entries[1] = entries[1]._replace(right=b',"description":"' + b"d" * 20_000 + b'"}')
+    entries[1] = msgspec.structs.replace(entries[1], right=b',"description":"' + b"d" * 20_000 + b'"}')
     merged = mcpmux.merge([Part("a", None, {"tools/list": entries})], MuxOptions(host_message_mb=0.02))
     assert [tool["name"] for tool in json.loads(merged.results["tools/list"])["tools"]] == ["a__x", "a__z"]
     assert list(merged.tools) == ["a__x", "a__y", "a__z"]

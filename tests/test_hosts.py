@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from conftest import COMMAND, MCPMUX, PATIENCE, ROOT, empty_home
 from hypothesis import given
@@ -522,7 +523,7 @@ def test_a_secret_moves_into_a_variable(entry: dict[str, Any], secret: str, beco
     plan = brought(file, machine(tmp_path))
     assert plan.tables["s"] == {"command": "x", **becomes}
     assert len(plan.needed) == 1
-    assert secret not in repr([plan.needed, plan.comments, [outcome[1:] for outcome in plan.outcomes]])
+    assert secret not in repr([plan.needed, plan.comments, [msgspec.structs.astuple(one)[1:] for one in plan.outcomes]])
 
 
 @pytest.mark.parametrize(
