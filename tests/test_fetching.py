@@ -159,6 +159,38 @@ def test_a_check_that_gives_up_leaves_npx_to_finish_and_says_so(
     assert subprocess.run(command, env=home, capture_output=True, check=False).returncode == 0
 
 
+def holds(pid: int, pipe: str) -> bool:
+    """Whether a process has this one open."""
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.readlink(one) == pipe:
+                return True
+        except FileNotFoundError:
+            pass  # closed in the meantime
+    return False
+
+
+@linux
+def test_what_has_closed_its_output_fetches_nothing_any_more(home: dict[str, str], registry: Registry, tmp_path: Path):
+    """Its pipes may be seen to close before it is seen to end: why it ended is told all the same."""
+    gate, notice, pipe = (registry.npx.parent / name for name in ("gate", "notice", "pipe"))
+    words = "Cannot find package"
+    lines = ["#!/bin/sh", f"echo '{words}' >&2", f"readlink /proc/$$/fd/1 > {pipe}", "exec >&-", f"echo $$ > {notice}"]
+    registry.npx.write_text("\n".join([*lines, f"read -r word < {gate}", "exit 1", ""]))
+    config = tmp_path / "mcpmux.toml"
+    config.write_text(server_table("one", command=str(registry.npx)))
+    command = [*COMMAND, "check", "--config", str(config)]
+    with subprocess.Popen(command, env=home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        registry.begun()
+        inode, end = pipe.read_text().strip(), time.monotonic() + PATIENCE
+        while holds(process.pid, inode):
+            assert time.monotonic() < end, "mcpmux has not noticed it"
+            os.sched_yield()
+        registry.opens()
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert f'\none: one exited with code 1; its last words: "{words}"\n' in said
+
+
 @linux
 def test_a_server_that_has_said_a_word_is_stopped_as_ever(
     start: Callable[..., RawHost], registry: Registry, tmp_path: Path
