@@ -9345,8 +9345,8 @@ def memory_trimmer() -> Callable[[], object]:
 def again(*words: str) -> list[str]:
     """mcpmux in a process of its own; as a module, since a script is compiled anew at each start: 0.2 s or more."""
     here = Path(__file__).absolute()
-    code = f"import sys; sys.path.insert(0, sys.argv.pop(1)); import {here.stem}; sys.exit({here.stem}.main())"
-    return [sys.executable, "-P", "-c", code, str(here.parent), *words]
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.exit(__import__(sys.argv.pop(1)).main())"
+    return [sys.executable, "-P", "-c", code, str(here.parent), here.stem, *words]
 
 
 def descendants(pid: int) -> list[int]:
