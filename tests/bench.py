@@ -359,15 +359,15 @@ def measure_latency(run: Run, way: str) -> None:
     with peer(run, way) as one:
         for _ in range(10 if way == CONFIG else 200):
             one.timed()
-        calls, end = list[float](), time.perf_counter() + (0.5 if run.quick else 2)
+        seconds = 0.5 if run.quick else 2
+        calls, end = list[float](), time.perf_counter() + seconds
         while not calls or (len(calls) < 3000 and time.perf_counter() < end):
             calls.append(one.timed())
-    run.take("p50", way, statistics.median(calls))
-    if len(calls) >= 200:
-        run.take("p99", way, statistics.quantiles(calls, n=100)[98])
-        together = one.crowded(0.5 if run.quick else 2)
-        run.take("p50_8", way, statistics.median(together))
-        run.take("p99_8", way, statistics.quantiles(together, n=100)[98])
+        together = one.crowded(seconds)
+    for suffix, times in (("", calls), ("_8", together)):
+        run.take(f"p50{suffix}", way, statistics.median(times))
+        if len(times) >= 200:
+            run.take(f"p99{suffix}", way, statistics.quantiles(times, n=100)[98])
 
 
 def measure_rate(run: Run, way: str) -> None:
