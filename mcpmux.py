@@ -2904,9 +2904,8 @@ class Exchange(Asker):
 class HostEnd:
     """The host's side of the core. `open` has each of its requests; `answer` and `drop` are the only ways out of it."""
 
-    peer: Final = Peer.HOST
-
     def __init__(self, out: Out, options: MuxOptions) -> None:
+        self.peer: Name = Peer.HOST
         self.take_options(options, {})
         self.open: dict[bytes, Ask] = {}
         self.held: dict[bytes, Ask] = {}  # of these, what waits until it is known what the servers offer
@@ -3367,7 +3366,8 @@ class Calls(Asker):
         if reply.failure:
             server = None
         elif reply.result is not None:
-            if pending.method in CARRIERS and _URI_MEMBER.search(reply.result):
+            has_resources = server is not None and "resources" in server.capabilities
+            if has_resources and pending.method in CARRIERS and _URI_MEMBER.search(reply.result):
                 self.links.note(name, reply.result)
             if pending.wrapped:
                 reply = Reply(Raw(wrap_structured(reply.result)), None)
