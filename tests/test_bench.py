@@ -48,6 +48,7 @@ def test_the_driver_gets_every_answer(tmp_path: Path, way: str) -> None:
     """A rate of calls that nobody answered would be a good one."""
     with bench.peer(Run(tmp_path, quick=True), way, servers=1 if way == DIRECT else 2, tools=3) as one:
         assert one.pipelined(60, most=500) > 0
+        assert len(one.crowded(0.05)) >= bench.CROWD
         id, line = one.call(size=100_000, shape="deep", progress=10)
         one.send(line)
         answer, others = one.answer(id)
