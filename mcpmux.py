@@ -9199,8 +9199,8 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     async def stop(self) -> None:
         """The ladder. Each step is for servers that the one before it does not end; in all at most 1.5 s."""
-        if self._minder and 1 not in self._open_pipes:
-            await self._exits(STOP_STEP)  # what has closed its output fetches nothing any more
+        if self._minder and not {0, 1} <= self._open_pipes:
+            await self._exits(STOP_STEP)  # what has closed one, or died, fetches nothing any more
         if self._minder and not self.exited.is_set():
             self._leave(self._minder)
             return
