@@ -395,3 +395,18 @@ def test_a_server_that_does_not_read_is_told_nothing_more():
     for number in range(10):
         s.server_sends("git", id=number, method="ping")
     assert len(s.to_server["git"]) == before
+
+
+@pytest.mark.parametrize(("offered", "owner"), [({"tools": {}, "resources": {}}, "git"), ({"tools": {}}, None)])
+def test_a_link_is_remembered_of_a_server_that_has_resources_to_read(offered: dict[str, Any], owner: str | None):
+    """Our choice: of another it leads nowhere, and its results need not be searched."""
+    s = Script(["git"], server_capabilities=offered)
+    s.tools()
+    params = '{"name":"git__log","arguments":{}}'
+    s.feed(mcpmux.HostLines([f'{{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{params}}}'.encode()]))
+    number = s.server_hears("git", "tools/call")["id"]
+    content = '{"type":"resource_link","uri":"x://a","name":"a"}'
+    line = f'{{"jsonrpc":"2.0","id":{number},"result":{{"content":[{content}]}}}}'.encode()
+    s.feed(mcpmux.ServerLines("git", s.runs["git"], [line]))
+    assert s.host_hears(9)["result"]["content"][0]["uri"] == "x://a"
+    assert s.core.calls.links.owner("x://a") == owner
