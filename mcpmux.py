@@ -13496,7 +13496,7 @@ def read_host_file(path: Path) -> dict[str, Any]:
 def host_document(path: Path, text: str) -> dict[str, Any]:
     """What a host's file says. Raises `ConfigError`, one line."""
     kinds = {".toml": ("TOML", tomllib.loads), ".yaml": ("YAML", load_yaml), ".yml": ("YAML", load_yaml)}
-    kind, read = kinds.get(path.suffix, ("JSON", load_json))
+    kind, read = kinds.get(path.suffix, ("JSON", lambda text: json.loads(bare_json(text).strip() or "{}")))
     try:
         document = parsed(path, text, kind, read)
     except ImportError:
@@ -13505,11 +13505,6 @@ def host_document(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(document, dict | None):
         raise ConfigError(f"{path}: not an object")
     return document or {}
-
-
-def load_json(text: str) -> Any:
-    """JSON with comments and trailing commas. Raises `ValueError`."""
-    return json.loads(bare_json(text).strip() or "{}")
 
 
 def load_yaml(text: str) -> Any:
@@ -13745,23 +13740,19 @@ def translate(text: str, entry: HostEntry, machine: Machine, variables: Variable
         variables.notes.setdefault(variable, f", in place of {whole}" + (f", {what}" if what else ""))
         return f"${{{variable}}}"
 
-    pieces, at = [""], 0  # what stands for itself and what we are to replace, in turn
+    done, plain, at = "", "", 0  # `plain` stands for itself, up to `at`
     for found in re.finditer(DIALECTS[entry.host.dialect], text):
-        pieces[-1] += text[at : found.start()]
+        plain += text[at : found.start()]
         at, parts = found.end(), found.groupdict()
         if (word := parts.get("word")) in fixed:
             notes.append(f"{found[0]} became {fixed[word]}")
-            pieces[-1] += fixed[word]
-        else:
-            pieces += [ours(parts, found[0]), ""]
-    pieces[-1] += text[at:]
-    for number in range(0, len(pieces), 2):
-        piece = _plain(pieces[number])
-        if number + 1 < len(pieces):  # `$${` would stand for a plain `${`
-            text = piece.rstrip("$")
-            piece = text + "${DOLLAR:-$}" * (len(piece) - len(text))
-        pieces[number] = piece
-    return "".join(pieces)
+            plain += fixed[word]
+            continue
+        before = _plain(plain)
+        bare = before.rstrip("$")  # `$${` would stand for a plain `${`
+        done += bare + "${DOLLAR:-$}" * (len(before) - len(bare)) + ours(parts, found[0])
+        plain = ""
+    return done + _plain(plain + text[at:])
 
 
 # ── our own file: what is there stays byte for byte ──
@@ -13773,35 +13764,27 @@ Comments = Mapping[str, list[str]]  # above them
 def _as_expected(new: str, expected: dict[str, Any]) -> str:
     """Raises `ConfigError` where the lines that were changed were not all there is of it."""
     try:
-        if tomllib.loads(new) == expected:
+        if {"mcp_servers": {}} | tomllib.loads(new) == {"mcp_servers": {}} | expected:
             return new
     except ValueError:
         pass
     raise ConfigError("its [mcp_servers] is written in a way that mcpmux cannot change; do it by hand")
 
 
-def with_servers(text: str, tables: Tables, comments: Comments) -> str:
-    """The file's text with these servers at its end, in place of what has their names. Raises `ConfigError`."""
-    if not tables:
-        return text
+def with_servers(text: str, tables: Tables, comments: Comments, out: Iterable[str] = ()) -> str:
+    """The file's text with these servers at its end, in place of what has their names, and without others. Raises
+    `ConfigError`."""
     before, newline = tomllib.loads(text), "\r\n" if "\r\n" in text else "\n"
     servers = before.get("mcp_servers", {})
-    for name in tables.keys() & servers.keys():
+    gone = servers.keys() & {*tables, *out}
+    for name in gone:
         text = _without_server(text, name)
-    blocks = [server_block(name, table, comments.get(name, ())) for name, table in tables.items()]
-    new = text + ("" if not text or text.endswith("\n") else newline) + (newline if text.strip() else "")
-    return _as_expected(new + "\n".join(blocks).replace("\n", newline), before | {"mcp_servers": {**servers, **tables}})
-
-
-def without_servers(text: str, names: Iterable[str]) -> str:
-    """The file's text without these servers. Raises `ConfigError`."""
-    before = tomllib.loads(text)
-    left, new = dict(before.get("mcp_servers", {})), text
-    for name in names:
-        if left.pop(name, None) is not None:
-            new = _without_server(new, name)
-    rest = {key: value for key, value in before.items() if key != "mcp_servers"}
-    return _as_expected(new, rest | ({"mcp_servers": left} if "mcp_servers" in tomllib.loads(new) else {}))
+    if tables:
+        blocks = [server_block(name, table, comments.get(name, ())) for name, table in tables.items()]
+        text += ("" if not text or text.endswith("\n") else newline) + (newline if text.strip() else "")
+        text += "\n".join(blocks).replace("\n", newline)
+    left = {name: table for name, table in servers.items() if name not in gone}
+    return _as_expected(text, before | {"mcp_servers": {**left, **tables}})
 
 
 def with_setting(text: str, table: tuple[str, ...], key: str, value: str | bool | None) -> str:
@@ -13889,19 +13872,13 @@ def schema_file(path: Path) -> Path:
 # ── a host's file: what is not ours stays byte for byte ──
 
 
-class Member(Struct, frozen=True):
-    """A member of a JSON object, and where it is in the text."""
-
-    key: str
-    start: int
-    value: int
-    end: int
+Span = tuple[int, int, int]  # of a member in a JSON text: where it begins, where its value does, and where both end
 
 
-def _members(bare: str, brace: int) -> tuple[list[Member], int]:
+def _members(bare: str, brace: int) -> tuple[dict[str, Span], int]:
     """Of the object that opens at `brace`; and where it closes. The text is known to be JSON."""
     decode = json.JSONDecoder().raw_decode
-    found: list[Member] = []
+    found: dict[str, Span] = {}
 
     def next_word(at: int) -> int:
         while bare[at] in " \t\r\n,:":
@@ -13912,8 +13889,9 @@ def _members(bare: str, brace: int) -> tuple[list[Member], int]:
     while bare[at] != "}":
         key, after = decode(bare, at)
         value = next_word(after)
-        found.append(Member(key, at, value, decode(bare, value)[1]))
-        at = next_word(found[-1].end)
+        end = decode(bare, value)[1]
+        found[key] = at, value, end
+        at = next_word(end)
     return found, at
 
 
@@ -13922,51 +13900,42 @@ def _json_of(value: Any, indent: str | None = None) -> str:
     return json.dumps(value, indent=indent) if re.search(r"[\ud800-\udfff]", text) else text
 
 
-def _named(members: list[Member], key: str) -> Member | None:
-    return next((one for one in reversed(members) if one.key == key), None)
-
-
-def _with_member(text: str, brace: int, depth: int, key: str, value: Any) -> str:
-    """The object that opens at `brace`, with a member in place of the one of that name, or at its end."""
+def _json_with(text: str, key: str, name: str, table: Any, donor: str) -> str:
+    """With a server in place of the one of that name, or at the end."""
+    text = text if text.strip("\ufeff \t\r\n") else "{}\n"
     bare = bare_json(text)
+    brace, depth, member, value = bare.index("{"), 1, key, {name: table}
+    _, start, end = _members(bare, brace)[0].get(key, (0, 0, 0))
+    if bare[start:end] not in ("", "null"):
+        brace, depth, member, value = start, 2, name, table
     members, close = _members(bare, brace)
     newline = "\r\n" if "\r\n" in text else "\n"
     found = re.search(r'\n([ \t]+)"', text)
     indent = found[1] if found else "  "
     pad = newline + indent * depth
     written = _json_of(value, indent).replace("\n", pad)
-    if here := _named(members, key):
-        same = json.loads(bare[here.value : here.end]) == value
-        return text if same else text[: here.value] + written + text[here.end :]
-    member = f"{pad}{_json_of(key)}: {written}"
+    if member in members:
+        _, start, end = members[member]
+        return text[:start] + written + text[end:]
+    written = f"{pad}{_json_of(member)}: {written}"
     if members:
-        return text[: members[-1].end] + "," + member + text[members[-1].end :]
+        last = max(end for *_, end in members.values())
+        return text[:last] + "," + written + text[last:]
     inside = text[brace + 1 : close]
     end = inside if "\n" in inside else inside.strip() + newline + indent * (depth - 1)
-    return text[: brace + 1] + member + end + text[close:]
-
-
-def _json_with(text: str, key: str, name: str, table: Any, donor: str) -> str:
-    text = text if text.strip("\ufeff \t\r\n") else "{}\n"
-    bare = bare_json(text)
-    brace = bare.index("{")
-    servers = _named(_members(bare, brace)[0], key)
-    if servers is None or bare[servers.value : servers.end] == "null":
-        return _with_member(text, brace, 1, key, {name: table})
-    return _with_member(text, servers.value, 2, name, table)
+    return text[: brace + 1] + written + end + text[close:]
 
 
 def _json_without(text: str, key: str, name: str) -> str:
     bare = bare_json(text)
-    servers = _named(_members(bare, bare.index("{"))[0], key)
-    assert servers
-    members, close = _members(bare, servers.value)
-    at = next(at for at, one in enumerate(members) if one.key == name)
+    brace = _members(bare, bare.index("{"))[0][key][1]
+    members, close = _members(bare, brace)
+    at, spans = list(members).index(name), list(members.values())
     if at:
-        return text[: members[at - 1].end] + text[members[at].end :]
-    if len(members) > 1:
-        return text[: members[0].start] + text[members[1].start :]
-    return text[: servers.value + 1] + text[close:]
+        return text[: spans[at - 1][2]] + text[spans[at][2] :]
+    if len(spans) > 1:
+        return text[: spans[0][0]] + text[spans[1][0] :]
+    return text[: brace + 1] + text[close:]
 
 
 def _yaml_node(text: str, key: str) -> Any:
@@ -14033,24 +14002,21 @@ def edited(path: Path, text: str, key: str, out: Iterable[str], into: Mapping[st
         raise ConfigError(f"{path}: {key} is not an object")
     put_in, take_out = _EDITS[path.suffix]
     new, gone = bare, [name for name in out if name in servers]
-    expected = {name: table for name, table in servers.items() if name not in gone} | _as_read(path, into)
+    left = {name: table for name, table in servers.items() if name not in gone}
+    read = load_yaml(_json_of(dict(into))) if path.suffix == ".yaml" else dict(into)  # numbers of YAML's are text
     try:
         for name in gone:
             new = take_out(new, key, name)
         for name, table in into.items():
-            new = put_in(new, key, name, table, donor)
+            if (name, read[name]) not in left.items():
+                new = put_in(new, key, name, table, donor)
         after = host_document(path, new)
-        if (after.get(key) or {}) != expected or document | {key: 0} != after | {key: 0}:
+        if (after.get(key) or {}) != left | read or document | {key: 0} != after | {key: 0}:
             raise ValueError
     except (ValueError, ConfigError):
         by_hand = f"its {key} is written in a way that mcpmux cannot change; do it by hand"
         raise ConfigError(f"{path}: {by_hand}") from None
     return text.removesuffix(bare) + new
-
-
-def _as_read(path: Path, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """As a host's file has them once they are written: of YAML we read numbers as text."""
-    return load_yaml(_json_of(dict(tables))) if path.suffix == ".yaml" else dict(tables)
 
 
 def servers_in(path: Path, text: str, key: str) -> dict[str, Any]:
@@ -14060,9 +14026,7 @@ def servers_in(path: Path, text: str, key: str) -> dict[str, Any]:
 
 def installed(path: Path, text: str, key: str, entry: dict[str, Any], moved: Iterable[str] = ()) -> str:
     """A host's file with our entry, and without the servers that moved into ours. Raises `ConfigError`."""
-    ours = {ENTRY_NAME: entry}
-    same = servers_in(path, text, key).get(ENTRY_NAME) == _as_read(path, ours)[ENTRY_NAME]
-    return edited(path, text, key, moved, {} if same else ours)
+    return edited(path, text, key, moved, {ENTRY_NAME: entry})
 
 
 def uninstalled(
@@ -14975,7 +14939,7 @@ def _changed(arguments: argparse.Namespace, change: Callable[[str, str], str], d
 def _remove(arguments: argparse.Namespace) -> int:
     """Takes a server out of the config file, which stays as it is otherwise.
     Example: mcpmux remove time"""
-    return _changed(arguments, lambda text, name: without_servers(text, [name]), "is gone")
+    return _changed(arguments, lambda text, name: with_servers(text, {}, {}, [name]), "is gone")
 
 
 def _enable(arguments: argparse.Namespace) -> int:
@@ -15945,7 +15909,7 @@ def _undo_import(path: Path) -> int:
         raise ConfigError("there is no import to take back")
     config = load_config(path)
     is_untouched = _digest(text) == last.after
-    new = before if is_untouched else rewritten(path, text, lambda now: without_servers(now, last.servers))
+    new = before if is_untouched else rewritten(path, text, lambda now: with_servers(now, {}, {}, last.servers))
     write_text(path, new, text)
     if not new:
         path.unlink()
