@@ -13382,17 +13382,10 @@ DIALECTS: Final = {
 }
 
 # What hosts call our keys.
-HOST_KEYS: Final = {
-    "cmd": "command",
-    "envs": "env",
-    "headers": "http_headers",
-    "serverUrl": "url",
-    "httpUrl": "url",
-    "uri": "url",
-    "disabledTools": "disabled_tools",
-    "excludeTools": "disabled_tools",
-    "includeTools": "enabled_tools",
-    "available_tools": "enabled_tools",
+HOST_KEYS: Final = {"cmd": "command", "envs": "env", "headers": "http_headers"} | {
+    **dict.fromkeys(("serverUrl", "httpUrl", "uri"), "url"),
+    **dict.fromkeys(("disabledTools", "excludeTools"), "disabled_tools"),
+    **dict.fromkeys(("includeTools", "available_tools"), "enabled_tools"),
 }
 _TEXT_KEYS: Final = ("env", "http_headers", "command", "args", "cwd", "url")  # the first name their secrets
 _TRANSPORTS: Final = ("sse", "http", "streamable-http", "streamable_http", "streamableHttp")  # what hosts call ours
@@ -13643,16 +13636,16 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> tu
             table["env"] = env = {**env, key: f"${{{key}}}"}
             variables.notes[key] = f"; {entry.host.title} has it in its keyring"
 
+    held = functools.partial(variables.hold, server=name)
+
     def ours(key: str, text: str, under: str) -> str:
         if key == "args" and entry.host.name == "vscode":  # as it does
             text = re.sub(r"^~(?=[/\\]|$)", lambda _: "${userHome}", text)
-        text = translate(text, entry, machine, variables, notes)
-        return hide_secrets(text, under, lambda secret, called: variables.hold(secret, called, name))
+        return hide_secrets(translate(text, entry, machine, variables, notes), under, held)
 
     for key in (key for key in _TEXT_KEYS if key in table):
         table[key] = _each_text(table[key], functools.partial(ours, key))
     if isinstance(file := left.pop("envFile", None), str) and isinstance(table.setdefault("env", {}), dict):
-        held = functools.partial(variables.hold, server=name)
         notes += _take_env_file(translate(file, entry, machine, variables, notes), table, held)
     notes += [f"left out: {key} ({_LOST.get(key, 'mcpmux has nothing like it')})" for key in sorted(left)]
     _, wrong = read_server(name, table, [])
@@ -13806,8 +13799,7 @@ def with_setting(text: str, table: tuple[str, ...], key: str, value: str | bool 
         at = next((at for at, line in enumerate(lines) if not line.startswith("#:")), len(lines))  # after the schema
         lines[at:at] = [f"[{'.'.join(table)}]{newline}", *said, *([newline] if lines[at:] else [])]
     else:
-        ends = (at for at in range(start, len(lines)) if re.match(r"\s*\[", lines[at]))
-        end = next(ends, len(lines))
+        end = next((at for at in range(start, len(lines)) if re.match(r"\s*\[", lines[at])), len(lines))
         old = next((at for at in range(start, end) if re.match(rf"\s*{key}\s*=", lines[at])), None)
         at, more = (start, 0) if old is None else (old, 1)
         lines[at : at + more] = said
@@ -13859,10 +13851,8 @@ def write_config(path: Path, new: str, old: str | None) -> None:
     """As `write_text`, with the schema that the file names."""
     write_text(path, new, old)
     if re.match(f"#:schema ./{re.escape(schema_file(path).name)}\\s", new):
-        try:  # editors check the file by that, and complete what is typed
+        with contextlib.suppress(OSError):  # editors check the file by that and complete what is typed: a help, no more
             write_whole(schema_file(path), json.dumps(schema_of_config(), indent=2).encode() + b"\n")
-        except OSError:  # it is a help, no more
-            pass
 
 
 def schema_file(path: Path) -> Path:
@@ -14029,19 +14019,15 @@ def installed(path: Path, text: str, key: str, entry: dict[str, Any], moved: Ite
     return edited(path, text, key, moved, {ENTRY_NAME: entry})
 
 
-def uninstalled(
-    path: Path, text: str, kept: str | None, key: str, is_out: bool = False
-) -> tuple[str | None, list[str]]:
+def uninstalled(path: Path, text: str, kept: str | None, key: str) -> tuple[str | None, list[str]]:
     """The file as it was before us, and the servers that had to be put back one by one, because somebody has changed
-    it since. None: there was no file. `is_out`: our entry was there until now. Raises `ConfigError`."""
+    it since. None: there was no file. Raises `ConfigError`."""
     now, before = (dict(servers_in(path, one, key)) for one in (text, kept or ""))
     missing = {name: table for name, table in before.items() if name not in now}
-    was_there = now.pop(ENTRY_NAME, None) is not None
-    is_same = host_document(path, text) | {key: 0} == host_document(path, kept or "") | {key: 0}
-    if (was_there or is_out or kept is not None) and is_same and now | missing == before:
+    now.pop(ENTRY_NAME, None)
+    if host_document(path, text) | {key: now | missing} == host_document(path, kept or "") | {key: before}:
         return kept, []
-    out = [ENTRY_NAME] if was_there else []
-    return edited(path, text, key, out, missing, kept or ""), list(missing)
+    return edited(path, text, key, [ENTRY_NAME], missing, kept or ""), list(missing)
 
 
 # ── how a host starts us ──
@@ -14157,11 +14143,7 @@ def _one_of(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None
 
 
 def plan_import(
-    entries: Iterable[HostEntry],
-    present: Mapping[str, Any],
-    variables: Variables,
-    machine: Machine,
-    force: bool = False,
+    entries: Iterable[HostEntry], there: Mapping[str, Any], variables: Variables, machine: Machine, force: bool = False
 ) -> Import:
     """Brings entries together with the servers that are present. Each is imported, or it is said why it is not."""
     plan, hosts = Import(), dict[str, list[Host]]()
@@ -14175,16 +14157,16 @@ def plan_import(
             plan.outcomes.append(Outcome(entry, f"cannot be imported: {wrong}", [], failed=True))
             continue
         names = [stem, *(f"{stem[:60]}-{number}" for number in range(2, 1000))]
-        same = (one for one, there in present.items() if isinstance(there, dict) and _one_of(there, table) == there)
+        same = (one for one, its in there.items() if isinstance(its, dict) and _one_of(its, table) == its)
         free = (one for one in names if one not in plan.tables or _one_of(plan.tables[one], table))
-        alike = (one for one, there in plan.tables.items() if entry.host not in hosts[one] and there == table)
+        alike = (one for one, its in plan.tables.items() if entry.host not in hosts[one] and its == table)
         name = (twin := next(same, None)) or next(alike, None) or next(free)
         hosts.setdefault(name, []).append(entry.host)
         said = "imported" if name == entry.name else f"imported as {name}"
         if twin or name in plan.tables:
             said, notes = f"is there already, as {name}", []
             plan.tables |= {name: _one_of(plan.tables[name], table) or table} if not twin else {}
-        elif name in present and not force:
+        elif name in there and not force:
             plan.outcomes.append(Outcome(entry, f"not imported: there is another {name}, which --force overwrites", []))
             continue
         else:
@@ -14663,18 +14645,12 @@ def played(host: InnerHost, scene: Scene[Decoded], waiting: Waiting | None = Non
 
 def _print_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A dash stands for what is not known (None); columns of numbers end together."""
-    table = [[*heads], *([*row] for row in rows)]
-    columns = [
-        ["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in column]
-        for column in zip(*table, strict=True)
-    ]
-    ends = [any(isinstance(cell, int) for cell in column) for column in zip(*table, strict=True)]
-    for column, end in zip(columns, ends, strict=True):
-        width = max(map(len, column))
-        column[:] = [
-            painted(cell.rjust(width) if end else cell.ljust(width), OF_STATES.get(cell) if number else "bold")
-            for number, cell in enumerate(column)
-        ]
+    columns: list[list[str]] = []
+    for column in zip(heads, *rows, strict=True):
+        cells = ["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in column]
+        pad = str.rjust if any(isinstance(cell, int) for cell in column) else str.ljust
+        width, styles = max(map(len, cells)), ["bold", *map(OF_STATES.get, cells[1:])]
+        columns.append([painted(pad(cell, width), style) for cell, style in zip(cells, styles, strict=True)])
     for line in zip(*columns, strict=True):
         print("  ".join(line).rstrip())
 
@@ -14774,19 +14750,15 @@ def checked(config: Config, *, asks: bool = False) -> Checked:
         except StartError as wrong:
             trouble = "; ".join(wrong.args)
         await host.ask("tools/list")  # it waits for every server, but not for those that are late
-        core = host.mux.core
+        core, opener = host.mux.core, host.mux.opener
         while any(one.settling or one.state in (State.STARTING, State.STOPPING) for one in core.servers.values()):
             await host.moves_on()
-        return Checked([_report(server) for server in core.servers.values()], list(core.catalogue.tools), trouble)
+        rows = [_report(core.servers[name]) for name in (*config.servers, *config.broken)]
+        rows += [{"server": name, "state": "disabled"} for name in config.disabled]
+        no_page = opener if config.options.page != "off" and isinstance(opener, str) else None
+        return Checked(rows, list(core.catalogue.tools), trouble, no_page)
 
-    host = InnerHost(config, cached=False)
-    found = played(host, scene)
-    if config.options.page != "off" and isinstance(host.mux.opener, str):
-        found = found._replace(no_page=host.mux.opener)
-    order = list(config.servers) + list(config.broken)
-    found.rows.sort(key=lambda row: order.index(row["server"]))
-    found.rows.extend({"server": name, "state": "disabled"} for name in config.disabled)
-    return found
+    return played(InnerHost(config, cached=False), scene)
 
 
 def tokens_of(tools: Iterable[Entry]) -> int:
@@ -15076,23 +15048,17 @@ def _tools(arguments: argparse.Namespace) -> int:
     catalogue = known_catalogue(config, lists)
     if arguments.search is not None:
         return _show_found(arguments, catalogue, last_known(config))
-    tools = [
-        {"server": catalogue.tools[tool["name"]].server, **tool}
-        for tool in value_of(catalogue.results["tools/list"])["tools"]
-        if catalogue.tools[tool["name"]].server in wanted
-    ]
+    listed = value_of(catalogue.results["tools/list"])["tools"]
+    tools = [{"server": catalogue.tools[tool["name"]].server, **tool} for tool in listed]
+    tools = [tool for tool in tools if tool["server"] in wanted]
     if arguments.json:
         print(json.dumps({"tools": tools, "failed": failed}, indent=2))
         return 1 if failed else 0
     for tool in tools:
-        _print_entry(tool["name"], signature(tool), tool)
+        _print_entry(tool)
     if not tools and not failed:
         nothing = f"{arguments.server or config.path} has no tools."
         print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
-    return _tell_failed(failed)
-
-
-def _tell_failed(failed: Mapping[str, str]) -> int:
     for name, reason in failed.items():
         print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{in_a_line(reason)}", file=sys.stderr)
     return 1 if failed else 0
@@ -15122,13 +15088,13 @@ def signature(tool: dict[str, Any]) -> str:
     return in_a_line(f"{tool['name']}({', '.join(parameters)})")
 
 
-def _print_entry(name: str, line: str, entry: dict[str, Any]) -> None:
-    """A tool, a prompt or a resource: how it is used, and in a line what it does."""
-    width = max(shutil.get_terminal_size().columns, 60)
-    first, *rest = textwrap.wrap(line, width, subsequent_indent="        ", break_on_hyphens=False)
+def _print_entry(tool: dict[str, Any]) -> None:
+    """How it is used, and in a line what it does."""
+    width, name = max(shutil.get_terminal_size().columns, 60), tool["name"]
+    first, *rest = textwrap.wrap(signature(tool), width, subsequent_indent="        ", break_on_hyphens=False)
     print("\n".join([painted(name, "bold") + first.removeprefix(name), *rest]))
-    title = entry.get("title") or entry.get("annotations", {}).get("title")
-    does = next((line.strip() for line in entry.get("description", "").splitlines() if line.strip()), "")
+    title = tool.get("title") or tool.get("annotations", {}).get("title")
+    does = next((line.strip() for line in tool.get("description", "").splitlines() if line.strip()), "")
     says = ": ".join(harmless(one) for one in dict.fromkeys([title, does]) if one)
     if says:
         print(textwrap.indent(textwrap.shorten(says, width - 4, placeholder=" …"), "    "))
@@ -15501,7 +15467,6 @@ class Keeper:
 
     def keep(self, block: dict[str, Any]) -> str:
         """A line that says what it is, and where."""
-        import base64  # noqa: PLC0415
         import mimetypes  # noqa: PLC0415
 
         mime, text = blob_of(block) or ("", "")
@@ -15592,20 +15557,17 @@ class Person:
         fields = fields_of_form(schema)
         to_stderr(f"{message}\n" + ("  (Enter takes what is in brackets, Ctrl-D declines)\n" if fields else ""))
         while True:
-            content: dict[str, Any] = {}
-            for name, field in fields.items():
-                value = await self._enters(name, field, needed=field["required"])
-                if value is not None:
-                    content[name] = value
+            entered = [(name, await self._enters(name, field)) for name, field in fields.items()]
+            content = {name: value for name, value in entered if value is not None}
             answers = _ACTIONS | ({"e": "edit"} if fields else {})
             edit = ", e: edit" if fields else ""
             action = await self._chooses(f"send this? y: yes, n: decline, c: cancel{edit}: ", answers)
             if action != "edit":
                 return {"action": action, **({"content": content} if action == "accept" else {})}
 
-    async def _enters(self, name: str, field: dict[str, Any], *, needed: bool) -> Any:
+    async def _enters(self, name: str, field: dict[str, Any]) -> Any:
         """A valid value, or None for a field that is left out."""
-        default = field.get("default")
+        default, needed = field.get("default"), field["required"]
         choices = choices_of(field)
         about = [field.get("format") or _type_of({key: said for key, said in field.items() if said != []})]
         if choices:
@@ -15737,7 +15699,6 @@ def _logout(arguments: argparse.Namespace) -> int:
     """Removes a login, and has it revoked where that server knows how.
     Example: mcpmux logout github"""
     name, options, config = _remote_table(arguments)
-
     try:
         there, trouble = asyncio.run(log_out(name, options, config))
     except StartError as wrong:
@@ -15768,21 +15729,17 @@ def _logs(arguments: argparse.Namespace) -> int:
     sys.stdout.buffer.write(b"".join(lines))
     sys.stdout.flush()
     at = len(present)
-    try:
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         while arguments.follow:
             time.sleep(0.2)
             size = path.stat().st_size if path.exists() else 0
-            if size < at:
-                at = 0  # it was moved aside, and begun anew
+            at = 0 if size < at else at  # it was moved aside, and begun anew
             if size > at:
                 with path.open("rb") as file:
                     file.seek(at)
-                    new = file.read()
-                at += len(new)
-                sys.stdout.buffer.write(new)
+                    sys.stdout.buffer.write(file.read())
+                    at = file.tell()
                 sys.stdout.flush()
-    except (KeyboardInterrupt, BrokenPipeError):
-        pass
     return 0
 
 
@@ -15807,9 +15764,8 @@ def _usage(arguments: argparse.Namespace) -> int:
         print(f"No sampling in {arguments.days} days ({ledger.path}).")
     else:
         heads = ("DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS IN", "TOKENS OUT", "USD")
-        _print_table(
-            heads, [[*[*row.values()][:6], "unknown" if row["priceUnknown"] else f"{row['usd']:.4f}"] for row in rows]
-        )
+        costs = ["unknown" if row["priceUnknown"] else f"{row['usd']:.4f}" for row in rows]
+        _print_table(heads, [[*[*row.values()][:6], usd] for row, usd in zip(rows, costs, strict=True)])
         print(f"\n${sum(row['usd'] for row in rows):.4f} in all ({ledger.path})")
     return 0
 
@@ -15821,16 +15777,15 @@ def _import(arguments: argparse.Namespace) -> int:
     """Writes a host's servers, or those of them that are named, into the TOML file. Without a source: shows what is
     where. What looks like a secret goes into secrets.env beside that file.
     Example: mcpmux import"""
-    machine = this_machine()
     config = load_config(config_path(arguments.config))
     if arguments.undo:
         return _undo_import(config.path)
-    source = arguments.source or _choose_source(machine)
+    source = arguments.source or _choose_source()
     if source is None:
         return 0
     entries: list[HostEntry] = []
     failed = False
-    for host, file, folder in _sources(source, machine):
+    for host, file, folder in _sources(source):
         try:
             entries += entries_of(host, file, folder)
         except ConfigError as wrong:
@@ -15842,7 +15797,7 @@ def _import(arguments: argparse.Namespace) -> int:
             if name not in known:
                 raise ConfigError(f"{source} has no server {name}{did_you_mean(name, known, ', '.join(known))}")
         entries = [entry for entry in entries if entry.name in wanted]
-    plan = _plan_of(entries, config, machine, arguments)
+    plan = _plan_of(entries, config, arguments)
     _tell_outcomes(plan)
     if arguments.dry_run:
         print(_would_be_added(plan, config) if plan.tables else "\nNothing would be added.")
@@ -15942,10 +15897,10 @@ def _answer(prompt: str) -> str:
         raise Interrupted from None
 
 
-def _choose_source(machine: Machine) -> str | None:
+def _choose_source() -> str | None:
     """Shows what is where; asks a person which of it is meant."""
     rows: list[list[Any]] = []
-    places = [(host, file) for host in HOSTS for file in real_files(host, machine) if file.exists()]
+    places = [(host, file) for host in HOSTS for file in real_files(host, this_machine()) if file.exists()]
     for host, file in places:
         try:
             names = ", ".join(dict.fromkeys(one.name for one in entries_of(host, file, None)))
@@ -15962,8 +15917,8 @@ def _choose_source(machine: Machine) -> str | None:
     return _answer("\nImport from which host (`all`, or Enter for none)? ") or None
 
 
-def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]]:
-    file = Path(os.path.expanduser(named)).absolute()
+def _sources(named: str) -> list[tuple[Host, Path, str | None]]:
+    file, machine = Path(os.path.expanduser(named)).absolute(), this_machine()
     if named != "all" and host_named(named) is None and file.is_file():
         owner, folder = host_of_file(file, machine)
         return [(owner, file, folder)]
@@ -15983,10 +15938,10 @@ def _expect_host(named: str, also: str = "") -> Host:
     raise ConfigError(f"{named} is no host that mcpmux knows{also}{hint}")
 
 
-def _plan_of(entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace) -> Import:
+def _plan_of(entries: list[HostEntry], config: Config, arguments: argparse.Namespace) -> Import:
     """What is to be imported, known to load."""
     force = getattr(arguments, "force", False)
-    plan = plan_import(entries, config.tables, Variables(config.environment), machine, force)
+    plan = plan_import(entries, config.tables, Variables(config.environment), this_machine(), force)
     rewritten(config.path, read_text(config.path), lambda text: with_servers(text, plan.tables, plan.comments))
     return plan
 
@@ -16037,7 +15992,7 @@ def _install(arguments: argparse.Namespace) -> int:
     if config.sampling and "--from" not in entry["args"] and not has_litellm():
         print(f"note: {'; '.join(NO_LITELLM)}")
     place = Place.of(host)
-    plan = _plan_of(place.entries(), config, this_machine(), arguments)
+    plan = _plan_of(place.entries(), config, arguments)
     moved = [outcome for outcome in plan.outcomes if outcome.moved]
     if arguments.replace:
         _tell_outcomes(plan)
@@ -16075,13 +16030,13 @@ def _setup(arguments: argparse.Namespace) -> int:
     config = load_config(config_path(arguments.config))
     entry = entry_for_hosts(config.path, config.sampling is not None)
     places, entries = _places()
-    plan = _plan_of(entries, config, this_machine(), arguments)
+    plan = _plan_of(entries, config, arguments)
     groups = _groups(plan)
     print("Servers:")
     chosen = _picked("Which of them shall mcpmux run?", groups, arguments)
     if len(chosen) < len(groups):
         taken = [one.entry for one in plan.outcomes if one.moved and one.name in chosen]
-        plan = _plan_of(taken, config, this_machine(), arguments)
+        plan = _plan_of(taken, config, arguments)
     print("\nHosts:")
     titles = {place.host.title: str(place.file) for place in places}
     hosts = _picked("Which of them shall start mcpmux?", titles, arguments)
@@ -16154,11 +16109,8 @@ def _left_behind(path: Path, names: list[str]) -> Mapping[str, str]:
     lists, failed = learn(config, names)
     failed |= {name: config.broken[name] for name in names if name in config.broken}
     for name in names:
-        tools = counted(len(lists.get(name, {}).get("tools/list", ())), "tool")
-        state = (
-            f"{painted('failed', 'red')}: {failed[name]}" if name in failed else f"{painted('ready', 'green')}, {tools}"
-        )
-        print(f"  {name}: {state}")
+        ready = f"{painted('ready', 'green')}, {counted(len(lists.get(name, {}).get('tools/list', ())), 'tool')}"
+        print(f"  {name}: " + (f"{painted('failed', 'red')}: {failed[name]}" if name in failed else ready))
     for name in failed:
         change_config(path, lambda text, name=name: with_setting(text, ("mcp_servers", name), "enabled", False))
     if failed:
@@ -16166,14 +16118,8 @@ def _left_behind(path: Path, names: list[str]) -> Mapping[str, str]:
     return failed
 
 
-def _own_file(host: Host) -> Path:
-    """The file that is not a project's; if there are two, the one that is there."""
-    files = real_files(host, this_machine(), projects=False)
-    return next((file for file in files if file.exists()), files[0])
-
-
 class Place(NamedTuple):
-    """A host's own file, and where it is kept as it was before mcpmux."""
+    """A host's own file, which is not a project's, and where it is kept as it was before mcpmux."""
 
     host: Host
     file: Path
@@ -16183,7 +16129,8 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, host: Host) -> Place:
-        file = _own_file(host)
+        files = real_files(host, this_machine(), projects=False)
+        file = next((file for file in files if file.exists()), files[0])
         backup = file.with_name(file.name + BACKUP_SUFFIX)
         return cls(host, file, read_text(file), backup, read_text(backup))
 
@@ -16274,7 +16221,7 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     Example: mcpmux uninstall cursor --dry-run"""
     if arguments.host != "all":
         return take_out(Place.of(_expect_host(arguments.host)), arguments.dry_run)
-    places = [Place.of(host) for host in HOSTS if _own_file(host).exists()]
+    places = [place for place in map(Place.of, HOSTS) if place.text is not None]
     return max((take_out(place, arguments.dry_run) for place in places), default=0)
 
 
@@ -16292,7 +16239,7 @@ def take_out(place: Place, dry_run: bool) -> int:
         return 0
     if is_there and _ran([one] if (one := own_command(host, 1, ENTRY_NAME, {})) else []):
         text = read_text(file) or ""
-        new, restored = uninstalled(file, text, kept, host.key, is_out=True)
+        new, restored = uninstalled(file, text, kept, host.key)
         if new != kept and "{entry}" in OWN_COMMANDS[host.name][0]:  # one that takes all that a table has
             before = servers_in(file, kept or "", host.key)
             _ran([own_command(host, 0, name, before[name]) for name in restored])
