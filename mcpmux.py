@@ -13551,11 +13551,11 @@ class Variables:
         secret = secret.replace("$${", "${")
         long = variable_name(f"{server}_{name}")
         names = [name] if re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) else []
-        for variable in (*names, long, *(f"{long}_{number}" for number in range(2, 1000))):
-            if self.values.get(variable, secret) == secret == self._environment.get(variable, secret):
-                self.values[variable] = secret
-                return f"${{{variable}}}"
-        raise Bug("a thousand secrets of one name")
+        names = itertools.chain(names, [long], (f"{long}_{number}" for number in itertools.count(2)))
+        held, there = self.values, self._environment
+        variable = next(one for one in names if held.get(one, secret) == secret == there.get(one, secret))
+        held[variable] = secret
+        return f"${{{variable}}}"
 
     def needed_by(self, tables: Tables) -> dict[str, str]:
         """The variables that these servers cannot do without, each with the place that needs it first."""
@@ -13751,7 +13751,6 @@ def translate(text: str, entry: HostEntry, machine: Machine, variables: Variable
 # ── our own file: what is there stays byte for byte ──
 
 Tables = Mapping[str, dict[str, Any]]  # of servers, by name
-Comments = Mapping[str, list[str]]  # above them
 
 
 def _as_expected(new: str, expected: dict[str, Any]) -> str:
@@ -13764,7 +13763,7 @@ def _as_expected(new: str, expected: dict[str, Any]) -> str:
     raise ConfigError("its [mcp_servers] is written in a way that mcpmux cannot change; do it by hand")
 
 
-def with_servers(text: str, tables: Tables, comments: Comments, out: Iterable[str] = ()) -> str:
+def with_servers(text: str, tables: Tables, comments: Mapping[str, list[str]], out: Iterable[str] = ()) -> str:
     """The file's text with these servers at its end, in place of what has their names, and without others. Raises
     `ConfigError`."""
     before, newline = tomllib.loads(text), "\r\n" if "\r\n" in text else "\n"
@@ -14240,16 +14239,12 @@ def _parser() -> argparse.ArgumentParser:
         """Says of a command that is none which one is near."""
 
         def error(self, message: str) -> NoReturn:
-            unknown = re.search("invalid choice: '([^']*)'", message)
-            if unknown:
+            if unknown := re.search("invalid choice: '([^']*)'", message):
                 message += did_you_mean(unknown[1], [row.name for row in SUBCOMMANDS])
             super().error(message)
 
-    parser = Parser(
-        prog="mcpmux",
-        description="Runs all your MCP servers behind one stdio entry. Without a command it serves: a host starts it.",
-        epilog="example: mcpmux --config ~/mcpmux.toml",
-    )
+    what = "Runs all your MCP servers behind one stdio entry. Without a command it serves: a host starts it."
+    parser = Parser(prog="mcpmux", description=what, epilog="example: mcpmux --config ~/mcpmux.toml")
     parser.add_argument("--config", metavar="PATH", help=_WHICH_CONFIG)
     parser.add_argument("--profile", metavar="NAME", default="", help=_PROFILE)
     parser.add_argument("--version", action="version", version=f"mcpmux {__version__}")
@@ -14257,13 +14252,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for row in SUBCOMMANDS:
         description, _, example = " ".join((row.run.__doc__ or "").split()).partition(" Example: ")
-        command = commands.add_parser(
-            row.name,
-            help=row.help,
-            description=description,
-            epilog=f"example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays on one line
-        )
+        command = commands.add_parser(row.name, help=row.help, description=description, epilog=f"example: {example}")
+        command.formatter_class = argparse.RawDescriptionHelpFormatter  # an example stays on one line
         command.register("action", "yes or no", argparse.BooleanOptionalAction)
         for flags, keys in (ARGUMENTS[word] for word in row.arguments.split()):
             # What stands before the command is not undone by it.
@@ -14324,8 +14314,7 @@ def _learn_on(path: Path, names: list[str]) -> int:
     """`mcpmux _learn`: a host has gone that was told of other servers only. What these offer is learnt all the same, in
     the time that they would have had, so that the next start knows it."""
     with contextlib.suppress(OSError, ConfigError), locked(user_folder("cache") / "learning.lock", patience=0):
-        config = load_config(path)
-        checked(only(config, names))
+        checked(only(load_config(path), names))
     return 0
 
 
@@ -14468,13 +14457,14 @@ def counted(number: int, what: str) -> str:
 PERSON: Final = {"elicitation": {"form": {}, "url": {}}}  # what a terminal can do; sampling and roots are the config's
 
 Scene = Callable[["InnerHost"], Coroutine[Any, Any, Decoded]]  # what a command does as a host
+Bar = Callable[[Fields], None]  # is told of a request's progress
 
 
 class InnerHost:
     """A host in mcpmux's own process: what a command wants of servers, it asks as any host would.
 
-    `answers` are coroutines that answer what servers ask, by method; `hears` is given their notifications; `looks` is
-    called with the servers after each batch of events, for those who show how it goes.
+    `elicited` answers what servers ask the person; `hears` is given their notifications; `looks` is called with the
+    servers after each batch of events, for those who show how it goes.
     """
 
     def __init__(
@@ -14482,8 +14472,8 @@ class InnerHost:
         config: Config,
         *,
         cached: bool = True,
-        capabilities: Mapping[str, Any] | None = None,
-        answers: Mapping[str, Callable[[Fields], Coroutine[Any, Any, Any]]] | None = None,
+        capabilities: Mapping[str, Any] = {},
+        elicited: Callable[[Fields], Coroutine[Any, Any, Any]] | None = None,
         hears: Callable[[str, Fields], None] = lambda method, params: None,
         model: Iterable[str] = (),
     ) -> None:
@@ -14493,14 +14483,12 @@ class InnerHost:
         everything = msgspec.structs.replace(config, options=options, hosts={})
         self.mux = Mux(everything, self, self._journal, cached=cached, watches=False, model=model)
         self.about: Any = None  # the answer to `initialize`
-        self._capabilities = capabilities or {}
-        self._answers = answers or {}
+        self._capabilities, self._elicited = capabilities, elicited
         self._hears = hears
         self.looks: Callable[[Iterable[Facts], float], None] = lambda servers, now: None
-        self._open: dict[int, asyncio.Future[Reply]] = {}
-        self._bars: dict[int, Callable[[Fields], None]] = {}  # who hears of an open request's progress
+        self._open: dict[int, tuple[asyncio.Future[Reply], Bar | None]] = {}
         self._questions: dict[bytes, asyncio.Task[None]] = {}
-        self._asked = 0
+        self._numbers = itertools.count(1)
         self._trouble: Exception | None = None  # of the command's own functions: it ends the scene
 
     def play(self, scene: Scene[Decoded]) -> Decoded:
@@ -14533,17 +14521,12 @@ class InnerHost:
         self._say(notification_line("notifications/initialized"))
         return await scene(self)
 
-    async def ask(
-        self, method: str, params: Mapping[str, Any] | None = None, bar: Callable[[Fields], None] | None = None
-    ) -> Reply:
-        """The answer to a request; who stops waiting for it cancels it. `bar` is told of its progress."""
-        self._asked += 1
-        number = self._asked
-        body = dict(params or {})
+    async def ask(self, method: str, params: Mapping[str, Any] = {}, bar: Bar | None = None) -> Reply:
+        """The answer to a request; who stops waiting for it cancels it."""
+        number, body = next(self._numbers), dict(params)
         if bar:
             body["_meta"] = {"progressToken": number}
-            self._bars[number] = bar
-        answer = self._open[number] = asyncio.get_running_loop().create_future()
+        answer, _ = self._open[number] = asyncio.get_running_loop().create_future(), bar
         self._say(request_line(number, method, encode(body) if body else UNSET))
         try:
             return await answer
@@ -14551,7 +14534,6 @@ class InnerHost:
             self._say(notification_line(CANCELLED, encode({"requestId": number})))
             raise
         finally:
-            self._bars.pop(number, None)
             del self._open[number]
 
     def _say(self, line: bytes) -> None:
@@ -14572,7 +14554,7 @@ class InnerHost:
         message = decode_line(line)
         params = object_of(message.params)
         if message.method is UNSET:
-            answer = self._open.get((message.id is not UNSET and number_of_id(message.id)) or 0)
+            answer, _ = self._open.get((message.id is not UNSET and number_of_id(message.id)) or 0, (None, None))
             if answer and not answer.done():
                 answer.set_result(Reply(message.result or None, message.error or None))
         elif message.id is not UNSET:
@@ -14582,16 +14564,17 @@ class InnerHost:
             if question := self._questions.get(bytes(params.get("requestId", b""))):
                 question.cancel()
         elif message.method == "notifications/progress":
-            if bar := self._bars.get(value_of(params.get("progressToken"))):
+            _, bar = self._open.get(value_of(params.get("progressToken")), (None, None))
+            if bar:
                 self._survive(bar, params)
         else:
             self._survive(self._hears, message.method, params)
 
     async def _answer(self, id: bytes, method: str, params: Fields) -> None:
         try:
-            if method not in self._answers:
+            if method != "elicitation/create" or self._elicited is None:
                 raise RpcError(METHOD_NOT_FOUND, f"{method} is nothing that a terminal answers")
-            line = result_line(id, encode(await self._answers[method](params)))
+            line = result_line(id, encode(await self._elicited(params)))
         except RpcError as error:
             line = error_line(id, error_body(error))
         except Exception as trouble:
@@ -14674,10 +14657,6 @@ class Checked(NamedTuple):
     trouble: str | None  # of sampling
     no_page: str | None = None  # why mcpmux cannot ask in the browser
 
-    @property
-    def has_failed(self) -> bool:
-        return bool(self.trouble or any(row["state"] == "failed" or row.get("unread") for row in self.rows))
-
 
 def _check(arguments: argparse.Namespace) -> int:
     """Starts every server, or these, lists what they offer, stops them.
@@ -14714,7 +14693,8 @@ def _check(arguments: argparse.Namespace) -> int:
         if differs:
             print(f"Your terminal sets what {host} does not: {', '.join(differs)}. `env_file` in [mux] is for such.")
         print(_after_check(found, host) if found.rows else "")
-    return 1 if found.has_failed or not config.exists else 0
+    failed = found.trouble or any(row["state"] == "failed" or row.get("unread") for row in found.rows)
+    return 1 if failed or not config.exists else 0
 
 
 def window_host() -> str | None:
@@ -14821,9 +14801,8 @@ def _print_check(config: Config, found: Checked, sampling: str) -> None:
         row["resources"] = None if None in both else sum(one or 0 for one in both)
     _print_table(map(str.upper, keys), [[row.get(key) for key in keys] for row in shown])
     tokens = sum(row.get("tokens") or 0 for row in rows)
-    limits = over_limits(len(found.tools))
     count = f"{ready} of {len(rows)} ready, {counted(len(found.tools), 'tool')}, about {tokens:,} tokens"
-    print(f"\n{count}{limits}" + (f"\nsampling: {sampling}" if sampling else ""))
+    print(f"\n{count}{over_limits(len(found.tools))}" + (f"\nsampling: {sampling}" if sampling else ""))
     if found.no_page:
         more = ", and whether they may use your model" if sampling else ""
         print(f"page: none, so only your host can ask you what servers ask{more}: {found.no_page}")
@@ -14869,8 +14848,8 @@ def _add(arguments: argparse.Namespace) -> int:
     env, headers = _pairs("--env", "=", arguments.env), _pairs("--header", ":", arguments.header)
     if name in load_config(path).tables and not arguments.force:
         raise ConfigError(f"{path} has a server {name} already; choose another name, or --force overwrites its table")
-    local = {"command": command[0], "args": command[1:], "env": env} if command else {}
-    whole = local or {"url": arguments.url, "http_headers": headers}
+    remote = {"url": arguments.url, "http_headers": headers}
+    whole = {"command": command[0], "args": command[1:], "env": env} if command else remote
     table = {key: value for key, value in whole.items() if value}
     _, wrong = read_server(name, table, [])
     if wrong:
@@ -15229,10 +15208,9 @@ def _call(arguments: argparse.Namespace) -> int:
         task = object_of(object_of(reply.result).get("task"))
         return await host.ask("tasks/result", {"taskId": task["taskId"]}) if "taskId" in task else reply
 
-    mine, answers = only(config, [owner]), {"elicitation/create": person.asked}
     options = msgspec.structs.replace(config.options, page="always" if arguments.page else "off")
-    mine = msgspec.structs.replace(mine, options=options)
-    host = InnerHost(mine, cached=own_name is not None, capabilities=PERSON, answers=answers, hears=hear)
+    mine = msgspec.structs.replace(only(config, [owner]), options=options)
+    host = InnerHost(mine, cached=own_name is not None, capabilities=PERSON, elicited=person.asked, hears=hear)
     if arguments.page:
         expect_browser(host.mux.opener)
     ledger = Ledger(state_folder() / LEDGER_NAME)
@@ -15291,12 +15269,10 @@ def _page(arguments: argparse.Namespace) -> int:
     heard.unlink(missing_ok=True)
     write_whole(wanted, str(time.time_ns()).encode(), private=True, lasting=False)
     time.sleep(2 * WATCH_TICK + 0.2)  # each looks once in a while
-    lines = (read_text(heard) or "").splitlines()
-    for line in lines:
-        print(harmless(line))
-    if not lines:
-        print(f"No mcpmux runs with {config.path}: your host starts it. `mcpmux page --try` shows a page without it.")
-    return 0 if lines else 1
+    said = (read_text(heard) or "").rstrip("\n")
+    none = f"No mcpmux runs with {config.path}: your host starts it. `mcpmux page --try` shows a page without it."
+    print(said or none)
+    return 0 if said else 1
 
 
 async def _try_page(opener: Opener) -> int:
@@ -15367,21 +15343,19 @@ def wrong_argument(given: dict[str, Any], schema: Any) -> str | None:
 def owner_of_tool(config: Config, tool: str) -> tuple[str, str | None]:
     """The server to be started for a tool, and what the tool is called there if that is known. Raises `ConfigError`."""
     known, routes = last_known(config), known_catalogue(config).tools
+    separator = config.options.separator
+    named = tool.partition(separator)[0]
+    if tool not in routes:
+        prefixes = {name: name if table.prefix is None else table.prefix for name, table in config.servers.items()}
+        owners = [name for name, prefix in prefixes.items() if prefix and tool.startswith(prefix + separator)]
+        if owners:  # one that is known may offer a terminal what it did not offer those who asked before
+            return min(owners, key=lambda name: (name in known, -len(prefixes[name]))), None
+        if separator in tool and (named in config.broken or named in config.disabled):
+            _expect_server(config, named)
+        if bare := [name for name, prefix in prefixes.items() if not prefix and name not in known]:
+            routes = known_catalogue(config, learn(config, bare)[0]).tools
     if tool in routes:
         return routes[tool].server, routes[tool].name
-    separator = config.options.separator
-    prefixes = {name: name if table.prefix is None else table.prefix for name, table in config.servers.items()}
-    owners = [name for name, prefix in prefixes.items() if prefix and tool.startswith(prefix + separator)]
-    if owners:  # one that is known may offer a terminal what it did not offer those who asked before
-        return min(owners, key=lambda name: (name in known, -len(prefixes[name]))), None
-    named = tool.partition(separator)[0]
-    if separator in tool and (named in config.broken or named in config.disabled):
-        _expect_server(config, named)
-    bare = [name for name, prefix in prefixes.items() if not prefix and name not in known]
-    if bare:
-        routes = known_catalogue(config, learn(config, bare)[0]).tools
-        if tool in routes:
-            return routes[tool].server, routes[tool].name
     same = [name for name, route in routes.items() if route.name == tool]
     near = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(tool, routes)
     if not near and separator in tool:
@@ -15526,13 +15500,12 @@ class Person:
 
     async def visits(self, reply: Reply) -> bool:
         """Whether a call was refused until pages are visited (-32042), and the person has been there."""
-        error = value_of(reply.error)
-        if not isinstance(error, dict) or error.get("code") != URL_ELICITATION_REQUIRED:
-            return False
-        pages = object_of(object_of(reply.error).get("data")).get("elicitations")
-        for page in items_of(pages):
-            if (await self.asked(object_of(page)))["action"] != "accept":
+        pages = pages_in(reply.error)
+        for page in pages:
+            if (await self.asked(page))["action"] != "accept":
                 return False
+        if not pages:
+            return False
         self._waiting.clear(paused=True)
         try:
             await self._line("Enter when you are done there: ")
@@ -15904,7 +15877,7 @@ def _choose_source() -> str | None:
     for host, file in places:
         try:
             names = ", ".join(dict.fromkeys(one.name for one in entries_of(host, file, None)))
-            rows.append([host.name, _printable(names) or None, file])
+            rows.append([host.name, in_a_line(names) or None, file])
         except ConfigError as wrong:
             rows.append([host.name, "?", wrong])
     if not rows:
@@ -15953,9 +15926,9 @@ def _tell_outcomes(plan: Import) -> None:
         if outcome.entry.file != file:
             file = outcome.entry.file
             print(f"{outcome.entry.host.title}, {file}:")
-        print(_printable(f"  {outcome.entry.name:{width}}  {outcome.said}"))
+        print(in_a_line(f"  {outcome.entry.name:{width}}  {outcome.said}"))
         for note in outcome.notes:
-            print(_printable(f"  {'':{width}}    {note}"))
+            print(in_a_line(f"  {'':{width}}    {note}"))
     if unseen := no_longer_seen((outcome.entry for outcome in plan.outcomes if outcome.moved), os.environ):
         print(f"These servers saw your whole environment there. Here one sees {', '.join(unseen)}")
         print(f"only if its table says so, as in env_vars = {json.dumps(unseen[:1])}.")
@@ -15973,12 +15946,7 @@ def _tell_needed(plan: Import, config: Config, kept: Mapping[str, Any]) -> None:
         print(f"Set these variables, in what starts your host or in {file}:")
         width = max(map(len, left))
         for name, why in left.items():
-            print(_printable(f"  {name:{width}}  {why}"))
-
-
-def _printable(text: str) -> str:
-    """What came from a file, a stranger's perhaps, as a line that a terminal only shows."""
-    return "".join(one if one.isprintable() else "?" for one in text)
+            print(in_a_line(f"  {name:{width}}  {why}"))
 
 
 def _install(arguments: argparse.Namespace) -> int:
@@ -16011,7 +15979,7 @@ def _install(arguments: argparse.Namespace) -> int:
 def _takes_out(host: Host, config: Config, twice: list[Outcome], arguments: argparse.Namespace) -> bool:
     """Whether what is in both places shall stay in ours alone."""
     names = ", ".join(outcome.entry.name for outcome in twice)
-    print(_printable(f"In {host.title} and in {config.path} too, so that their tools would be there twice: {names}."))
+    print(in_a_line(f"In {host.title} and in {config.path} too, so that their tools would be there twice: {names}."))
     if _agrees(f"Take them out of {host.title}?", arguments, unasked=False):
         return True
     print(f"`mcpmux install {host.name} --replace` takes them out of {host.title}.")
@@ -16083,7 +16051,7 @@ def _groups(plan: Import) -> dict[str, str]:
             runs = shlex.join(words) or without_secrets([str(plan.tables.get(outcome.name, {}).get("url"))])[0]
             groups.setdefault(outcome.name, (runs, []))[1].append(outcome.entry.host.title)
         elif not why_not_ours(outcome.entry.table):
-            print(_printable(f"{outcome.entry.host.title}: {outcome.entry.name} {outcome.said}"))
+            print(in_a_line(f"{outcome.entry.host.title}: {outcome.entry.name} {outcome.said}"))
     return {name: f"{runs}  ({', '.join(dict.fromkeys(titles))})" for name, (runs, titles) in groups.items()}
 
 
@@ -16091,7 +16059,7 @@ def _picked(question: str, rows: Mapping[str, str], arguments: argparse.Namespac
     """The rows that a person wants: all, unless some are named by their numbers."""
     names, width = list(rows), max(map(len, rows), default=0)
     for number, (name, what) in enumerate(rows.items(), 1):
-        print(_printable(f"  {number:2}  {name:{width}}  {what}"))
+        print(in_a_line(f"  {number:2}  {name:{width}}  {what}"))
     while rows and not arguments.yes and not arguments.dry_run:
         words = _answer(f"{question} (Enter: all; numbers, as in 1,3; 0: none) ").replace(",", " ").split()
         numbers = [int(word) if word.isdecimal() else len(names) + 1 for word in words]
@@ -16104,8 +16072,6 @@ def _picked(question: str, rows: Mapping[str, str], arguments: argparse.Namespac
 def _left_behind(path: Path, names: list[str]) -> Mapping[str, str]:
     """Starts the servers that were taken in. Those that do not start are switched off, and it is said why."""
     config = load_config(path)
-    if not names:
-        return {}
     lists, failed = learn(config, names)
     failed |= {name: config.broken[name] for name in names if name in config.broken}
     for name in names:
@@ -16174,7 +16140,7 @@ def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool)
     if dry_run:
         print(f"Would change {file}, where it has servers:")
         print(f"  + {ENTRY_NAME}: {_typed([entry['command'], *entry['args']])}")
-        print("".join(_printable(f"  - {name}") + "\n" for name in moved), end="")
+        print("".join(in_a_line(f"  - {name}") + "\n" for name in moved), end="")
         return 0
     before = uninstalled(file, text or "", kept, host.key)[0] if is_there else text
     if kept is not None and not is_there and kept != text:  # of another time
@@ -16203,7 +16169,7 @@ def expect_start(entry: Mapping[str, Any]) -> None:
     `ConfigError` if it does not answer."""
     names = ("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "SYSTEMROOT", "TEMP", "TMP", "LANG")
     bare = {name: os.environ[name] for name in names if name in os.environ}
-    bare["PATH"] = "C:\\Windows\\system32;C:\\Windows" if sys.platform == "win32" else "/usr/bin:/bin:/usr/sbin:/sbin"
+    bare["PATH"] = "C:\\Windows\\system32;C:\\Windows" if sys.platform == "win32" else _BARE_PATH
     command = [entry["command"], *entry["args"]]
     ping, root, pipe = request_line(1, "ping", UNSET), Path(sys.prefix).anchor, subprocess.PIPE
     try:
@@ -16235,7 +16201,7 @@ def take_out(place: Place, dry_run: bool) -> int:
     new, restored = uninstalled(file, text, kept, host.key)
     if dry_run:
         print(f"Would change {file}, where it has servers:\n  - {ENTRY_NAME}")
-        print("".join(_printable(f"  + {name}") + "\n" for name in restored), end="")
+        print("".join(in_a_line(f"  + {name}") + "\n" for name in restored), end="")
         return 0
     if is_there and _ran([one] if (one := own_command(host, 1, ENTRY_NAME, {})) else []):
         text = read_text(file) or ""
@@ -16254,7 +16220,7 @@ def take_out(place: Place, dry_run: bool) -> int:
     if new == kept:
         print(f"{file} is as it was before mcpmux.")
     else:
-        back = _printable(f", and these are back: {', '.join(restored)}") if restored else ""
+        back = in_a_line(f", and these are back: {', '.join(restored)}") if restored else ""
         print(f"{file} was changed since: mcpmux is out of it{back}.")
     return 0
 
@@ -16263,7 +16229,10 @@ def take_out(place: Place, dry_run: bool) -> int:
 
 
 class DemoServer:
-    """A small MCP server for the demo: one thread, one request at a time, the standard library only."""
+    """A small MCP server for the demo: one thread, one request at a time, the standard library only. Each tool is a
+    method, described by its docstring."""
+
+    _tools: Final = {"notes": ("whoami", "add_note", "summarize"), "clock": ("whoami", "countdown")}
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -16280,7 +16249,6 @@ class DemoServer:
         return 0
 
     def _answer(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        tools = self._tools.get(self._name, {})
         match method:
             case "prepare":
                 return {"params": params["params"], "models": ["demo"], "usd": None}
@@ -16291,11 +16259,11 @@ class DemoServer:
                 info = {"name": self._name, "version": __version__}
                 return {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": info}
             case "tools/list":
+                tools = {name: getattr(self, name).__doc__ for name in self._tools[self._name]}
                 schema = {"type": "object"}
-                return {"tools": [{"name": one, "description": tools[one][0], "inputSchema": schema} for one in tools]}
+                return {"tools": [{"name": one, "description": tools[one], "inputSchema": schema} for one in tools]}
             case "tools/call":
-                _, run = tools[params["name"]]
-                return {"content": [{"type": "text", "text": run(self, params)}]}
+                return {"content": [{"type": "text", "text": getattr(self, params["name"])(params)}]}
             case _:
                 return {}
 
@@ -16310,10 +16278,12 @@ class DemoServer:
                 return message.get("result", {})
         sys.exit(0)
 
-    def _whoami(self, params: dict[str, Any]) -> str:
+    def whoami(self, params: dict[str, Any]) -> str:
+        """Says which process this is"""
         return f"{self._name}, process {os.getpid()}"
 
-    def _add_note(self, params: dict[str, Any]) -> str:
+    def add_note(self, params: dict[str, Any]) -> str:
+        """Adds a note; asks the person for its text"""
         schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
         answer = self._ask("elicitation/create", message="What shall I note?", requestedSchema=schema)
         if answer.get("action") != "accept":
@@ -16321,13 +16291,15 @@ class DemoServer:
         self._notes.append(answer["content"]["text"])
         return f"Noted: {self._notes[-1]}"
 
-    def _summarize(self, params: dict[str, Any]) -> str:
+    def summarize(self, params: dict[str, Any]) -> str:
+        """Asks a model to sum the notes up"""
         prompt = {"type": "text", "text": f"Sum up in a line: {'; '.join(self._notes)}"}
         messages = [{"role": "user", "content": prompt}]
         answer = self._ask("sampling/createMessage", messages=messages, maxTokens=50)
         return f"The model {answer['model']} says: {answer['content']['text']}"
 
-    def _countdown(self, params: dict[str, Any]) -> str:
+    def countdown(self, params: dict[str, Any]) -> str:
+        """Counts down, with progress"""
         arguments, token = params.get("arguments", {}), params.get("_meta", {}).get("progressToken")
         steps = arguments.get("steps", 5)
         for step in range(1, steps + 1):
@@ -16336,18 +16308,6 @@ class DemoServer:
                 told = {"progressToken": token, "progress": step, "total": steps}
                 self._send(method="notifications/progress", params=told)
         return "Lift-off!"
-
-    _tools: Final[dict[str, dict[str, tuple[str, Callable[[DemoServer, dict[str, Any]], str]]]]] = {
-        "notes": {
-            "whoami": ("Says which process this is", _whoami),
-            "add_note": ("Adds a note; asks the person for its text", _add_note),
-            "summarize": ("Asks a model to sum the notes up", _summarize),
-        },
-        "clock": {
-            "whoami": ("Says which process this is", _whoami),
-            "countdown": ("Counts down, with progress", _countdown),
-        },
-    }
 
 
 def _schema(arguments: argparse.Namespace) -> int:
@@ -16371,14 +16331,9 @@ def _demo(arguments: argparse.Namespace) -> int:
         print(f"     you answer      {painted(next(iter(content.values())), 'yellow')}")
         return {"action": "accept", "content": content}
 
-    host = InnerHost(
-        read_config({"mcp_servers": servers, "sampling": {"model": "demo/model"}}, Path(CONFIG_NAME).absolute()),
-        cached=False,
-        capabilities={"elicitation": {}},
-        answers={"elicitation/create": elicited},
-        model=["_demo_server", "model"],
-    )
-    host.play(_scenes)
+    document = {"mcp_servers": servers, "sampling": {"model": "demo/model"}}
+    config, model = read_config(document, Path(CONFIG_NAME).absolute()), ["_demo_server", "model"]
+    InnerHost(config, cached=False, capabilities={"elicitation": {}}, elicited=elicited, model=model).play(_scenes)
     print(f"""
 Now with your own servers: `mcpmux setup` takes them out of your hosts' files, and makes these hosts start mcpmux.
 Or list them in {config_path(None)}:
@@ -16391,7 +16346,7 @@ Or list them in {config_path(None)}:
 
 
 async def _scenes(host: InnerHost) -> None:
-    async def show(tool: str, bar: Callable[[Fields], None] | None = None, after: str = "", **arguments: Any) -> str:
+    async def show(tool: str, bar: Bar | None = None, after: str = "", **arguments: Any) -> str:
         reply = await host.ask("tools/call", {"name": tool, "arguments": arguments}, bar)
         text, failed = value_of(reply.result)["content"][0]["text"], value_of(reply.result).get("isError")
         print(f"     {tool}  ->  {painted(text, 'red' if failed else 'green')}{after}")
