@@ -14211,7 +14211,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.run is not _serve:
         sys.stdout, sys.stderr = (stream and Screen(stream) for stream in former)
     try:
-        return arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except ConfigError as wrong:
         print(re.sub(r"^(?! )", "mcpmux: ", as_typed(str(wrong)), flags=re.MULTILINE), file=sys.stderr)
         return 2
@@ -14228,7 +14228,7 @@ class Subcommand(Struct, frozen=True):
     """A row of the table of commands."""
 
     name: str
-    run: Callable[[argparse.Namespace], int]  # its docstring is shown by --help; a test runs the example
+    run: Callable[[argparse.Namespace], int | None]  # its docstring is shown by --help; a test runs the example
     help: str  # in the list of commands
     arguments: str = ""  # by their words in `ARGUMENTS`
     rest: str = ""  # what may stand after `--`
@@ -14289,7 +14289,7 @@ def _number_of_days(text: str) -> int:
     return number
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(arguments: argparse.Namespace) -> None:
     if sys.stdin is not None and sys.stdin.isatty():
         hint = "mcpmux speaks MCP on stdin and stdout: a host starts it. Try `mcpmux check` or `mcpmux demo`."
         print(hint, file=sys.stderr)
@@ -14307,7 +14307,6 @@ def _serve(arguments: argparse.Namespace) -> int:
             words, nothing = again("_learn", str(config.path), *unlearnt), subprocess.DEVNULL
             subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing, **OWN_GROUP)
     journal.close()
-    return 0
 
 
 def _learn_on(path: Path, names: list[str]) -> int:
@@ -14386,7 +14385,7 @@ class Waiting:
         new = {name: text for name, text in lines.items() if self._lines.get(name) != text}
         self._lines |= new
         if new:
-            self._add("" if self.is_in_place else "".join(f"{name}: {text}\n" for name, text in new.items()))
+            self._write("" if self.is_in_place else "".join(f"{name}: {text}\n" for name, text in new.items()))
 
     def servers(self, servers: Iterable[Facts], now: float) -> None:
         """Those that are used; in a terminal with a clock, and a count if they are several."""
@@ -14401,21 +14400,17 @@ class Waiting:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._add(f"{text}\n")
+        self._write(f"{text}\n")
 
     def clear(self, *, paused: bool = False) -> None:
         """Nothing is shown any more; what comes while `paused` waits, since a person is being asked."""
         self._paused = paused
-        self._replace([])
+        self._write("", draws=False)
 
-    def _add(self, text: str) -> None:
-        self._said += text
-        if not self._paused:
-            self._replace(self._drawing() if self.is_in_place else [])
-
-    def _replace(self, lines: list[str]) -> None:
-        """What is drawn gives way to what stays, and that is followed by these lines."""
-        said, self._said = ("", self._said) if self._paused else (self._said, "")
+    def _write(self, text: str, *, draws: bool = True) -> None:
+        """What is drawn gives way to what stays, as this text does, and follows it."""
+        lines = self._drawing() if draws and self.is_in_place and not self._paused else []
+        said, self._said = ("", self._said + text) if self._paused else (self._said + text, "")
         to_stderr((ours(f"\x1b[{self._drawn}A\x1b[J") if self._drawn else "") + said + "".join(lines))
         self._drawn = len(lines)
 
@@ -14471,7 +14466,7 @@ class InnerHost:
         self,
         config: Config,
         *,
-        cached: bool = True,
+        cached: bool = False,
         capabilities: Mapping[str, Any] = {},
         elicited: Callable[[Fields], Coroutine[Any, Any, Any]] | None = None,
         hears: Callable[[str, Fields], None] = lambda method, params: None,
@@ -14738,7 +14733,7 @@ def checked(config: Config, *, asks: bool = False) -> Checked:
         no_page = opener if config.options.page != "off" and isinstance(opener, str) else None
         return Checked(rows, list(core.catalogue.tools), trouble, no_page)
 
-    return played(InnerHost(config, cached=False), scene)
+    return played(InnerHost(config), scene)
 
 
 def tokens_of(tools: Iterable[Entry]) -> int:
@@ -14834,7 +14829,7 @@ def _after_check(found: Checked, host: str | None) -> str:
 _HOW_TO_ADD: Final = "`mcpmux add NAME -- COMMAND` adds a server"
 
 
-def _add(arguments: argparse.Namespace) -> int:
+def _add(arguments: argparse.Namespace) -> None:
     """Appends a server's table to the config file, which stays as it is otherwise.
     Example: mcpmux add gitlab -e 'GITLAB_TOKEN=${GITLAB_TOKEN}' -- npx -y @modelcontextprotocol/server-gitlab"""
     path = config_path(arguments.config)
@@ -14863,7 +14858,6 @@ def _add(arguments: argparse.Namespace) -> int:
         print("which is read from the environment, or from env_file, when the server is started")
     elif secrets_in(command or [arguments.url]):
         print("note: the command holds what looks like a secret; ${VAR} in its place is read from the environment")
-    return 0
 
 
 def _pairs(option: str, mark: str, given: list[str]) -> dict[str, str]:
@@ -14875,7 +14869,7 @@ def _pairs(option: str, mark: str, given: list[str]) -> dict[str, str]:
     return {key.strip(): value.removeprefix(" ") if mark == ":" else value for key, _, value in pairs}
 
 
-def _changed(arguments: argparse.Namespace, change: Callable[[str, str], str], done: str) -> int:
+def _changed(arguments: argparse.Namespace, change: Callable[[str, str], str], done: str) -> None:
     """One server's table in the file becomes another, and every other byte stays."""
     config = load_config(config_path(arguments.config))
     name = arguments.server
@@ -14884,25 +14878,24 @@ def _changed(arguments: argparse.Namespace, change: Callable[[str, str], str], d
         raise ConfigError(f"{config.path} has no server {name}{hint}")
     change_config(config.path, lambda text: change(text, name))
     print(f"{name} {done}, in {config.path}")
-    return 0
 
 
-def _remove(arguments: argparse.Namespace) -> int:
+def _remove(arguments: argparse.Namespace) -> None:
     """Takes a server out of the config file, which stays as it is otherwise.
     Example: mcpmux remove time"""
-    return _changed(arguments, lambda text, name: with_servers(text, {}, {}, [name]), "is gone")
+    _changed(arguments, lambda text, name: with_servers(text, {}, {}, [name]), "is gone")
 
 
-def _enable(arguments: argparse.Namespace) -> int:
+def _enable(arguments: argparse.Namespace) -> None:
     """Takes `enabled = false` out of a server's table.
     Example: mcpmux enable time"""
-    return _changed(arguments, lambda text, name: with_setting(text, ("mcp_servers", name), "enabled", None), "is on")
+    _changed(arguments, lambda text, name: with_setting(text, ("mcp_servers", name), "enabled", None), "is on")
 
 
-def _disable(arguments: argparse.Namespace) -> int:
+def _disable(arguments: argparse.Namespace) -> None:
     """Puts `enabled = false` into a server's table: it is left out, and its table stays.
     Example: mcpmux disable time"""
-    return _changed(arguments, lambda text, name: with_setting(text, ("mcp_servers", name), "enabled", False), "is off")
+    _changed(arguments, lambda text, name: with_setting(text, ("mcp_servers", name), "enabled", False), "is off")
 
 
 def last_known(config: Config) -> dict[str, Known]:
@@ -14919,7 +14912,7 @@ def known_catalogue(config: Config, more: Mapping[str, Mapping[str, list[Entry]]
     return merge(parts, config.options, read_names(config.path))
 
 
-def _list_servers(arguments: argparse.Namespace) -> int:
+def _list_servers(arguments: argparse.Namespace) -> None:
     """Lists the servers and starts none. No value of a variable, a header or a secret flag is shown.
     Example: mcpmux list --json"""
     config = load_config(config_path(arguments.config))
@@ -14949,7 +14942,6 @@ def _list_servers(arguments: argparse.Namespace) -> int:
         print(as_typed(f"No servers yet in {config.path}; {_HOW_TO_ADD}"))
     else:
         _print_servers(rows)
-    return 0
 
 
 def _print_servers(rows: list[dict[str, Any]]) -> None:
@@ -15010,7 +15002,7 @@ def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, 
                 failed[server.name] = "; ".join(filter(None, [server.trouble or server.state.value, server.hint]))
 
     if unknown.servers:
-        played(InnerHost(unknown, cached=False, capabilities=PERSON), listed)
+        played(InnerHost(unknown, capabilities=PERSON), listed)
     return lists, failed
 
 
@@ -15142,7 +15134,7 @@ def how_it_changed(tool: str, before: str, after: str) -> Iterator[str]:
         yield painted(line, {"+": "green", "-": "red"}.get(line[0]))
 
 
-def _consents(arguments: argparse.Namespace) -> int:
+def _consents(arguments: argparse.Namespace) -> None:
     """Lists which servers may use your model, and which may not, as you have said it; with --forget they have to ask
     again.
     Example: mcpmux consents"""
@@ -15162,7 +15154,6 @@ def _consents(arguments: argparse.Namespace) -> int:
 
         change_given(forget)
         print(f"Forgotten: {counted(len(given), 'decision')}. A running mcpmux hears of it within seconds.")
-    return 0
 
 
 # ── call ──
@@ -15597,7 +15588,7 @@ _ACTIONS: Final = {"y": "accept", "n": "decline", "c": "cancel"}
 # ── models, logs, usage ──
 
 
-def _models(arguments: argparse.Namespace) -> int:
+def _models(arguments: argparse.Namespace) -> None:
     """Shows the models that answer sampling, and where each number comes from.
     Example: mcpmux models --prefer '{"hints": [{"name": "sonnet"}], "costPriority": 0.8}'"""
     config = load_config(config_path(arguments.config))
@@ -15620,7 +15611,6 @@ def _models(arguments: argparse.Namespace) -> int:
     if arguments.prefer:
         order, why = ranked_models(rated, preferences)
         print(f"\n{order[0].name}: {why}")
-    return 0
 
 
 def _preferences(text: str) -> dict[str, Any]:
@@ -15683,14 +15673,14 @@ def _logout(arguments: argparse.Namespace) -> int:
     return 1 if trouble else 0
 
 
-def _logs(arguments: argparse.Namespace) -> int:
+def _logs(arguments: argparse.Namespace) -> None:
     """Prints the end of a server's log. Without a name: which logs there are.
     Example: mcpmux logs"""
     folder = state_folder() / "logs"
     known = sorted(path.stem for path in folder.glob("*.log"))
     if arguments.server is None:
         print("\n".join(f"{name}  {folder / name}.log" for name in known) or f"There are no logs yet in {folder}.")
-        return 0
+        return
     if arguments.server not in known:
         hint = did_you_mean(arguments.server, known, f"there are: {', '.join(known) or 'none'}")
         raise ConfigError(f"{arguments.server} has written no log{hint}")
@@ -15713,10 +15703,9 @@ def _logs(arguments: argparse.Namespace) -> int:
                     sys.stdout.buffer.write(file.read())
                     at = file.tell()
                 sys.stdout.flush()
-    return 0
 
 
-def _usage(arguments: argparse.Namespace) -> int:
+def _usage(arguments: argparse.Namespace) -> None:
     """Adds up the ledger of sampling. Days are those of UTC.
     Example: mcpmux usage --days 7"""
     ledger = Ledger(state_folder() / LEDGER_NAME)
@@ -15740,7 +15729,6 @@ def _usage(arguments: argparse.Namespace) -> int:
         costs = ["unknown" if row["priceUnknown"] else f"{row['usd']:.4f}" for row in rows]
         _print_table(heads, [[*[*row.values()][:6], usd] for row, usd in zip(rows, costs, strict=True)])
         print(f"\n${sum(row['usd'] for row in rows):.4f} in all ({ledger.path})")
-    return 0
 
 
 # ── import, install, uninstall ──
@@ -15752,7 +15740,8 @@ def _import(arguments: argparse.Namespace) -> int:
     Example: mcpmux import"""
     config = load_config(config_path(arguments.config))
     if arguments.undo:
-        return _undo_import(config.path)
+        _undo_import(config.path)
+        return 0
     source = arguments.source or _choose_source()
     if source is None:
         return 0
@@ -15830,7 +15819,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _undo_import(path: Path) -> int:
+def _undo_import(path: Path) -> None:
     last, backup = read_kept("imports", path, LastImport), path.with_name(path.name + BEFORE_IMPORT)
     text, before = read_text(path), read_text(backup)
     if not last.servers or text is None or before is None:
@@ -15850,7 +15839,6 @@ def _undo_import(path: Path) -> int:
     backup.unlink()
     kept_path("imports", path).unlink()
     print(f"{', '.join(last.servers)}: no longer in {path}.")
-    return 0
 
 
 def _agrees(question: str, arguments: argparse.Namespace, *, unasked: bool) -> bool:
@@ -16182,27 +16170,27 @@ def expect_start(entry: Mapping[str, Any]) -> None:
     raise ConfigError(f"no host could start mcpmux by {_typed(command)}: {harmless(why)}; nothing was changed")
 
 
-def _uninstall(arguments: argparse.Namespace) -> int:
+def _uninstall(arguments: argparse.Namespace) -> None:
     """Gives a host (or `all` of them) back what it had before mcpmux. The TOML file stays as it is.
     Example: mcpmux uninstall cursor --dry-run"""
-    if arguments.host != "all":
-        return take_out(Place.of(_expect_host(arguments.host)), arguments.dry_run)
-    places = [place for place in map(Place.of, HOSTS) if place.text is not None]
-    return max((take_out(place, arguments.dry_run) for place in places), default=0)
+    is_all = arguments.host == "all"
+    for place in [Place.of(host) for host in (HOSTS if is_all else [_expect_host(arguments.host)])]:
+        if place.text is not None or not is_all:
+            take_out(place, arguments.dry_run)
 
 
-def take_out(place: Place, dry_run: bool) -> int:
+def take_out(place: Place, dry_run: bool) -> None:
     """A host has its file as it was before us; if somebody has changed it since, it keeps that."""
     host, file, text, backup, kept = place
     is_there = text is not None and ENTRY_NAME in place.servers()
     if text is None or (not is_there and kept is None):
         print(f"{host.title} has no mcpmux in {file}.")
-        return 0
+        return
     new, restored = uninstalled(file, text, kept, host.key)
     if dry_run:
         print(f"Would change {file}, where it has servers:\n  - {ENTRY_NAME}")
         print("".join(in_a_line(f"  + {name}") + "\n" for name in restored), end="")
-        return 0
+        return
     if is_there and _ran([one] if (one := own_command(host, 1, ENTRY_NAME, {})) else []):
         text = read_text(file) or ""
         new, restored = uninstalled(file, text, kept, host.key)
@@ -16214,7 +16202,7 @@ def take_out(place: Place, dry_run: bool) -> int:
     if new is None:
         file.unlink(missing_ok=True)
         print(f"{file} was there for mcpmux alone, and is gone.")
-        return 0
+        return
     write_text(file, new, text)
     backup.unlink(missing_ok=True)
     if new == kept:
@@ -16222,7 +16210,6 @@ def take_out(place: Place, dry_run: bool) -> int:
     else:
         back = in_a_line(f", and these are back: {', '.join(restored)}") if restored else ""
         print(f"{file} was changed since: mcpmux is out of it{back}.")
-    return 0
 
 
 # ── demo ──
@@ -16310,14 +16297,13 @@ class DemoServer:
         return "Lift-off!"
 
 
-def _schema(arguments: argparse.Namespace) -> int:
+def _schema(arguments: argparse.Namespace) -> None:
     """Prints a JSON Schema of the config file, by which editors check it and complete what is typed.
     Example: mcpmux schema"""
     print(json.dumps(schema_of_config(), indent=2))
-    return 0
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _demo(arguments: argparse.Namespace) -> None:
     """Runs mcpmux over two small servers and plays the host.
     Example: mcpmux demo"""
     program, *args = again("_demo_server")
@@ -16333,7 +16319,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     document = {"mcp_servers": servers, "sampling": {"model": "demo/model"}}
     config, model = read_config(document, Path(CONFIG_NAME).absolute()), ["_demo_server", "model"]
-    InnerHost(config, cached=False, capabilities={"elicitation": {}}, elicited=elicited, model=model).play(_scenes)
+    InnerHost(config, capabilities={"elicitation": {}}, elicited=elicited, model=model).play(_scenes)
     print(f"""
 Now with your own servers: `mcpmux setup` takes them out of your hosts' files, and makes these hosts start mcpmux.
 Or list them in {config_path(None)}:
@@ -16342,7 +16328,6 @@ Or list them in {config_path(None)}:
      command = "uvx"
      args = ["mcp-server-time"]
 """)
-    return 0
 
 
 async def _scenes(host: InnerHost) -> None:
