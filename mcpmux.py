@@ -14013,11 +14013,6 @@ def servers_in(path: Path, text: str, key: str) -> dict[str, Any]:
     return servers if isinstance(servers, dict) else {}
 
 
-def installed(path: Path, text: str, key: str, entry: dict[str, Any], moved: Iterable[str] = ()) -> str:
-    """A host's file with our entry, and without the servers that moved into ours. Raises `ConfigError`."""
-    return edited(path, text, key, moved, {ENTRY_NAME: entry})
-
-
 def uninstalled(path: Path, text: str, kept: str | None, key: str) -> tuple[str | None, list[str]]:
     """The file as it was before us, and the servers that had to be put back one by one, because somebody has changed
     it since. None: there was no file. Raises `ConfigError`."""
@@ -14189,10 +14184,6 @@ _PROFILE: Final = "show what [hosts.NAME] says, whatever the host calls itself"
 _WHICH_CONFIG: Final = "the TOML file (default: $MCPMUX_CONFIG, else mcpmux.toml in the user's config folder)"
 
 
-class Interrupted(McpmuxError):
-    """The person pressed Ctrl-C, or something else told a command to end."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """The console script. While serving, stdout is the protocol's and all that people read goes to stderr."""
     words = sys.argv[1:] if argv is None else list(argv)
@@ -14215,7 +14206,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as wrong:
         print(re.sub(r"^(?! )", "mcpmux: ", as_typed(str(wrong)), flags=re.MULTILINE), file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, Interrupted):
+    except (KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C, or something else told the command to end
         return 130
     except BrokenPipeError:  # as of `mcpmux tools | head`; Python flushes stdout once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -14283,10 +14274,9 @@ def parse(words: list[str]) -> argparse.Namespace | SimpleNamespace:
 
 
 def _number_of_days(text: str) -> int:
-    number = int(text) if text.isdecimal() and len(text) < 6 else 0
-    if number < 1 or number > 36500:
+    if not (text.isdecimal() and len(text) < 6 and 1 <= int(text) <= 36500):
         raise argparse.ArgumentTypeError("a number from 1 to 36500 is expected")
-    return number
+    return int(text)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -14458,13 +14448,14 @@ Bar = Callable[[Fields], None]  # is told of a request's progress
 class InnerHost:
     """A host in mcpmux's own process: what a command wants of servers, it asks as any host would.
 
-    `elicited` answers what servers ask the person; `hears` is given their notifications; `looks` is called with the
-    servers after each batch of events, for those who show how it goes.
+    On `waiting` a person sees how each server does, and which model is asked; `elicited` answers what servers ask the
+    person; `hears` is given their notifications.
     """
 
     def __init__(
         self,
         config: Config,
+        waiting: Waiting | None = None,
         *,
         cached: bool = False,
         capabilities: Mapping[str, Any] = {},
@@ -14479,19 +14470,20 @@ class InnerHost:
         self.mux = Mux(everything, self, self._journal, cached=cached, watches=False, model=model)
         self.about: Any = None  # the answer to `initialize`
         self._capabilities, self._elicited = capabilities, elicited
-        self._hears = hears
-        self.looks: Callable[[Iterable[Facts], float], None] = lambda servers, now: None
+        self._hears, self._waiting = hears, waiting
         self._open: dict[int, tuple[asyncio.Future[Reply], Bar | None]] = {}
         self._questions: dict[bytes, asyncio.Task[None]] = {}
         self._numbers = itertools.count(1)
         self._trouble: Exception | None = None  # of the command's own functions: it ends the scene
 
     def play(self, scene: Scene[Decoded]) -> Decoded:
-        """Serves itself while the scene lasts; then every server is stopped. Raises `Interrupted`."""
+        """Serves itself while the scene lasts; then every server is stopped. Raises `CancelledError` at Ctrl-C."""
         try:
             return asyncio.run(self._play(scene))
         finally:
             self._journal.close()
+            if self._waiting:
+                self._waiting.clear()
 
     async def _play(self, scene: Scene[Decoded]) -> Decoded:
         self._started, self._moved = asyncio.Event(), asyncio.Event()
@@ -14505,8 +14497,6 @@ class InnerHost:
         await serving
         if self._trouble:
             raise self._trouble
-        if acting.cancelled():
-            raise Interrupted
         return acting.result()
 
     async def _act(self, scene: Scene[Decoded]) -> Decoded:
@@ -14596,29 +14586,19 @@ class InnerHost:
 
     def flush(self) -> None:
         self._moved.set()
-        self._survive(self.looks, self.mux.core.servers.values(), asyncio.get_running_loop().time())
+        if self._waiting:
+            self._survive(self._look, self._waiting, asyncio.get_running_loop().time())
+
+    def _look(self, waiting: Waiting, now: float) -> None:
+        waiting.servers(self.mux.core.servers.values(), now)
+        for one in self.mux.core.in_flight.owed_by(Peer.SAMPLER):
+            if one.params and (models := value_of(one.params.get("models"))):
+                seconds = f", {now - one.since:.0f} s" if waiting.is_in_place else ""
+                waiting.show({models[0]: f"asked for {one.server}{seconds}"})
 
     async def close(self) -> None:
         for question in list(self._questions.values()):
             question.cancel()
-
-
-def played(host: InnerHost, scene: Scene[Decoded], waiting: Waiting | None = None) -> Decoded:
-    """What comes of a scene; meanwhile a person sees how each server does, and which model is asked."""
-    shown = waiting or Waiting()
-
-    def look(servers: Iterable[Facts], now: float) -> None:
-        shown.servers(servers, now)
-        for one in host.mux.core.in_flight.owed_by(Peer.SAMPLER):
-            if one.params and (models := value_of(one.params.get("models"))):
-                seconds = f", {now - one.since:.0f} s" if shown.is_in_place else ""
-                shown.show({models[0]: f"asked for {one.server}{seconds}"})
-
-    host.looks = look
-    try:
-        return host.play(scene)
-    finally:
-        shown.clear()
 
 
 def _print_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -14634,7 +14614,6 @@ def _print_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
 
 
 # ── check ──
-
 
 # Hosts with a window that ask no shell for its environment, and what they have of one. On Windows they have all of it.
 _BARE_HOSTS: Final = ("claude-desktop", "lm-studio")
@@ -14733,7 +14712,7 @@ def checked(config: Config, *, asks: bool = False) -> Checked:
         no_page = opener if config.options.page != "off" and isinstance(opener, str) else None
         return Checked(rows, list(core.catalogue.tools), trouble, no_page)
 
-    return played(InnerHost(config), scene)
+    return InnerHost(config, Waiting()).play(scene)
 
 
 def tokens_of(tools: Iterable[Entry]) -> int:
@@ -14918,22 +14897,22 @@ def _list_servers(arguments: argparse.Namespace) -> None:
     config = load_config(config_path(arguments.config))
     known = last_known(config)
     routes = known_catalogue(config).tools
-    rows: list[dict[str, Any]] = []
-    for name, table in config.tables.items():
+
+    def row(name: str, table: Any) -> dict[str, Any]:
         one = known.get(name)
-        rows.append(
-            {
-                "server": name,
-                "state": "broken" if name in config.broken else "disabled" if name in config.disabled else "enabled",
-                "command": _shown_command(table),
-                "url": without_secrets([str(table["url"])])[0] if isinstance(table, dict) and "url" in table else None,
-                "era": one.era if one else None,
-                "revision": one.revision if one else None,
-                "tools": [tool for tool, route in routes.items() if route.server == name] if one else None,
-                "tokens": tokens_of(route.entry for route in routes.values() if route.server == name) if one else None,
-                "reason": config.broken.get(name),
-            }
-        )
+        return {
+            "server": name,
+            "state": "broken" if name in config.broken else "disabled" if name in config.disabled else "enabled",
+            "command": _shown_command(table),
+            "url": without_secrets([str(table["url"])])[0] if isinstance(table, dict) and "url" in table else None,
+            "era": one.era if one else None,
+            "revision": one.revision if one else None,
+            "tools": [tool for tool, route in routes.items() if route.server == name] if one else None,
+            "tokens": tokens_of(route.entry for route in routes.values() if route.server == name) if one else None,
+            "reason": config.broken.get(name),
+        }
+
+    rows = [row(name, table) for name, table in config.tables.items()]
     if arguments.json:
         print(json.dumps({"config": str(config.path), "servers": rows}, indent=2))
     elif not config.exists:
@@ -15002,7 +14981,7 @@ def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, 
                 failed[server.name] = "; ".join(filter(None, [server.trouble or server.state.value, server.hint]))
 
     if unknown.servers:
-        played(InnerHost(unknown, capabilities=PERSON), listed)
+        InnerHost(unknown, Waiting(), capabilities=PERSON).play(listed)
     return lists, failed
 
 
@@ -15201,12 +15180,13 @@ def _call(arguments: argparse.Namespace) -> int:
 
     options = msgspec.structs.replace(config.options, page="always" if arguments.page else "off")
     mine = msgspec.structs.replace(only(config, [owner]), options=options)
-    host = InnerHost(mine, cached=own_name is not None, capabilities=PERSON, elicited=person.asked, hears=hear)
+    cached = own_name is not None
+    host = InnerHost(mine, waiting, cached=cached, capabilities=PERSON, elicited=person.asked, hears=hear)
     if arguments.page:
         expect_browser(host.mux.opener)
     ledger = Ledger(state_folder() / LEDGER_NAME)
     before = len(ledger.lines()) if config.sampling else 0
-    reply = played(host, scene, waiting)
+    reply = host.play(scene)
     for line in ledger.lines()[before:] if config.sampling else ():
         if line.get("server") == owner:
             print(harmless(what_it_took(line)), file=sys.stderr)
@@ -15313,14 +15293,13 @@ _JSON_KINDS: Final = {"string": str, "integer": int, "number": int | float, "boo
 
 def wrong_argument(given: dict[str, Any], schema: Any) -> str | None:
     """What a schema has against arguments, as far as a glance tells: one that is missing, unknown, of another type."""
-    schema = schema if isinstance(schema, dict) else {}
-    known = schema.get("properties") or {}
-    for name in schema.get("required") or ():
+    known, needed = members_of(schema)
+    for name in needed:
         if name not in given:
             return f"{name} is missing"
     for name, value in given.items():
         one = known.get(name)
-        if one is None and schema.get("additionalProperties") is False:
+        if one is None and isinstance(schema, dict) and schema.get("additionalProperties") is False:
             return f"{name} is no argument of it{did_you_mean(name, known)}"
         kinds = one.get("type") if isinstance(one, dict) else None
         kinds = [kinds] if isinstance(kinds, str) else kinds or []
@@ -15426,8 +15405,8 @@ class Keeper:
 
     def __init__(self, output: str | None, expected: int) -> None:
         self._path = Path(os.path.expanduser(output)) if output else None
-        ends = (os.sep, os.altsep or os.sep)
-        self._in_folder = bool(output and (expected > 1 or output.endswith(ends) or os.path.isdir(output)))
+        ends = (os.sep, os.altsep)
+        self._in_folder = bool(output and (expected > 1 or output[-1] in ends or os.path.isdir(output)))
         self.count = 0
 
     def keep(self, block: dict[str, Any]) -> str:
@@ -15807,16 +15786,12 @@ def _take_in(plan: Import, config: Config, arguments: argparse.Namespace) -> Non
     backup = path.with_name(path.name + BEFORE_IMPORT)
     write_text(backup, before or "", read_text(backup), private=True)
     write_config(path, after, before)
-    last = LastImport([*plan.tables], [*values], _digest(after))
+    last = LastImport([*plan.tables], [*values], hashlib.sha256(after.encode()).hexdigest())
     write_whole(kept_path("imports", path), encode(last), private=True)
     print(f"{len(plan.tables)} added to {path}.")
     if moves:
         print(f"What was secret is in {file}; env_file in [mux] names it.")
     _tell_needed(plan, config, kept if moves else {})
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _undo_import(path: Path) -> None:
@@ -15825,7 +15800,7 @@ def _undo_import(path: Path) -> None:
     if not last.servers or text is None or before is None:
         raise ConfigError("there is no import to take back")
     config = load_config(path)
-    is_untouched = _digest(text) == last.after
+    is_untouched = hashlib.sha256(text.encode()).hexdigest() == last.after
     new = before if is_untouched else rewritten(path, text, lambda now: with_servers(now, {}, {}, last.servers))
     write_text(path, new, text)
     if not new:
@@ -15851,11 +15826,11 @@ def _agrees(question: str, arguments: argparse.Namespace, *, unasked: bool) -> b
 
 
 def _answer(prompt: str) -> str:
-    """Raises `Interrupted` at Ctrl-D."""
+    """Ctrl-D is Ctrl-C."""
     try:
         return input(prompt).strip()
     except EOFError:
-        raise Interrupted from None
+        raise KeyboardInterrupt from None
 
 
 def _choose_source() -> str | None:
@@ -16118,7 +16093,7 @@ def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool)
     host, file, text, backup, kept = place
     own, servers = entry_in(host, entry), place.servers()
     is_there = ENTRY_NAME in servers
-    new = installed(file, text or "", host.key, own, moved)
+    new = edited(file, text or "", host.key, moved, {ENTRY_NAME: own})
     if new == (text or ""):
         print(f"{host.title} is already set up, in {file}; nothing to change.")
         return 0
@@ -16379,13 +16354,12 @@ def _argument(*flags: str, **keys: Any) -> tuple[tuple[str, ...], dict[str, Any]
 _ENV: Final = "a variable for it, as often as needed; a secret is better given as '${VAR}'"
 _AS_HOST: Final = "with the environment that a host with a window gives (usual if one has mcpmux), or your terminal's"
 _HEADER: Final = "sent with each request to a --url, as often as needed; a secret is better given as '${VAR}'"
-_DAYS: Final = "counted back from today (30)"
 
 ARGUMENTS: Final = {
     "as-it-came": _argument("--json", action="store_true", help="the result as it came"),
     "as-host": _argument("--as-host", action="yes or no", help=_AS_HOST),
     "config": _argument("--config", metavar="PATH", help=_WHICH_CONFIG),
-    "days": _argument("--days", metavar="N", type=_number_of_days, default=30, help=_DAYS),
+    "days": _argument("--days", metavar="N", type=_number_of_days, default=30, help="counted back from today (30)"),
     "dry-run": _argument("--dry-run", action="store_true", help="only show what would be written or run"),
     "env": _argument("--env", "-e", metavar="KEY=VALUE", action="append", default=[], help=_ENV),
     "follow": _argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C"),

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -40,6 +41,11 @@ def as_file(plan: mcpmux.Import) -> str:
     return mcpmux.rewritten(
         Path("/h/mcpmux.toml"), None, lambda text: mcpmux.with_servers(text, plan.tables, plan.comments)
     )
+
+
+def installed(file: Path, text: str, key: str, entry: dict[str, Any], moved: Iterable[str] = ()) -> str:
+    """A host's file with our entry, and without the servers that moved into ours."""
+    return mcpmux.edited(file, text, key, moved, {ENTRY_NAME: entry})
 
 
 def append(path: Path, tables: dict[str, dict[str, Any]]) -> None:
@@ -1097,10 +1103,10 @@ def test_whatever_a_hosts_file_holds_only_our_entry_comes_and_goes(
     moved = data.draw(st.lists(st.sampled_from(list(servers)), unique=True)) if servers else []
     entry = {"command": "/bin/uvx", "args": ["mcpmux"]}
     file = Path("/h/mcp.json")
-    new = mcpmux.installed(file, text, "mcpServers", entry, moved)
+    new = installed(file, text, "mcpServers", entry, moved)
     rest = {name: value for name, value in (servers or {}).items() if name not in moved}
     assert json.loads(new) == document | {"mcpServers": rest | {ENTRY_NAME: entry}}
-    assert mcpmux.installed(file, new, "mcpServers", entry) == new
+    assert installed(file, new, "mcpServers", entry) == new
     assert mcpmux.uninstalled(file, new, text, "mcpServers") == (text, [])
     changed = json.dumps(json.loads(new) | {"changed": 1})
     back, restored = mcpmux.uninstalled(file, changed, text, "mcpServers")
@@ -1357,7 +1363,7 @@ def test_a_host_whose_command_is_not_here_has_its_file_edited(desk: Desk, progra
 def test_yaml_on_one_line_is_left_to_the_person():
     """Goose never writes it so."""
     with pytest.raises(mcpmux.ConfigError, match="by hand"):
-        mcpmux.installed(Path("/h/config.yaml"), 'extensions: {"a": {"cmd": "x"}}\n', "extensions", {"cmd": "x"})
+        installed(Path("/h/config.yaml"), 'extensions: {"a": {"cmd": "x"}}\n', "extensions", {"cmd": "x"})
 
 
 YAML_TEXTS = {
@@ -1376,9 +1382,9 @@ def test_yaml_is_edited_where_it_is_ours(text: str):
     file = Path("/h/config.yaml")
     former = mcpmux.servers_in(file, text, "extensions")
     entry = {"cmd": "/bin/uvx", "args": ["mcpmux", "--config", "ü: #"]}
-    new = mcpmux.installed(file, text, "extensions", entry, former)
+    new = installed(file, text, "extensions", entry, former)
     assert mcpmux.servers_in(file, new, "extensions") == {ENTRY_NAME: entry}
-    assert mcpmux.installed(file, new, "extensions", entry) == new
+    assert installed(file, new, "extensions", entry) == new
     assert mcpmux.uninstalled(file, new, text, "extensions") == (text, [])
     changed = "theme: dark\n" + new
     back, restored = mcpmux.uninstalled(file, changed, text, "extensions")
