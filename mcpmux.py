@@ -8172,17 +8172,26 @@ def locked(path: Path, patience: float = LOCK_PATIENCE) -> Generator[None]:
         os.close(file)
 
 
-def kept_path(what: str, config: Path) -> Path:
-    """Where it is kept what belongs to a config: the names, or the pins."""
-    return state_folder() / what / f"{hashlib.sha256(os.fsencode(config)).hexdigest()[:24]}.json"
+def kept_path(what: str, config: Path | None = None) -> Path:
+    """Where it is kept what belongs to one config, or to all: the names, the pins, the consents."""
+    file = f"{what}/{hashlib.sha256(os.fsencode(config)).hexdigest()[:24]}" if config else what
+    return state_folder() / f"{file}.json"
 
 
-def read_kept(what: str, config: Path, kind: Any) -> Any:
+def read_kept(path: Path, kind: Any) -> Any:
     """Empty where there is nothing, or nothing that can be read."""
     try:
-        return msgspec.json.decode(kept_path(what, config).read_bytes(), type=kind)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError):
         return kind()
+
+
+@contextlib.contextmanager
+def kept_to_change(path: Path, kind: Any, *, lasting: bool = True) -> Generator[Any]:
+    """What is kept there, to be changed in place: of all mcpmux processes one at a time. Raises `OSError`."""
+    with locked(path.with_suffix(".lock")):
+        yield (kept := read_kept(path, kind))
+        write_whole(path, msgspec.json.format(encode(kept)), private=True, lasting=lasting)
 
 
 def heard_path(config: Path) -> Path:
@@ -8196,37 +8205,26 @@ def add_line(path: Path, text: str) -> None:
         file.write(text + "\n")
 
 
-def read_names(config: Path) -> Names:
-    return read_kept("names", config, Names)
-
-
 def read_pins(config: Path) -> Pins:
-    return read_kept("pins", config, Pins)
+    return read_kept(kept_path("pins", config), Pins)
 
 
 def write_pins(config: Path, new: Pins) -> None:
     """Beside what others have accepted. Raises `OSError`."""
-    path = kept_path("pins", config)
-    with locked(path.with_suffix(".lock")):
-        there = read_pins(config)
+    with kept_to_change(kept_path("pins", config), Pins) as there:
         for server, pins in new.items():
             for name, pin in pins.items():
                 former = there.setdefault(server, {}).get(name, Pin()).accepted
                 accepted = [*(one for one in former if one not in pin.accepted), *pin.accepted]
                 there[server][name] = Pin(accepted[-PINS_MOST:], pin.shown)
-        write_whole(path, encode(there), private=True)
 
 
 def write_names(config: Config, names: Names) -> None:
     """What another mcpmux has given out meanwhile stays as it is. Raises `OSError`."""
-    path = kept_path("names", config.path)
-    with locked(path.with_suffix(".lock")):
-        there = read_names(config.path)
-        kept = {
-            method: given | {name: whose for name, whose in there.get(method, {}).items() if whose[0] in config.servers}
-            for method, given in names.items()
-        }
-        write_whole(path, encode(kept), private=True, lasting=False)
+    with kept_to_change(kept_path("names", config.path), Names, lasting=False) as there:
+        for method, given in names.items():
+            former = {name: whose for name, whose in there.get(method, {}).items() if whose[0] in config.servers}
+            there[method] = given | former
 
 
 # ── what the person has said of the use of their model, one file for all configs ──
@@ -8242,21 +8240,12 @@ class Given(Struct):
     since: str  # a day
 
 
-def consents_path() -> Path:
-    return state_folder() / "consents.json"
-
-
-def read_given() -> dict[str, Given]:
-    """By what each was given to. What cannot be read is nothing."""
-    try:
-        return msgspec.json.decode(consents_path().read_bytes(), type=dict[str, Given])
-    except (OSError, msgspec.MsgspecError):
-        return {}
+AllGiven = dict[str, Given]  # by what each was given to
 
 
 def consent_key() -> bytes:
     """Without it nobody can tell from a digest what it is one of: there are keys and tokens in it. Raises `OSError`."""
-    path = consents_path().with_suffix(".key")
+    path = kept_path("consents").with_suffix(".key")
     with locked(path.with_suffix(".lock")):
         if not path.exists():
             write_whole(path, os.urandom(32), private=True)
@@ -8276,21 +8265,14 @@ def given_to(config: Config, server: str, key: bytes) -> str:
 
 def read_consents(config: Config) -> dict[str, str]:
     """By server, what was decided of it as it is now."""
-    if not config.sampling or not consents_path().exists():
+    if not config.sampling or not (given := read_kept(kept_path("consents"), AllGiven)):
         return {}
     try:
-        key, given = consent_key(), read_given()
+        key = consent_key()
     except OSError:
         return {}
     found = {server: given.get(given_to(config, server, key)) for server in config.servers}
     return {server: one.decision for server, one in found.items() if one}
-
-
-def change_given(change: Callable[[dict[str, Given]], None]) -> None:
-    """Of all mcpmux processes one at a time. Raises `OSError`."""
-    with locked(consents_path().with_suffix(".lock")):
-        change(given := read_given())
-        write_whole(consents_path(), msgspec.json.format(encode(given)), private=True)
 
 
 def keep_consent(config: Config, server: str, decision: str) -> None:
@@ -8298,7 +8280,8 @@ def keep_consent(config: Config, server: str, decision: str) -> None:
     models = [one.model for one in config.sampling.models] if config.sampling else []
     given = Given(server, str(config.path), decision, models, time.strftime("%Y-%m-%d"))
     to = given_to(config, server, consent_key())
-    change_given(lambda there: there.update({to: given}))
+    with kept_to_change(kept_path("consents"), AllGiven) as there:
+        there[to] = given
 
 
 def save(effect: Saved, config: Config) -> None:
@@ -12980,7 +12963,7 @@ class Mux:
             hosts=config.hosts,
             sampling=config.sampling if config.sampling and (model or has_litellm()) else None,
             known=known,
-            names=read_names(config.path) if config.exists else {},
+            names=read_kept(kept_path("names", config.path), Names) if config.exists else {},
             pins=read_pins(config.path),
             consents=read_consents(config),
             broken=config.broken,
@@ -13230,7 +13213,7 @@ class Mux:
         seen = taken = self._config.mark
         logins: dict[str, tuple[int, int] | None] = {}
         pins = kept_path("pins", path)
-        marks, wanted = (mark_of(pins), mark_of(consents_path())), mark_of(kept_path("page", path))
+        marks, wanted = (mark_of(pins), mark_of(kept_path("consents"))), mark_of(kept_path("page", path))
         trim, worked = memory_trimmer(), time.process_time()
         while not self._done.wait(WATCH_TICK):
             if time.process_time() - worked > TRIM_AFTER:
@@ -13243,7 +13226,7 @@ class Mux:
                 if (mark := mark_of(path_of_login)) and logins.get(name, mark) != mark:
                     self._in_loop(self.post, TryAgain(name))
                 logins[name] = mark
-            former_marks, marks = marks, (mark_of(pins), mark_of(consents_path()))
+            former_marks, marks = marks, (mark_of(pins), mark_of(kept_path("consents")))
             if former_marks[0] != marks[0]:
                 self._in_loop(self.post, PinsRead(read_pins(path)))
             if former_marks[1] != marks[1]:
@@ -15001,7 +14984,7 @@ def known_catalogue(config: Config, more: Mapping[str, Mapping[str, list[Entry]]
     """All that is known, `more` before what the cache has: every server has a say in what tools are called."""
     lists = {name: one.lists for name, one in last_known(config).items()} | dict(more or {})
     parts = [Part(name, table.prefix, lists[name]) for name, table in config.servers.items() if name in lists]
-    return merge(parts, config.options, read_names(config.path))
+    return merge(parts, config.options, read_kept(kept_path("names", config.path), Names))
 
 
 def _list_servers(arguments: argparse.Namespace) -> int:
@@ -15237,7 +15220,8 @@ def _consents(arguments: argparse.Namespace) -> int:
     """Lists which servers may use your model, and which may not, as you have said it; with --forget they have to ask
     again.
     Example: mcpmux consents"""
-    given = {to: one for to, one in read_given().items() if arguments.server in (None, one.server)}
+    all_given: AllGiven = read_kept(kept_path("consents"), AllGiven)
+    given = {to: one for to, one in all_given.items() if arguments.server in (None, one.server)}
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(list(given.values())), indent=2))
     elif not given:
@@ -15246,12 +15230,9 @@ def _consents(arguments: argparse.Namespace) -> int:
         rows = [(one.server, one.decision, ", ".join(one.models), one.since, one.config) for one in given.values()]
         _print_table(("SERVER", "DECISION", "MODELS", "SINCE", "CONFIG"), rows)
     if arguments.forget and given:
-
-        def forget(there: dict[str, Given]) -> None:
+        with kept_to_change(kept_path("consents"), AllGiven) as there:
             for to in given:
                 there.pop(to, None)
-
-        change_given(forget)
         print(f"Forgotten: {counted(len(given), 'decision')}. A running mcpmux hears of it within seconds.")
     return 0
 
@@ -15939,7 +15920,7 @@ def _digest(text: str) -> str:
 
 
 def _undo_import(path: Path) -> int:
-    last, backup = read_kept("imports", path, LastImport), path.with_name(path.name + BEFORE_IMPORT)
+    last, backup = read_kept(kept_path("imports", path), LastImport), path.with_name(path.name + BEFORE_IMPORT)
     text, before = read_text(path), read_text(backup)
     if not last.servers or text is None or before is None:
         raise ConfigError("there is no import to take back")
