@@ -1642,20 +1642,22 @@ _OPERATORS: Final = {"+": ("", True), ".": (".", False), ";": (";", False)} | {o
 
 FIND_TOOLS, CALL_TOOL = "mcpmux__find_tools", "mcpmux__call_tool"
 LIMIT, LIMIT_MOST = 5, 20  # tools that are found in one go
-_FIND: Final = (
-    b'{"name":"mcpmux__find_tools","description":%b,"inputSchema":{"type":"object","properties":{"query":{"type":"st'
-    b'ring","description":"What is to be done, in a few words: create'
-    b' issue"},"server":{"type":"string","description":"Only tools of this'
-    b' server"},"limit":{"type":"integer","minimum":1,"maximum":20,"default":5}},"required":["query"]},"annotations"'
-    b':{"title":"Find tools","readOnlyHint":true,"openWorldHint":false}}'
-)
-_CALL: Final = (
-    b'{"name":"mcpmux__call_tool","description":"Calls a tool that mcpmux__find_tools has'
-    b' found.","inputSchema":{"type":"object","properties":{"name":{"type":"string","description":"As it was'
-    b' found"},"arguments":{"type":"object","description":"As its inputSchema'
-    b' says"}},"required":["name"]},"annotations":{"title":"Call a'
-    b' tool","readOnlyHint":false,"destructiveHint":true,"openWorldHint":true}}'
-)
+
+
+def own_tool(name: str, description: str, required: str, properties: dict[str, Any], **hints: Any) -> bytes:
+    schema = {"type": "object", "properties": properties, "required": [required]}
+    return encode({"name": name, "description": description, "inputSchema": schema, "annotations": hints})
+
+
+_FOUND_BY: Final[dict[str, Any]] = {
+    "query": {"type": "string", "description": "What is to be done, in a few words: create issue"},
+    "server": {"type": "string", "description": "Only tools of this server"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": LIMIT_MOST, "default": LIMIT},
+}
+_CALLED_BY: Final[dict[str, Any]] = {
+    "name": {"type": "string", "description": "As it was found"},
+    "arguments": {"type": "object", "description": "As its inputSchema says"},
+}
 
 
 def purpose(instructions: str, info: Fields) -> str:
@@ -1672,7 +1674,10 @@ def deferred(catalogue: Catalogue, options: MuxOptions, listed: set[str], about:
         f"Finds tools by what they do. Those of the servers below are not listed: search here, then call what was found"
         f" with {CALL_TOOL}. Servers (how many tools):\n" + "\n".join(_server_lines(about, counts))
     )
-    own = [_FIND % encode(text), _CALL]
+    find = own_tool(FIND_TOOLS, text, "query", _FOUND_BY, title="Find tools", readOnlyHint=True, openWorldHint=False)
+    acts = {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True}
+    what = f"Calls a tool that {FIND_TOOLS} has found."
+    own = [find, own_tool(CALL_TOOL, what, "name", _CALLED_BY, title="Call a tool", **acts)]
     tools = {name: route for name, route in catalogue.tools.items() if name in listed}
     result, plain = _rendered("tools/list", tools, _room(options) - sum(map(len, own)), [], own)
     plains = {key: value for key, value in catalogue.plain.items() if key != "tools/list"}
