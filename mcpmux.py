@@ -1723,12 +1723,8 @@ def answer_found(found: list[Found]) -> bytes:
         schema, told = fields["inputSchema"], {"name": one.name, "server": one.route.server}
         names = {key: {} for key in object_of(object_of(schema).get("properties"))}
         text = str(value_of(fields["description"]))
-        forms = (
-            (text, schema),
-            (text[:TEXT_MOST], _in_short(value_of(schema))),
-            ("", {"type": "object", "properties": names}),
-        )
-        for description, shape in forms:
+        in_short, least = _in_short(value_of(schema)), {"type": "object", "properties": names}
+        for description, shape in ((text, schema), (text[:TEXT_MOST], in_short), ("", least)):
             form = encode(told | {"description": description, "inputSchema": shape})
             size = len(form) + len(encode(form.decode()))
             if size <= room:
@@ -7943,10 +7939,8 @@ def words_of(kind: type[Struct]) -> dict[str, str]:
 
 def schema_of_config() -> dict[str, Any]:
     """A JSON Schema of the file, made from the structs that it becomes."""
-    kinds = (
-        *(MuxOptions, ServerOptions, SamplingOptions, HostOptions, ToolOverride, OAuthOptions, ModelOptions),
-        SamplingLimits,
-    )
+    own = MuxOptions, ServerOptions, SamplingOptions, HostOptions
+    kinds = (*own, ToolOverride, OAuthOptions, ModelOptions, SamplingLimits)
     tables, parts = msgspec.json.schema_components(kinds, ref_template="#/definitions/{name}")
     for kind in kinds:
         part = parts[kind.__name__]
@@ -8378,11 +8372,8 @@ class Journal:
         return data
 
     def _redacted(self, data: bytes) -> bytes:
-        return (
-            self.redact(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-            if self._secrets
-            else data
-        )
+        kept = "surrogateescape"  # bytes that are no UTF-8
+        return self.redact(data.decode(errors=kept)).encode(errors=kept) if self._secrets else data
 
     def path(self, server: str) -> Path | None:
         """Its log file."""
@@ -8935,6 +8926,27 @@ def _job_for(pid: int) -> Any:
     return None
 
 
+_READ_BY_CMD: Final = r"[()\[\]%!^\"`<>&|;, *?=\t]"
+
+
+def line_for_cmd(program: str, args: Iterable[str], readings: int) -> str:
+    """What Windows' cmd is to be told so that a batch file's arguments arrive as they are, though it reads them so many
+    times: `&` would end a command, and `%` begin a variable. Its own sign for that is a caret before each."""
+    is_plain = re.compile(rf"(?!.*{_READ_BY_CMD}).+").fullmatch
+    words = [arg if is_plain(arg) else '"' + subprocess.list2cmdline([f" {arg}"])[2:] for arg in args]
+    for _ in range(readings):
+        words = [re.sub(_READ_BY_CMD, r"^\g<0>", word) for word in words]
+    return " ".join([re.sub(_READ_BY_CMD, r"^\g<0>", os.path.normpath(program)), *words])
+
+
+def batch_line(program: str, args: Iterable[str]) -> str | None:
+    """How Windows starts a batch file, such as npx.cmd; None: it is none. Most hand on all that they are given to a
+    program, and so cmd reads it once more."""
+    if sys.platform != "win32" or not program.lower().endswith((".cmd", ".bat")):
+        return None
+    return line_for_cmd(program, args, 1 + (b"%*" in Path(program).read_bytes()))
+
+
 async def expand(text: str, where: str, environment: Mapping[str, str], secrets: set[str]) -> str:
     """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced; what came from outside is added to `secrets`. Raises
     `StartError` that names the variable or the command, never a value."""
@@ -8968,14 +8980,11 @@ async def _secret_from(command: str, where: str) -> str:
         program = shutil.which(words[0], path=extended_path(os.environ)) if words else None
         if program is None:
             raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *words[1:],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            **OWN_GROUP,
-        )
+        keys: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **OWN_GROUP}
+        if line := batch_line(program, words[1:]):
+            process = await asyncio.create_subprocess_shell(line, stdout=subprocess.PIPE, **keys)
+        else:
+            process = await asyncio.create_subprocess_exec(program, *words[1:], stdout=subprocess.PIPE, **keys)
     except (OSError, ValueError) as wrong:
         raise StartError(f"the command of ${{cmd:…}} cannot be run: {wrong} ({where})", hint) from None
     family = Family(process.pid)
@@ -9288,10 +9297,13 @@ def _ended_how(code: int | None) -> str:
 
 async def spawn(command: Command, process: ServerProcess, outbox: int) -> None:
     """Starts it in a group of its own. Raises `StartError`."""
+    loop = asyncio.get_running_loop()
+    keys: dict[str, Any] = {"env": command.env, "cwd": command.cwd, **OWN_GROUP}
     try:
-        await asyncio.get_running_loop().subprocess_exec(
-            lambda: process, command.program, *command.args, env=command.env, cwd=command.cwd, **OWN_GROUP
-        )
+        if line := batch_line(command.program, command.args):
+            await loop.subprocess_shell(lambda: process, line, **keys)
+        else:
+            await loop.subprocess_exec(lambda: process, command.program, *command.args, **keys)
     except (OSError, ValueError) as wrong:
         raise StartError(f"could not be started: {wrong}", "check command, args and cwd in its table") from None
     process.allow(outbox)
