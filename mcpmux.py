@@ -7711,6 +7711,11 @@ def read_config(document: dict[str, Any], path: Path, inherited: Mapping[str, st
     return msgspec.structs.replace(config, environment=environment, inherited=dict(inherited))
 
 
+def command_line(words: list[str]) -> str:
+    """As it is typed in this platform's shell."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
 def as_typed(text: str) -> str:
     """A hint with mcpmux called as the person has called it: by uvx, by `uv run`, with its --config."""
     words, parts = sys.argv[1:], Path(sys.prefix).parts
@@ -7723,8 +7728,19 @@ def as_typed(text: str) -> str:
     given = next((value for flag, value in pairs if flag == "--config"), None)
     given = given or next((word.partition("=")[2] for word in words if word.startswith("--config=")), None)
     if given:
-        prefix += f" --config {shlex.quote(given)}"
+        prefix += f" {command_line(['--config', given])}"
     return re.sub(rf"(?<![\w/.-])mcpmux (?=(?:{COMMANDS})\b)", lambda _: f"{prefix} ", text)
+
+
+def find_program(name: str, path: str | None = None) -> str | None:
+    """Where PATH, or this one in its place, has it. Windows would look first in the current folder, which a host may
+    have chosen: a project's own npx.cmd must not be run for being there."""
+    if sys.platform != "win32":
+        return shutil.which(name, path=path)
+    os.environ["NODEFAULTCURRENTDIRECTORYINEXEPATH"] = "1"  # heeded from Python 3.12 on; before, what is in PATH
+    here = os.pathsep + os.curdir  # is not put in front of it
+    found = shutil.which(name, path=(os.environ.get("PATH", "") if path is None else path) + here)
+    return found if found and os.path.isabs(found) else None
 
 
 def absolute(text: str, folder: Path) -> Path:
@@ -8977,7 +8993,7 @@ async def _secret_from(command: str, where: str) -> str:
     try:
         words = shlex.split(command, posix=sys.platform != "win32")
         words = [word[1:-1] if word[:1] == word[-1:] == '"' else word for word in words]  # Windows' way leaves them
-        program = shutil.which(words[0], path=extended_path(os.environ)) if words else None
+        program = find_program(words[0], extended_path(os.environ)) if words else None
         if program is None:
             raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
         keys: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **OWN_GROUP}
@@ -9049,8 +9065,8 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     first = _first_word(command)
     if os.path.dirname(command):
         command = str(absolute(command, config.path.parent))  # never against the folder that the host chose
-    program = shutil.which(command, path=env["PATH"])
-    if program is None and shutil.which(first, path=env["PATH"]):
+    program = find_program(command, env["PATH"])
+    if program is None and find_program(first, env["PATH"]):
         todo = f"write command = {json.dumps(shown(options.command, first))} and put the rest into args"
         raise StartError("command holds a whole command line; it is the program alone", todo)
     if program is None and os.path.exists(command):
@@ -12306,11 +12322,11 @@ def opener_for(platform: str, environment: Mapping[str, str], root: Path = Path(
     if platform in ("win32", "darwin"):
         return Opener(["explorer" if platform == "win32" else "open"])  # neither is the browser's parent
     search = extended_path(environment)
-    if "WSL_DISTRO_NAME" in environment and (viewer := shutil.which("wslview", path=search)):
+    if "WSL_DISTRO_NAME" in environment and (viewer := find_program("wslview", search)):
         return Opener([viewer], by_file=False)
     if display is None:
         return "there is no display"
-    found = next((path for name in _BROWSERS if (path := shutil.which(name, path=search))), None)
+    found = next((path for name in _BROWSERS if (path := find_program(name, search))), None)
     return Opener([found], display) if found else "no browser was found (the variable BROWSER may name one)"
 
 
@@ -12342,7 +12358,7 @@ def go_to(opener: Opener, address: str) -> None:
 def _is_boxed() -> bool:
     """Linux: whether the usual browser is a snap or a flatpak, which cannot read most files."""
     try:
-        command = shutil.which("xdg-settings") or "", "get", "default-web-browser"
+        command = find_program("xdg-settings") or "", "get", "default-web-browser"
         told = subprocess.check_output(command, stdin=subprocess.DEVNULL, timeout=BROWSER_START)
     except (OSError, subprocess.SubprocessError):
         return False
@@ -14107,7 +14123,7 @@ def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
     if is_swept and origin is None:  # `uv run mcpmux.py`
         command, args = os.environ.get("UV", "uv"), ["run", *args]
     elif is_swept:
-        found = shutil.which("uvx", path=extended_path(os.environ))
+        found = find_program("uvx", extended_path(os.environ))
         command, args = os.path.abspath(found) if found else "uvx", run_by_uvx(origin or {}, sampling)
     elif origin is not None and program.is_file():
         command, args = str(program), []
@@ -14342,7 +14358,7 @@ def parse(words: list[str]) -> argparse.Namespace | SimpleNamespace:
     arguments.rest = words[at + 1 :]
     if unknown or (arguments.rest and not arguments.takes):
         hint = f"; {arguments.takes} stands after --" if arguments.takes else ""
-        parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
+        parser.error(f"unrecognized arguments: {command_line(unknown or words[at:])}{hint}")
     return arguments
 
 
@@ -15040,7 +15056,7 @@ def _list_servers(arguments: argparse.Namespace) -> int:
 def _print_servers(rows: list[dict[str, Any]]) -> None:
     def cells(row: dict[str, Any]) -> list[Any]:
         tools = None if row["tools"] is None else len(row["tools"])
-        command = row["url"] or shlex.join(row["command"] or ())
+        command = row["url"] or command_line(row["command"] or [])
         return [row["server"], row["state"], row["revision"], tools, row["tokens"], command or None]
 
     _print_table(("SERVER", "STATE", "REVISION", "TOOLS", "TOKENS", "COMMAND"), map(cells, rows))
@@ -16159,7 +16175,7 @@ def _groups(plan: Import) -> dict[str, str]:
         if outcome.moved:
             table = outcome.entry.table
             words = without_secrets([str(word) for word in (table.get("command"), *table.get("args", ())) if word])
-            runs = shlex.join(words) or without_secrets([str(plan.tables.get(outcome.name, {}).get("url"))])[0]
+            runs = command_line(words) or without_secrets([str(plan.tables.get(outcome.name, {}).get("url"))])[0]
             groups.setdefault(outcome.name, (runs, []))[1].append(outcome.entry.host.title)
         elif not why_not_ours(outcome.entry.table):
             print(_printable(f"{outcome.entry.host.title}: {outcome.entry.name} {outcome.said}"))
@@ -16232,18 +16248,14 @@ class Place(NamedTuple):
 
 def _ran(commands: list[list[str]]) -> bool | None:
     """Plays a host's own commands. None: the host has none that can be found here."""
-    program = shutil.which(commands[0][0], path=extended_path(os.environ)) if commands else None
+    program = find_program(commands[0][0], extended_path(os.environ)) if commands else None
     if program is None:
         return None
     for command in commands:
-        print(f"Running: {_typed(command)}", flush=True)
+        print(f"Running: {command_line(command)}", flush=True)
         if subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, check=False).returncode:
             return False
     return True
-
-
-def _typed(command: list[str]) -> str:
-    return subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
 
 
 def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool) -> int:
@@ -16260,7 +16272,7 @@ def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool)
     commands = [one for one in (*renewal, *(own_command(host, 1, name, {}) for name in moved)) if one]
     if dry_run:
         print(f"Would change {file}, where it has servers:")
-        print(f"  + {ENTRY_NAME}: {_typed([entry['command'], *entry['args']])}")
+        print(f"  + {ENTRY_NAME}: {command_line([entry['command'], *entry['args']])}")
         print("".join(_printable(f"  - {name}") + "\n" for name in moved), end="")
         return 0
     before = uninstalled(file, text or "", kept, host.key)[0] if is_there else text
@@ -16271,7 +16283,7 @@ def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool)
         write_text(backup, before, kept, private=True)
     went = _ran(commands)
     if went is None and commands and text is None:
-        print(f"{commands[0][0]} was not found. Where it is, run:\n\n" + "\n".join(map(_typed, commands)))
+        print(f"{commands[0][0]} was not found. Where it is, run:\n\n" + "\n".join(map(command_line, commands)))
         return 0
     if went is False:
         return 1
@@ -16300,7 +16312,7 @@ def expect_start(entry: Mapping[str, Any]) -> None:
         why = telling(done.stderr.decode(errors="replace").split("\n")) or f"exit code {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as wrong:
         why = str(wrong)
-    raise ConfigError(f"no host could start mcpmux by {_typed(command)}: {harmless(why)}; nothing was changed")
+    raise ConfigError(f"no host could start mcpmux by {command_line(command)}: {harmless(why)}; nothing was changed")
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:

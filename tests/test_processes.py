@@ -688,6 +688,26 @@ def test_cwd_and_command_are_relative_to_the_config_file(serve: Serve, tmp_path:
     assert [told[name]["argv"][-1] for name in ("two", "three")] == [FOR_CMD, FOR_CMD]
 
 
+@pytest.mark.skipif(
+    sys.platform != "win32" and sys.version_info >= (3, 12), reason="Windows itself says there where to look"
+)
+def test_windows_does_not_run_a_program_of_the_folder_that_the_host_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts start mcpmux in the project that is open, and a project may bring its own npx.cmd."""
+    places = tmp_path / "project", tmp_path / "bin"
+    for place in places:
+        place.mkdir()
+        (place / "npx.CMD").touch(0o755)
+    (places[0] / "uvx.CMD").touch(0o755)
+    monkeypatch.chdir(places[0])
+    monkeypatch.setenv("PATHEXT", ".CMD")
+    monkeypatch.delenv("NODEFAULTCURRENTDIRECTORYINEXEPATH", raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert mcpmux.find_program("npx", str(places[1])) == str(places[1] / "npx.CMD")
+    assert mcpmux.find_program("uvx", str(places[1])) is None
+
+
 FOR_CMD = 'https://x.example/?a=1&b=%PATH%!PATH! ^"c" | (d) > \\'
 
 
