@@ -13398,17 +13398,10 @@ DIALECTS: Final = {
 }
 
 # What hosts call our keys.
-HOST_KEYS: Final = {
-    "cmd": "command",
-    "envs": "env",
-    "headers": "http_headers",
-    "serverUrl": "url",
-    "httpUrl": "url",
-    "uri": "url",
-    "disabledTools": "disabled_tools",
-    "excludeTools": "disabled_tools",
-    "includeTools": "enabled_tools",
-    "available_tools": "enabled_tools",
+HOST_KEYS: Final = {"cmd": "command", "envs": "env", "headers": "http_headers"} | {
+    **dict.fromkeys(("serverUrl", "httpUrl", "uri"), "url"),
+    **dict.fromkeys(("disabledTools", "excludeTools"), "disabled_tools"),
+    **dict.fromkeys(("includeTools", "available_tools"), "enabled_tools"),
 }
 _TEXT_KEYS: Final = ("env", "http_headers", "command", "args", "cwd", "url")  # the first name their secrets
 _TRANSPORTS: Final = ("sse", "http", "streamable-http", "streamable_http", "streamableHttp")  # what hosts call ours
@@ -13512,7 +13505,7 @@ def read_host_file(path: Path) -> dict[str, Any]:
 def host_document(path: Path, text: str) -> dict[str, Any]:
     """What a host's file says. Raises `ConfigError`, one line."""
     kinds = {".toml": ("TOML", tomllib.loads), ".yaml": ("YAML", load_yaml), ".yml": ("YAML", load_yaml)}
-    kind, read = kinds.get(path.suffix, ("JSON", load_json))
+    kind, read = kinds.get(path.suffix, ("JSON", lambda text: json.loads(bare_json(text).strip() or "{}")))
     try:
         document = parsed(path, text, kind, read)
     except ImportError:
@@ -13521,11 +13514,6 @@ def host_document(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(document, dict | None):
         raise ConfigError(f"{path}: not an object")
     return document or {}
-
-
-def load_json(text: str) -> Any:
-    """JSON with comments and trailing commas. Raises `ValueError`."""
-    return json.loads(bare_json(text).strip() or "{}")
 
 
 def load_yaml(text: str) -> Any:
@@ -13664,16 +13652,16 @@ def import_entry(entry: HostEntry, variables: Variables, machine: Machine) -> tu
             table["env"] = env = {**env, key: f"${{{key}}}"}
             variables.notes[key] = f"; {entry.host.title} has it in its keyring"
 
+    held = functools.partial(variables.hold, server=name)
+
     def ours(key: str, text: str, under: str) -> str:
         if key == "args" and entry.host.name == "vscode":  # as it does
             text = re.sub(r"^~(?=[/\\]|$)", lambda _: "${userHome}", text)
-        text = translate(text, entry, machine, variables, notes)
-        return hide_secrets(text, under, lambda secret, called: variables.hold(secret, called, name))
+        return hide_secrets(translate(text, entry, machine, variables, notes), under, held)
 
     for key in (key for key in _TEXT_KEYS if key in table):
         table[key] = _each_text(table[key], functools.partial(ours, key))
     if isinstance(file := left.pop("envFile", None), str) and isinstance(table.setdefault("env", {}), dict):
-        held = functools.partial(variables.hold, server=name)
         notes += _take_env_file(translate(file, entry, machine, variables, notes), table, held)
     notes += [f"left out: {key} ({_LOST.get(key, 'mcpmux has nothing like it')})" for key in sorted(left)]
     _, wrong = read_server(name, table, [])
@@ -13761,23 +13749,19 @@ def translate(text: str, entry: HostEntry, machine: Machine, variables: Variable
         variables.notes.setdefault(variable, f", in place of {whole}" + (f", {what}" if what else ""))
         return f"${{{variable}}}"
 
-    pieces, at = [""], 0  # what stands for itself and what we are to replace, in turn
+    done, plain, at = "", "", 0  # `plain` stands for itself, up to `at`
     for found in re.finditer(DIALECTS[entry.host.dialect], text):
-        pieces[-1] += text[at : found.start()]
+        plain += text[at : found.start()]
         at, parts = found.end(), found.groupdict()
         if (word := parts.get("word")) in fixed:
             notes.append(f"{found[0]} became {fixed[word]}")
-            pieces[-1] += fixed[word]
-        else:
-            pieces += [ours(parts, found[0]), ""]
-    pieces[-1] += text[at:]
-    for number in range(0, len(pieces), 2):
-        piece = _plain(pieces[number])
-        if number + 1 < len(pieces):  # `$${` would stand for a plain `${`
-            text = piece.rstrip("$")
-            piece = text + "${DOLLAR:-$}" * (len(piece) - len(text))
-        pieces[number] = piece
-    return "".join(pieces)
+            plain += fixed[word]
+            continue
+        before = _plain(plain)
+        bare = before.rstrip("$")  # `$${` would stand for a plain `${`
+        done += bare + "${DOLLAR:-$}" * (len(before) - len(bare)) + ours(parts, found[0])
+        plain = ""
+    return done + _plain(plain + text[at:])
 
 
 # ── our own file: what is there stays byte for byte ──
@@ -13789,35 +13773,27 @@ Comments = Mapping[str, list[str]]  # above them
 def _as_expected(new: str, expected: dict[str, Any]) -> str:
     """Raises `ConfigError` where the lines that were changed were not all there is of it."""
     try:
-        if tomllib.loads(new) == expected:
+        if {"mcp_servers": {}} | tomllib.loads(new) == {"mcp_servers": {}} | expected:
             return new
     except ValueError:
         pass
     raise ConfigError("its [mcp_servers] is written in a way that mcpmux cannot change; do it by hand")
 
 
-def with_servers(text: str, tables: Tables, comments: Comments) -> str:
-    """The file's text with these servers at its end, in place of what has their names. Raises `ConfigError`."""
-    if not tables:
-        return text
+def with_servers(text: str, tables: Tables, comments: Comments, out: Iterable[str] = ()) -> str:
+    """The file's text with these servers at its end, in place of what has their names, and without others. Raises
+    `ConfigError`."""
     before, newline = tomllib.loads(text), "\r\n" if "\r\n" in text else "\n"
     servers = before.get("mcp_servers", {})
-    for name in tables.keys() & servers.keys():
+    gone = servers.keys() & {*tables, *out}
+    for name in gone:
         text = _without_server(text, name)
-    blocks = [server_block(name, table, comments.get(name, ())) for name, table in tables.items()]
-    new = text + ("" if not text or text.endswith("\n") else newline) + (newline if text.strip() else "")
-    return _as_expected(new + "\n".join(blocks).replace("\n", newline), before | {"mcp_servers": {**servers, **tables}})
-
-
-def without_servers(text: str, names: Iterable[str]) -> str:
-    """The file's text without these servers. Raises `ConfigError`."""
-    before = tomllib.loads(text)
-    left, new = dict(before.get("mcp_servers", {})), text
-    for name in names:
-        if left.pop(name, None) is not None:
-            new = _without_server(new, name)
-    rest = {key: value for key, value in before.items() if key != "mcp_servers"}
-    return _as_expected(new, rest | ({"mcp_servers": left} if "mcp_servers" in tomllib.loads(new) else {}))
+    if tables:
+        blocks = [server_block(name, table, comments.get(name, ())) for name, table in tables.items()]
+        text += ("" if not text or text.endswith("\n") else newline) + (newline if text.strip() else "")
+        text += "\n".join(blocks).replace("\n", newline)
+    left = {name: table for name, table in servers.items() if name not in gone}
+    return _as_expected(text, before | {"mcp_servers": {**left, **tables}})
 
 
 def with_setting(text: str, table: tuple[str, ...], key: str, value: str | bool | None) -> str:
@@ -13839,8 +13815,7 @@ def with_setting(text: str, table: tuple[str, ...], key: str, value: str | bool 
         at = next((at for at, line in enumerate(lines) if not line.startswith("#:")), len(lines))  # after the schema
         lines[at:at] = [f"[{'.'.join(table)}]{newline}", *said, *([newline] if lines[at:] else [])]
     else:
-        ends = (at for at in range(start, len(lines)) if re.match(r"\s*\[", lines[at]))
-        end = next(ends, len(lines))
+        end = next((at for at in range(start, len(lines)) if re.match(r"\s*\[", lines[at])), len(lines))
         old = next((at for at in range(start, end) if re.match(rf"\s*{key}\s*=", lines[at])), None)
         at, more = (start, 0) if old is None else (old, 1)
         lines[at : at + more] = said
@@ -13892,10 +13867,8 @@ def write_config(path: Path, new: str, old: str | None) -> None:
     """As `write_text`, with the schema that the file names."""
     write_text(path, new, old)
     if re.match(f"#:schema ./{re.escape(schema_file(path).name)}\\s", new):
-        try:  # editors check the file by that, and complete what is typed
+        with contextlib.suppress(OSError):  # editors check the file by that and complete what is typed: a help, no more
             write_whole(schema_file(path), json.dumps(schema_of_config(), indent=2).encode() + b"\n")
-        except OSError:  # it is a help, no more
-            pass
 
 
 def schema_file(path: Path) -> Path:
@@ -13905,19 +13878,13 @@ def schema_file(path: Path) -> Path:
 # ── a host's file: what is not ours stays byte for byte ──
 
 
-class Member(Struct, frozen=True):
-    """A member of a JSON object, and where it is in the text."""
-
-    key: str
-    start: int
-    value: int
-    end: int
+Span = tuple[int, int, int]  # of a member in a JSON text: where it begins, where its value does, and where both end
 
 
-def _members(bare: str, brace: int) -> tuple[list[Member], int]:
+def _members(bare: str, brace: int) -> tuple[dict[str, Span], int]:
     """Of the object that opens at `brace`; and where it closes. The text is known to be JSON."""
     decode = json.JSONDecoder().raw_decode
-    found: list[Member] = []
+    found: dict[str, Span] = {}
 
     def next_word(at: int) -> int:
         while bare[at] in " \t\r\n,:":
@@ -13928,8 +13895,9 @@ def _members(bare: str, brace: int) -> tuple[list[Member], int]:
     while bare[at] != "}":
         key, after = decode(bare, at)
         value = next_word(after)
-        found.append(Member(key, at, value, decode(bare, value)[1]))
-        at = next_word(found[-1].end)
+        end = decode(bare, value)[1]
+        found[key] = at, value, end
+        at = next_word(end)
     return found, at
 
 
@@ -13938,51 +13906,42 @@ def _json_of(value: Any, indent: str | None = None) -> str:
     return json.dumps(value, indent=indent) if re.search(r"[\ud800-\udfff]", text) else text
 
 
-def _named(members: list[Member], key: str) -> Member | None:
-    return next((one for one in reversed(members) if one.key == key), None)
-
-
-def _with_member(text: str, brace: int, depth: int, key: str, value: Any) -> str:
-    """The object that opens at `brace`, with a member in place of the one of that name, or at its end."""
+def _json_with(text: str, key: str, name: str, table: Any, donor: str) -> str:
+    """With a server in place of the one of that name, or at the end."""
+    text = text if text.strip("\ufeff \t\r\n") else "{}\n"
     bare = bare_json(text)
+    brace, depth, member, value = bare.index("{"), 1, key, {name: table}
+    _, start, end = _members(bare, brace)[0].get(key, (0, 0, 0))
+    if bare[start:end] not in ("", "null"):
+        brace, depth, member, value = start, 2, name, table
     members, close = _members(bare, brace)
     newline = "\r\n" if "\r\n" in text else "\n"
     found = re.search(r'\n([ \t]+)"', text)
     indent = found[1] if found else "  "
     pad = newline + indent * depth
     written = _json_of(value, indent).replace("\n", pad)
-    if here := _named(members, key):
-        same = json.loads(bare[here.value : here.end]) == value
-        return text if same else text[: here.value] + written + text[here.end :]
-    member = f"{pad}{_json_of(key)}: {written}"
+    if member in members:
+        _, start, end = members[member]
+        return text[:start] + written + text[end:]
+    written = f"{pad}{_json_of(member)}: {written}"
     if members:
-        return text[: members[-1].end] + "," + member + text[members[-1].end :]
+        last = max(end for *_, end in members.values())
+        return text[:last] + "," + written + text[last:]
     inside = text[brace + 1 : close]
     end = inside if "\n" in inside else inside.strip() + newline + indent * (depth - 1)
-    return text[: brace + 1] + member + end + text[close:]
-
-
-def _json_with(text: str, key: str, name: str, table: Any, donor: str) -> str:
-    text = text if text.strip("\ufeff \t\r\n") else "{}\n"
-    bare = bare_json(text)
-    brace = bare.index("{")
-    servers = _named(_members(bare, brace)[0], key)
-    if servers is None or bare[servers.value : servers.end] == "null":
-        return _with_member(text, brace, 1, key, {name: table})
-    return _with_member(text, servers.value, 2, name, table)
+    return text[: brace + 1] + written + end + text[close:]
 
 
 def _json_without(text: str, key: str, name: str) -> str:
     bare = bare_json(text)
-    servers = _named(_members(bare, bare.index("{"))[0], key)
-    assert servers
-    members, close = _members(bare, servers.value)
-    at = next(at for at, one in enumerate(members) if one.key == name)
+    brace = _members(bare, bare.index("{"))[0][key][1]
+    members, close = _members(bare, brace)
+    at, spans = list(members).index(name), list(members.values())
     if at:
-        return text[: members[at - 1].end] + text[members[at].end :]
-    if len(members) > 1:
-        return text[: members[0].start] + text[members[1].start :]
-    return text[: servers.value + 1] + text[close:]
+        return text[: spans[at - 1][2]] + text[spans[at][2] :]
+    if len(spans) > 1:
+        return text[: spans[0][0]] + text[spans[1][0] :]
+    return text[: brace + 1] + text[close:]
 
 
 def _yaml_node(text: str, key: str) -> Any:
@@ -14049,24 +14008,21 @@ def edited(path: Path, text: str, key: str, out: Iterable[str], into: Mapping[st
         raise ConfigError(f"{path}: {key} is not an object")
     put_in, take_out = _EDITS[path.suffix]
     new, gone = bare, [name for name in out if name in servers]
-    expected = {name: table for name, table in servers.items() if name not in gone} | _as_read(path, into)
+    left = {name: table for name, table in servers.items() if name not in gone}
+    read = load_yaml(_json_of(dict(into))) if path.suffix == ".yaml" else dict(into)  # numbers of YAML's are text
     try:
         for name in gone:
             new = take_out(new, key, name)
         for name, table in into.items():
-            new = put_in(new, key, name, table, donor)
+            if (name, read[name]) not in left.items():
+                new = put_in(new, key, name, table, donor)
         after = host_document(path, new)
-        if (after.get(key) or {}) != expected or document | {key: 0} != after | {key: 0}:
+        if (after.get(key) or {}) != left | read or document | {key: 0} != after | {key: 0}:
             raise ValueError
     except (ValueError, ConfigError):
         by_hand = f"its {key} is written in a way that mcpmux cannot change; do it by hand"
         raise ConfigError(f"{path}: {by_hand}") from None
     return text.removesuffix(bare) + new
-
-
-def _as_read(path: Path, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """As a host's file has them once they are written: of YAML we read numbers as text."""
-    return load_yaml(_json_of(dict(tables))) if path.suffix == ".yaml" else dict(tables)
 
 
 def servers_in(path: Path, text: str, key: str) -> dict[str, Any]:
@@ -14076,24 +14032,18 @@ def servers_in(path: Path, text: str, key: str) -> dict[str, Any]:
 
 def installed(path: Path, text: str, key: str, entry: dict[str, Any], moved: Iterable[str] = ()) -> str:
     """A host's file with our entry, and without the servers that moved into ours. Raises `ConfigError`."""
-    ours = {ENTRY_NAME: entry}
-    same = servers_in(path, text, key).get(ENTRY_NAME) == _as_read(path, ours)[ENTRY_NAME]
-    return edited(path, text, key, moved, {} if same else ours)
+    return edited(path, text, key, moved, {ENTRY_NAME: entry})
 
 
-def uninstalled(
-    path: Path, text: str, kept: str | None, key: str, is_out: bool = False
-) -> tuple[str | None, list[str]]:
+def uninstalled(path: Path, text: str, kept: str | None, key: str) -> tuple[str | None, list[str]]:
     """The file as it was before us, and the servers that had to be put back one by one, because somebody has changed
-    it since. None: there was no file. `is_out`: our entry was there until now. Raises `ConfigError`."""
+    it since. None: there was no file. Raises `ConfigError`."""
     now, before = (dict(servers_in(path, one, key)) for one in (text, kept or ""))
     missing = {name: table for name, table in before.items() if name not in now}
-    was_there = now.pop(ENTRY_NAME, None) is not None
-    is_same = host_document(path, text) | {key: 0} == host_document(path, kept or "") | {key: 0}
-    if (was_there or is_out or kept is not None) and is_same and now | missing == before:
+    now.pop(ENTRY_NAME, None)
+    if host_document(path, text) | {key: now | missing} == host_document(path, kept or "") | {key: before}:
         return kept, []
-    out = [ENTRY_NAME] if was_there else []
-    return edited(path, text, key, out, missing, kept or ""), list(missing)
+    return edited(path, text, key, [ENTRY_NAME], missing, kept or ""), list(missing)
 
 
 # ── how a host starts us ──
@@ -14209,11 +14159,7 @@ def _one_of(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None
 
 
 def plan_import(
-    entries: Iterable[HostEntry],
-    present: Mapping[str, Any],
-    variables: Variables,
-    machine: Machine,
-    force: bool = False,
+    entries: Iterable[HostEntry], there: Mapping[str, Any], variables: Variables, machine: Machine, force: bool = False
 ) -> Import:
     """Brings entries together with the servers that are present. Each is imported, or it is said why it is not."""
     plan, hosts = Import(), dict[str, list[Host]]()
@@ -14227,16 +14173,16 @@ def plan_import(
             plan.outcomes.append(Outcome(entry, f"cannot be imported: {wrong}", [], failed=True))
             continue
         names = [stem, *(f"{stem[:60]}-{number}" for number in range(2, 1000))]
-        same = (one for one, there in present.items() if isinstance(there, dict) and _one_of(there, table) == there)
+        same = (one for one, its in there.items() if isinstance(its, dict) and _one_of(its, table) == its)
         free = (one for one in names if one not in plan.tables or _one_of(plan.tables[one], table))
-        alike = (one for one, there in plan.tables.items() if entry.host not in hosts[one] and there == table)
+        alike = (one for one, its in plan.tables.items() if entry.host not in hosts[one] and its == table)
         name = (twin := next(same, None)) or next(alike, None) or next(free)
         hosts.setdefault(name, []).append(entry.host)
         said = "imported" if name == entry.name else f"imported as {name}"
         if twin or name in plan.tables:
             said, notes = f"is there already, as {name}", []
             plan.tables |= {name: _one_of(plan.tables[name], table) or table} if not twin else {}
-        elif name in present and not force:
+        elif name in there and not force:
             plan.outcomes.append(Outcome(entry, f"not imported: there is another {name}, which --force overwrites", []))
             continue
         else:
@@ -14715,18 +14661,12 @@ def played(host: InnerHost, scene: Scene[Decoded], waiting: Waiting | None = Non
 
 def _print_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A dash stands for what is not known (None); columns of numbers end together."""
-    table = [[*heads], *([*row] for row in rows)]
-    columns = [
-        ["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in column]
-        for column in zip(*table, strict=True)
-    ]
-    ends = [any(isinstance(cell, int) for cell in column) for column in zip(*table, strict=True)]
-    for column, end in zip(columns, ends, strict=True):
-        width = max(map(len, column))
-        column[:] = [
-            painted(cell.rjust(width) if end else cell.ljust(width), OF_STATES.get(cell) if number else "bold")
-            for number, cell in enumerate(column)
-        ]
+    columns: list[list[str]] = []
+    for column in zip(heads, *rows, strict=True):
+        cells = ["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in column]
+        pad = str.rjust if any(isinstance(cell, int) for cell in column) else str.ljust
+        width, styles = max(map(len, cells)), ["bold", *map(OF_STATES.get, cells[1:])]
+        columns.append([painted(pad(cell, width), style) for cell, style in zip(cells, styles, strict=True)])
     for line in zip(*columns, strict=True):
         print("  ".join(line).rstrip())
 
@@ -14826,19 +14766,15 @@ def checked(config: Config, *, asks: bool = False) -> Checked:
         except StartError as wrong:
             trouble = "; ".join(wrong.args)
         await host.ask("tools/list")  # it waits for every server, but not for those that are late
-        core = host.mux.core
+        core, opener = host.mux.core, host.mux.opener
         while any(one.settling or one.state in (State.STARTING, State.STOPPING) for one in core.servers.values()):
             await host.moves_on()
-        return Checked([_report(server) for server in core.servers.values()], list(core.catalogue.tools), trouble)
+        rows = [_report(core.servers[name]) for name in (*config.servers, *config.broken)]
+        rows += [{"server": name, "state": "disabled"} for name in config.disabled]
+        no_page = opener if config.options.page != "off" and isinstance(opener, str) else None
+        return Checked(rows, list(core.catalogue.tools), trouble, no_page)
 
-    host = InnerHost(config, cached=False)
-    found = played(host, scene)
-    if config.options.page != "off" and isinstance(host.mux.opener, str):
-        found = found._replace(no_page=host.mux.opener)
-    order = list(config.servers) + list(config.broken)
-    found.rows.sort(key=lambda row: order.index(row["server"]))
-    found.rows.extend({"server": name, "state": "disabled"} for name in config.disabled)
-    return found
+    return played(InnerHost(config, cached=False), scene)
 
 
 def tokens_of(tools: Iterable[Entry]) -> int:
@@ -14991,7 +14927,7 @@ def _changed(arguments: argparse.Namespace, change: Callable[[str, str], str], d
 def _remove(arguments: argparse.Namespace) -> int:
     """Takes a server out of the config file, which stays as it is otherwise.
     Example: mcpmux remove time"""
-    return _changed(arguments, lambda text, name: without_servers(text, [name]), "is gone")
+    return _changed(arguments, lambda text, name: with_servers(text, {}, {}, [name]), "is gone")
 
 
 def _enable(arguments: argparse.Namespace) -> int:
@@ -15128,23 +15064,17 @@ def _tools(arguments: argparse.Namespace) -> int:
     catalogue = known_catalogue(config, lists)
     if arguments.search is not None:
         return _show_found(arguments, catalogue, last_known(config))
-    tools = [
-        {"server": catalogue.tools[tool["name"]].server, **tool}
-        for tool in value_of(catalogue.results["tools/list"])["tools"]
-        if catalogue.tools[tool["name"]].server in wanted
-    ]
+    listed = value_of(catalogue.results["tools/list"])["tools"]
+    tools = [{"server": catalogue.tools[tool["name"]].server, **tool} for tool in listed]
+    tools = [tool for tool in tools if tool["server"] in wanted]
     if arguments.json:
         print(json.dumps({"tools": tools, "failed": failed}, indent=2))
         return 1 if failed else 0
     for tool in tools:
-        _print_entry(tool["name"], signature(tool), tool)
+        _print_entry(tool)
     if not tools and not failed:
         nothing = f"{arguments.server or config.path} has no tools."
         print(nothing if wanted else f"No servers yet in {config.path}; {_HOW_TO_ADD}")
-    return _tell_failed(failed)
-
-
-def _tell_failed(failed: Mapping[str, str]) -> int:
     for name, reason in failed.items():
         print(f"mcpmux: {'' if reason.startswith(name) else name + ': '}{in_a_line(reason)}", file=sys.stderr)
     return 1 if failed else 0
@@ -15174,13 +15104,13 @@ def signature(tool: dict[str, Any]) -> str:
     return in_a_line(f"{tool['name']}({', '.join(parameters)})")
 
 
-def _print_entry(name: str, line: str, entry: dict[str, Any]) -> None:
-    """A tool, a prompt or a resource: how it is used, and in a line what it does."""
-    width = max(shutil.get_terminal_size().columns, 60)
-    first, *rest = textwrap.wrap(line, width, subsequent_indent="        ", break_on_hyphens=False)
+def _print_entry(tool: dict[str, Any]) -> None:
+    """How it is used, and in a line what it does."""
+    width, name = max(shutil.get_terminal_size().columns, 60), tool["name"]
+    first, *rest = textwrap.wrap(signature(tool), width, subsequent_indent="        ", break_on_hyphens=False)
     print("\n".join([painted(name, "bold") + first.removeprefix(name), *rest]))
-    title = entry.get("title") or entry.get("annotations", {}).get("title")
-    does = next((line.strip() for line in entry.get("description", "").splitlines() if line.strip()), "")
+    title = tool.get("title") or tool.get("annotations", {}).get("title")
+    does = next((line.strip() for line in tool.get("description", "").splitlines() if line.strip()), "")
     says = ": ".join(harmless(one) for one in dict.fromkeys([title, does]) if one)
     if says:
         print(textwrap.indent(textwrap.shorten(says, width - 4, placeholder=" …"), "    "))
@@ -15551,7 +15481,6 @@ class Keeper:
 
     def keep(self, block: dict[str, Any]) -> str:
         """A line that says what it is, and where."""
-        import base64  # noqa: PLC0415
         import mimetypes  # noqa: PLC0415
 
         mime, text = blob_of(block) or ("", "")
@@ -15642,20 +15571,17 @@ class Person:
         fields = fields_of_form(schema)
         to_stderr(f"{message}\n" + ("  (Enter takes what is in brackets, Ctrl-D declines)\n" if fields else ""))
         while True:
-            content: dict[str, Any] = {}
-            for name, field in fields.items():
-                value = await self._enters(name, field, needed=field["required"])
-                if value is not None:
-                    content[name] = value
+            entered = [(name, await self._enters(name, field)) for name, field in fields.items()]
+            content = {name: value for name, value in entered if value is not None}
             answers = _ACTIONS | ({"e": "edit"} if fields else {})
             edit = ", e: edit" if fields else ""
             action = await self._chooses(f"send this? y: yes, n: decline, c: cancel{edit}: ", answers)
             if action != "edit":
                 return {"action": action, **({"content": content} if action == "accept" else {})}
 
-    async def _enters(self, name: str, field: dict[str, Any], *, needed: bool) -> Any:
+    async def _enters(self, name: str, field: dict[str, Any]) -> Any:
         """A valid value, or None for a field that is left out."""
-        default = field.get("default")
+        default, needed = field.get("default"), field["required"]
         choices = choices_of(field)
         about = [field.get("format") or _type_of({key: said for key, said in field.items() if said != []})]
         if choices:
@@ -15787,7 +15713,6 @@ def _logout(arguments: argparse.Namespace) -> int:
     """Removes a login, and has it revoked where that server knows how.
     Example: mcpmux logout github"""
     name, options, config = _remote_table(arguments)
-
     try:
         there, trouble = asyncio.run(log_out(name, options, config))
     except StartError as wrong:
@@ -15818,21 +15743,17 @@ def _logs(arguments: argparse.Namespace) -> int:
     sys.stdout.buffer.write(b"".join(lines))
     sys.stdout.flush()
     at = len(present)
-    try:
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         while arguments.follow:
             time.sleep(0.2)
             size = path.stat().st_size if path.exists() else 0
-            if size < at:
-                at = 0  # it was moved aside, and begun anew
+            at = 0 if size < at else at  # it was moved aside, and begun anew
             if size > at:
                 with path.open("rb") as file:
                     file.seek(at)
-                    new = file.read()
-                at += len(new)
-                sys.stdout.buffer.write(new)
+                    sys.stdout.buffer.write(file.read())
+                    at = file.tell()
                 sys.stdout.flush()
-    except (KeyboardInterrupt, BrokenPipeError):
-        pass
     return 0
 
 
@@ -15857,9 +15778,8 @@ def _usage(arguments: argparse.Namespace) -> int:
         print(f"No sampling in {arguments.days} days ({ledger.path}).")
     else:
         heads = ("DAY", "SERVER", "MODEL", "REQUESTS", "TOKENS IN", "TOKENS OUT", "USD")
-        _print_table(
-            heads, [[*[*row.values()][:6], "unknown" if row["priceUnknown"] else f"{row['usd']:.4f}"] for row in rows]
-        )
+        costs = ["unknown" if row["priceUnknown"] else f"{row['usd']:.4f}" for row in rows]
+        _print_table(heads, [[*[*row.values()][:6], usd] for row, usd in zip(rows, costs, strict=True)])
         print(f"\n${sum(row['usd'] for row in rows):.4f} in all ({ledger.path})")
     return 0
 
@@ -15871,16 +15791,15 @@ def _import(arguments: argparse.Namespace) -> int:
     """Writes a host's servers, or those of them that are named, into the TOML file. Without a source: shows what is
     where. What looks like a secret goes into secrets.env beside that file.
     Example: mcpmux import"""
-    machine = this_machine()
     config = load_config(config_path(arguments.config))
     if arguments.undo:
         return _undo_import(config.path)
-    source = arguments.source or _choose_source(machine)
+    source = arguments.source or _choose_source()
     if source is None:
         return 0
     entries: list[HostEntry] = []
     failed = False
-    for host, file, folder in _sources(source, machine):
+    for host, file, folder in _sources(source):
         try:
             entries += entries_of(host, file, folder)
         except ConfigError as wrong:
@@ -15892,7 +15811,7 @@ def _import(arguments: argparse.Namespace) -> int:
             if name not in known:
                 raise ConfigError(f"{source} has no server {name}{did_you_mean(name, known, ', '.join(known))}")
         entries = [entry for entry in entries if entry.name in wanted]
-    plan = _plan_of(entries, config, machine, arguments)
+    plan = _plan_of(entries, config, arguments)
     _tell_outcomes(plan)
     if arguments.dry_run:
         print(_would_be_added(plan, config) if plan.tables else "\nNothing would be added.")
@@ -15959,7 +15878,7 @@ def _undo_import(path: Path) -> int:
         raise ConfigError("there is no import to take back")
     config = load_config(path)
     is_untouched = _digest(text) == last.after
-    new = before if is_untouched else rewritten(path, text, lambda now: without_servers(now, last.servers))
+    new = before if is_untouched else rewritten(path, text, lambda now: with_servers(now, {}, {}, last.servers))
     write_text(path, new, text)
     if not new:
         path.unlink()
@@ -15992,10 +15911,10 @@ def _answer(prompt: str) -> str:
         raise Interrupted from None
 
 
-def _choose_source(machine: Machine) -> str | None:
+def _choose_source() -> str | None:
     """Shows what is where; asks a person which of it is meant."""
     rows: list[list[Any]] = []
-    places = [(host, file) for host in HOSTS for file in real_files(host, machine) if file.exists()]
+    places = [(host, file) for host in HOSTS for file in real_files(host, this_machine()) if file.exists()]
     for host, file in places:
         try:
             names = ", ".join(dict.fromkeys(one.name for one in entries_of(host, file, None)))
@@ -16012,8 +15931,8 @@ def _choose_source(machine: Machine) -> str | None:
     return _answer("\nImport from which host (`all`, or Enter for none)? ") or None
 
 
-def _sources(named: str, machine: Machine) -> list[tuple[Host, Path, str | None]]:
-    file = Path(os.path.expanduser(named)).absolute()
+def _sources(named: str) -> list[tuple[Host, Path, str | None]]:
+    file, machine = Path(os.path.expanduser(named)).absolute(), this_machine()
     if named != "all" and host_named(named) is None and file.is_file():
         owner, folder = host_of_file(file, machine)
         return [(owner, file, folder)]
@@ -16033,10 +15952,10 @@ def _expect_host(named: str, also: str = "") -> Host:
     raise ConfigError(f"{named} is no host that mcpmux knows{also}{hint}")
 
 
-def _plan_of(entries: list[HostEntry], config: Config, machine: Machine, arguments: argparse.Namespace) -> Import:
+def _plan_of(entries: list[HostEntry], config: Config, arguments: argparse.Namespace) -> Import:
     """What is to be imported, known to load."""
     force = getattr(arguments, "force", False)
-    plan = plan_import(entries, config.tables, Variables(config.environment), machine, force)
+    plan = plan_import(entries, config.tables, Variables(config.environment), this_machine(), force)
     rewritten(config.path, read_text(config.path), lambda text: with_servers(text, plan.tables, plan.comments))
     return plan
 
@@ -16087,7 +16006,7 @@ def _install(arguments: argparse.Namespace) -> int:
     if config.sampling and "--from" not in entry["args"] and not has_litellm():
         print(f"note: {'; '.join(NO_LITELLM)}")
     place = Place.of(host)
-    plan = _plan_of(place.entries(), config, this_machine(), arguments)
+    plan = _plan_of(place.entries(), config, arguments)
     moved = [outcome for outcome in plan.outcomes if outcome.moved]
     if arguments.replace:
         _tell_outcomes(plan)
@@ -16125,13 +16044,13 @@ def _setup(arguments: argparse.Namespace) -> int:
     config = load_config(config_path(arguments.config))
     entry = entry_for_hosts(config.path, config.sampling is not None)
     places, entries = _places()
-    plan = _plan_of(entries, config, this_machine(), arguments)
+    plan = _plan_of(entries, config, arguments)
     groups = _groups(plan)
     print("Servers:")
     chosen = _picked("Which of them shall mcpmux run?", groups, arguments)
     if len(chosen) < len(groups):
         taken = [one.entry for one in plan.outcomes if one.moved and one.name in chosen]
-        plan = _plan_of(taken, config, this_machine(), arguments)
+        plan = _plan_of(taken, config, arguments)
     print("\nHosts:")
     titles = {place.host.title: str(place.file) for place in places}
     hosts = _picked("Which of them shall start mcpmux?", titles, arguments)
@@ -16204,11 +16123,8 @@ def _left_behind(path: Path, names: list[str]) -> Mapping[str, str]:
     lists, failed = learn(config, names)
     failed |= {name: config.broken[name] for name in names if name in config.broken}
     for name in names:
-        tools = counted(len(lists.get(name, {}).get("tools/list", ())), "tool")
-        state = (
-            f"{painted('failed', 'red')}: {failed[name]}" if name in failed else f"{painted('ready', 'green')}, {tools}"
-        )
-        print(f"  {name}: {state}")
+        ready = f"{painted('ready', 'green')}, {counted(len(lists.get(name, {}).get('tools/list', ())), 'tool')}"
+        print(f"  {name}: " + (f"{painted('failed', 'red')}: {failed[name]}" if name in failed else ready))
     for name in failed:
         change_config(path, lambda text, name=name: with_setting(text, ("mcp_servers", name), "enabled", False))
     if failed:
@@ -16216,14 +16132,8 @@ def _left_behind(path: Path, names: list[str]) -> Mapping[str, str]:
     return failed
 
 
-def _own_file(host: Host) -> Path:
-    """The file that is not a project's; if there are two, the one that is there."""
-    files = real_files(host, this_machine(), projects=False)
-    return next((file for file in files if file.exists()), files[0])
-
-
 class Place(NamedTuple):
-    """A host's own file, and where it is kept as it was before mcpmux."""
+    """A host's own file, which is not a project's, and where it is kept as it was before mcpmux."""
 
     host: Host
     file: Path
@@ -16233,7 +16143,8 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, host: Host) -> Place:
-        file = _own_file(host)
+        files = real_files(host, this_machine(), projects=False)
+        file = next((file for file in files if file.exists()), files[0])
         backup = file.with_name(file.name + BACKUP_SUFFIX)
         return cls(host, file, read_text(file), backup, read_text(backup))
 
@@ -16320,7 +16231,7 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     Example: mcpmux uninstall cursor --dry-run"""
     if arguments.host != "all":
         return take_out(Place.of(_expect_host(arguments.host)), arguments.dry_run)
-    places = [Place.of(host) for host in HOSTS if _own_file(host).exists()]
+    places = [place for place in map(Place.of, HOSTS) if place.text is not None]
     return max((take_out(place, arguments.dry_run) for place in places), default=0)
 
 
@@ -16338,7 +16249,7 @@ def take_out(place: Place, dry_run: bool) -> int:
         return 0
     if is_there and _ran([one] if (one := own_command(host, 1, ENTRY_NAME, {})) else []):
         text = read_text(file) or ""
-        new, restored = uninstalled(file, text, kept, host.key, is_out=True)
+        new, restored = uninstalled(file, text, kept, host.key)
         if new != kept and "{entry}" in OWN_COMMANDS[host.name][0]:  # one that takes all that a table has
             before = servers_in(file, kept or "", host.key)
             _ran([own_command(host, 0, name, before[name]) for name in restored])
