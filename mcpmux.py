@@ -10986,8 +10986,7 @@ class Rated(NamedTuple):
         return self.name + (f" ({base})" if base else "") + (f" #{self.number}" if self.number > 1 else "")
 
     @property
-    def names(self) -> list[list[str]]:
-        """By words: a hint matches whole ones."""
+    def names(self) -> list[str]:
         names = (self.name, self.name.rpartition("/")[2], *self.options.hints)
         return [words for name in names if (words := _words(name))]
 
@@ -11005,19 +11004,20 @@ class Rated(NamedTuple):
         blocks = [block for message in params["messages"] for block in blocks_of(message)]
         kinds = {one["type"] for block in blocks for one in (block, *(block.get("content") or ()))}
         is_forced = (params.get("toolChoice") or {}).get("mode") == "required"
+        is_blind = self.row.get("mode") == "chat" and not self.row.get("supports_vision")
+        is_free = self.provider in _OLLAMA or self.row.get("supports_tool_choice") is False
         cannot = {
             "takes no audio": "audio" in kinds and self.provider in _DEAF,
-            "takes no images": "image" in kinds
-            and self.row.get("mode") == "chat"
-            and not self.row.get("supports_vision"),
-            "cannot be made to call a tool (toolChoice)": is_forced
-            and (self.provider in _OLLAMA or self.row.get("supports_tool_choice") is False),
+            "takes no images": "image" in kinds and is_blind,
+            "cannot be made to call a tool (toolChoice)": is_forced and is_free,
         }
         return next((why for why, is_so in cannot.items() if is_so), None)
 
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z]+|[0-9]+", name.lower())
+def _words(name: str) -> str:
+    """Each between spaces: a hint matches whole ones."""
+    words = re.findall(r"[a-z]+|[0-9]+", name.lower())
+    return f" {' '.join(words)} " if words else ""
 
 
 def has_litellm() -> bool:
@@ -11052,13 +11052,12 @@ def is_local(options: ModelOptions) -> bool:
     provider, base = options.model.partition("/")[0], options.api_base
     if base is None and provider in _OLLAMA:
         base = os.environ.get("OLLAMA_API_BASE") or "http://localhost"
-    host = urllib.parse.urlsplit(base or "").hostname or ""
-    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    return is_here(base or "")
 
 
 def config_trouble(options: ModelOptions, litellm: Any) -> str | None:
     """Why a model cannot work as it stands in the config, and what to write."""
-    base, given = options.api_base, {**options.params, "api_key": options.api_key}
+    base = options.api_base
     if base is not None and not re.match(r"https?://[^/\s]", base):
         return f'has api_base = "{base}", which is no address; write "http://{base}" or "https://…"'
     try:
@@ -11069,9 +11068,8 @@ def config_trouble(options: ModelOptions, litellm: Any) -> str | None:
         near = difflib.get_close_matches(provider, known, 1)
         meant = f"did you mean {near[0]}/…?" if near else 'write model = "provider/model", as in ollama_chat/llama3.2'
         return f"names no provider that litellm knows; {meant}"
-    missing = litellm.validate_environment(options.model)["missing_keys"]
-    keys = [key for key in missing if key.endswith("_API_KEY")]
-    if not keys or given["api_key"] or is_local(options):
+    keys = [key for key in litellm.validate_environment(options.model)["missing_keys"] if key.endswith("_API_KEY")]
+    if not keys or options.api_key or is_local(options):
         return None
     return f'has no key; write api_key = "${{{keys[-1]}}}" beside it, and set {keys[-1]} where the host starts mcpmux'
 
@@ -11089,7 +11087,7 @@ def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
     paid = row.get("input_cost_per_token"), row.get("output_cost_per_token") or 0
     if paid[0] is not None and (any(paid) or not local):
         usd = (float(paid[0]) * 1e6, float(paid[1]) * 1e6)
-        guesses = _guess(row, "price")
+        guesses = _guess(row, usd)
     elif local:
         guesses = {"cost": (1.0, "local"), "speed": (0.5, "local"), "intelligence": (0.1, "local")}
     given = {key: (score, "config") for key in PRIORITIES if (score := getattr(options, key)) is not None}
@@ -11098,19 +11096,15 @@ def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
     return Rated(options, usd, scores, {key: source for key, (_, source) in both.items()}, row, local)
 
 
-def _guess(row: Mapping[str, Any], source: str) -> dict[str, tuple[float, str]]:
-    usd = [float(row.get(f"{way}_cost_per_token") or 0) * 1e6 for way in ("input", "output")]
+def _guess(row: Mapping[str, Any], usd: tuple[float, float]) -> dict[str, tuple[float, str]]:
     # Free is 1, $10 about a half, $100 for a million tokens nothing; most tokens go in.
     cheap = max(0.0, round(1 - math.log10(1 + (3 * usd[0] + usd[1]) / 4) / 2, 2))
-    clever, origin = 1 - cheap, source
-    if long := row.get("max_output_tokens"):
-        clever = (
-            0.4 * clever
-            + 0.4 * min(1.0, math.log2(max(1.0, long / 1024)) / 8)
-            + 0.2 * bool(row.get("supports_reasoning"))
-        )
-        origin = f"{source}, length, thinking"
-    return {"cost": (cheap, source), "speed": (cheap, source), "intelligence": (round(clever, 2), origin)}
+    clever, source = 1 - cheap, "price"
+    if most := row.get("max_output_tokens"):
+        length = min(1.0, math.log2(max(1.0, most / 1024)) / 8)
+        clever = 0.4 * clever + 0.4 * length + 0.2 * bool(row.get("supports_reasoning"))
+        source = "price, length, thinking"
+    return {"cost": (cheap, "price"), "speed": (cheap, "price"), "intelligence": (round(clever, 2), source)}
 
 
 def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[list[Rated], str]:
@@ -11121,7 +11115,7 @@ def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[
     for hint in preferences.get("hints") or ():
         wanted = _words(str(hint.get("name") or ""))
         exact = [model for model in models if wanted in model.names]
-        near = exact or [one for one in models if any(_is_part(wanted, name) for name in one.names)]
+        near = exact or [one for one in models if any(wanted in name or name in wanted for name in one.names)]
         if wanted and near:
             meant, why = near, f"the hint {hint['name']!r} names " + ("it" if len(near) == 1 else f"{len(near)}")
             break
@@ -11138,11 +11132,6 @@ def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[
     elif len(meant) > 1:
         why += "; no priority is given; it is the first"
     return order, why
-
-
-def _is_part(one: list[str], other: list[str]) -> bool:
-    spaced = [f" {' '.join(words)} " for words in (one, other)]
-    return spaced[0] in spaced[1] or spaced[1] in spaced[0]
 
 
 def checked_params(raw: Raw | bytes) -> dict[str, Any]:
@@ -11241,10 +11230,8 @@ def _chat_part(block: Mapping[str, Any]) -> dict[str, Any]:
             return {"type": "image_url", "image_url": {"url": f"data:{block['mimeType']};base64,{block['data']}"}}
         case "audio":
             kind = block["mimeType"].partition("/")[2].partition(";")[0]
-            return {
-                "type": "input_audio",
-                "input_audio": {"data": block["data"], "format": _AUDIO_FORMATS.get(kind, kind)},
-            }
+            sound = {"data": block["data"], "format": _AUDIO_FORMATS.get(kind, kind)}
+            return {"type": "input_audio", "input_audio": sound}
         case _:
             return {"type": "text", "text": block["text"]}
 
@@ -11370,10 +11357,9 @@ def sampling_result(answer: Any, params: Mapping[str, Any], model: str, raw: Map
     known = _STOP_REASONS.get(word.lower()) or _STOP_REASONS.get(str(choice.finish_reason))
     reason = known if known and (word.lower() in _STOP_REASONS or calls) else word
     stops = params.get("stopSequences") or ()
-    if extra.get("stop_reason") in stops or (
-        value_of(raw.get("stop_reason")) == "stop_sequence" and value_of(raw.get("stop_sequence")) in stops
-    ):
-        reason = "stopSequence"  # some say which of them it was
+    stopped_by = value_of(raw.get("stop_sequence")) if value_of(raw.get("stop_reason")) == "stop_sequence" else None
+    if extra.get("stop_reason") in stops or stopped_by in stops:  # some say which of them it was
+        reason = "stopSequence"
     parts = parts or [{"type": "text", "text": ""}]
     return {
         "role": "assistant",
@@ -11387,11 +11373,7 @@ def _calls_in(message: Any, offered: list[str], model: str) -> list[dict[str, An
     """The tools that an answer wants called. Whatever the provider's own word for it is, it stopped for them."""
     found: list[dict[str, Any]] = []
     for number, call in enumerate(message.tool_calls or ()):
-        name = call.function.name
-        try:
-            given = json.loads(call.function.arguments or "{}")
-        except ValueError:
-            given = None
+        name, given = call.function.name, value_of((call.function.arguments or "{}").encode(errors="replace"))
         if not isinstance(given, dict) or not isinstance(name, str):
             text = f"mcpmux: {model} called a tool without a name or with arguments that are no JSON object; ask again"
             raise RpcError(INTERNAL_ERROR, text)
@@ -11406,12 +11388,10 @@ def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> t
     """What a provider's failure is, in a line without keys or content; and what that means."""
     status = getattr(wrong, "status_code", None)
     status = status if isinstance(status, int) else 0
-    kinds = [kind.__name__ for kind in type(wrong).__mro__]
-    known = [_PROVIDER_ERRORS[kind] for kind in kinds if kind in _PROVIDER_ERRORS]
-    otherwise = ("failed", Kind.PASSING if status >= 500 else Kind.REQUEST)
-    text, kind = known[0] if known else _PROVIDER_STATUSES.get(status, otherwise)
     said, codes = _words_of_provider(wrong, status)
-    text, kind = next((_TELLING_CODES[code] for code in codes if code in _TELLING_CODES), (text, kind))
+    known = [*map(_TELLING_CODES.get, codes), *(_PROVIDER_ERRORS.get(kind.__name__) for kind in type(wrong).__mro__)]
+    otherwise = "failed", Kind.PASSING if status >= 500 else Kind.REQUEST
+    text, kind = next(filter(None, known), None) or _PROVIDER_STATUSES.get(status, otherwise)
     if was_not_reached(wrong):
         text, said = "cannot be reached; see whether it runs there, and whether its address is right", ""
         kind = Kind.LASTING
@@ -11532,9 +11512,8 @@ class Ledger:
                 self.check(limit, usd, now)
                 self._add({**reservation, "usd": 0, "reserved": usd}, now)
         except OSError as wrong:
-            why = f"{self.path}: {wrong.strerror or wrong}"
-            text = f"mcpmux: no model is asked, since the ledger of sampling cannot be written: {why}"
-            raise RpcError(INTERNAL_ERROR, text) from None
+            text = f"mcpmux: no model is asked, since the ledger of sampling cannot be written: {self.path}: "
+            raise RpcError(INTERNAL_ERROR, f"{text}{wrong.strerror or wrong}") from None
         return reservation
 
     def settle(self, reservation: dict[str, Any], **entry: Any) -> None:
@@ -11545,26 +11524,16 @@ class Ledger:
     def _add(self, entry: dict[str, Any], now: float) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
         line = json.dumps({"time": stamp, **entry}, ensure_ascii=False).encode() + b"\n"
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
-        try:
-            os.write(file, line if self._ends_whole() else b"\n" + line)
-        finally:
-            os.close(file)
+        with open(self.path, "ab+", 0, opener=functools.partial(os.open, mode=0o600)) as file:
+            # A disk that was full may have taken half a line: the next one must not be lost with it.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            file.write(line if file.read() in (b"", b"\n") else b"\n" + line)
 
     def _size(self) -> int:
         try:
             return self.path.stat().st_size
         except OSError:
             return 0
-
-    def _ends_whole(self) -> bool:
-        """A disk that was full may have taken half a line: the next one must not be lost with it."""
-        size = self._size()
-        if size == 0:
-            return True
-        with self.path.open("rb") as file:
-            file.seek(size - 1)
-            return file.read(1) == b"\n"
 
 
 def amount(line: Mapping[str, Any], key: str) -> float:
@@ -11581,7 +11550,7 @@ class SamplerLoop:
     """The child's loop: a task for each request, which its cancelling ends, with its connection to the provider."""
 
     def __init__(self, writing: int) -> None:
-        self._writing = writing
+        self._write = functools.partial(write_all, writing)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._rests: dict[str, float] = {}  # models that have failed, by label: until when others are asked before them
         self._told: set[str] = set()  # whose price nobody knows
@@ -11635,9 +11604,6 @@ class SamplerLoop:
             self._log("error", f"{server}: {error} in {way_of(bug)}")
             line = error_line(id, error_body(error))
         self._write(line)
-
-    def _write(self, line: bytes) -> None:
-        write_all(self._writing, line)
 
     def _log(self, level: str, text: str) -> None:
         self._write(notification_line("log", encode({"level": level, "text": text})))
@@ -11870,11 +11836,8 @@ def child_main(serve: Callable[[asyncio.Queue[bytes], int], Coroutine[Any, Any, 
         loop = asyncio.get_running_loop()
 
         def read() -> None:
-            splitter = LineSplitter(sys.maxsize)
-            while chunk := os.read(reading, 1 << 20):
-                for line in splitter.feed(chunk):
-                    assert isinstance(line, bytes)
-                    loop.call_soon_threadsafe(lines.put_nowait, line)
+            for line in os.fdopen(reading, "rb", MB):
+                loop.call_soon_threadsafe(lines.put_nowait, line)
             os._exit(0)  # at once, also while litellm loads: nobody is left who would hear of anything
 
         threading.Thread(target=read, name="input", daemon=True).start()
