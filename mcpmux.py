@@ -9460,6 +9460,8 @@ class Unreadable(RemoteError):
 class Address(Struct, frozen=True):
     """A remote server's table, ready to be used."""
 
+    name: str
+    transport: str | None  # None: to be found out
     url: str
     headers: dict[str, str]
     secrets: frozenset[str]
@@ -9545,7 +9547,7 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     named = any(SECRET_NAME.search(text) for text in (*headers, parts.query))
     if named or parts.password or options.env_http_headers or take_over(login, url):
         refuse_open(url, options.allow_http)
-    return Address(url, headers, frozenset(secrets), login, options.allow_http)
+    return Address(name, options.transport, url, headers, frozenset(secrets), login, options.allow_http)
 
 
 class Loaded(NamedTuple):
@@ -9762,8 +9764,7 @@ def provider_of(login: Login) -> Any:
     context.client_info, context.token_expiry_time = client, 1.0
     context.oauth_metadata = auth.OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
     if login.resource:
-        prm = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
-        context.protected_resource_metadata = prm
+        context.protected_resource_metadata = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
     return provider
 
 
@@ -9899,7 +9900,8 @@ class Browser:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         import hmac  # noqa: PLC0415
 
-        try:
+        no_browser = OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+        with contextlib.closing(writer), contextlib.suppress(*no_browser):  # or one that went
             async with asyncio.timeout(CONNECT_PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
             target = urllib.parse.urlsplit(head.split(b" ", 2)[1].decode())
@@ -9916,10 +9918,6 @@ class Browser:
             await writer.drain()
             if is_answer and not self._answer.done():
                 self._answer.set_result(query)
-        except (OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # not a browser, or one that went
-        finally:
-            writer.close()
 
 
 def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str], browser: Browser) -> Any:
@@ -9928,9 +9926,9 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
     from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata  # noqa: PLC0415
     from pydantic import AnyUrl  # noqa: PLC0415
 
-    client = None
-    is_document = bool(oauth.client_id and re.match(r"https://[^/]+/.", oauth.client_id))
-    if oauth.client_id and not is_document:
+    client, document = None, oauth.client_id
+    if oauth.client_id and not re.match(r"https://[^/]+/.", oauth.client_id):
+        document = None
         client = OAuthClientInformationFull(
             client_id=oauth.client_id,
             client_secret=oauth.client_secret,
@@ -9944,7 +9942,6 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
         token_endpoint_auth_method="none",  # noqa: S106
     )
     # What was there before must not stand in a new login's way: there are no tokens to begin with.
-    document = oauth.client_id if is_document else None
     provider = OAuthClientProvider(url, metadata, Beginning(client), browser.go, browser.come_back, document)
     browser.context = provider.context
     return provider
@@ -10057,7 +10054,7 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
     except OSError as wrong:
         what = f"port {oauth.callback_port} cannot be used: {wrong}"
         raise StartError(what, f"change {where}.callback_port") from None
-    try:
+    with contextlib.closing(browser):
         own = msgspec.structs.replace(oauth, client_secret=secret)
         provider = new_provider(address.url, callback, own, options.scopes, browser)
         method = "GET" if options.transport == "sse" else "POST"
@@ -10066,8 +10063,6 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
             method, status = "GET", await knock(address, provider, "GET", insists=False)
         if not provider.context.current_tokens and status not in (401, 403) and await says_how(address):
             status = await knock(address, provider, method, insists=True)
-    finally:
-        browser.close()
     if login := login_of(address.url, provider.context, status):
         async with login_lock(address.login):
             write_login(address.login, login)
@@ -10127,8 +10122,8 @@ STATUS_WORDS: Final[dict[int | str, tuple[str, str]]] = {
 class Web:
     """One address: requests with its headers and its login. Whatever goes wrong comes out as a `RemoteError`."""
 
-    def __init__(self, name: str, address: Address, journal: Journal) -> None:
-        self._name, self._address = name, address
+    def __init__(self, address: Address, journal: Journal) -> None:
+        self._address = address
         self._keeper = None if address.has_credentials else LoginKeeper(address.login, address.may_be_open, journal)
         self.has_answered = False  # the server has: it is one, and what goes wrong then is not the end of it
 
@@ -10139,7 +10134,8 @@ class Web:
         try:
             http.URL(self._address.url)
         except http.InvalidURL as wrong:
-            raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self._name}.url") from None
+            todo = f"correct mcp_servers.{self._address.name}.url"
+            raise StartError(f"its url cannot be used: {wrong}", todo) from None
         self._client = new_client(
             self._address.url,
             timeout=http.Timeout(None, connect=CONNECT_PATIENCE),
@@ -10225,7 +10221,7 @@ class Web:
         text = "" if b"<html" in said[:EDGE].lower() else plain(said.decode(errors="replace"))[:200]
         after = headers.get("retry-after", "")
         words = {
-            "name": self._name,
+            "name": self._address.name,
             "shown": self._address.shown,
             "status": status,
             "kind": media_type(response),
@@ -10415,20 +10411,12 @@ class RemoteServer:
     """
 
     def __init__(
-        self,
-        name: str,
-        run: int,
-        post: Callable[[Event], None],
-        limit: int,
-        outbox: int,
-        address: Address,
-        journal: Journal,
-        transport: str | None = None,
+        self, run: int, post: Callable[[Event], None], limit: int, outbox: int, address: Address, journal: Journal
     ) -> None:
-        self.name, self.run = name, run
+        self.name, self.run = address.name, run
         self.outbox: list[bytes] = []  # lines of this batch
         self._post, self._limit, self._most, self._journal = post, limit, outbox, journal
-        self._transport = transport  # None: to be found out
+        self._transport = address.transport
         self._not_http: RemoteError | None = None  # why SSE is tried
         self._place: str | None = None  # where messages go, as SSE says
         self._lines: collections.deque[bytes] = collections.deque()
@@ -10445,8 +10433,8 @@ class RemoteServer:
         self._gone = False
         self._exchanges: dict[int | str, Sent] = {}
         self._unread: list[bytes] = []  # requests that it has certainly not taken
-        self._own = 0  # requests of this connection itself, so far
-        self._session, self._book, self._web = Session(), HeaderBook(), Web(name, address, journal)
+        self._numbers = itertools.count(1)  # of requests of this connection itself
+        self._session, self._book, self._web = Session(), HeaderBook(), Web(address, journal)
 
     # ── what the mux does ──
 
@@ -10646,8 +10634,8 @@ class RemoteServer:
         if error is not None and (status in (401, 403) or not error_is_valid(error)):
             error = None
         is_ours = error is not None and key_of(message.get("id", UNSET)) == exchange.key
-        if status in PERHAPS_LOST and not is_ours and await self._is_lost(exchange):
-            raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+        if status in PERHAPS_LOST and not is_ours:
+            await self._check_session(exchange)
         if exchange.key is not None and error is not None:
             await self._answered(exchange, b"", Envelope(error=error), is_refusal=True)
         elif exchange.method == "initialize" and status in (400, 404, 405) and self._transport is None:
@@ -10689,8 +10677,7 @@ class RemoteServer:
 
     async def _ask_itself(self, method: str, params: Fields) -> Fields:
         """The answer to a request of this connection's own; nothing where there was none."""
-        self._own += 1
-        key = f"mcpmux-{self._own}"
+        key = f"mcpmux-{next(self._numbers)}"
         line = encode({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
         exchange = self._exchange(line, decode_line(line), key)
         try:
@@ -10785,8 +10772,7 @@ class RemoteServer:
         key = key_of(message.id)
         if key in self._exchanges or exchange is None or exchange.answered.is_set() or message.error is UNSET:
             return None if key is None else self._exchanges.get(key)
-        if await self._is_lost(exchange):
-            raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+        await self._check_session(exchange)
         return exchange
 
     async def _answered(self, exchange: Sent, line: bytes, message: Envelope, is_refusal: bool = False) -> None:
@@ -10867,13 +10853,13 @@ class RemoteServer:
     # answer, and from then on the session itself is asked, by a ping, before it is given up. It is asked too before an
     # error counts that has our id, and may have been said of the session.
 
-    async def _is_lost(self, exchange: Sent) -> bool:
-        """Whether its server, which has just refused this, seems to have forgotten the session."""
+    async def _check_session(self, exchange: Sent) -> None:
+        """Raises `RemoteError` if the server, which has just refused this, seems to have forgotten the session."""
         has_session = self._session.id or (self._place and self._session.revision)
-        if not has_session or exchange.is_own or exchange.key is None:
-            return False
-        self._session.refuses |= exchange.is_early
-        return not exchange.is_early and not (self._session.refuses and await self._lives())
+        if has_session and exchange.key is not None and not exchange.is_own:
+            self._session.refuses |= exchange.is_early
+            if not exchange.is_early and not (self._session.refuses and await self._lives()):
+                raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
 
     async def _lives(self) -> bool:
         answer: Fields = {}
@@ -13095,7 +13081,7 @@ class Mux:
             address = await locate(name, table, self._config)
             self._journal.hide(address.secrets)
             self._logins[name] = address.login
-            remote = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
+            remote = RemoteServer(run, self.post, limit, outbox, address, self._journal)
             await remote.start()
             return remote
         command = await prepare(name, table, self._config)
