@@ -10903,31 +10903,24 @@ class Kind(Enum):
     REFUSED = "is an answer to what was asked: nobody else is asked the same"
 
 
-# By the names of litellm's exceptions, the most particular first.
-_PROVIDER_ERRORS: Final[dict[str, tuple[str, Kind]]] = {
+_UNWANTED: Final = ("ContentPolicyViolationError", "content_filter", "content_policy_violation")
+# By the provider's own code (in small letters), the names of litellm's exception, or the status: the first says most.
+_PROVIDER_ERRORS: Final[dict[str | int, tuple[str, Kind]]] = {
+    "insufficient_quota": ("says that the account has no credit left", Kind.LASTING),
     "AuthenticationError": ("refused the key; correct its api_key", Kind.LASTING),
-    "PermissionDeniedError": ("does not allow this with this key", Kind.LASTING),
-    "PaymentRequiredError": ("wants to be paid first", Kind.LASTING),
+    **dict.fromkeys(("PermissionDeniedError", 403), ("does not allow this with this key", Kind.LASTING)),
+    **dict.fromkeys(("PaymentRequiredError", 402), ("wants to be paid first", Kind.LASTING)),
     "ContextWindowExceededError": ("says that the request is longer than the model's context window", Kind.REQUEST),
-    "ContentPolicyViolationError": ("refused the request by its content filter", Kind.REFUSED),
+    413: ("says that the request is too long", Kind.REQUEST),
+    **dict.fromkeys(_UNWANTED, ("refused the request by its content filter", Kind.REFUSED)),
     "UnsupportedParamsError": ("does not take one of the parameters", Kind.REQUEST),
     "NotFoundError": ("knows no such model or address; correct its model or api_base", Kind.LASTING),
     "RateLimitError": ("says that its rate limit is reached", Kind.PASSING),
-    **dict.fromkeys(("ServiceUnavailableError", "BadGatewayError"), ("is overloaded or down", Kind.PASSING)),
+    **dict.fromkeys(("ServiceUnavailableError", "BadGatewayError", 529), ("is overloaded or down", Kind.PASSING)),
     "Timeout": ("did not answer in time", Kind.PASSING),
     "APIConnectionError": ("cannot be reached, or sent no answer that can be read", Kind.PASSING),
     "InternalServerError": ("failed, or sent no answer that can be read", Kind.PASSING),
     "BadRequestError": ("refused the request", Kind.REQUEST),
-}
-_PROVIDER_STATUSES: Final[dict[int, tuple[str, Kind]]] = {  # where litellm has no exception of its own
-    402: ("wants to be paid first", Kind.LASTING),
-    403: ("does not allow this with this key", Kind.LASTING),
-    413: ("says that the request is too long", Kind.REQUEST),
-    529: ("is overloaded or down", Kind.PASSING),
-}
-_TELLING_CODES: Final = {  # the provider's own code says more than the exception's name
-    "insufficient_quota": ("says that the account has no credit left", Kind.LASTING),
-    **dict.fromkeys(("content_filter", "content_policy_violation"), _PROVIDER_ERRORS["ContentPolicyViolationError"]),
 }
 
 
@@ -11375,9 +11368,9 @@ def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> t
     status = getattr(wrong, "status_code", None)
     status = status if isinstance(status, int) else 0
     said, codes = _words_of_provider(wrong, status)
-    known = [*map(_TELLING_CODES.get, codes), *(_PROVIDER_ERRORS.get(kind.__name__) for kind in type(wrong).__mro__)]
+    signs = [*filter(str.islower, codes), *(kind.__name__ for kind in type(wrong).__mro__), status]
     otherwise = "failed", Kind.PASSING if status >= 500 else Kind.REQUEST
-    text, kind = next(filter(None, known), None) or _PROVIDER_STATUSES.get(status, otherwise)
+    text, kind = next((_PROVIDER_ERRORS[sign] for sign in signs if sign in _PROVIDER_ERRORS), otherwise)
     if was_not_reached(wrong):
         text, said = "cannot be reached; see whether it runs there, and whether its address is right", ""
         kind = Kind.LASTING
@@ -11421,12 +11414,10 @@ def _words_of_provider(wrong: Exception, status: int) -> tuple[str, list[str]]:
 def quotes(said: str, params: Any) -> bool:
     """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text. What a
     server prefers of models is not such a text."""
-    asked = {key: one for key, one in params.items() if key != "modelPreferences"}
-    leaves = [text for text, at in texts_of(asked, "") if not at.endswith((".type", ".role", ".mimeType", ".mode"))]
-    return any(
-        any(said[at : at + 16] in leaf for at in range(len(said) - 15)) or (len(leaf) > 3 and leaf in said)
-        for leaf in (" ".join(leaf.split()) for leaf in leaves)
-    )
+    no_words = r"\.modelPreferences\b|.*\.(type|role|mimeType|mode)$"
+    leaves = [" ".join(text.split()) for text, at in texts_of(params, "") if not re.match(no_words, at)]
+    pieces = {said[at : at + 16] for at in range(len(said) - 15)}
+    return any((len(leaf) > 3 and leaf in said) or any(piece in leaf for piece in pieces) for leaf in leaves)
 
 
 class Ledger:
@@ -11686,8 +11677,7 @@ class SamplerLoop:
         if count := value_of(body.get("redacted")):
             entry["redacted"] = count
         end = time.monotonic() + value_of(body["seconds"])
-        models = [one for label in labels for one in self._models if one.label == label]
-        models.sort(key=self._is_resting)
+        models = sorted((one for label in labels for one in self._models if one.label == label), key=self._is_resting)
         failures: list[str] = value_of(body.get("unfit")) or []
         refusal: RpcError | None = None
         for number, model in enumerate(models, 1):
@@ -12092,11 +12082,11 @@ class Shown(Struct, eq=False):
     slots: list[tuple[dict[str, Any], str]]  # texts that the person may edit, and where they stand in
     params: Any  # of a sampling request, with those in it
     opens: bool
-    is_ours: bool
+    is_patient: bool  # it waits as long without a tab
     asked: float
     until: float
-    alone_until: float  # without a tab it waits no longer
-    hash: str = ""
+    alone: float  # since then it has no tab, if there is none
+    hash: str
 
     @property
     def name(self) -> str:
@@ -12142,11 +12132,9 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
         {"label": label, "accepts": one.action == "accept", "main": one.action == "accept" and not is_ours}
         for label, one in zip(labels, buttons, strict=True)
     ]
-    waits = float(about.get("waits") or TAB_PATIENCE)
-    shown = Shown(id, view, buttons, fields, slots, params, bool(about.get("opens")), is_ours, now, now + waits, 0.0)
-    shown.alone_until = shown.until if is_ours and not shown.opens else now + TAB_PATIENCE
-    shown.hash = hashlib.sha256(encode(view)).hexdigest()
-    return shown
+    opens, until = bool(about.get("opens")), now + float(about.get("waits") or TAB_PATIENCE)
+    hash = hashlib.sha256(encode(view)).hexdigest()
+    return Shown(id, view, buttons, fields, slots, params, opens, is_ours and not opens, now, until, now, hash)
 
 
 def address_of(url: str) -> tuple[dict[str, str], list[str]]:
@@ -12325,9 +12313,7 @@ class Tab(Struct, eq=False):
 class Page:
     """What is asked, and the tabs that show it: an ASGI application with three ways in besides the page itself."""
 
-    def __init__(
-        self, setup: PageSetup, write: Callable[[bytes], None], now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, setup: PageSetup, write: Callable[[bytes], None], now: Callable[[], float]) -> None:
         self.setup, self.host = setup, ""  # its own address, as `Host` has to say
         self._write, self._now = write, now
         self._asked: dict[int, Shown] = {}
@@ -12366,7 +12352,7 @@ class Page:
             return
         self._asked[number] = shown
         self._tell()
-        if self._tabs or (shown.is_ours and not shown.opens):
+        if self._tabs or shown.is_patient:
             return
         if self._ignored >= IGNORED_MOST:
             self._cancel(shown, "nobody came to the page the last times; `mcpmux page` opens it")
@@ -12431,12 +12417,12 @@ class Page:
             if tab.news is None and now >= tab.left + RELOAD_PATIENCE:
                 del self._tabs[token]
                 for shown in self._asked.values() if not self._tabs else ():
-                    shown.alone_until = shown.until if shown.is_ours and not shown.opens else now + TAB_PATIENCE
+                    shown.alone = now
         for key in self._keys.values():
             if now >= key.until:
                 self._forget_file(key)
         for shown in [] if self._tabs else list(self._asked.values()):
-            if now >= shown.alone_until:
+            if now >= (shown.until if shown.is_patient else shown.alone + TAB_PATIENCE):
                 self._ignored += 1
                 self._cancel(shown, f"nobody came to the page within {TAB_PATIENCE:g} s")
 
@@ -12461,11 +12447,8 @@ class Page:
         if tab.news is None:
             return
         now, shown = self._now(), list(self._asked.values())[:CARDS_MOST]
-        add = [
-            {"question": one.view, "hash": one.hash, "age": now - one.asked, "left": one.until - now}
-            for one in shown
-            if one.id not in tab.cards
-        ]
+        new = [one for one in shown if one.id not in tab.cards]
+        add = [{"question": one.view, "hash": one.hash, "age": now - one.asked, "left": one.until - now} for one in new]
         gone = [id for id in tab.cards if id not in self._asked]
         tab.cards = {one.id for one in shown}
         title = f"mcpmux · {in_a_line(self.setup.host)}" if self.setup.host else "mcpmux"
@@ -12559,7 +12542,7 @@ class Page:
         pressed = shown.buttons[button]
         result: dict[str, Any] = {"action": pressed.action}
         if pressed.action == "accept":
-            content, wrong = self._content(shown, pressed, said)
+            content, wrong = self._content(shown, pressed.decision, said)
             if wrong:
                 return wrong, 422
             if content is not None:
@@ -12570,15 +12553,13 @@ class Page:
         self._over(shown, f"you chose “{pressed.label}”")
         return {}, 200
 
-    def _content(
-        self, shown: Shown, pressed: Button, said: dict[str, Any]
-    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    def _content(self, shown: Shown, decision: str, said: dict[str, Any]) -> tuple[dict[str, Any] | None, Any]:
         """What is accepted, and what is wrong with it: a text, or one for each field."""
-        if pressed.decision:
+        if decision:
             edits = said["edits"] if isinstance(said.get("edits"), dict) else {}
             for slot, (holder, key) in enumerate(shown.slots):
                 holder[key] = str(edits.get(str(slot), holder[key]))
-            return {"decision": pressed.decision} | ({"params": shown.params} if edits else {}), {}
+            return {"decision": decision} | ({"params": shown.params} if edits else {}), {}
         if "address" in shown.view:
             return None, {}
         values, content, wrong = said.get("values"), dict[str, Any](), dict[int, str]()
@@ -12616,7 +12597,7 @@ async def serve_page(lines: asyncio.Queue[bytes], writing: int) -> None:
     logging.disable(logging.CRITICAL)  # what a library would log may be about what is asked
 
     write = functools.partial(write_all, writing)
-    page = Page(msgspec.json.decode(await lines.get(), type=PageSetup), write)
+    page = Page(msgspec.json.decode(await lines.get(), type=PageSetup), write, time.monotonic)
     listening = socket.create_server(("127.0.0.1", 0))
     page.host = "{}:{}".format(*listening.getsockname())
     options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
