@@ -9442,15 +9442,13 @@ PERHAPS_LOST: Final = (400, 404, 410)  # the statuses with which servers say tha
 
 
 class RemoteError(McpmuxError):
-    """Something between us and a remote server: what, and what to do. `is_end`: the server is gone by it. `was_taken`:
-    it may have read what it was sent. `spares`: what it is answering already may still be answered."""
+    """Something between us and a remote server: what, and what to do. `is_end`: the server is gone by it. `taken`: it
+    may have read what it was sent. `spares`: what it is answering already may still be answered."""
 
-    def __init__(
-        self, what: str, todo: str, *, is_end: bool = False, was_taken: bool = True, spares: bool = False
-    ) -> None:
+    def __init__(self, what: str, todo: str, *, is_end: bool = False, taken: bool = True, spares: bool = False) -> None:
         super().__init__(what)
         self.what, self.todo = what, todo
-        self.is_end, self.was_taken, self.spares = is_end, was_taken, spares
+        self.is_end, self.taken, self.spares = is_end, taken, spares
 
 
 class Unreadable(RemoteError):
@@ -9518,10 +9516,8 @@ def take_over(login: Path, url: str) -> bool:
 
 async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     """Placeholders, and headers from the environment. Raises `StartError`."""
-    secrets: set[str] = set()
-    where = f"mcp_servers.{name}"
-    assert options.url is not None
-    url = await expand(options.url, f"{where}.url", config.environment, secrets)
+    where, secrets = f"mcp_servers.{name}", set[str]()
+    url = await expand(options.url or "", f"{where}.url", config.environment, secrets)
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise StartError("its url is no http:// or https:// address", f"correct {where}.url")
@@ -9673,10 +9669,6 @@ class Login(Struct, frozen=True):
     scope: str | None = None
     revocation_endpoint: str | None = None
 
-    @property
-    def secrets(self) -> list[str]:
-        return [one for one in (self.access_token, self.refresh_token, self.client_secret) if one]
-
 
 def read_login(path: Path) -> Login | None:
     """None where there is none, or none that can be read: the next login writes it anew."""
@@ -9780,7 +9772,7 @@ class LoginKeeper:
     def _take(self, login: Login | None) -> None:
         self.login = login
         if login:
-            self._journal.hide(login.secrets)
+            self._journal.hide(filter(None, (login.access_token, login.refresh_token, login.client_secret)))
 
     async def token(self) -> str | None:
         """One that has not run out, if that can be helped."""
@@ -10184,11 +10176,9 @@ class Web:
     async def _close(self, response: Any) -> None:
         """Read out, if that takes no time: then its connection serves the next request."""
         try:
-            with self._anyio.move_on_after(READ_OUT):
+            with self._anyio.move_on_after(READ_OUT), contextlib.suppress(*self._errors):  # read already, or broken
                 async for _ in response.aiter_raw():
                     pass
-        except self._errors:  # it was read already, or is broken
-            pass
         finally:
             with self._anyio.move_on_after(STOP_LAST, shield=True):
                 await response.aclose()
@@ -10260,7 +10250,7 @@ class Web:
     def _trouble(self, wrong: Exception) -> RemoteError:
         if isinstance(wrong, self._http.ConnectError | self._http.ConnectTimeout | self._http.ProxyError):
             what, todo = connection_trouble(wrong, self._address.shown)
-            return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
+            return RemoteError(what, todo, is_end=True, taken=False, spares=True)
         if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
             return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
         return self.cut_off(wrong)
@@ -10825,7 +10815,7 @@ class RemoteServer:
         if exchange.answered.is_set():
             return
         if self._is_end(wrong, exchange):
-            if not wrong.was_taken and exchange.key is not None and not exchange.is_own:
+            if not wrong.taken and exchange.key is not None and not exchange.is_own:
                 self._unread.append(exchange.line)
             self._finish(exchange, b"")
             self._lose(wrong)
@@ -10836,12 +10826,11 @@ class RemoteServer:
         else:
             text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
             # What a task begins with has no way to say that a tool failed.
-            reply = failure("" if "task" in exchange.params else exchange.method, text)
-            result, error = reply.result, reply.error
+            reply, id = failure("" if "task" in exchange.params else exchange.method, text), encode(exchange.key)
             if exchange.method == "server/discover":  # as a legacy server says it: it may still know `initialize`
-                error = error_body(RpcError(METHOD_NOT_FOUND, text))
-            id = encode(exchange.key)
-            self._finish(exchange, error_line(id, error) if error is not None else result_line(id, result or b"{}"))
+                reply = Reply(None, error_body(RpcError(METHOD_NOT_FOUND, text)))
+            line = result_line(id, reply.result) if reply.result else error_line(id, reply.error or b"")
+            self._finish(exchange, line)
 
     def _is_end(self, wrong: RemoteError, exchange: Sent | None) -> bool:
         """A server that cannot be reached is gone, unless it is answering a call right now."""
@@ -10859,7 +10848,7 @@ class RemoteServer:
         if has_session and exchange.key is not None and not exchange.is_own:
             self._session.refuses |= exchange.is_early
             if not exchange.is_early and not (self._session.refuses and await self._lives()):
-                raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+                raise RemoteError(*_FORGOTTEN, is_end=True, taken=False)
 
     async def _lives(self) -> bool:
         answer: Fields = {}
