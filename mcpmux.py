@@ -11171,8 +11171,7 @@ def chat_messages(params: Mapping[str, Any]) -> list[dict[str, Any]]:
     system = params.get("systemPrompt")
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for message in params["messages"]:
-        parts: list[dict[str, Any]] = []
-        calls: list[dict[str, Any]] = []
+        parts, calls = list[dict[str, Any]](), list[dict[str, Any]]()
         for block in blocks_of(message):
             match block["type"]:
                 case "tool_use":
@@ -11206,8 +11205,7 @@ def _chat_part(block: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tool_result(block: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """A tool's result as text, and its pictures and sounds: chat APIs take those from the user only."""
-    texts: list[str] = []
-    media: list[dict[str, Any]] = []
+    texts, media = list[str](), list[dict[str, Any]]()
     for one in block.get("content") or ():
         match one["type"]:
             case "text":
@@ -11432,12 +11430,10 @@ class Ledger:
         return list(found.values())
 
     def _whole_lines(self, start: int) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(start)
-                data = file.read()
-        except OSError:
-            return b""
+        data = b""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
         return data[: data.rfind(b"\n") + 1]
 
     def _entries(self, data: bytes) -> list[dict[str, Any]]:
@@ -11535,8 +11531,7 @@ class SamplerLoop:
             message = decode_line(await lines.get())
             params = fields_of(message.params)
             if message.method == "notifications/cancelled":
-                task = self._tasks.get(number_of_id(params["requestId"]) or 0)
-                if task:
+                if task := self._tasks.get(number_of_id(params["requestId"]) or 0):
                     task.cancel()
             elif message.id is not UNSET and (number := number_of_id(message.id)) is not None:
                 step = self.prepare if message.method == PREPARE else self.answer
@@ -11820,15 +11815,12 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     models: list[ModelOptions] = []
     for number, model in enumerate(config.sampling.models):
         where = "sampling" if config.sampling.model else f"sampling.models[{number}]"
-        full = {
-            key: await expand(text, f"{where}.{key}", config.environment, secrets)
-            for key in ("api_key", "api_base")
-            if (text := getattr(model, key)) is not None
-        }
-        secrets |= {full["api_key"]} if "api_key" in full else set()
-        models.append(msgspec.structs.replace(model, **full))
-    full_table = msgspec.structs.replace(config.sampling, models=models)
-    return encode(SamplerSetup(full_table, str(state_folder() / LEDGER_NAME))) + b"\n"
+        key = model.api_key and await expand(model.api_key, f"{where}.api_key", config.environment, secrets)
+        base = model.api_base and await expand(model.api_base, f"{where}.api_base", config.environment, secrets)
+        secrets.add(key or "")
+        models.append(msgspec.structs.replace(model, api_key=key, api_base=base))
+    full = msgspec.structs.replace(config.sampling, models=models)
+    return encode(SamplerSetup(full, str(state_folder() / LEDGER_NAME))) + b"\n"
 
 
 # ══ 21. Page ══════════════════════════════════════════════════════════════════════════════════════════════════════════
