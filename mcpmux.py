@@ -9830,21 +9830,17 @@ class LoginKeeper:
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
         if statuses[-1] in REFUSED:
             return None
-        if (tokens := provider.context.current_tokens) is None:
+        new, until = provider.context.current_tokens, provider.context.token_expiry_time
+        if new is None:
             what = f"cannot be logged in to: {place} answered HTTP {statuses[-1]} without a token"
             raise RemoteError(what, "try again later")
         return msgspec.structs.replace(
-            login,
-            access_token=tokens.access_token,
-            expires_at=None if tokens.expires_in is None else time.time() + tokens.expires_in,
-            refresh_token=tokens.refresh_token,
-            scope=tokens.scope,
+            login, access_token=new.access_token, expires_at=until, refresh_token=new.refresh_token, scope=new.scope
         )
 
 
 class Browser:
-    """How a person is asked: an address is opened, and a page on loopback is where the answer comes back (RFC 8252,
-    7.3). `go` and `come_back` are what the SDK's provider wants for that."""
+    """How a person is asked: an address is opened, and the answer comes back to a page on loopback (RFC 8252, 7.3)."""
 
     def __init__(self, scopes: list[str], say: Callable[[str], None]) -> None:
         self._scopes, self._say = scopes, say
@@ -10026,7 +10022,7 @@ def login_of(url: str, context: Any, status: int) -> Login | None:
         client.client_secret,
         client.token_endpoint_auth_method,
         tokens.refresh_token,
-        None if tokens.expires_in is None else time.time() + tokens.expires_in,
+        context.token_expiry_time,
         context.get_resource_url() if context.should_include_resource_param(context.protocol_version) else None,
         tokens.scope,
         str(found.revocation_endpoint) if found and found.revocation_endpoint else None,
@@ -10034,8 +10030,7 @@ def login_of(url: str, context: Any, status: int) -> Login | None:
 
 
 async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Path | None:
-    """The whole way: what protects the server is found, mcpmux registers there, a person agrees in a browser, and the
-    answer becomes a login: its file. None where the server asks for none. Raises `StartError`, `RemoteError`."""
+    """The whole way to a login's file; None where the server asks for no login. Raises `StartError`, `RemoteError`."""
     address = await locate(name, options, config)
     if address.has_credentials:
         raise StartError("has credentials in its table already", "take them out of it to log in instead")
@@ -10128,12 +10123,10 @@ class Web:
         except http.InvalidURL as wrong:
             todo = f"correct mcp_servers.{self._address.name}.url"
             raise StartError(f"its url cannot be used: {wrong}", todo) from None
-        self._client = new_client(
-            self._address.url,
-            timeout=http.Timeout(None, connect=CONNECT_PATIENCE),
-            limits=http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
-            headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
-        )
+        timeout = http.Timeout(None, connect=CONNECT_PATIENCE)
+        limits = http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE)
+        headers = {"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers
+        self._client = new_client(self._address.url, timeout=timeout, limits=limits, headers=headers)
         return self._client
 
     @contextlib.asynccontextmanager
@@ -11326,13 +11319,10 @@ def sampling_result(answer: Any, params: Mapping[str, Any], model: str, raw: Map
     stopped_by = value_of(raw.get("stop_sequence")) if value_of(raw.get("stop_reason")) == "stop_sequence" else None
     if extra.get("stop_reason") in stops or stopped_by in stops:  # some say which of them it was
         reason = "stopSequence"
+    reason = "toolUse" if calls else reason
     parts = parts or [{"type": "text", "text": ""}]
-    return {
-        "role": "assistant",
-        "content": parts[0] if len(parts) == 1 and not params.get("tools") else parts,
-        "model": str(answer.model or model),
-        "stopReason": "toolUse" if calls else reason,
-    }
+    content = parts[0] if len(parts) == 1 and not params.get("tools") else parts
+    return {"role": "assistant", "content": content, "model": str(answer.model or model), "stopReason": reason}
 
 
 def _calls_in(message: Any, offered: list[str], model: str) -> list[dict[str, Any]]:
@@ -11399,8 +11389,7 @@ def _words_of_provider(wrong: Exception, status: int) -> tuple[str, list[str]]:
 
 
 def quotes(said: str, params: Any) -> bool:
-    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text. What a
-    server prefers of models is not such a text."""
+    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text."""
     no_words = r"\.modelPreferences\b|.*\.(type|role|mimeType|mode)$"
     leaves = [" ".join(text.split()) for text, at in texts_of(params, "") if not re.match(no_words, at)]
     pieces = {said[at : at + 16] for at in range(len(said) - 15)}
@@ -11787,8 +11776,7 @@ def any_chance() -> float:
 
 
 def child_main(serve: Callable[[asyncio.Queue[bytes], int], Coroutine[Any, Any, None]]) -> int:
-    """`mcpmux _sampler` and the like: `serve` is given the lines that come, and where its own go. Ends with its input,
-    and so with its parent."""
+    """`mcpmux _sampler` and the like; ends with its input. `serve` gets the lines that come, and where its own go."""
     reading, writing = take_over_stdio()
 
     async def run() -> None:
