@@ -9458,15 +9458,13 @@ PERHAPS_LOST: Final = (400, 404, 410)  # the statuses with which servers say tha
 
 
 class RemoteError(McpmuxError):
-    """Something between us and a remote server: what, and what to do. `is_end`: the server is gone by it. `was_taken`:
-    it may have read what it was sent. `spares`: what it is answering already may still be answered."""
+    """Something between us and a remote server: what, and what to do. `is_end`: the server is gone by it. `taken`: it
+    may have read what it was sent. `spares`: what it is answering already may still be answered."""
 
-    def __init__(
-        self, what: str, todo: str, *, is_end: bool = False, was_taken: bool = True, spares: bool = False
-    ) -> None:
+    def __init__(self, what: str, todo: str, *, is_end: bool = False, taken: bool = True, spares: bool = False) -> None:
         super().__init__(what)
         self.what, self.todo = what, todo
-        self.is_end, self.was_taken, self.spares = is_end, was_taken, spares
+        self.is_end, self.taken, self.spares = is_end, taken, spares
 
 
 class Unreadable(RemoteError):
@@ -9476,6 +9474,8 @@ class Unreadable(RemoteError):
 class Address(Struct, frozen=True):
     """A remote server's table, ready to be used."""
 
+    name: str
+    transport: str | None  # None: to be found out
     url: str
     headers: dict[str, str]
     secrets: frozenset[str]
@@ -9532,10 +9532,8 @@ def take_over(login: Path, url: str) -> bool:
 
 async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     """Placeholders, and headers from the environment. Raises `StartError`."""
-    secrets: set[str] = set()
-    where = f"mcp_servers.{name}"
-    assert options.url is not None
-    url = await expand(options.url, f"{where}.url", config.environment, secrets)
+    where, secrets = f"mcp_servers.{name}", set[str]()
+    url = await expand(options.url or "", f"{where}.url", config.environment, secrets)
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise StartError("its url is no http:// or https:// address", f"correct {where}.url")
@@ -9561,7 +9559,7 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     named = any(SECRET_NAME.search(text) for text in (*headers, parts.query))
     if named or parts.password or options.env_http_headers or take_over(login, url):
         refuse_open(url, options.allow_http)
-    return Address(url, headers, frozenset(secrets), login, options.allow_http)
+    return Address(name, options.transport, url, headers, frozenset(secrets), login, options.allow_http)
 
 
 class Loaded(NamedTuple):
@@ -9687,10 +9685,6 @@ class Login(Struct, frozen=True):
     scope: str | None = None
     revocation_endpoint: str | None = None
 
-    @property
-    def secrets(self) -> list[str]:
-        return [one for one in (self.access_token, self.refresh_token, self.client_secret) if one]
-
 
 def read_login(path: Path) -> Login | None:
     """None where there is none, or none that can be read: the next login writes it anew."""
@@ -9778,8 +9772,7 @@ def provider_of(login: Login) -> Any:
     context.client_info, context.token_expiry_time = client, 1.0
     context.oauth_metadata = auth.OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
     if login.resource:
-        prm = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
-        context.protected_resource_metadata = prm
+        context.protected_resource_metadata = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
     return provider
 
 
@@ -9795,7 +9788,7 @@ class LoginKeeper:
     def _take(self, login: Login | None) -> None:
         self.login = login
         if login:
-            self._journal.hide(login.secrets)
+            self._journal.hide(filter(None, (login.access_token, login.refresh_token, login.client_secret)))
 
     async def token(self) -> str | None:
         """One that has not run out, if that can be helped."""
@@ -9853,21 +9846,17 @@ class LoginKeeper:
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
         if statuses[-1] in REFUSED:
             return None
-        if (tokens := provider.context.current_tokens) is None:
+        new, until = provider.context.current_tokens, provider.context.token_expiry_time
+        if new is None:
             what = f"cannot be logged in to: {place} answered HTTP {statuses[-1]} without a token"
             raise RemoteError(what, "try again later")
         return msgspec.structs.replace(
-            login,
-            access_token=tokens.access_token,
-            expires_at=None if tokens.expires_in is None else time.time() + tokens.expires_in,
-            refresh_token=tokens.refresh_token,
-            scope=tokens.scope,
+            login, access_token=new.access_token, expires_at=until, refresh_token=new.refresh_token, scope=new.scope
         )
 
 
 class Browser:
-    """How a person is asked: an address is opened, and a page on loopback is where the answer comes back (RFC 8252,
-    7.3). `go` and `come_back` are what the SDK's provider wants for that."""
+    """How a person is asked: an address is opened, and the answer comes back to a page on loopback (RFC 8252, 7.3)."""
 
     def __init__(self, scopes: list[str], say: Callable[[str], None]) -> None:
         self._scopes, self._say = scopes, say
@@ -9915,7 +9904,8 @@ class Browser:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         import hmac  # noqa: PLC0415
 
-        try:
+        no_browser = OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+        with contextlib.closing(writer), contextlib.suppress(*no_browser):  # or one that went
             async with asyncio.timeout(CONNECT_PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
             target = urllib.parse.urlsplit(head.split(b" ", 2)[1].decode())
@@ -9932,10 +9922,6 @@ class Browser:
             await writer.drain()
             if is_answer and not self._answer.done():
                 self._answer.set_result(query)
-        except (OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # not a browser, or one that went
-        finally:
-            writer.close()
 
 
 def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str], browser: Browser) -> Any:
@@ -9944,9 +9930,9 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
     from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata  # noqa: PLC0415
     from pydantic import AnyUrl  # noqa: PLC0415
 
-    client = None
-    is_document = bool(oauth.client_id and re.match(r"https://[^/]+/.", oauth.client_id))
-    if oauth.client_id and not is_document:
+    client, document = None, oauth.client_id
+    if oauth.client_id and not re.match(r"https://[^/]+/.", oauth.client_id):
+        document = None
         client = OAuthClientInformationFull(
             client_id=oauth.client_id,
             client_secret=oauth.client_secret,
@@ -9960,7 +9946,6 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
         token_endpoint_auth_method="none",  # noqa: S106
     )
     # What was there before must not stand in a new login's way: there are no tokens to begin with.
-    document = oauth.client_id if is_document else None
     provider = OAuthClientProvider(url, metadata, Beginning(client), browser.go, browser.come_back, document)
     browser.context = provider.context
     return provider
@@ -10053,7 +10038,7 @@ def login_of(url: str, context: Any, status: int) -> Login | None:
         client.client_secret,
         client.token_endpoint_auth_method,
         tokens.refresh_token,
-        None if tokens.expires_in is None else time.time() + tokens.expires_in,
+        context.token_expiry_time,
         context.get_resource_url() if context.should_include_resource_param(context.protocol_version) else None,
         tokens.scope,
         str(found.revocation_endpoint) if found and found.revocation_endpoint else None,
@@ -10061,8 +10046,7 @@ def login_of(url: str, context: Any, status: int) -> Login | None:
 
 
 async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Path | None:
-    """The whole way: what protects the server is found, mcpmux registers there, a person agrees in a browser, and the
-    answer becomes a login: its file. None where the server asks for none. Raises `StartError`, `RemoteError`."""
+    """The whole way to a login's file; None where the server asks for no login. Raises `StartError`, `RemoteError`."""
     address = await locate(name, options, config)
     if address.has_credentials:
         raise StartError("has credentials in its table already", "take them out of it to log in instead")
@@ -10073,7 +10057,7 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
     except OSError as wrong:
         what = f"port {oauth.callback_port} cannot be used: {wrong}"
         raise StartError(what, f"change {where}.callback_port") from None
-    try:
+    with contextlib.closing(browser):
         own = msgspec.structs.replace(oauth, client_secret=secret)
         provider = new_provider(address.url, callback, own, options.scopes, browser)
         method = "GET" if options.transport == "sse" else "POST"
@@ -10082,8 +10066,6 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
             method, status = "GET", await knock(address, provider, "GET", insists=False)
         if not provider.context.current_tokens and status not in (401, 403) and await says_how(address):
             status = await knock(address, provider, method, insists=True)
-    finally:
-        browser.close()
     if login := login_of(address.url, provider.context, status):
         async with login_lock(address.login):
             write_login(address.login, login)
@@ -10143,8 +10125,8 @@ STATUS_WORDS: Final[dict[int | str, tuple[str, str]]] = {
 class Web:
     """One address: requests with its headers and its login. Whatever goes wrong comes out as a `RemoteError`."""
 
-    def __init__(self, name: str, address: Address, journal: Journal) -> None:
-        self._name, self._address = name, address
+    def __init__(self, address: Address, journal: Journal) -> None:
+        self._address = address
         self._keeper = None if address.has_credentials else LoginKeeper(address.login, address.may_be_open, journal)
         self.has_answered = False  # the server has: it is one, and what goes wrong then is not the end of it
 
@@ -10155,13 +10137,12 @@ class Web:
         try:
             http.URL(self._address.url)
         except http.InvalidURL as wrong:
-            raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self._name}.url") from None
-        self._client = new_client(
-            self._address.url,
-            timeout=http.Timeout(None, connect=CONNECT_PATIENCE),
-            limits=http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
-            headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
-        )
+            todo = f"correct mcp_servers.{self._address.name}.url"
+            raise StartError(f"its url cannot be used: {wrong}", todo) from None
+        timeout = http.Timeout(None, connect=CONNECT_PATIENCE)
+        limits = http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE)
+        headers = {"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers
+        self._client = new_client(self._address.url, timeout=timeout, limits=limits, headers=headers)
         return self._client
 
     @contextlib.asynccontextmanager
@@ -10204,11 +10185,9 @@ class Web:
     async def _close(self, response: Any) -> None:
         """Read out, if that takes no time: then its connection serves the next request."""
         try:
-            with self._anyio.move_on_after(READ_OUT):
+            with self._anyio.move_on_after(READ_OUT), contextlib.suppress(*self._errors):  # read already, or broken
                 async for _ in response.aiter_raw():
                     pass
-        except self._errors:  # it was read already, or is broken
-            pass
         finally:
             with self._anyio.move_on_after(STOP_LAST, shield=True):
                 await response.aclose()
@@ -10241,7 +10220,7 @@ class Web:
         text = "" if b"<html" in said[:EDGE].lower() else plain(said.decode(errors="replace"))[:200]
         after = headers.get("retry-after", "")
         words = {
-            "name": self._name,
+            "name": self._address.name,
             "shown": self._address.shown,
             "status": status,
             "kind": media_type(response),
@@ -10280,7 +10259,7 @@ class Web:
     def _trouble(self, wrong: Exception) -> RemoteError:
         if isinstance(wrong, self._http.ConnectError | self._http.ConnectTimeout | self._http.ProxyError):
             what, todo = connection_trouble(wrong, self._address.shown)
-            return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
+            return RemoteError(what, todo, is_end=True, taken=False, spares=True)
         if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
             return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
         return self.cut_off(wrong)
@@ -10431,20 +10410,12 @@ class RemoteServer:
     """
 
     def __init__(
-        self,
-        name: str,
-        run: int,
-        post: Callable[[Event], None],
-        limit: int,
-        outbox: int,
-        address: Address,
-        journal: Journal,
-        transport: str | None = None,
+        self, run: int, post: Callable[[Event], None], limit: int, outbox: int, address: Address, journal: Journal
     ) -> None:
-        self.name, self.run = name, run
+        self.name, self.run = address.name, run
         self.outbox: list[bytes] = []  # lines of this batch
         self._post, self._limit, self._most, self._journal = post, limit, outbox, journal
-        self._transport = transport  # None: to be found out
+        self._transport = address.transport
         self._not_http: RemoteError | None = None  # why SSE is tried
         self._place: str | None = None  # where messages go, as SSE says
         self._lines: collections.deque[bytes] = collections.deque()
@@ -10461,8 +10432,8 @@ class RemoteServer:
         self._gone = False
         self._exchanges: dict[int | str, Sent] = {}
         self._unread: list[bytes] = []  # requests that it has certainly not taken
-        self._own = 0  # requests of this connection itself, so far
-        self._session, self._book, self._web = Session(), HeaderBook(), Web(name, address, journal)
+        self._numbers = itertools.count(1)  # of requests of this connection itself
+        self._session, self._book, self._web = Session(), HeaderBook(), Web(address, journal)
 
     # ── what the mux does ──
 
@@ -10662,8 +10633,8 @@ class RemoteServer:
         if error is not None and (status in (401, 403) or not error_is_valid(error)):
             error = None
         is_ours = error is not None and key_of(message.get("id", UNSET)) == exchange.key
-        if status in PERHAPS_LOST and not is_ours and await self._is_lost(exchange):
-            raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+        if status in PERHAPS_LOST and not is_ours:
+            await self._check_session(exchange)
         if exchange.key is not None and error is not None:
             await self._answered(exchange, b"", Envelope(error=error), is_refusal=True)
         elif exchange.method == "initialize" and status in (400, 404, 405) and self._transport is None:
@@ -10705,8 +10676,7 @@ class RemoteServer:
 
     async def _ask_itself(self, method: str, params: Fields) -> Fields:
         """The answer to a request of this connection's own; nothing where there was none."""
-        self._own += 1
-        key = f"mcpmux-{self._own}"
+        key = f"mcpmux-{next(self._numbers)}"
         line = encode({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
         exchange = self._exchange(line, decode_line(line), key)
         try:
@@ -10801,8 +10771,7 @@ class RemoteServer:
         key = key_of(message.id)
         if key in self._exchanges or exchange is None or exchange.answered.is_set() or message.error is UNSET:
             return None if key is None else self._exchanges.get(key)
-        if await self._is_lost(exchange):
-            raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+        await self._check_session(exchange)
         return exchange
 
     async def _answered(self, exchange: Sent, line: bytes, message: Envelope, is_refusal: bool = False) -> None:
@@ -10855,7 +10824,7 @@ class RemoteServer:
         if exchange.answered.is_set():
             return
         if self._is_end(wrong, exchange):
-            if not wrong.was_taken and exchange.key is not None and not exchange.is_own:
+            if not wrong.taken and exchange.key is not None and not exchange.is_own:
                 self._unread.append(exchange.line)
             self._finish(exchange, b"")
             self._lose(wrong)
@@ -10866,12 +10835,11 @@ class RemoteServer:
         else:
             text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
             # What a task begins with has no way to say that a tool failed.
-            reply = failure("" if "task" in exchange.params else exchange.method, text)
-            result, error = reply.result, reply.error
+            reply, id = failure("" if "task" in exchange.params else exchange.method, text), encode(exchange.key)
             if exchange.method == "server/discover":  # as a legacy server says it: it may still know `initialize`
-                error = error_body(RpcError(METHOD_NOT_FOUND, text))
-            id = encode(exchange.key)
-            self._finish(exchange, error_line(id, error) if error is not None else result_line(id, result or b"{}"))
+                reply = Reply(None, error_body(RpcError(METHOD_NOT_FOUND, text)))
+            line = result_line(id, reply.result) if reply.result else error_line(id, reply.error or b"")
+            self._finish(exchange, line)
 
     def _is_end(self, wrong: RemoteError, exchange: Sent | None) -> bool:
         """A server that cannot be reached is gone, unless it is answering a call right now."""
@@ -10883,13 +10851,13 @@ class RemoteServer:
     # answer, and from then on the session itself is asked, by a ping, before it is given up. It is asked too before an
     # error counts that has our id, and may have been said of the session.
 
-    async def _is_lost(self, exchange: Sent) -> bool:
-        """Whether its server, which has just refused this, seems to have forgotten the session."""
+    async def _check_session(self, exchange: Sent) -> None:
+        """Raises `RemoteError` if the server, which has just refused this, seems to have forgotten the session."""
         has_session = self._session.id or (self._place and self._session.revision)
-        if not has_session or exchange.is_own or exchange.key is None:
-            return False
-        self._session.refuses |= exchange.is_early
-        return not exchange.is_early and not (self._session.refuses and await self._lives())
+        if has_session and exchange.key is not None and not exchange.is_own:
+            self._session.refuses |= exchange.is_early
+            if not exchange.is_early and not (self._session.refuses and await self._lives()):
+                raise RemoteError(*_FORGOTTEN, is_end=True, taken=False)
 
     async def _lives(self) -> bool:
         answer: Fields = {}
@@ -10933,31 +10901,24 @@ class Kind(Enum):
     REFUSED = "is an answer to what was asked: nobody else is asked the same"
 
 
-# By the names of litellm's exceptions, the most particular first.
-_PROVIDER_ERRORS: Final[dict[str, tuple[str, Kind]]] = {
+_UNWANTED: Final = ("ContentPolicyViolationError", "content_filter", "content_policy_violation")
+# By the provider's own code (in small letters), the names of litellm's exception, or the status: the first says most.
+_PROVIDER_ERRORS: Final[dict[str | int, tuple[str, Kind]]] = {
+    "insufficient_quota": ("says that the account has no credit left", Kind.LASTING),
     "AuthenticationError": ("refused the key; correct its api_key", Kind.LASTING),
-    "PermissionDeniedError": ("does not allow this with this key", Kind.LASTING),
-    "PaymentRequiredError": ("wants to be paid first", Kind.LASTING),
+    **dict.fromkeys(("PermissionDeniedError", 403), ("does not allow this with this key", Kind.LASTING)),
+    **dict.fromkeys(("PaymentRequiredError", 402), ("wants to be paid first", Kind.LASTING)),
     "ContextWindowExceededError": ("says that the request is longer than the model's context window", Kind.REQUEST),
-    "ContentPolicyViolationError": ("refused the request by its content filter", Kind.REFUSED),
+    413: ("says that the request is too long", Kind.REQUEST),
+    **dict.fromkeys(_UNWANTED, ("refused the request by its content filter", Kind.REFUSED)),
     "UnsupportedParamsError": ("does not take one of the parameters", Kind.REQUEST),
     "NotFoundError": ("knows no such model or address; correct its model or api_base", Kind.LASTING),
     "RateLimitError": ("says that its rate limit is reached", Kind.PASSING),
-    **dict.fromkeys(("ServiceUnavailableError", "BadGatewayError"), ("is overloaded or down", Kind.PASSING)),
+    **dict.fromkeys(("ServiceUnavailableError", "BadGatewayError", 529), ("is overloaded or down", Kind.PASSING)),
     "Timeout": ("did not answer in time", Kind.PASSING),
     "APIConnectionError": ("cannot be reached, or sent no answer that can be read", Kind.PASSING),
     "InternalServerError": ("failed, or sent no answer that can be read", Kind.PASSING),
     "BadRequestError": ("refused the request", Kind.REQUEST),
-}
-_PROVIDER_STATUSES: Final[dict[int, tuple[str, Kind]]] = {  # where litellm has no exception of its own
-    402: ("wants to be paid first", Kind.LASTING),
-    403: ("does not allow this with this key", Kind.LASTING),
-    413: ("says that the request is too long", Kind.REQUEST),
-    529: ("is overloaded or down", Kind.PASSING),
-}
-_TELLING_CODES: Final = {  # the provider's own code says more than the exception's name
-    "insufficient_quota": ("says that the account has no credit left", Kind.LASTING),
-    **dict.fromkeys(("content_filter", "content_policy_violation"), _PROVIDER_ERRORS["ContentPolicyViolationError"]),
 }
 
 
@@ -11002,8 +10963,7 @@ class Rated(NamedTuple):
         return self.name + (f" ({base})" if base else "") + (f" #{self.number}" if self.number > 1 else "")
 
     @property
-    def names(self) -> list[list[str]]:
-        """By words: a hint matches whole ones."""
+    def names(self) -> list[str]:
         names = (self.name, self.name.rpartition("/")[2], *self.options.hints)
         return [words for name in names if (words := _words(name))]
 
@@ -11021,19 +10981,20 @@ class Rated(NamedTuple):
         blocks = [block for message in params["messages"] for block in blocks_of(message)]
         kinds = {one["type"] for block in blocks for one in (block, *(block.get("content") or ()))}
         is_forced = (params.get("toolChoice") or {}).get("mode") == "required"
+        is_blind = self.row.get("mode") == "chat" and not self.row.get("supports_vision")
+        is_free = self.provider in _OLLAMA or self.row.get("supports_tool_choice") is False
         cannot = {
             "takes no audio": "audio" in kinds and self.provider in _DEAF,
-            "takes no images": "image" in kinds
-            and self.row.get("mode") == "chat"
-            and not self.row.get("supports_vision"),
-            "cannot be made to call a tool (toolChoice)": is_forced
-            and (self.provider in _OLLAMA or self.row.get("supports_tool_choice") is False),
+            "takes no images": "image" in kinds and is_blind,
+            "cannot be made to call a tool (toolChoice)": is_forced and is_free,
         }
         return next((why for why, is_so in cannot.items() if is_so), None)
 
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z]+|[0-9]+", name.lower())
+def _words(name: str) -> str:
+    """Each between spaces: a hint matches whole ones."""
+    words = re.findall(r"[a-z]+|[0-9]+", name.lower())
+    return f" {' '.join(words)} " if words else ""
 
 
 def has_litellm() -> bool:
@@ -11068,13 +11029,12 @@ def is_local(options: ModelOptions) -> bool:
     provider, base = options.model.partition("/")[0], options.api_base
     if base is None and provider in _OLLAMA:
         base = os.environ.get("OLLAMA_API_BASE") or "http://localhost"
-    host = urllib.parse.urlsplit(base or "").hostname or ""
-    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    return is_here(base or "")
 
 
 def config_trouble(options: ModelOptions, litellm: Any) -> str | None:
     """Why a model cannot work as it stands in the config, and what to write."""
-    base, given = options.api_base, {**options.params, "api_key": options.api_key}
+    base = options.api_base
     if base is not None and not re.match(r"https?://[^/\s]", base):
         return f'has api_base = "{base}", which is no address; write "http://{base}" or "https://…"'
     try:
@@ -11085,9 +11045,8 @@ def config_trouble(options: ModelOptions, litellm: Any) -> str | None:
         near = difflib.get_close_matches(provider, known, 1)
         meant = f"did you mean {near[0]}/…?" if near else 'write model = "provider/model", as in ollama_chat/llama3.2'
         return f"names no provider that litellm knows; {meant}"
-    missing = litellm.validate_environment(options.model)["missing_keys"]
-    keys = [key for key in missing if key.endswith("_API_KEY")]
-    if not keys or given["api_key"] or is_local(options):
+    keys = [key for key in litellm.validate_environment(options.model)["missing_keys"] if key.endswith("_API_KEY")]
+    if not keys or options.api_key or is_local(options):
         return None
     return f'has no key; write api_key = "${{{keys[-1]}}}" beside it, and set {keys[-1]} where the host starts mcpmux'
 
@@ -11105,7 +11064,7 @@ def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
     paid = row.get("input_cost_per_token"), row.get("output_cost_per_token") or 0
     if paid[0] is not None and (any(paid) or not local):
         usd = (float(paid[0]) * 1e6, float(paid[1]) * 1e6)
-        guesses = _guess(row, "price")
+        guesses = _guess(row, usd)
     elif local:
         guesses = {"cost": (1.0, "local"), "speed": (0.5, "local"), "intelligence": (0.1, "local")}
     given = {key: (score, "config") for key in PRIORITIES if (score := getattr(options, key)) is not None}
@@ -11114,19 +11073,15 @@ def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
     return Rated(options, usd, scores, {key: source for key, (_, source) in both.items()}, row, local)
 
 
-def _guess(row: Mapping[str, Any], source: str) -> dict[str, tuple[float, str]]:
-    usd = [float(row.get(f"{way}_cost_per_token") or 0) * 1e6 for way in ("input", "output")]
+def _guess(row: Mapping[str, Any], usd: tuple[float, float]) -> dict[str, tuple[float, str]]:
     # Free is 1, $10 about a half, $100 for a million tokens nothing; most tokens go in.
     cheap = max(0.0, round(1 - math.log10(1 + (3 * usd[0] + usd[1]) / 4) / 2, 2))
-    clever, origin = 1 - cheap, source
-    if long := row.get("max_output_tokens"):
-        clever = (
-            0.4 * clever
-            + 0.4 * min(1.0, math.log2(max(1.0, long / 1024)) / 8)
-            + 0.2 * bool(row.get("supports_reasoning"))
-        )
-        origin = f"{source}, length, thinking"
-    return {"cost": (cheap, source), "speed": (cheap, source), "intelligence": (round(clever, 2), origin)}
+    clever, source = 1 - cheap, "price"
+    if most := row.get("max_output_tokens"):
+        length = min(1.0, math.log2(max(1.0, most / 1024)) / 8)
+        clever = 0.4 * clever + 0.4 * length + 0.2 * bool(row.get("supports_reasoning"))
+        source = "price, length, thinking"
+    return {"cost": (cheap, "price"), "speed": (cheap, "price"), "intelligence": (round(clever, 2), source)}
 
 
 def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[list[Rated], str]:
@@ -11137,7 +11092,7 @@ def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[
     for hint in preferences.get("hints") or ():
         wanted = _words(str(hint.get("name") or ""))
         exact = [model for model in models if wanted in model.names]
-        near = exact or [one for one in models if any(_is_part(wanted, name) for name in one.names)]
+        near = exact or [one for one in models if any(wanted in name or name in wanted for name in one.names)]
         if wanted and near:
             meant, why = near, f"the hint {hint['name']!r} names " + ("it" if len(near) == 1 else f"{len(near)}")
             break
@@ -11154,11 +11109,6 @@ def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[
     elif len(meant) > 1:
         why += "; no priority is given; it is the first"
     return order, why
-
-
-def _is_part(one: list[str], other: list[str]) -> bool:
-    spaced = [f" {' '.join(words)} " for words in (one, other)]
-    return spaced[0] in spaced[1] or spaced[1] in spaced[0]
 
 
 def checked_params(raw: Raw | bytes) -> dict[str, Any]:
@@ -11230,8 +11180,7 @@ def chat_messages(params: Mapping[str, Any]) -> list[dict[str, Any]]:
     system = params.get("systemPrompt")
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for message in params["messages"]:
-        parts: list[dict[str, Any]] = []
-        calls: list[dict[str, Any]] = []
+        parts, calls = list[dict[str, Any]](), list[dict[str, Any]]()
         for block in blocks_of(message):
             match block["type"]:
                 case "tool_use":
@@ -11257,18 +11206,15 @@ def _chat_part(block: Mapping[str, Any]) -> dict[str, Any]:
             return {"type": "image_url", "image_url": {"url": f"data:{block['mimeType']};base64,{block['data']}"}}
         case "audio":
             kind = block["mimeType"].partition("/")[2].partition(";")[0]
-            return {
-                "type": "input_audio",
-                "input_audio": {"data": block["data"], "format": _AUDIO_FORMATS.get(kind, kind)},
-            }
+            sound = {"data": block["data"], "format": _AUDIO_FORMATS.get(kind, kind)}
+            return {"type": "input_audio", "input_audio": sound}
         case _:
             return {"type": "text", "text": block["text"]}
 
 
 def _tool_result(block: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """A tool's result as text, and its pictures and sounds: chat APIs take those from the user only."""
-    texts: list[str] = []
-    media: list[dict[str, Any]] = []
+    texts, media = list[str](), list[dict[str, Any]]()
     for one in block.get("content") or ():
         match one["type"]:
             case "text":
@@ -11386,28 +11332,20 @@ def sampling_result(answer: Any, params: Mapping[str, Any], model: str, raw: Map
     known = _STOP_REASONS.get(word.lower()) or _STOP_REASONS.get(str(choice.finish_reason))
     reason = known if known and (word.lower() in _STOP_REASONS or calls) else word
     stops = params.get("stopSequences") or ()
-    if extra.get("stop_reason") in stops or (
-        value_of(raw.get("stop_reason")) == "stop_sequence" and value_of(raw.get("stop_sequence")) in stops
-    ):
-        reason = "stopSequence"  # some say which of them it was
+    stopped_by = value_of(raw.get("stop_sequence")) if value_of(raw.get("stop_reason")) == "stop_sequence" else None
+    if extra.get("stop_reason") in stops or stopped_by in stops:  # some say which of them it was
+        reason = "stopSequence"
+    reason = "toolUse" if calls else reason
     parts = parts or [{"type": "text", "text": ""}]
-    return {
-        "role": "assistant",
-        "content": parts[0] if len(parts) == 1 and not params.get("tools") else parts,
-        "model": str(answer.model or model),
-        "stopReason": "toolUse" if calls else reason,
-    }
+    content = parts[0] if len(parts) == 1 and not params.get("tools") else parts
+    return {"role": "assistant", "content": content, "model": str(answer.model or model), "stopReason": reason}
 
 
 def _calls_in(message: Any, offered: list[str], model: str) -> list[dict[str, Any]]:
     """The tools that an answer wants called. Whatever the provider's own word for it is, it stopped for them."""
     found: list[dict[str, Any]] = []
     for number, call in enumerate(message.tool_calls or ()):
-        name = call.function.name
-        try:
-            given = json.loads(call.function.arguments or "{}")
-        except ValueError:
-            given = None
+        name, given = call.function.name, value_of((call.function.arguments or "{}").encode(errors="replace"))
         if not isinstance(given, dict) or not isinstance(name, str):
             text = f"mcpmux: {model} called a tool without a name or with arguments that are no JSON object; ask again"
             raise RpcError(INTERNAL_ERROR, text)
@@ -11422,12 +11360,10 @@ def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> t
     """What a provider's failure is, in a line without keys or content; and what that means."""
     status = getattr(wrong, "status_code", None)
     status = status if isinstance(status, int) else 0
-    kinds = [kind.__name__ for kind in type(wrong).__mro__]
-    known = [_PROVIDER_ERRORS[kind] for kind in kinds if kind in _PROVIDER_ERRORS]
-    otherwise = ("failed", Kind.PASSING if status >= 500 else Kind.REQUEST)
-    text, kind = known[0] if known else _PROVIDER_STATUSES.get(status, otherwise)
     said, codes = _words_of_provider(wrong, status)
-    text, kind = next((_TELLING_CODES[code] for code in codes if code in _TELLING_CODES), (text, kind))
+    signs = [*filter(str.islower, codes), *(kind.__name__ for kind in type(wrong).__mro__), status]
+    otherwise = "failed", Kind.PASSING if status >= 500 else Kind.REQUEST
+    text, kind = next((_PROVIDER_ERRORS[sign] for sign in signs if sign in _PROVIDER_ERRORS), otherwise)
     if was_not_reached(wrong):
         text, said = "cannot be reached; see whether it runs there, and whether its address is right", ""
         kind = Kind.LASTING
@@ -11469,14 +11405,11 @@ def _words_of_provider(wrong: Exception, status: int) -> tuple[str, list[str]]:
 
 
 def quotes(said: str, params: Any) -> bool:
-    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text. What a
-    server prefers of models is not such a text."""
-    asked = {key: one for key, one in params.items() if key != "modelPreferences"}
-    leaves = [text for text, at in texts_of(asked, "") if not at.endswith((".type", ".role", ".mimeType", ".mode"))]
-    return any(
-        any(said[at : at + 16] in leaf for at in range(len(said) - 15)) or (len(leaf) > 3 and leaf in said)
-        for leaf in (" ".join(leaf.split()) for leaf in leaves)
-    )
+    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text."""
+    no_words = r"\.modelPreferences\b|.*\.(type|role|mimeType|mode)$"
+    leaves = [" ".join(text.split()) for text, at in texts_of(params, "") if not re.match(no_words, at)]
+    pieces = {said[at : at + 16] for at in range(len(said) - 15)}
+    return any((len(leaf) > 3 and leaf in said) or any(piece in leaf for piece in pieces) for leaf in leaves)
 
 
 class Ledger:
@@ -11502,12 +11435,10 @@ class Ledger:
         return list(found.values())
 
     def _whole_lines(self, start: int) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(start)
-                data = file.read()
-        except OSError:
-            return b""
+        data = b""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
         return data[: data.rfind(b"\n") + 1]
 
     def _entries(self, data: bytes) -> list[dict[str, Any]]:
@@ -11548,9 +11479,8 @@ class Ledger:
                 self.check(limit, usd, now)
                 self._add({**reservation, "usd": 0, "reserved": usd}, now)
         except OSError as wrong:
-            why = f"{self.path}: {wrong.strerror or wrong}"
-            text = f"mcpmux: no model is asked, since the ledger of sampling cannot be written: {why}"
-            raise RpcError(INTERNAL_ERROR, text) from None
+            text = f"mcpmux: no model is asked, since the ledger of sampling cannot be written: {self.path}: "
+            raise RpcError(INTERNAL_ERROR, f"{text}{wrong.strerror or wrong}") from None
         return reservation
 
     def settle(self, reservation: dict[str, Any], **entry: Any) -> None:
@@ -11561,26 +11491,16 @@ class Ledger:
     def _add(self, entry: dict[str, Any], now: float) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
         line = json.dumps({"time": stamp, **entry}, ensure_ascii=False).encode() + b"\n"
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
-        try:
-            os.write(file, line if self._ends_whole() else b"\n" + line)
-        finally:
-            os.close(file)
+        with open(self.path, "ab+", 0, opener=functools.partial(os.open, mode=0o600)) as file:
+            # A disk that was full may have taken half a line: the next one must not be lost with it.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            file.write(line if file.read() in (b"", b"\n") else b"\n" + line)
 
     def _size(self) -> int:
         try:
             return self.path.stat().st_size
         except OSError:
             return 0
-
-    def _ends_whole(self) -> bool:
-        """A disk that was full may have taken half a line: the next one must not be lost with it."""
-        size = self._size()
-        if size == 0:
-            return True
-        with self.path.open("rb") as file:
-            file.seek(size - 1)
-            return file.read(1) == b"\n"
 
 
 def amount(line: Mapping[str, Any], key: str) -> float:
@@ -11597,7 +11517,7 @@ class SamplerLoop:
     """The child's loop: a task for each request, which its cancelling ends, with its connection to the provider."""
 
     def __init__(self, writing: int) -> None:
-        self._writing = writing
+        self._write = functools.partial(write_all, writing)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._rests: dict[str, float] = {}  # models that have failed, by label: until when others are asked before them
         self._told: set[str] = set()  # whose price nobody knows
@@ -11616,8 +11536,7 @@ class SamplerLoop:
             message = decode_line(await lines.get())
             params = fields_of(message.params)
             if message.method == "notifications/cancelled":
-                task = self._tasks.get(number_of_id(params["requestId"]) or 0)
-                if task:
+                if task := self._tasks.get(number_of_id(params["requestId"]) or 0):
                     task.cancel()
             elif message.id is not UNSET and (number := number_of_id(message.id)) is not None:
                 step = self.prepare if message.method == PREPARE else self.answer
@@ -11651,9 +11570,6 @@ class SamplerLoop:
             self._log("error", f"{server}: {error} in {way_of(bug)}")
             line = error_line(id, error_body(error))
         self._write(line)
-
-    def _write(self, line: bytes) -> None:
-        write_all(self._writing, line)
 
     def _log(self, level: str, text: str) -> None:
         self._write(notification_line("log", encode({"level": level, "text": text})))
@@ -11750,8 +11666,7 @@ class SamplerLoop:
         if count := value_of(body.get("redacted")):
             entry["redacted"] = count
         end = time.monotonic() + value_of(body["seconds"])
-        models = [one for label in labels for one in self._models if one.label == label]
-        models.sort(key=self._is_resting)
+        models = sorted((one for label in labels for one in self._models if one.label == label), key=self._is_resting)
         failures: list[str] = value_of(body.get("unfit")) or []
         refusal: RpcError | None = None
         for number, model in enumerate(models, 1):
@@ -11877,8 +11792,7 @@ def any_chance() -> float:
 
 
 def child_main(serve: Callable[[asyncio.Queue[bytes], int], Coroutine[Any, Any, None]]) -> int:
-    """`mcpmux _sampler` and the like: `serve` is given the lines that come, and where its own go. Ends with its input,
-    and so with its parent."""
+    """`mcpmux _sampler` and the like; ends with its input. `serve` gets the lines that come, and where its own go."""
     reading, writing = take_over_stdio()
 
     async def run() -> None:
@@ -11886,11 +11800,8 @@ def child_main(serve: Callable[[asyncio.Queue[bytes], int], Coroutine[Any, Any, 
         loop = asyncio.get_running_loop()
 
         def read() -> None:
-            splitter = LineSplitter(sys.maxsize)
-            while chunk := os.read(reading, 1 << 20):
-                for line in splitter.feed(chunk):
-                    assert isinstance(line, bytes)
-                    loop.call_soon_threadsafe(lines.put_nowait, line)
+            for line in os.fdopen(reading, "rb", MB):
+                loop.call_soon_threadsafe(lines.put_nowait, line)
             os._exit(0)  # at once, also while litellm loads: nobody is left who would hear of anything
 
         threading.Thread(target=read, name="input", daemon=True).start()
@@ -11908,15 +11819,12 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     models: list[ModelOptions] = []
     for number, model in enumerate(config.sampling.models):
         where = "sampling" if config.sampling.model else f"sampling.models[{number}]"
-        full = {
-            key: await expand(text, f"{where}.{key}", config.environment, secrets)
-            for key in ("api_key", "api_base")
-            if (text := getattr(model, key)) is not None
-        }
-        secrets |= {full["api_key"]} if "api_key" in full else set()
-        models.append(msgspec.structs.replace(model, **full))
-    full_table = msgspec.structs.replace(config.sampling, models=models)
-    return encode(SamplerSetup(full_table, str(state_folder() / LEDGER_NAME))) + b"\n"
+        key = model.api_key and await expand(model.api_key, f"{where}.api_key", config.environment, secrets)
+        base = model.api_base and await expand(model.api_base, f"{where}.api_base", config.environment, secrets)
+        secrets.add(key or "")
+        models.append(msgspec.structs.replace(model, api_key=key, api_base=base))
+    full = msgspec.structs.replace(config.sampling, models=models)
+    return encode(SamplerSetup(full, str(state_folder() / LEDGER_NAME))) + b"\n"
 
 
 # ══ 21. Page ══════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -12159,11 +12067,11 @@ class Shown(Struct, eq=False):
     slots: list[tuple[dict[str, Any], str]]  # texts that the person may edit, and where they stand in
     params: Any  # of a sampling request, with those in it
     opens: bool
-    is_ours: bool
+    is_patient: bool  # it waits as long without a tab
     asked: float
     until: float
-    alone_until: float  # without a tab it waits no longer
-    hash: str = ""
+    alone: float  # since then it has no tab, if there is none
+    hash: str
 
     @property
     def name(self) -> str:
@@ -12209,11 +12117,9 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
         {"label": label, "accepts": one.action == "accept", "main": one.action == "accept" and not is_ours}
         for label, one in zip(labels, buttons, strict=True)
     ]
-    waits = float(about.get("waits") or TAB_PATIENCE)
-    shown = Shown(id, view, buttons, fields, slots, params, bool(about.get("opens")), is_ours, now, now + waits, 0.0)
-    shown.alone_until = shown.until if is_ours and not shown.opens else now + TAB_PATIENCE
-    shown.hash = hashlib.sha256(encode(view)).hexdigest()
-    return shown
+    opens, until = bool(about.get("opens")), now + float(about.get("waits") or TAB_PATIENCE)
+    hash = hashlib.sha256(encode(view)).hexdigest()
+    return Shown(id, view, buttons, fields, slots, params, opens, is_ours and not opens, now, until, now, hash)
 
 
 def address_of(url: str) -> tuple[dict[str, str], list[str]]:
@@ -12392,9 +12298,7 @@ class Tab(Struct, eq=False):
 class Page:
     """What is asked, and the tabs that show it: an ASGI application with three ways in besides the page itself."""
 
-    def __init__(
-        self, setup: PageSetup, write: Callable[[bytes], None], now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, setup: PageSetup, write: Callable[[bytes], None], now: Callable[[], float]) -> None:
         self.setup, self.host = setup, ""  # its own address, as `Host` has to say
         self._write, self._now = write, now
         self._asked: dict[int, Shown] = {}
@@ -12433,7 +12337,7 @@ class Page:
             return
         self._asked[number] = shown
         self._tell()
-        if self._tabs or (shown.is_ours and not shown.opens):
+        if self._tabs or shown.is_patient:
             return
         if self._ignored >= IGNORED_MOST:
             self._cancel(shown, "nobody came to the page the last times; `mcpmux page` opens it")
@@ -12498,12 +12402,12 @@ class Page:
             if tab.news is None and now >= tab.left + RELOAD_PATIENCE:
                 del self._tabs[token]
                 for shown in self._asked.values() if not self._tabs else ():
-                    shown.alone_until = shown.until if shown.is_ours and not shown.opens else now + TAB_PATIENCE
+                    shown.alone = now
         for key in self._keys.values():
             if now >= key.until:
                 self._forget_file(key)
         for shown in [] if self._tabs else list(self._asked.values()):
-            if now >= shown.alone_until:
+            if now >= (shown.until if shown.is_patient else shown.alone + TAB_PATIENCE):
                 self._ignored += 1
                 self._cancel(shown, f"nobody came to the page within {TAB_PATIENCE:g} s")
 
@@ -12528,11 +12432,8 @@ class Page:
         if tab.news is None:
             return
         now, shown = self._now(), list(self._asked.values())[:CARDS_MOST]
-        add = [
-            {"question": one.view, "hash": one.hash, "age": now - one.asked, "left": one.until - now}
-            for one in shown
-            if one.id not in tab.cards
-        ]
+        new = [one for one in shown if one.id not in tab.cards]
+        add = [{"question": one.view, "hash": one.hash, "age": now - one.asked, "left": one.until - now} for one in new]
         gone = [id for id in tab.cards if id not in self._asked]
         tab.cards = {one.id for one in shown}
         title = f"mcpmux · {in_a_line(self.setup.host)}" if self.setup.host else "mcpmux"
@@ -12626,7 +12527,7 @@ class Page:
         pressed = shown.buttons[button]
         result: dict[str, Any] = {"action": pressed.action}
         if pressed.action == "accept":
-            content, wrong = self._content(shown, pressed, said)
+            content, wrong = self._content(shown, pressed.decision, said)
             if wrong:
                 return wrong, 422
             if content is not None:
@@ -12637,15 +12538,13 @@ class Page:
         self._over(shown, f"you chose “{pressed.label}”")
         return {}, 200
 
-    def _content(
-        self, shown: Shown, pressed: Button, said: dict[str, Any]
-    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    def _content(self, shown: Shown, decision: str, said: dict[str, Any]) -> tuple[dict[str, Any] | None, Any]:
         """What is accepted, and what is wrong with it: a text, or one for each field."""
-        if pressed.decision:
+        if decision:
             edits = said["edits"] if isinstance(said.get("edits"), dict) else {}
             for slot, (holder, key) in enumerate(shown.slots):
                 holder[key] = str(edits.get(str(slot), holder[key]))
-            return {"decision": pressed.decision} | ({"params": shown.params} if edits else {}), {}
+            return {"decision": decision} | ({"params": shown.params} if edits else {}), {}
         if "address" in shown.view:
             return None, {}
         values, content, wrong = said.get("values"), dict[str, Any](), dict[int, str]()
@@ -12683,7 +12582,7 @@ async def serve_page(lines: asyncio.Queue[bytes], writing: int) -> None:
     logging.disable(logging.CRITICAL)  # what a library would log may be about what is asked
 
     write = functools.partial(write_all, writing)
-    page = Page(msgspec.json.decode(await lines.get(), type=PageSetup), write)
+    page = Page(msgspec.json.decode(await lines.get(), type=PageSetup), write, time.monotonic)
     listening = socket.create_server(("127.0.0.1", 0))
     page.host = "{}:{}".format(*listening.getsockname())
     options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
@@ -13148,7 +13047,7 @@ class Mux:
             address = await locate(name, table, self._config)
             self._journal.hide(address.secrets)
             self._logins[name] = address.login
-            remote = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
+            remote = RemoteServer(run, self.post, limit, outbox, address, self._journal)
             await remote.start()
             return remote
         command = await prepare(name, table, self._config)

@@ -934,11 +934,11 @@ class Loop:
         models: tuple[str, ...] = ("openai/m",),
         **more: Any,
     ) -> None:
-        reading, writing = os.pipe()
+        reading, self.writing = os.pipe()
         self.said = os.fdopen(reading, "rb")
         self.waits: list[float] = []
         self.seconds = more.pop("seconds", 120)
-        self.loop = mcpmux.SamplerLoop(writing)
+        self.loop = mcpmux.SamplerLoop(self.writing)
         limits = SamplingLimits(usd_per_day=more.pop("usd", 1000), usd_per_request=more.pop("usd_per_request", None))
         options = [
             ModelOptions(model=name, api_key=KEY, params={} if name[:2] == "ol" else more.get("params", PRICED))
@@ -961,13 +961,13 @@ class Loop:
     def asks(self, **params: Any) -> dict[str, Any]:
         """What it writes in answer, after what it has for the log."""
         self.tells(**params)
-        os.close(self.loop._writing)
+        os.close(self.writing)
         *self.logged, answer = [json.loads(found) for found in self.said]
         self.said.close()
         return answer
 
     def close(self) -> None:
-        os.close(self.loop._writing)
+        os.close(self.writing)
         self.said.close()
 
     def tells(self, **params: Any) -> None:
