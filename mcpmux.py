@@ -9061,10 +9061,8 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     cwd = str(absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
         raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
-    args = [_file_beside(arg, config.path.parent, cwd or "") for arg in args]
     first = _first_word(command)
-    if os.path.dirname(command):
-        command = str(absolute(command, config.path.parent))  # never against the folder that the host chose
+    command, *args = beside_config([command, *args], config.path.parent, cwd or "")
     program = find_program(command, env["PATH"])
     if program is None and find_program(first, env["PATH"]):
         todo = f"write command = {json.dumps(shown(options.command, first))} and put the rest into args"
@@ -9081,10 +9079,15 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     return Command(program, args, env, cwd, frozenset(secrets))
 
 
-def _file_beside(arg: str, folder: Path, cwd: str) -> str:
-    """`server.py` means the one beside the config file, unless the server would find one where it starts."""
-    is_meant = os.path.isfile(folder / arg) and not os.path.exists(os.path.join(cwd, arg))
-    return str((folder / arg).absolute()) if is_meant else arg
+def beside_config(words: list[str], folder: Path, cwd: str = "") -> list[str]:
+    """A program's path is relative to the config file, never to the folder that the host chose; and an argument such
+    as `server.py` means the one beside it, unless the program would find one where it starts."""
+
+    def is_meant(arg: str) -> bool:
+        return os.path.isfile(folder / arg) and not os.path.exists(os.path.join(cwd, arg))
+
+    program = str(absolute(words[0], folder)) if os.path.dirname(words[0]) else words[0]
+    return [program, *(str((folder / arg).absolute()) if is_meant(arg) else arg for arg in words[1:])]
 
 
 def _first_word(command: str) -> str:
@@ -11823,7 +11826,11 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
         base = model.api_base and await expand(model.api_base, f"{where}.api_base", config.environment, secrets)
         secrets.add(key or "")
         models.append(msgspec.structs.replace(model, api_key=key, api_base=base))
-    full = msgspec.structs.replace(config.sampling, models=models)
+    guard = config.sampling.guard
+    if guard:
+        program, *args = beside_config([os.path.expanduser(guard[0]), *guard[1:]], config.path.parent)
+        guard = [find_program(program, extended_path(config.environment)) or program, *args]
+    full = msgspec.structs.replace(config.sampling, models=models, guard=guard)
     return encode(SamplerSetup(full, str(state_folder() / LEDGER_NAME))) + b"\n"
 
 
@@ -16063,7 +16070,9 @@ def _ran(commands: list[list[str]]) -> bool | None:
         return None
     for command in commands:
         print(f"Running: {command_line(command)}", flush=True)
-        if subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, check=False).returncode:
+        line = batch_line(program, command[1:])
+        words, is_shell = line or [program, *command[1:]], line is not None
+        if subprocess.run(words, stdin=subprocess.DEVNULL, shell=is_shell, check=False).returncode:
             return False
     return True
 

@@ -1189,6 +1189,24 @@ def test_a_guard_sees_what_is_asked_and_answered_and_may_change_or_refuse_it(
         assert answer["result"]["content"]["text"].endswith(heard)
 
 
+def test_a_guard_is_found_as_a_server_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Beside the config file, and where hosts with a window do not look."""
+    local = tmp_path / "home" / ".local" / "bin"
+    local.mkdir(parents=True)
+    named = "guard.cmd" if sys.platform == "win32" else "guard"
+    for folder in (tmp_path, local):
+        (folder / named).touch(0o755)
+    (tmp_path / "rules.txt").touch()
+    monkeypatch.setattr(mcpmux, "has_litellm", lambda: True)
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}
+    for written, found in ((f"./{named}", tmp_path), (named, local)):
+        table = {"model": "ollama/x", "guard": [written, "rules.txt", "-v"]}
+        config = mcpmux.read_config({"sampling": table}, tmp_path / "mcpmux.toml", environment)
+        setup = json.loads(asyncio.run(mcpmux.sampler_setup(config, set())))
+        guard = [str(found / named), str(tmp_path / "rules.txt"), "-v"]
+        assert setup["sampling"]["guard"] == guard
+
+
 def test_a_guard_that_is_not_there_or_hangs_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     loop = Loop(tmp_path / "ledger", monkeypatch, guard=[str(tmp_path / "none")])
     assert "sampling.guard cannot be run" in loop.asks()["error"]["message"]
