@@ -1642,20 +1642,22 @@ _OPERATORS: Final = {"+": ("", True), ".": (".", False), ";": (";", False)} | {o
 
 FIND_TOOLS, CALL_TOOL = "mcpmux__find_tools", "mcpmux__call_tool"
 LIMIT, LIMIT_MOST = 5, 20  # tools that are found in one go
-_FIND: Final = (
-    b'{"name":"mcpmux__find_tools","description":%b,"inputSchema":{"type":"object","properties":{"query":{"type":"st'
-    b'ring","description":"What is to be done, in a few words: create'
-    b' issue"},"server":{"type":"string","description":"Only tools of this'
-    b' server"},"limit":{"type":"integer","minimum":1,"maximum":20,"default":5}},"required":["query"]},"annotations"'
-    b':{"title":"Find tools","readOnlyHint":true,"openWorldHint":false}}'
-)
-_CALL: Final = (
-    b'{"name":"mcpmux__call_tool","description":"Calls a tool that mcpmux__find_tools has'
-    b' found.","inputSchema":{"type":"object","properties":{"name":{"type":"string","description":"As it was'
-    b' found"},"arguments":{"type":"object","description":"As its inputSchema'
-    b' says"}},"required":["name"]},"annotations":{"title":"Call a'
-    b' tool","readOnlyHint":false,"destructiveHint":true,"openWorldHint":true}}'
-)
+
+
+def own_tool(name: str, description: str, required: str, properties: dict[str, Any], **hints: Any) -> bytes:
+    schema = {"type": "object", "properties": properties, "required": [required]}
+    return encode({"name": name, "description": description, "inputSchema": schema, "annotations": hints})
+
+
+_FOUND_BY: Final[dict[str, Any]] = {
+    "query": {"type": "string", "description": "What is to be done, in a few words: create issue"},
+    "server": {"type": "string", "description": "Only tools of this server"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": LIMIT_MOST, "default": LIMIT},
+}
+_CALLED_BY: Final[dict[str, Any]] = {
+    "name": {"type": "string", "description": "As it was found"},
+    "arguments": {"type": "object", "description": "As its inputSchema says"},
+}
 
 
 def purpose(instructions: str, info: Fields) -> str:
@@ -1672,7 +1674,10 @@ def deferred(catalogue: Catalogue, options: MuxOptions, listed: set[str], about:
         f"Finds tools by what they do. Those of the servers below are not listed: search here, then call what was found"
         f" with {CALL_TOOL}. Servers (how many tools):\n" + "\n".join(_server_lines(about, counts))
     )
-    own = [_FIND % encode(text), _CALL]
+    find = own_tool(FIND_TOOLS, text, "query", _FOUND_BY, title="Find tools", readOnlyHint=True, openWorldHint=False)
+    acts = {"readOnlyHint": False, "destructiveHint": True, "openWorldHint": True}
+    what = f"Calls a tool that {FIND_TOOLS} has found."
+    own = [find, own_tool(CALL_TOOL, what, "name", _CALLED_BY, title="Call a tool", **acts)]
     tools = {name: route for name, route in catalogue.tools.items() if name in listed}
     result, plain = _rendered("tools/list", tools, _room(options) - sum(map(len, own)), [], own)
     plains = {key: value for key, value in catalogue.plain.items() if key != "tools/list"}
@@ -1718,12 +1723,8 @@ def answer_found(found: list[Found]) -> bytes:
         schema, told = fields["inputSchema"], {"name": one.name, "server": one.route.server}
         names = {key: {} for key in object_of(object_of(schema).get("properties"))}
         text = str(value_of(fields["description"]))
-        forms = (
-            (text, schema),
-            (text[:TEXT_MOST], _in_short(value_of(schema))),
-            ("", {"type": "object", "properties": names}),
-        )
-        for description, shape in forms:
+        in_short, least = _in_short(value_of(schema)), {"type": "object", "properties": names}
+        for description, shape in ((text, schema), (text[:TEXT_MOST], in_short), ("", least)):
             form = encode(told | {"description": description, "inputSchema": shape})
             size = len(form) + len(encode(form.decode()))
             if size <= room:
@@ -7710,6 +7711,11 @@ def read_config(document: dict[str, Any], path: Path, inherited: Mapping[str, st
     return msgspec.structs.replace(config, environment=environment, inherited=dict(inherited))
 
 
+def command_line(words: list[str]) -> str:
+    """As it is typed in this platform's shell."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
 def as_typed(text: str) -> str:
     """A hint with mcpmux called as the person has called it: by uvx, by `uv run`, with its --config."""
     words, parts = sys.argv[1:], Path(sys.prefix).parts
@@ -7722,8 +7728,19 @@ def as_typed(text: str) -> str:
     given = next((value for flag, value in pairs if flag == "--config"), None)
     given = given or next((word.partition("=")[2] for word in words if word.startswith("--config=")), None)
     if given:
-        prefix += f" --config {shlex.quote(given)}"
+        prefix += f" {command_line(['--config', given])}"
     return re.sub(rf"(?<![\w/.-])mcpmux (?=(?:{COMMANDS})\b)", lambda _: f"{prefix} ", text)
+
+
+def find_program(name: str, path: str | None = None) -> str | None:
+    """Where PATH, or this one in its place, has it. Windows would look first in the current folder, which a host may
+    have chosen: a project's own npx.cmd must not be run for being there."""
+    if sys.platform != "win32":
+        return shutil.which(name, path=path)
+    os.environ["NODEFAULTCURRENTDIRECTORYINEXEPATH"] = "1"  # heeded from Python 3.12 on; before, what is in PATH
+    here = os.pathsep + os.curdir  # is not put in front of it
+    found = shutil.which(name, path=(os.environ.get("PATH", "") if path is None else path) + here)
+    return found if found and os.path.isabs(found) else None
 
 
 def absolute(text: str, folder: Path) -> Path:
@@ -7938,10 +7955,8 @@ def words_of(kind: type[Struct]) -> dict[str, str]:
 
 def schema_of_config() -> dict[str, Any]:
     """A JSON Schema of the file, made from the structs that it becomes."""
-    kinds = (
-        *(MuxOptions, ServerOptions, SamplingOptions, HostOptions, ToolOverride, OAuthOptions, ModelOptions),
-        SamplingLimits,
-    )
+    own = MuxOptions, ServerOptions, SamplingOptions, HostOptions
+    kinds = (*own, ToolOverride, OAuthOptions, ModelOptions, SamplingLimits)
     tables, parts = msgspec.json.schema_components(kinds, ref_template="#/definitions/{name}")
     for kind in kinds:
         part = parts[kind.__name__]
@@ -8172,17 +8187,26 @@ def locked(path: Path, patience: float = LOCK_PATIENCE) -> Generator[None]:
         os.close(file)
 
 
-def kept_path(what: str, config: Path) -> Path:
-    """Where it is kept what belongs to a config: the names, or the pins."""
-    return state_folder() / what / f"{hashlib.sha256(os.fsencode(config)).hexdigest()[:24]}.json"
+def kept_path(what: str, config: Path | None = None) -> Path:
+    """Where it is kept what belongs to one config, or to all: the names, the pins, the consents."""
+    file = f"{what}/{hashlib.sha256(os.fsencode(config)).hexdigest()[:24]}" if config else what
+    return state_folder() / f"{file}.json"
 
 
-def read_kept(what: str, config: Path, kind: Any) -> Any:
+def read_kept(path: Path, kind: Any) -> Any:
     """Empty where there is nothing, or nothing that can be read."""
     try:
-        return msgspec.json.decode(kept_path(what, config).read_bytes(), type=kind)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError):
         return kind()
+
+
+@contextlib.contextmanager
+def kept_to_change(path: Path, kind: Any, *, lasting: bool = True) -> Generator[Any]:
+    """What is kept there, to be changed in place: of all mcpmux processes one at a time. Raises `OSError`."""
+    with locked(path.with_suffix(".lock")):
+        yield (kept := read_kept(path, kind))
+        write_whole(path, msgspec.json.format(encode(kept)), private=True, lasting=lasting)
 
 
 def heard_path(config: Path) -> Path:
@@ -8196,37 +8220,26 @@ def add_line(path: Path, text: str) -> None:
         file.write(text + "\n")
 
 
-def read_names(config: Path) -> Names:
-    return read_kept("names", config, Names)
-
-
 def read_pins(config: Path) -> Pins:
-    return read_kept("pins", config, Pins)
+    return read_kept(kept_path("pins", config), Pins)
 
 
 def write_pins(config: Path, new: Pins) -> None:
     """Beside what others have accepted. Raises `OSError`."""
-    path = kept_path("pins", config)
-    with locked(path.with_suffix(".lock")):
-        there = read_pins(config)
+    with kept_to_change(kept_path("pins", config), Pins) as there:
         for server, pins in new.items():
             for name, pin in pins.items():
                 former = there.setdefault(server, {}).get(name, Pin()).accepted
                 accepted = [*(one for one in former if one not in pin.accepted), *pin.accepted]
                 there[server][name] = Pin(accepted[-PINS_MOST:], pin.shown)
-        write_whole(path, encode(there), private=True)
 
 
 def write_names(config: Config, names: Names) -> None:
     """What another mcpmux has given out meanwhile stays as it is. Raises `OSError`."""
-    path = kept_path("names", config.path)
-    with locked(path.with_suffix(".lock")):
-        there = read_names(config.path)
-        kept = {
-            method: given | {name: whose for name, whose in there.get(method, {}).items() if whose[0] in config.servers}
-            for method, given in names.items()
-        }
-        write_whole(path, encode(kept), private=True, lasting=False)
+    with kept_to_change(kept_path("names", config.path), Names, lasting=False) as there:
+        for method, given in names.items():
+            former = {name: whose for name, whose in there.get(method, {}).items() if whose[0] in config.servers}
+            there[method] = given | former
 
 
 # ── what the person has said of the use of their model, one file for all configs ──
@@ -8242,21 +8255,12 @@ class Given(Struct):
     since: str  # a day
 
 
-def consents_path() -> Path:
-    return state_folder() / "consents.json"
-
-
-def read_given() -> dict[str, Given]:
-    """By what each was given to. What cannot be read is nothing."""
-    try:
-        return msgspec.json.decode(consents_path().read_bytes(), type=dict[str, Given])
-    except (OSError, msgspec.MsgspecError):
-        return {}
+AllGiven = dict[str, Given]  # by what each was given to
 
 
 def consent_key() -> bytes:
     """Without it nobody can tell from a digest what it is one of: there are keys and tokens in it. Raises `OSError`."""
-    path = consents_path().with_suffix(".key")
+    path = kept_path("consents").with_suffix(".key")
     with locked(path.with_suffix(".lock")):
         if not path.exists():
             write_whole(path, os.urandom(32), private=True)
@@ -8276,21 +8280,14 @@ def given_to(config: Config, server: str, key: bytes) -> str:
 
 def read_consents(config: Config) -> dict[str, str]:
     """By server, what was decided of it as it is now."""
-    if not config.sampling or not consents_path().exists():
+    if not config.sampling or not (given := read_kept(kept_path("consents"), AllGiven)):
         return {}
     try:
-        key, given = consent_key(), read_given()
+        key = consent_key()
     except OSError:
         return {}
     found = {server: given.get(given_to(config, server, key)) for server in config.servers}
     return {server: one.decision for server, one in found.items() if one}
-
-
-def change_given(change: Callable[[dict[str, Given]], None]) -> None:
-    """Of all mcpmux processes one at a time. Raises `OSError`."""
-    with locked(consents_path().with_suffix(".lock")):
-        change(given := read_given())
-        write_whole(consents_path(), msgspec.json.format(encode(given)), private=True)
 
 
 def keep_consent(config: Config, server: str, decision: str) -> None:
@@ -8298,7 +8295,8 @@ def keep_consent(config: Config, server: str, decision: str) -> None:
     models = [one.model for one in config.sampling.models] if config.sampling else []
     given = Given(server, str(config.path), decision, models, time.strftime("%Y-%m-%d"))
     to = given_to(config, server, consent_key())
-    change_given(lambda there: there.update({to: given}))
+    with kept_to_change(kept_path("consents"), AllGiven) as there:
+        there[to] = given
 
 
 def save(effect: Saved, config: Config) -> None:
@@ -8390,11 +8388,8 @@ class Journal:
         return data
 
     def _redacted(self, data: bytes) -> bytes:
-        return (
-            self.redact(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-            if self._secrets
-            else data
-        )
+        kept = "surrogateescape"  # bytes that are no UTF-8
+        return self.redact(data.decode(errors=kept)).encode(errors=kept) if self._secrets else data
 
     def path(self, server: str) -> Path | None:
         """Its log file."""
@@ -8947,6 +8942,27 @@ def _job_for(pid: int) -> Any:
     return None
 
 
+_READ_BY_CMD: Final = r"[()\[\]%!^\"`<>&|;, *?=\t]"
+
+
+def line_for_cmd(program: str, args: Iterable[str], readings: int) -> str:
+    """What Windows' cmd is to be told so that a batch file's arguments arrive as they are, though it reads them so many
+    times: `&` would end a command, and `%` begin a variable. Its own sign for that is a caret before each."""
+    is_plain = re.compile(rf"(?!.*{_READ_BY_CMD}).+").fullmatch
+    words = [arg if is_plain(arg) else '"' + subprocess.list2cmdline([f" {arg}"])[2:] for arg in args]
+    for _ in range(readings):
+        words = [re.sub(_READ_BY_CMD, r"^\g<0>", word) for word in words]
+    return " ".join([re.sub(_READ_BY_CMD, r"^\g<0>", os.path.normpath(program)), *words])
+
+
+def batch_line(program: str, args: Iterable[str]) -> str | None:
+    """How Windows starts a batch file, such as npx.cmd; None: it is none. Most hand on all that they are given to a
+    program, and so cmd reads it once more."""
+    if sys.platform != "win32" or not program.lower().endswith((".cmd", ".bat")):
+        return None
+    return line_for_cmd(program, args, 1 + (b"%*" in Path(program).read_bytes()))
+
+
 async def expand(text: str, where: str, environment: Mapping[str, str], secrets: set[str]) -> str:
     """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced; what came from outside is added to `secrets`. Raises
     `StartError` that names the variable or the command, never a value."""
@@ -8977,17 +8993,14 @@ async def _secret_from(command: str, where: str) -> str:
     try:
         words = shlex.split(command, posix=sys.platform != "win32")
         words = [word[1:-1] if word[:1] == word[-1:] == '"' else word for word in words]  # Windows' way leaves them
-        program = shutil.which(words[0], path=extended_path(os.environ)) if words else None
+        program = find_program(words[0], extended_path(os.environ)) if words else None
         if program is None:
             raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *words[1:],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            **OWN_GROUP,
-        )
+        keys: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **OWN_GROUP}
+        if line := batch_line(program, words[1:]):
+            process = await asyncio.create_subprocess_shell(line, stdout=subprocess.PIPE, **keys)
+        else:
+            process = await asyncio.create_subprocess_exec(program, *words[1:], stdout=subprocess.PIPE, **keys)
     except (OSError, ValueError) as wrong:
         raise StartError(f"the command of ${{cmd:…}} cannot be run: {wrong} ({where})", hint) from None
     family = Family(process.pid)
@@ -9048,12 +9061,10 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     cwd = str(absolute(await full(options.cwd, "cwd"), config.path.parent)) if options.cwd else None
     if cwd and not os.path.isdir(cwd):
         raise StartError(f"its cwd {shown(options.cwd or '', cwd)} is no folder", f"correct mcp_servers.{name}.cwd")
-    args = [_file_beside(arg, config.path.parent, cwd or "") for arg in args]
     first = _first_word(command)
-    if os.path.dirname(command):
-        command = str(absolute(command, config.path.parent))  # never against the folder that the host chose
-    program = shutil.which(command, path=env["PATH"])
-    if program is None and shutil.which(first, path=env["PATH"]):
+    command, *args = beside_config([command, *args], config.path.parent, cwd or "")
+    program = find_program(command, env["PATH"])
+    if program is None and find_program(first, env["PATH"]):
         todo = f"write command = {json.dumps(shown(options.command, first))} and put the rest into args"
         raise StartError("command holds a whole command line; it is the program alone", todo)
     if program is None and os.path.exists(command):
@@ -9068,10 +9079,15 @@ async def prepare(name: str, options: ServerOptions, config: Config) -> Command:
     return Command(program, args, env, cwd, frozenset(secrets))
 
 
-def _file_beside(arg: str, folder: Path, cwd: str) -> str:
-    """`server.py` means the one beside the config file, unless the server would find one where it starts."""
-    is_meant = os.path.isfile(folder / arg) and not os.path.exists(os.path.join(cwd, arg))
-    return str((folder / arg).absolute()) if is_meant else arg
+def beside_config(words: list[str], folder: Path, cwd: str = "") -> list[str]:
+    """A program's path is relative to the config file, never to the folder that the host chose; and an argument such
+    as `server.py` means the one beside it, unless the program would find one where it starts."""
+
+    def is_meant(arg: str) -> bool:
+        return os.path.isfile(folder / arg) and not os.path.exists(os.path.join(cwd, arg))
+
+    program = str(absolute(words[0], folder)) if os.path.dirname(words[0]) else words[0]
+    return [program, *(str((folder / arg).absolute()) if is_meant(arg) else arg for arg in words[1:])]
 
 
 def _first_word(command: str) -> str:
@@ -9300,10 +9316,13 @@ def _ended_how(code: int | None) -> str:
 
 async def spawn(command: Command, process: ServerProcess, outbox: int) -> None:
     """Starts it in a group of its own. Raises `StartError`."""
+    loop = asyncio.get_running_loop()
+    keys: dict[str, Any] = {"env": command.env, "cwd": command.cwd, **OWN_GROUP}
     try:
-        await asyncio.get_running_loop().subprocess_exec(
-            lambda: process, command.program, *command.args, env=command.env, cwd=command.cwd, **OWN_GROUP
-        )
+        if line := batch_line(command.program, command.args):
+            await loop.subprocess_shell(lambda: process, line, **keys)
+        else:
+            await loop.subprocess_exec(lambda: process, command.program, *command.args, **keys)
     except (OSError, ValueError) as wrong:
         raise StartError(f"could not be started: {wrong}", "check command, args and cwd in its table") from None
     process.allow(outbox)
@@ -9442,15 +9461,13 @@ PERHAPS_LOST: Final = (400, 404, 410)  # the statuses with which servers say tha
 
 
 class RemoteError(McpmuxError):
-    """Something between us and a remote server: what, and what to do. `is_end`: the server is gone by it. `was_taken`:
-    it may have read what it was sent. `spares`: what it is answering already may still be answered."""
+    """Something between us and a remote server: what, and what to do. `is_end`: the server is gone by it. `taken`: it
+    may have read what it was sent. `spares`: what it is answering already may still be answered."""
 
-    def __init__(
-        self, what: str, todo: str, *, is_end: bool = False, was_taken: bool = True, spares: bool = False
-    ) -> None:
+    def __init__(self, what: str, todo: str, *, is_end: bool = False, taken: bool = True, spares: bool = False) -> None:
         super().__init__(what)
         self.what, self.todo = what, todo
-        self.is_end, self.was_taken, self.spares = is_end, was_taken, spares
+        self.is_end, self.taken, self.spares = is_end, taken, spares
 
 
 class Unreadable(RemoteError):
@@ -9460,6 +9477,8 @@ class Unreadable(RemoteError):
 class Address(Struct, frozen=True):
     """A remote server's table, ready to be used."""
 
+    name: str
+    transport: str | None  # None: to be found out
     url: str
     headers: dict[str, str]
     secrets: frozenset[str]
@@ -9516,10 +9535,8 @@ def take_over(login: Path, url: str) -> bool:
 
 async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     """Placeholders, and headers from the environment. Raises `StartError`."""
-    secrets: set[str] = set()
-    where = f"mcp_servers.{name}"
-    assert options.url is not None
-    url = await expand(options.url, f"{where}.url", config.environment, secrets)
+    where, secrets = f"mcp_servers.{name}", set[str]()
+    url = await expand(options.url or "", f"{where}.url", config.environment, secrets)
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise StartError("its url is no http:// or https:// address", f"correct {where}.url")
@@ -9545,7 +9562,7 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     named = any(SECRET_NAME.search(text) for text in (*headers, parts.query))
     if named or parts.password or options.env_http_headers or take_over(login, url):
         refuse_open(url, options.allow_http)
-    return Address(url, headers, frozenset(secrets), login, options.allow_http)
+    return Address(name, options.transport, url, headers, frozenset(secrets), login, options.allow_http)
 
 
 class Loaded(NamedTuple):
@@ -9671,10 +9688,6 @@ class Login(Struct, frozen=True):
     scope: str | None = None
     revocation_endpoint: str | None = None
 
-    @property
-    def secrets(self) -> list[str]:
-        return [one for one in (self.access_token, self.refresh_token, self.client_secret) if one]
-
 
 def read_login(path: Path) -> Login | None:
     """None where there is none, or none that can be read: the next login writes it anew."""
@@ -9762,8 +9775,7 @@ def provider_of(login: Login) -> Any:
     context.client_info, context.token_expiry_time = client, 1.0
     context.oauth_metadata = auth.OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
     if login.resource:
-        prm = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
-        context.protected_resource_metadata = prm
+        context.protected_resource_metadata = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
     return provider
 
 
@@ -9779,7 +9791,7 @@ class LoginKeeper:
     def _take(self, login: Login | None) -> None:
         self.login = login
         if login:
-            self._journal.hide(login.secrets)
+            self._journal.hide(filter(None, (login.access_token, login.refresh_token, login.client_secret)))
 
     async def token(self) -> str | None:
         """One that has not run out, if that can be helped."""
@@ -9837,21 +9849,17 @@ class LoginKeeper:
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
         if statuses[-1] in REFUSED:
             return None
-        if (tokens := provider.context.current_tokens) is None:
+        new, until = provider.context.current_tokens, provider.context.token_expiry_time
+        if new is None:
             what = f"cannot be logged in to: {place} answered HTTP {statuses[-1]} without a token"
             raise RemoteError(what, "try again later")
         return msgspec.structs.replace(
-            login,
-            access_token=tokens.access_token,
-            expires_at=None if tokens.expires_in is None else time.time() + tokens.expires_in,
-            refresh_token=tokens.refresh_token,
-            scope=tokens.scope,
+            login, access_token=new.access_token, expires_at=until, refresh_token=new.refresh_token, scope=new.scope
         )
 
 
 class Browser:
-    """How a person is asked: an address is opened, and a page on loopback is where the answer comes back (RFC 8252,
-    7.3). `go` and `come_back` are what the SDK's provider wants for that."""
+    """How a person is asked: an address is opened, and the answer comes back to a page on loopback (RFC 8252, 7.3)."""
 
     def __init__(self, scopes: list[str], say: Callable[[str], None]) -> None:
         self._scopes, self._say = scopes, say
@@ -9899,7 +9907,8 @@ class Browser:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         import hmac  # noqa: PLC0415
 
-        try:
+        no_browser = OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+        with contextlib.closing(writer), contextlib.suppress(*no_browser):  # or one that went
             async with asyncio.timeout(CONNECT_PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
             target = urllib.parse.urlsplit(head.split(b" ", 2)[1].decode())
@@ -9916,10 +9925,6 @@ class Browser:
             await writer.drain()
             if is_answer and not self._answer.done():
                 self._answer.set_result(query)
-        except (OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # not a browser, or one that went
-        finally:
-            writer.close()
 
 
 def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str], browser: Browser) -> Any:
@@ -9928,9 +9933,9 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
     from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata  # noqa: PLC0415
     from pydantic import AnyUrl  # noqa: PLC0415
 
-    client = None
-    is_document = bool(oauth.client_id and re.match(r"https://[^/]+/.", oauth.client_id))
-    if oauth.client_id and not is_document:
+    client, document = None, oauth.client_id
+    if oauth.client_id and not re.match(r"https://[^/]+/.", oauth.client_id):
+        document = None
         client = OAuthClientInformationFull(
             client_id=oauth.client_id,
             client_secret=oauth.client_secret,
@@ -9944,7 +9949,6 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
         token_endpoint_auth_method="none",  # noqa: S106
     )
     # What was there before must not stand in a new login's way: there are no tokens to begin with.
-    document = oauth.client_id if is_document else None
     provider = OAuthClientProvider(url, metadata, Beginning(client), browser.go, browser.come_back, document)
     browser.context = provider.context
     return provider
@@ -10037,7 +10041,7 @@ def login_of(url: str, context: Any, status: int) -> Login | None:
         client.client_secret,
         client.token_endpoint_auth_method,
         tokens.refresh_token,
-        None if tokens.expires_in is None else time.time() + tokens.expires_in,
+        context.token_expiry_time,
         context.get_resource_url() if context.should_include_resource_param(context.protocol_version) else None,
         tokens.scope,
         str(found.revocation_endpoint) if found and found.revocation_endpoint else None,
@@ -10045,8 +10049,7 @@ def login_of(url: str, context: Any, status: int) -> Login | None:
 
 
 async def log_in(name: str, options: ServerOptions, config: Config, say: Callable[[str], None]) -> Path | None:
-    """The whole way: what protects the server is found, mcpmux registers there, a person agrees in a browser, and the
-    answer becomes a login: its file. None where the server asks for none. Raises `StartError`, `RemoteError`."""
+    """The whole way to a login's file; None where the server asks for no login. Raises `StartError`, `RemoteError`."""
     address = await locate(name, options, config)
     if address.has_credentials:
         raise StartError("has credentials in its table already", "take them out of it to log in instead")
@@ -10057,7 +10060,7 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
     except OSError as wrong:
         what = f"port {oauth.callback_port} cannot be used: {wrong}"
         raise StartError(what, f"change {where}.callback_port") from None
-    try:
+    with contextlib.closing(browser):
         own = msgspec.structs.replace(oauth, client_secret=secret)
         provider = new_provider(address.url, callback, own, options.scopes, browser)
         method = "GET" if options.transport == "sse" else "POST"
@@ -10066,8 +10069,6 @@ async def log_in(name: str, options: ServerOptions, config: Config, say: Callabl
             method, status = "GET", await knock(address, provider, "GET", insists=False)
         if not provider.context.current_tokens and status not in (401, 403) and await says_how(address):
             status = await knock(address, provider, method, insists=True)
-    finally:
-        browser.close()
     if login := login_of(address.url, provider.context, status):
         async with login_lock(address.login):
             write_login(address.login, login)
@@ -10127,8 +10128,8 @@ STATUS_WORDS: Final[dict[int | str, tuple[str, str]]] = {
 class Web:
     """One address: requests with its headers and its login. Whatever goes wrong comes out as a `RemoteError`."""
 
-    def __init__(self, name: str, address: Address, journal: Journal) -> None:
-        self._name, self._address = name, address
+    def __init__(self, address: Address, journal: Journal) -> None:
+        self._address = address
         self._keeper = None if address.has_credentials else LoginKeeper(address.login, address.may_be_open, journal)
         self.has_answered = False  # the server has: it is one, and what goes wrong then is not the end of it
 
@@ -10139,13 +10140,12 @@ class Web:
         try:
             http.URL(self._address.url)
         except http.InvalidURL as wrong:
-            raise StartError(f"its url cannot be used: {wrong}", f"correct mcp_servers.{self._name}.url") from None
-        self._client = new_client(
-            self._address.url,
-            timeout=http.Timeout(None, connect=CONNECT_PATIENCE),
-            limits=http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE),
-            headers={"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers,
-        )
+            todo = f"correct mcp_servers.{self._address.name}.url"
+            raise StartError(f"its url cannot be used: {wrong}", todo) from None
+        timeout = http.Timeout(None, connect=CONNECT_PATIENCE)
+        limits = http.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEPT_IDLE)
+        headers = {"User-Agent": f"mcpmux/{__version__}", "Accept-Encoding": "identity"} | self._address.headers
+        self._client = new_client(self._address.url, timeout=timeout, limits=limits, headers=headers)
         return self._client
 
     @contextlib.asynccontextmanager
@@ -10188,11 +10188,9 @@ class Web:
     async def _close(self, response: Any) -> None:
         """Read out, if that takes no time: then its connection serves the next request."""
         try:
-            with self._anyio.move_on_after(READ_OUT):
+            with self._anyio.move_on_after(READ_OUT), contextlib.suppress(*self._errors):  # read already, or broken
                 async for _ in response.aiter_raw():
                     pass
-        except self._errors:  # it was read already, or is broken
-            pass
         finally:
             with self._anyio.move_on_after(STOP_LAST, shield=True):
                 await response.aclose()
@@ -10225,7 +10223,7 @@ class Web:
         text = "" if b"<html" in said[:EDGE].lower() else plain(said.decode(errors="replace"))[:200]
         after = headers.get("retry-after", "")
         words = {
-            "name": self._name,
+            "name": self._address.name,
             "shown": self._address.shown,
             "status": status,
             "kind": media_type(response),
@@ -10264,7 +10262,7 @@ class Web:
     def _trouble(self, wrong: Exception) -> RemoteError:
         if isinstance(wrong, self._http.ConnectError | self._http.ConnectTimeout | self._http.ProxyError):
             what, todo = connection_trouble(wrong, self._address.shown)
-            return RemoteError(what, todo, is_end=True, was_taken=False, spares=True)
+            return RemoteError(what, todo, is_end=True, taken=False, spares=True)
         if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
             return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
         return self.cut_off(wrong)
@@ -10415,20 +10413,12 @@ class RemoteServer:
     """
 
     def __init__(
-        self,
-        name: str,
-        run: int,
-        post: Callable[[Event], None],
-        limit: int,
-        outbox: int,
-        address: Address,
-        journal: Journal,
-        transport: str | None = None,
+        self, run: int, post: Callable[[Event], None], limit: int, outbox: int, address: Address, journal: Journal
     ) -> None:
-        self.name, self.run = name, run
+        self.name, self.run = address.name, run
         self.outbox: list[bytes] = []  # lines of this batch
         self._post, self._limit, self._most, self._journal = post, limit, outbox, journal
-        self._transport = transport  # None: to be found out
+        self._transport = address.transport
         self._not_http: RemoteError | None = None  # why SSE is tried
         self._place: str | None = None  # where messages go, as SSE says
         self._lines: collections.deque[bytes] = collections.deque()
@@ -10445,8 +10435,8 @@ class RemoteServer:
         self._gone = False
         self._exchanges: dict[int | str, Sent] = {}
         self._unread: list[bytes] = []  # requests that it has certainly not taken
-        self._own = 0  # requests of this connection itself, so far
-        self._session, self._book, self._web = Session(), HeaderBook(), Web(name, address, journal)
+        self._numbers = itertools.count(1)  # of requests of this connection itself
+        self._session, self._book, self._web = Session(), HeaderBook(), Web(address, journal)
 
     # ── what the mux does ──
 
@@ -10646,8 +10636,8 @@ class RemoteServer:
         if error is not None and (status in (401, 403) or not error_is_valid(error)):
             error = None
         is_ours = error is not None and key_of(message.get("id", UNSET)) == exchange.key
-        if status in PERHAPS_LOST and not is_ours and await self._is_lost(exchange):
-            raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+        if status in PERHAPS_LOST and not is_ours:
+            await self._check_session(exchange)
         if exchange.key is not None and error is not None:
             await self._answered(exchange, b"", Envelope(error=error), is_refusal=True)
         elif exchange.method == "initialize" and status in (400, 404, 405) and self._transport is None:
@@ -10689,8 +10679,7 @@ class RemoteServer:
 
     async def _ask_itself(self, method: str, params: Fields) -> Fields:
         """The answer to a request of this connection's own; nothing where there was none."""
-        self._own += 1
-        key = f"mcpmux-{self._own}"
+        key = f"mcpmux-{next(self._numbers)}"
         line = encode({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
         exchange = self._exchange(line, decode_line(line), key)
         try:
@@ -10785,8 +10774,7 @@ class RemoteServer:
         key = key_of(message.id)
         if key in self._exchanges or exchange is None or exchange.answered.is_set() or message.error is UNSET:
             return None if key is None else self._exchanges.get(key)
-        if await self._is_lost(exchange):
-            raise RemoteError(*_FORGOTTEN, is_end=True, was_taken=False)
+        await self._check_session(exchange)
         return exchange
 
     async def _answered(self, exchange: Sent, line: bytes, message: Envelope, is_refusal: bool = False) -> None:
@@ -10839,7 +10827,7 @@ class RemoteServer:
         if exchange.answered.is_set():
             return
         if self._is_end(wrong, exchange):
-            if not wrong.was_taken and exchange.key is not None and not exchange.is_own:
+            if not wrong.taken and exchange.key is not None and not exchange.is_own:
                 self._unread.append(exchange.line)
             self._finish(exchange, b"")
             self._lose(wrong)
@@ -10850,12 +10838,11 @@ class RemoteServer:
         else:
             text = self._journal.redact(f"mcpmux: {self.name} {wrong.what} ({wrong.todo})")
             # What a task begins with has no way to say that a tool failed.
-            reply = failure("" if "task" in exchange.params else exchange.method, text)
-            result, error = reply.result, reply.error
+            reply, id = failure("" if "task" in exchange.params else exchange.method, text), encode(exchange.key)
             if exchange.method == "server/discover":  # as a legacy server says it: it may still know `initialize`
-                error = error_body(RpcError(METHOD_NOT_FOUND, text))
-            id = encode(exchange.key)
-            self._finish(exchange, error_line(id, error) if error is not None else result_line(id, result or b"{}"))
+                reply = Reply(None, error_body(RpcError(METHOD_NOT_FOUND, text)))
+            line = result_line(id, reply.result) if reply.result else error_line(id, reply.error or b"")
+            self._finish(exchange, line)
 
     def _is_end(self, wrong: RemoteError, exchange: Sent | None) -> bool:
         """A server that cannot be reached is gone, unless it is answering a call right now."""
@@ -10867,13 +10854,13 @@ class RemoteServer:
     # answer, and from then on the session itself is asked, by a ping, before it is given up. It is asked too before an
     # error counts that has our id, and may have been said of the session.
 
-    async def _is_lost(self, exchange: Sent) -> bool:
-        """Whether its server, which has just refused this, seems to have forgotten the session."""
+    async def _check_session(self, exchange: Sent) -> None:
+        """Raises `RemoteError` if the server, which has just refused this, seems to have forgotten the session."""
         has_session = self._session.id or (self._place and self._session.revision)
-        if not has_session or exchange.is_own or exchange.key is None:
-            return False
-        self._session.refuses |= exchange.is_early
-        return not exchange.is_early and not (self._session.refuses and await self._lives())
+        if has_session and exchange.key is not None and not exchange.is_own:
+            self._session.refuses |= exchange.is_early
+            if not exchange.is_early and not (self._session.refuses and await self._lives()):
+                raise RemoteError(*_FORGOTTEN, is_end=True, taken=False)
 
     async def _lives(self) -> bool:
         answer: Fields = {}
@@ -10917,31 +10904,24 @@ class Kind(Enum):
     REFUSED = "is an answer to what was asked: nobody else is asked the same"
 
 
-# By the names of litellm's exceptions, the most particular first.
-_PROVIDER_ERRORS: Final[dict[str, tuple[str, Kind]]] = {
+_UNWANTED: Final = ("ContentPolicyViolationError", "content_filter", "content_policy_violation")
+# By the provider's own code (in small letters), the names of litellm's exception, or the status: the first says most.
+_PROVIDER_ERRORS: Final[dict[str | int, tuple[str, Kind]]] = {
+    "insufficient_quota": ("says that the account has no credit left", Kind.LASTING),
     "AuthenticationError": ("refused the key; correct its api_key", Kind.LASTING),
-    "PermissionDeniedError": ("does not allow this with this key", Kind.LASTING),
-    "PaymentRequiredError": ("wants to be paid first", Kind.LASTING),
+    **dict.fromkeys(("PermissionDeniedError", 403), ("does not allow this with this key", Kind.LASTING)),
+    **dict.fromkeys(("PaymentRequiredError", 402), ("wants to be paid first", Kind.LASTING)),
     "ContextWindowExceededError": ("says that the request is longer than the model's context window", Kind.REQUEST),
-    "ContentPolicyViolationError": ("refused the request by its content filter", Kind.REFUSED),
+    413: ("says that the request is too long", Kind.REQUEST),
+    **dict.fromkeys(_UNWANTED, ("refused the request by its content filter", Kind.REFUSED)),
     "UnsupportedParamsError": ("does not take one of the parameters", Kind.REQUEST),
     "NotFoundError": ("knows no such model or address; correct its model or api_base", Kind.LASTING),
     "RateLimitError": ("says that its rate limit is reached", Kind.PASSING),
-    **dict.fromkeys(("ServiceUnavailableError", "BadGatewayError"), ("is overloaded or down", Kind.PASSING)),
+    **dict.fromkeys(("ServiceUnavailableError", "BadGatewayError", 529), ("is overloaded or down", Kind.PASSING)),
     "Timeout": ("did not answer in time", Kind.PASSING),
     "APIConnectionError": ("cannot be reached, or sent no answer that can be read", Kind.PASSING),
     "InternalServerError": ("failed, or sent no answer that can be read", Kind.PASSING),
     "BadRequestError": ("refused the request", Kind.REQUEST),
-}
-_PROVIDER_STATUSES: Final[dict[int, tuple[str, Kind]]] = {  # where litellm has no exception of its own
-    402: ("wants to be paid first", Kind.LASTING),
-    403: ("does not allow this with this key", Kind.LASTING),
-    413: ("says that the request is too long", Kind.REQUEST),
-    529: ("is overloaded or down", Kind.PASSING),
-}
-_TELLING_CODES: Final = {  # the provider's own code says more than the exception's name
-    "insufficient_quota": ("says that the account has no credit left", Kind.LASTING),
-    **dict.fromkeys(("content_filter", "content_policy_violation"), _PROVIDER_ERRORS["ContentPolicyViolationError"]),
 }
 
 
@@ -10986,8 +10966,7 @@ class Rated(NamedTuple):
         return self.name + (f" ({base})" if base else "") + (f" #{self.number}" if self.number > 1 else "")
 
     @property
-    def names(self) -> list[list[str]]:
-        """By words: a hint matches whole ones."""
+    def names(self) -> list[str]:
         names = (self.name, self.name.rpartition("/")[2], *self.options.hints)
         return [words for name in names if (words := _words(name))]
 
@@ -11005,19 +10984,20 @@ class Rated(NamedTuple):
         blocks = [block for message in params["messages"] for block in blocks_of(message)]
         kinds = {one["type"] for block in blocks for one in (block, *(block.get("content") or ()))}
         is_forced = (params.get("toolChoice") or {}).get("mode") == "required"
+        is_blind = self.row.get("mode") == "chat" and not self.row.get("supports_vision")
+        is_free = self.provider in _OLLAMA or self.row.get("supports_tool_choice") is False
         cannot = {
             "takes no audio": "audio" in kinds and self.provider in _DEAF,
-            "takes no images": "image" in kinds
-            and self.row.get("mode") == "chat"
-            and not self.row.get("supports_vision"),
-            "cannot be made to call a tool (toolChoice)": is_forced
-            and (self.provider in _OLLAMA or self.row.get("supports_tool_choice") is False),
+            "takes no images": "image" in kinds and is_blind,
+            "cannot be made to call a tool (toolChoice)": is_forced and is_free,
         }
         return next((why for why, is_so in cannot.items() if is_so), None)
 
 
-def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z]+|[0-9]+", name.lower())
+def _words(name: str) -> str:
+    """Each between spaces: a hint matches whole ones."""
+    words = re.findall(r"[a-z]+|[0-9]+", name.lower())
+    return f" {' '.join(words)} " if words else ""
 
 
 def has_litellm() -> bool:
@@ -11052,13 +11032,12 @@ def is_local(options: ModelOptions) -> bool:
     provider, base = options.model.partition("/")[0], options.api_base
     if base is None and provider in _OLLAMA:
         base = os.environ.get("OLLAMA_API_BASE") or "http://localhost"
-    host = urllib.parse.urlsplit(base or "").hostname or ""
-    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d+){3}", host) is not None
+    return is_here(base or "")
 
 
 def config_trouble(options: ModelOptions, litellm: Any) -> str | None:
     """Why a model cannot work as it stands in the config, and what to write."""
-    base, given = options.api_base, {**options.params, "api_key": options.api_key}
+    base = options.api_base
     if base is not None and not re.match(r"https?://[^/\s]", base):
         return f'has api_base = "{base}", which is no address; write "http://{base}" or "https://…"'
     try:
@@ -11069,9 +11048,8 @@ def config_trouble(options: ModelOptions, litellm: Any) -> str | None:
         near = difflib.get_close_matches(provider, known, 1)
         meant = f"did you mean {near[0]}/…?" if near else 'write model = "provider/model", as in ollama_chat/llama3.2'
         return f"names no provider that litellm knows; {meant}"
-    missing = litellm.validate_environment(options.model)["missing_keys"]
-    keys = [key for key in missing if key.endswith("_API_KEY")]
-    if not keys or given["api_key"] or is_local(options):
+    keys = [key for key in litellm.validate_environment(options.model)["missing_keys"] if key.endswith("_API_KEY")]
+    if not keys or options.api_key or is_local(options):
         return None
     return f'has no key; write api_key = "${{{keys[-1]}}}" beside it, and set {keys[-1]} where the host starts mcpmux'
 
@@ -11089,7 +11067,7 @@ def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
     paid = row.get("input_cost_per_token"), row.get("output_cost_per_token") or 0
     if paid[0] is not None and (any(paid) or not local):
         usd = (float(paid[0]) * 1e6, float(paid[1]) * 1e6)
-        guesses = _guess(row, "price")
+        guesses = _guess(row, usd)
     elif local:
         guesses = {"cost": (1.0, "local"), "speed": (0.5, "local"), "intelligence": (0.1, "local")}
     given = {key: (score, "config") for key in PRIORITIES if (score := getattr(options, key)) is not None}
@@ -11098,19 +11076,15 @@ def rate(options: ModelOptions, prices: Mapping[str, Any]) -> Rated:
     return Rated(options, usd, scores, {key: source for key, (_, source) in both.items()}, row, local)
 
 
-def _guess(row: Mapping[str, Any], source: str) -> dict[str, tuple[float, str]]:
-    usd = [float(row.get(f"{way}_cost_per_token") or 0) * 1e6 for way in ("input", "output")]
+def _guess(row: Mapping[str, Any], usd: tuple[float, float]) -> dict[str, tuple[float, str]]:
     # Free is 1, $10 about a half, $100 for a million tokens nothing; most tokens go in.
     cheap = max(0.0, round(1 - math.log10(1 + (3 * usd[0] + usd[1]) / 4) / 2, 2))
-    clever, origin = 1 - cheap, source
-    if long := row.get("max_output_tokens"):
-        clever = (
-            0.4 * clever
-            + 0.4 * min(1.0, math.log2(max(1.0, long / 1024)) / 8)
-            + 0.2 * bool(row.get("supports_reasoning"))
-        )
-        origin = f"{source}, length, thinking"
-    return {"cost": (cheap, source), "speed": (cheap, source), "intelligence": (round(clever, 2), origin)}
+    clever, source = 1 - cheap, "price"
+    if most := row.get("max_output_tokens"):
+        length = min(1.0, math.log2(max(1.0, most / 1024)) / 8)
+        clever = 0.4 * clever + 0.4 * length + 0.2 * bool(row.get("supports_reasoning"))
+        source = "price, length, thinking"
+    return {"cost": (cheap, "price"), "speed": (cheap, "price"), "intelligence": (round(clever, 2), source)}
 
 
 def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[list[Rated], str]:
@@ -11121,7 +11095,7 @@ def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[
     for hint in preferences.get("hints") or ():
         wanted = _words(str(hint.get("name") or ""))
         exact = [model for model in models if wanted in model.names]
-        near = exact or [one for one in models if any(_is_part(wanted, name) for name in one.names)]
+        near = exact or [one for one in models if any(wanted in name or name in wanted for name in one.names)]
         if wanted and near:
             meant, why = near, f"the hint {hint['name']!r} names " + ("it" if len(near) == 1 else f"{len(near)}")
             break
@@ -11138,11 +11112,6 @@ def ranked_models(models: list[Rated], preferences: Mapping[str, Any]) -> tuple[
     elif len(meant) > 1:
         why += "; no priority is given; it is the first"
     return order, why
-
-
-def _is_part(one: list[str], other: list[str]) -> bool:
-    spaced = [f" {' '.join(words)} " for words in (one, other)]
-    return spaced[0] in spaced[1] or spaced[1] in spaced[0]
 
 
 def checked_params(raw: Raw | bytes) -> dict[str, Any]:
@@ -11214,8 +11183,7 @@ def chat_messages(params: Mapping[str, Any]) -> list[dict[str, Any]]:
     system = params.get("systemPrompt")
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for message in params["messages"]:
-        parts: list[dict[str, Any]] = []
-        calls: list[dict[str, Any]] = []
+        parts, calls = list[dict[str, Any]](), list[dict[str, Any]]()
         for block in blocks_of(message):
             match block["type"]:
                 case "tool_use":
@@ -11241,18 +11209,15 @@ def _chat_part(block: Mapping[str, Any]) -> dict[str, Any]:
             return {"type": "image_url", "image_url": {"url": f"data:{block['mimeType']};base64,{block['data']}"}}
         case "audio":
             kind = block["mimeType"].partition("/")[2].partition(";")[0]
-            return {
-                "type": "input_audio",
-                "input_audio": {"data": block["data"], "format": _AUDIO_FORMATS.get(kind, kind)},
-            }
+            sound = {"data": block["data"], "format": _AUDIO_FORMATS.get(kind, kind)}
+            return {"type": "input_audio", "input_audio": sound}
         case _:
             return {"type": "text", "text": block["text"]}
 
 
 def _tool_result(block: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """A tool's result as text, and its pictures and sounds: chat APIs take those from the user only."""
-    texts: list[str] = []
-    media: list[dict[str, Any]] = []
+    texts, media = list[str](), list[dict[str, Any]]()
     for one in block.get("content") or ():
         match one["type"]:
             case "text":
@@ -11370,28 +11335,20 @@ def sampling_result(answer: Any, params: Mapping[str, Any], model: str, raw: Map
     known = _STOP_REASONS.get(word.lower()) or _STOP_REASONS.get(str(choice.finish_reason))
     reason = known if known and (word.lower() in _STOP_REASONS or calls) else word
     stops = params.get("stopSequences") or ()
-    if extra.get("stop_reason") in stops or (
-        value_of(raw.get("stop_reason")) == "stop_sequence" and value_of(raw.get("stop_sequence")) in stops
-    ):
-        reason = "stopSequence"  # some say which of them it was
+    stopped_by = value_of(raw.get("stop_sequence")) if value_of(raw.get("stop_reason")) == "stop_sequence" else None
+    if extra.get("stop_reason") in stops or stopped_by in stops:  # some say which of them it was
+        reason = "stopSequence"
+    reason = "toolUse" if calls else reason
     parts = parts or [{"type": "text", "text": ""}]
-    return {
-        "role": "assistant",
-        "content": parts[0] if len(parts) == 1 and not params.get("tools") else parts,
-        "model": str(answer.model or model),
-        "stopReason": "toolUse" if calls else reason,
-    }
+    content = parts[0] if len(parts) == 1 and not params.get("tools") else parts
+    return {"role": "assistant", "content": content, "model": str(answer.model or model), "stopReason": reason}
 
 
 def _calls_in(message: Any, offered: list[str], model: str) -> list[dict[str, Any]]:
     """The tools that an answer wants called. Whatever the provider's own word for it is, it stopped for them."""
     found: list[dict[str, Any]] = []
     for number, call in enumerate(message.tool_calls or ()):
-        name = call.function.name
-        try:
-            given = json.loads(call.function.arguments or "{}")
-        except ValueError:
-            given = None
+        name, given = call.function.name, value_of((call.function.arguments or "{}").encode(errors="replace"))
         if not isinstance(given, dict) or not isinstance(name, str):
             text = f"mcpmux: {model} called a tool without a name or with arguments that are no JSON object; ask again"
             raise RpcError(INTERNAL_ERROR, text)
@@ -11406,12 +11363,10 @@ def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> t
     """What a provider's failure is, in a line without keys or content; and what that means."""
     status = getattr(wrong, "status_code", None)
     status = status if isinstance(status, int) else 0
-    kinds = [kind.__name__ for kind in type(wrong).__mro__]
-    known = [_PROVIDER_ERRORS[kind] for kind in kinds if kind in _PROVIDER_ERRORS]
-    otherwise = ("failed", Kind.PASSING if status >= 500 else Kind.REQUEST)
-    text, kind = known[0] if known else _PROVIDER_STATUSES.get(status, otherwise)
     said, codes = _words_of_provider(wrong, status)
-    text, kind = next((_TELLING_CODES[code] for code in codes if code in _TELLING_CODES), (text, kind))
+    signs = [*filter(str.islower, codes), *(kind.__name__ for kind in type(wrong).__mro__), status]
+    otherwise = "failed", Kind.PASSING if status >= 500 else Kind.REQUEST
+    text, kind = next((_PROVIDER_ERRORS[sign] for sign in signs if sign in _PROVIDER_ERRORS), otherwise)
     if was_not_reached(wrong):
         text, said = "cannot be reached; see whether it runs there, and whether its address is right", ""
         kind = Kind.LASTING
@@ -11453,14 +11408,11 @@ def _words_of_provider(wrong: Exception, status: int) -> tuple[str, list[str]]:
 
 
 def quotes(said: str, params: Any) -> bool:
-    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text. What a
-    server prefers of models is not such a text."""
-    asked = {key: one for key, one in params.items() if key != "modelPreferences"}
-    leaves = [text for text, at in texts_of(asked, "") if not at.endswith((".type", ".role", ".mimeType", ".mode"))]
-    return any(
-        any(said[at : at + 16] in leaf for at in range(len(said) - 15)) or (len(leaf) > 3 and leaf in said)
-        for leaf in (" ".join(leaf.split()) for leaf in leaves)
-    )
+    """Whether a provider's words repeat some of the request's: sixteen characters, or a whole short text."""
+    no_words = r"\.modelPreferences\b|.*\.(type|role|mimeType|mode)$"
+    leaves = [" ".join(text.split()) for text, at in texts_of(params, "") if not re.match(no_words, at)]
+    pieces = {said[at : at + 16] for at in range(len(said) - 15)}
+    return any((len(leaf) > 3 and leaf in said) or any(piece in leaf for piece in pieces) for leaf in leaves)
 
 
 class Ledger:
@@ -11486,12 +11438,10 @@ class Ledger:
         return list(found.values())
 
     def _whole_lines(self, start: int) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(start)
-                data = file.read()
-        except OSError:
-            return b""
+        data = b""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
         return data[: data.rfind(b"\n") + 1]
 
     def _entries(self, data: bytes) -> list[dict[str, Any]]:
@@ -11532,9 +11482,8 @@ class Ledger:
                 self.check(limit, usd, now)
                 self._add({**reservation, "usd": 0, "reserved": usd}, now)
         except OSError as wrong:
-            why = f"{self.path}: {wrong.strerror or wrong}"
-            text = f"mcpmux: no model is asked, since the ledger of sampling cannot be written: {why}"
-            raise RpcError(INTERNAL_ERROR, text) from None
+            text = f"mcpmux: no model is asked, since the ledger of sampling cannot be written: {self.path}: "
+            raise RpcError(INTERNAL_ERROR, f"{text}{wrong.strerror or wrong}") from None
         return reservation
 
     def settle(self, reservation: dict[str, Any], **entry: Any) -> None:
@@ -11545,26 +11494,16 @@ class Ledger:
     def _add(self, entry: dict[str, Any], now: float) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
         line = json.dumps({"time": stamp, **entry}, ensure_ascii=False).encode() + b"\n"
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
-        try:
-            os.write(file, line if self._ends_whole() else b"\n" + line)
-        finally:
-            os.close(file)
+        with open(self.path, "ab+", 0, opener=functools.partial(os.open, mode=0o600)) as file:
+            # A disk that was full may have taken half a line: the next one must not be lost with it.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            file.write(line if file.read() in (b"", b"\n") else b"\n" + line)
 
     def _size(self) -> int:
         try:
             return self.path.stat().st_size
         except OSError:
             return 0
-
-    def _ends_whole(self) -> bool:
-        """A disk that was full may have taken half a line: the next one must not be lost with it."""
-        size = self._size()
-        if size == 0:
-            return True
-        with self.path.open("rb") as file:
-            file.seek(size - 1)
-            return file.read(1) == b"\n"
 
 
 def amount(line: Mapping[str, Any], key: str) -> float:
@@ -11581,7 +11520,7 @@ class SamplerLoop:
     """The child's loop: a task for each request, which its cancelling ends, with its connection to the provider."""
 
     def __init__(self, writing: int) -> None:
-        self._writing = writing
+        self._write = functools.partial(write_all, writing)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._rests: dict[str, float] = {}  # models that have failed, by label: until when others are asked before them
         self._told: set[str] = set()  # whose price nobody knows
@@ -11600,8 +11539,7 @@ class SamplerLoop:
             message = decode_line(await lines.get())
             params = fields_of(message.params)
             if message.method == "notifications/cancelled":
-                task = self._tasks.get(number_of_id(params["requestId"]) or 0)
-                if task:
+                if task := self._tasks.get(number_of_id(params["requestId"]) or 0):
                     task.cancel()
             elif message.id is not UNSET and (number := number_of_id(message.id)) is not None:
                 step = self.prepare if message.method == PREPARE else self.answer
@@ -11635,9 +11573,6 @@ class SamplerLoop:
             self._log("error", f"{server}: {error} in {way_of(bug)}")
             line = error_line(id, error_body(error))
         self._write(line)
-
-    def _write(self, line: bytes) -> None:
-        write_all(self._writing, line)
 
     def _log(self, level: str, text: str) -> None:
         self._write(notification_line("log", encode({"level": level, "text": text})))
@@ -11734,8 +11669,7 @@ class SamplerLoop:
         if count := value_of(body.get("redacted")):
             entry["redacted"] = count
         end = time.monotonic() + value_of(body["seconds"])
-        models = [one for label in labels for one in self._models if one.label == label]
-        models.sort(key=self._is_resting)
+        models = sorted((one for label in labels for one in self._models if one.label == label), key=self._is_resting)
         failures: list[str] = value_of(body.get("unfit")) or []
         refusal: RpcError | None = None
         for number, model in enumerate(models, 1):
@@ -11861,8 +11795,7 @@ def any_chance() -> float:
 
 
 def child_main(serve: Callable[[asyncio.Queue[bytes], int], Coroutine[Any, Any, None]]) -> int:
-    """`mcpmux _sampler` and the like: `serve` is given the lines that come, and where its own go. Ends with its input,
-    and so with its parent."""
+    """`mcpmux _sampler` and the like; ends with its input. `serve` gets the lines that come, and where its own go."""
     reading, writing = take_over_stdio()
 
     async def run() -> None:
@@ -11870,11 +11803,8 @@ def child_main(serve: Callable[[asyncio.Queue[bytes], int], Coroutine[Any, Any, 
         loop = asyncio.get_running_loop()
 
         def read() -> None:
-            splitter = LineSplitter(sys.maxsize)
-            while chunk := os.read(reading, 1 << 20):
-                for line in splitter.feed(chunk):
-                    assert isinstance(line, bytes)
-                    loop.call_soon_threadsafe(lines.put_nowait, line)
+            for line in os.fdopen(reading, "rb", MB):
+                loop.call_soon_threadsafe(lines.put_nowait, line)
             os._exit(0)  # at once, also while litellm loads: nobody is left who would hear of anything
 
         threading.Thread(target=read, name="input", daemon=True).start()
@@ -11892,15 +11822,16 @@ async def sampler_setup(config: Config, secrets: set[str]) -> bytes:
     models: list[ModelOptions] = []
     for number, model in enumerate(config.sampling.models):
         where = "sampling" if config.sampling.model else f"sampling.models[{number}]"
-        full = {
-            key: await expand(text, f"{where}.{key}", config.environment, secrets)
-            for key in ("api_key", "api_base")
-            if (text := getattr(model, key)) is not None
-        }
-        secrets |= {full["api_key"]} if "api_key" in full else set()
-        models.append(msgspec.structs.replace(model, **full))
-    full_table = msgspec.structs.replace(config.sampling, models=models)
-    return encode(SamplerSetup(full_table, str(state_folder() / LEDGER_NAME))) + b"\n"
+        key = model.api_key and await expand(model.api_key, f"{where}.api_key", config.environment, secrets)
+        base = model.api_base and await expand(model.api_base, f"{where}.api_base", config.environment, secrets)
+        secrets.add(key or "")
+        models.append(msgspec.structs.replace(model, api_key=key, api_base=base))
+    guard = config.sampling.guard
+    if guard:
+        program, *args = beside_config([os.path.expanduser(guard[0]), *guard[1:]], config.path.parent)
+        guard = [find_program(program, extended_path(config.environment)) or program, *args]
+    full = msgspec.structs.replace(config.sampling, models=models, guard=guard)
+    return encode(SamplerSetup(full, str(state_folder() / LEDGER_NAME))) + b"\n"
 
 
 # ══ 21. Page ══════════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -12143,11 +12074,11 @@ class Shown(Struct, eq=False):
     slots: list[tuple[dict[str, Any], str]]  # texts that the person may edit, and where they stand in
     params: Any  # of a sampling request, with those in it
     opens: bool
-    is_ours: bool
+    is_patient: bool  # it waits as long without a tab
     asked: float
     until: float
-    alone_until: float  # without a tab it waits no longer
-    hash: str = ""
+    alone: float  # since then it has no tab, if there is none
+    hash: str
 
     @property
     def name(self) -> str:
@@ -12193,11 +12124,9 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
         {"label": label, "accepts": one.action == "accept", "main": one.action == "accept" and not is_ours}
         for label, one in zip(labels, buttons, strict=True)
     ]
-    waits = float(about.get("waits") or TAB_PATIENCE)
-    shown = Shown(id, view, buttons, fields, slots, params, bool(about.get("opens")), is_ours, now, now + waits, 0.0)
-    shown.alone_until = shown.until if is_ours and not shown.opens else now + TAB_PATIENCE
-    shown.hash = hashlib.sha256(encode(view)).hexdigest()
-    return shown
+    opens, until = bool(about.get("opens")), now + float(about.get("waits") or TAB_PATIENCE)
+    hash = hashlib.sha256(encode(view)).hexdigest()
+    return Shown(id, view, buttons, fields, slots, params, opens, is_ours and not opens, now, until, now, hash)
 
 
 def address_of(url: str) -> tuple[dict[str, str], list[str]]:
@@ -12306,11 +12235,11 @@ def opener_for(platform: str, environment: Mapping[str, str], root: Path = Path(
     if platform in ("win32", "darwin"):
         return Opener(["explorer" if platform == "win32" else "open"])  # neither is the browser's parent
     search = extended_path(environment)
-    if "WSL_DISTRO_NAME" in environment and (viewer := shutil.which("wslview", path=search)):
+    if "WSL_DISTRO_NAME" in environment and (viewer := find_program("wslview", search)):
         return Opener([viewer], by_file=False)
     if display is None:
         return "there is no display"
-    found = next((path for name in _BROWSERS if (path := shutil.which(name, path=search))), None)
+    found = next((path for name in _BROWSERS if (path := find_program(name, search))), None)
     return Opener([found], display) if found else "no browser was found (the variable BROWSER may name one)"
 
 
@@ -12342,7 +12271,7 @@ def go_to(opener: Opener, address: str) -> None:
 def _is_boxed() -> bool:
     """Linux: whether the usual browser is a snap or a flatpak, which cannot read most files."""
     try:
-        command = shutil.which("xdg-settings") or "", "get", "default-web-browser"
+        command = find_program("xdg-settings") or "", "get", "default-web-browser"
         told = subprocess.check_output(command, stdin=subprocess.DEVNULL, timeout=BROWSER_START)
     except (OSError, subprocess.SubprocessError):
         return False
@@ -12376,9 +12305,7 @@ class Tab(Struct, eq=False):
 class Page:
     """What is asked, and the tabs that show it: an ASGI application with three ways in besides the page itself."""
 
-    def __init__(
-        self, setup: PageSetup, write: Callable[[bytes], None], now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, setup: PageSetup, write: Callable[[bytes], None], now: Callable[[], float]) -> None:
         self.setup, self.host = setup, ""  # its own address, as `Host` has to say
         self._write, self._now = write, now
         self._asked: dict[int, Shown] = {}
@@ -12417,7 +12344,7 @@ class Page:
             return
         self._asked[number] = shown
         self._tell()
-        if self._tabs or (shown.is_ours and not shown.opens):
+        if self._tabs or shown.is_patient:
             return
         if self._ignored >= IGNORED_MOST:
             self._cancel(shown, "nobody came to the page the last times; `mcpmux page` opens it")
@@ -12482,12 +12409,12 @@ class Page:
             if tab.news is None and now >= tab.left + RELOAD_PATIENCE:
                 del self._tabs[token]
                 for shown in self._asked.values() if not self._tabs else ():
-                    shown.alone_until = shown.until if shown.is_ours and not shown.opens else now + TAB_PATIENCE
+                    shown.alone = now
         for key in self._keys.values():
             if now >= key.until:
                 self._forget_file(key)
         for shown in [] if self._tabs else list(self._asked.values()):
-            if now >= shown.alone_until:
+            if now >= (shown.until if shown.is_patient else shown.alone + TAB_PATIENCE):
                 self._ignored += 1
                 self._cancel(shown, f"nobody came to the page within {TAB_PATIENCE:g} s")
 
@@ -12512,11 +12439,8 @@ class Page:
         if tab.news is None:
             return
         now, shown = self._now(), list(self._asked.values())[:CARDS_MOST]
-        add = [
-            {"question": one.view, "hash": one.hash, "age": now - one.asked, "left": one.until - now}
-            for one in shown
-            if one.id not in tab.cards
-        ]
+        new = [one for one in shown if one.id not in tab.cards]
+        add = [{"question": one.view, "hash": one.hash, "age": now - one.asked, "left": one.until - now} for one in new]
         gone = [id for id in tab.cards if id not in self._asked]
         tab.cards = {one.id for one in shown}
         title = f"mcpmux · {in_a_line(self.setup.host)}" if self.setup.host else "mcpmux"
@@ -12610,7 +12534,7 @@ class Page:
         pressed = shown.buttons[button]
         result: dict[str, Any] = {"action": pressed.action}
         if pressed.action == "accept":
-            content, wrong = self._content(shown, pressed, said)
+            content, wrong = self._content(shown, pressed.decision, said)
             if wrong:
                 return wrong, 422
             if content is not None:
@@ -12621,15 +12545,13 @@ class Page:
         self._over(shown, f"you chose “{pressed.label}”")
         return {}, 200
 
-    def _content(
-        self, shown: Shown, pressed: Button, said: dict[str, Any]
-    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    def _content(self, shown: Shown, decision: str, said: dict[str, Any]) -> tuple[dict[str, Any] | None, Any]:
         """What is accepted, and what is wrong with it: a text, or one for each field."""
-        if pressed.decision:
+        if decision:
             edits = said["edits"] if isinstance(said.get("edits"), dict) else {}
             for slot, (holder, key) in enumerate(shown.slots):
                 holder[key] = str(edits.get(str(slot), holder[key]))
-            return {"decision": pressed.decision} | ({"params": shown.params} if edits else {}), {}
+            return {"decision": decision} | ({"params": shown.params} if edits else {}), {}
         if "address" in shown.view:
             return None, {}
         values, content, wrong = said.get("values"), dict[str, Any](), dict[int, str]()
@@ -12667,7 +12589,7 @@ async def serve_page(lines: asyncio.Queue[bytes], writing: int) -> None:
     logging.disable(logging.CRITICAL)  # what a library would log may be about what is asked
 
     write = functools.partial(write_all, writing)
-    page = Page(msgspec.json.decode(await lines.get(), type=PageSetup), write)
+    page = Page(msgspec.json.decode(await lines.get(), type=PageSetup), write, time.monotonic)
     listening = socket.create_server(("127.0.0.1", 0))
     page.host = "{}:{}".format(*listening.getsockname())
     options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
@@ -12980,7 +12902,7 @@ class Mux:
             hosts=config.hosts,
             sampling=config.sampling if config.sampling and (model or has_litellm()) else None,
             known=known,
-            names=read_names(config.path) if config.exists else {},
+            names=read_kept(kept_path("names", config.path), Names) if config.exists else {},
             pins=read_pins(config.path),
             consents=read_consents(config),
             broken=config.broken,
@@ -13132,7 +13054,7 @@ class Mux:
             address = await locate(name, table, self._config)
             self._journal.hide(address.secrets)
             self._logins[name] = address.login
-            remote = RemoteServer(name, run, self.post, limit, outbox, address, self._journal, table.transport)
+            remote = RemoteServer(run, self.post, limit, outbox, address, self._journal)
             await remote.start()
             return remote
         command = await prepare(name, table, self._config)
@@ -13230,7 +13152,7 @@ class Mux:
         seen = taken = self._config.mark
         logins: dict[str, tuple[int, int] | None] = {}
         pins = kept_path("pins", path)
-        marks, wanted = (mark_of(pins), mark_of(consents_path())), mark_of(kept_path("page", path))
+        marks, wanted = (mark_of(pins), mark_of(kept_path("consents"))), mark_of(kept_path("page", path))
         trim, worked = memory_trimmer(), time.process_time()
         while not self._done.wait(WATCH_TICK):
             if time.process_time() - worked > TRIM_AFTER:
@@ -13243,7 +13165,7 @@ class Mux:
                 if (mark := mark_of(path_of_login)) and logins.get(name, mark) != mark:
                     self._in_loop(self.post, TryAgain(name))
                 logins[name] = mark
-            former_marks, marks = marks, (mark_of(pins), mark_of(consents_path()))
+            former_marks, marks = marks, (mark_of(pins), mark_of(kept_path("consents")))
             if former_marks[0] != marks[0]:
                 self._in_loop(self.post, PinsRead(read_pins(path)))
             if former_marks[1] != marks[1]:
@@ -14051,7 +13973,7 @@ def entry_for_hosts(config: Path, sampling: bool) -> dict[str, Any]:
     if is_swept and origin is None:  # `uv run mcpmux.py`
         command, args = os.environ.get("UV", "uv"), ["run", *args]
     elif is_swept:
-        found = shutil.which("uvx", path=extended_path(os.environ))
+        found = find_program("uvx", extended_path(os.environ))
         command, args = os.path.abspath(found) if found else "uvx", run_by_uvx(origin or {}, sampling)
     elif origin is not None and program.is_file():
         command, args = str(program), []
@@ -14269,7 +14191,7 @@ def parse(words: list[str]) -> argparse.Namespace | SimpleNamespace:
     arguments.rest = words[at + 1 :]
     if unknown or (arguments.rest and not arguments.takes):
         hint = f"; {arguments.takes} stands after --" if arguments.takes else ""
-        parser.error(f"unrecognized arguments: {shlex.join(unknown or words[at:])}{hint}")
+        parser.error(f"unrecognized arguments: {command_line(unknown or words[at:])}{hint}")
     return arguments
 
 
@@ -14888,7 +14810,7 @@ def known_catalogue(config: Config, more: Mapping[str, Mapping[str, list[Entry]]
     """All that is known, `more` before what the cache has: every server has a say in what tools are called."""
     lists = {name: one.lists for name, one in last_known(config).items()} | dict(more or {})
     parts = [Part(name, table.prefix, lists[name]) for name, table in config.servers.items() if name in lists]
-    return merge(parts, config.options, read_names(config.path))
+    return merge(parts, config.options, read_kept(kept_path("names", config.path), Names))
 
 
 def _list_servers(arguments: argparse.Namespace) -> None:
@@ -14926,7 +14848,7 @@ def _list_servers(arguments: argparse.Namespace) -> None:
 def _print_servers(rows: list[dict[str, Any]]) -> None:
     def cells(row: dict[str, Any]) -> list[Any]:
         tools = None if row["tools"] is None else len(row["tools"])
-        command = row["url"] or shlex.join(row["command"] or ())
+        command = row["url"] or command_line(row["command"] or [])
         return [row["server"], row["state"], row["revision"], tools, row["tokens"], command or None]
 
     _print_table(("SERVER", "STATE", "REVISION", "TOOLS", "TOKENS", "COMMAND"), map(cells, rows))
@@ -15117,7 +15039,8 @@ def _consents(arguments: argparse.Namespace) -> None:
     """Lists which servers may use your model, and which may not, as you have said it; with --forget they have to ask
     again.
     Example: mcpmux consents"""
-    given = {to: one for to, one in read_given().items() if arguments.server in (None, one.server)}
+    all_given: AllGiven = read_kept(kept_path("consents"), AllGiven)
+    given = {to: one for to, one in all_given.items() if arguments.server in (None, one.server)}
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(list(given.values())), indent=2))
     elif not given:
@@ -15126,12 +15049,9 @@ def _consents(arguments: argparse.Namespace) -> None:
         rows = [(one.server, one.decision, ", ".join(one.models), one.since, one.config) for one in given.values()]
         _print_table(("SERVER", "DECISION", "MODELS", "SINCE", "CONFIG"), rows)
     if arguments.forget and given:
-
-        def forget(there: dict[str, Given]) -> None:
+        with kept_to_change(kept_path("consents"), AllGiven) as there:
             for to in given:
                 there.pop(to, None)
-
-        change_given(forget)
         print(f"Forgotten: {counted(len(given), 'decision')}. A running mcpmux hears of it within seconds.")
 
 
@@ -15795,7 +15715,7 @@ def _take_in(plan: Import, config: Config, arguments: argparse.Namespace) -> Non
 
 
 def _undo_import(path: Path) -> None:
-    last, backup = read_kept("imports", path, LastImport), path.with_name(path.name + BEFORE_IMPORT)
+    last, backup = read_kept(kept_path("imports", path), LastImport), path.with_name(path.name + BEFORE_IMPORT)
     text, before = read_text(path), read_text(backup)
     if not last.servers or text is None or before is None:
         raise ConfigError("there is no import to take back")
@@ -16011,7 +15931,7 @@ def _groups(plan: Import) -> dict[str, str]:
         if outcome.moved:
             table = outcome.entry.table
             words = without_secrets([str(word) for word in (table.get("command"), *table.get("args", ())) if word])
-            runs = shlex.join(words) or without_secrets([str(plan.tables.get(outcome.name, {}).get("url"))])[0]
+            runs = command_line(words) or without_secrets([str(plan.tables.get(outcome.name, {}).get("url"))])[0]
             groups.setdefault(outcome.name, (runs, []))[1].append(outcome.entry.host.title)
         elif not why_not_ours(outcome.entry.table):
             print(in_a_line(f"{outcome.entry.host.title}: {outcome.entry.name} {outcome.said}"))
@@ -16074,18 +15994,16 @@ class Place(NamedTuple):
 
 def _ran(commands: list[list[str]]) -> bool | None:
     """Plays a host's own commands. None: the host has none that can be found here."""
-    program = shutil.which(commands[0][0], path=extended_path(os.environ)) if commands else None
+    program = find_program(commands[0][0], extended_path(os.environ)) if commands else None
     if program is None:
         return None
     for command in commands:
-        print(f"Running: {_typed(command)}", flush=True)
-        if subprocess.run([program, *command[1:]], stdin=subprocess.DEVNULL, check=False).returncode:
+        print(f"Running: {command_line(command)}", flush=True)
+        line = batch_line(program, command[1:])
+        words, is_shell = line or [program, *command[1:]], line is not None
+        if subprocess.run(words, stdin=subprocess.DEVNULL, shell=is_shell, check=False).returncode:
             return False
     return True
-
-
-def _typed(command: list[str]) -> str:
-    return subprocess.list2cmdline(command) if sys.platform == "win32" else shlex.join(command)
 
 
 def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool) -> int:
@@ -16102,7 +16020,7 @@ def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool)
     commands = [one for one in (*renewal, *(own_command(host, 1, name, {}) for name in moved)) if one]
     if dry_run:
         print(f"Would change {file}, where it has servers:")
-        print(f"  + {ENTRY_NAME}: {_typed([entry['command'], *entry['args']])}")
+        print(f"  + {ENTRY_NAME}: {command_line([entry['command'], *entry['args']])}")
         print("".join(in_a_line(f"  - {name}") + "\n" for name in moved), end="")
         return 0
     before = uninstalled(file, text or "", kept, host.key)[0] if is_there else text
@@ -16113,7 +16031,7 @@ def put_in(place: Place, entry: dict[str, Any], moved: list[str], dry_run: bool)
         write_text(backup, before, kept, private=True)
     went = _ran(commands)
     if went is None and commands and text is None:
-        print(f"{commands[0][0]} was not found. Where it is, run:\n\n" + "\n".join(map(_typed, commands)))
+        print(f"{commands[0][0]} was not found. Where it is, run:\n\n" + "\n".join(map(command_line, commands)))
         return 0
     if went is False:
         return 1
@@ -16142,7 +16060,7 @@ def expect_start(entry: Mapping[str, Any]) -> None:
         why = telling(done.stderr.decode(errors="replace").split("\n")) or f"exit code {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as wrong:
         why = str(wrong)
-    raise ConfigError(f"no host could start mcpmux by {_typed(command)}: {harmless(why)}; nothing was changed")
+    raise ConfigError(f"no host could start mcpmux by {command_line(command)}: {harmless(why)}; nothing was changed")
 
 
 def _uninstall(arguments: argparse.Namespace) -> None:

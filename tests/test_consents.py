@@ -454,7 +454,7 @@ def test_what_lasts_is_kept_for_what_it_was_given_to(
     mcpmux.save(mcpmux.SaveConsent("git", "always"), config_of(tmp_path))
     config = config_of(tmp_path, **change)
     assert mcpmux.read_consents(config) == (dict.fromkeys(config.servers, "always") if holds else {})
-    kept = mcpmux.consents_path().read_text(encoding="utf-8")
+    kept = mcpmux.kept_path("consents").read_text(encoding="utf-8")
     assert "hunter2" not in kept
     if sys.platform != "win32":
         assert {path.stat().st_mode & 0o077 for path in (tmp_path / "state").iterdir()} == {0}
@@ -462,7 +462,7 @@ def test_what_lasts_is_kept_for_what_it_was_given_to(
 
 def test_a_file_of_consents_that_cannot_be_read_is_no_consent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mcpmux, "state_folder", lambda: tmp_path)
-    mcpmux.consents_path().write_text("{", encoding="utf-8")
+    mcpmux.kept_path("consents").write_text("{", encoding="utf-8")
     assert mcpmux.read_consents(config_of(tmp_path)) == {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import select
 import shlex
 import signal
@@ -20,6 +21,8 @@ from typing import Any
 
 import pytest
 from conftest import COMMAND, FAKE, PATIENCE, RawHost, is_running, server_table
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import mcpmux
 
@@ -672,15 +675,86 @@ def test_cwd_and_command_are_relative_to_the_config_file(serve: Serve, tmp_path:
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(FAKE))} "$@"\n')
         program.chmod(0o755)
     by_path = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}${{PATH}}"}
+    strange = ("--also", "where", "--name", FOR_CMD)
     host = serve(
         server_table("one", "--also", "where", cwd="work"),
-        server_table("two", "--also", "where", command=f"bin/{program.name}"),
-        server_table("three", "--also", "where", command=program.name, env=by_path),
+        server_table("two", *strange, command=f"bin/{program.name}"),
+        server_table("three", *strange, command=program.name, env=by_path),
     )
     host.initialize()
-    where = {name: json.loads(host.text(f"{name}__where"))["cwd"] for name in ("one", "two", "three")}
+    told = {name: json.loads(host.text(f"{name}__where")) for name in ("one", "two", "three")}
     here = str(Path.cwd())
-    assert where == {"one": str((tmp_path / "work").resolve()), "two": here, "three": here}
+    assert [one["cwd"] for one in told.values()] == [str((tmp_path / "work").resolve()), here, here]
+    assert [told[name]["argv"][-1] for name in ("two", "three")] == [FOR_CMD, FOR_CMD]
+
+
+@pytest.mark.skipif(
+    sys.platform != "win32" and sys.version_info >= (3, 12), reason="Windows itself says there where to look"
+)
+def test_windows_does_not_run_a_program_of_the_folder_that_the_host_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts start mcpmux in the project that is open, and a project may bring its own npx.cmd."""
+    places = tmp_path / "project", tmp_path / "bin"
+    for place in places:
+        place.mkdir()
+        (place / "npx.CMD").touch(0o755)
+    (places[0] / "uvx.CMD").touch(0o755)
+    monkeypatch.chdir(places[0])
+    monkeypatch.setenv("PATHEXT", ".CMD")
+    monkeypatch.delenv("NODEFAULTCURRENTDIRECTORYINEXEPATH", raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert mcpmux.find_program("npx", str(places[1])) == str(places[1] / "npx.CMD")
+    assert mcpmux.find_program("uvx", str(places[1])) is None
+
+
+FOR_CMD = 'https://x.example/?a=1&b=%PATH%!PATH! ^"c" | (d) > \\'
+
+
+def read_by_cmd(line: str) -> str:
+    """What Windows' cmd makes of a line (https://ss64.com/nt/syntax-esc.html): a caret outside quotation marks takes
+    the next character's meaning; what is left of that must not be a command of its own."""
+    assert not re.search("%[^%^]+%", line), "a variable"
+    read, quoted, rest = "", False, iter(line)
+    for one in rest:
+        if one == "^" and not quoted:
+            one = next(rest)  # noqa: PLW2901
+        elif one == '"':
+            quoted = not quoted
+        else:
+            assert quoted or one not in "&|<>", "the end of the command"
+        read += one
+    return read
+
+
+def arguments_of(line: str) -> list[str]:
+    """As programs take them from their command line (Microsoft's C runtime)."""
+    found, quoted = [""], False
+    for slashes, one in re.findall(r'(\\*)("|[^\\"]|$)', line):
+        found[-1] += slashes if one != '"' else slashes[: len(slashes) // 2]
+        if one == '"' and len(slashes) % 2:
+            found[-1] += one
+        elif one == '"':
+            quoted = not quoted
+        elif one == " " and not quoted:
+            found.append("")
+        else:
+            found[-1] += one
+    return found
+
+
+@pytest.mark.parametrize("readings", [1, 2])
+@given(args=st.lists(st.text(r"ab\" &%^!|<>()[];,*?=:/-.é"), min_size=1, max_size=4))
+@example(args=[FOR_CMD, "", "-y", "@scope/package@1.2"])
+def test_cmd_hands_a_batch_file_its_arguments_as_they_are(readings: int, args: list[str]):
+    """Python's own quoting lets cmd read `&` as the end of a command: CVE-2025-64340 of FastMCP's was that. What is
+    plain is not quoted: a batch file may compare it."""
+    line = mcpmux.line_for_cmd(r"C:\Program Files\nodejs\npx.CMD", args, readings)
+    read = read_by_cmd(line).removeprefix(r"C:\Program Files\nodejs\npx.CMD ")
+    if readings == 2:
+        read = read_by_cmd(read)
+    assert arguments_of(read) == args
+    assert [one for one in args if one.isalpha() and one not in line.split(" ")] == []
 
 
 # ── stderr ──

@@ -934,11 +934,11 @@ class Loop:
         models: tuple[str, ...] = ("openai/m",),
         **more: Any,
     ) -> None:
-        reading, writing = os.pipe()
+        reading, self.writing = os.pipe()
         self.said = os.fdopen(reading, "rb")
         self.waits: list[float] = []
         self.seconds = more.pop("seconds", 120)
-        self.loop = mcpmux.SamplerLoop(writing)
+        self.loop = mcpmux.SamplerLoop(self.writing)
         limits = SamplingLimits(usd_per_day=more.pop("usd", 1000), usd_per_request=more.pop("usd_per_request", None))
         options = [
             ModelOptions(model=name, api_key=KEY, params={} if name[:2] == "ol" else more.get("params", PRICED))
@@ -961,13 +961,13 @@ class Loop:
     def asks(self, **params: Any) -> dict[str, Any]:
         """What it writes in answer, after what it has for the log."""
         self.tells(**params)
-        os.close(self.loop._writing)
+        os.close(self.writing)
         *self.logged, answer = [json.loads(found) for found in self.said]
         self.said.close()
         return answer
 
     def close(self) -> None:
-        os.close(self.loop._writing)
+        os.close(self.writing)
         self.said.close()
 
     def tells(self, **params: Any) -> None:
@@ -1187,6 +1187,24 @@ def test_a_guard_sees_what_is_asked_and_answered_and_may_change_or_refuse_it(
         assert loop.litellm.asked == []
     else:
         assert answer["result"]["content"]["text"].endswith(heard)
+
+
+def test_a_guard_is_found_as_a_server_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Beside the config file, and where hosts with a window do not look."""
+    local = tmp_path / "home" / ".local" / "bin"
+    local.mkdir(parents=True)
+    named = "guard.cmd" if sys.platform == "win32" else "guard"
+    for folder in (tmp_path, local):
+        (folder / named).touch(0o755)
+    (tmp_path / "rules.txt").touch()
+    monkeypatch.setattr(mcpmux, "has_litellm", lambda: True)
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home")}
+    for written, found in ((f"./{named}", tmp_path), (named, local)):
+        table = {"model": "ollama/x", "guard": [written, "rules.txt", "-v"]}
+        config = mcpmux.read_config({"sampling": table}, tmp_path / "mcpmux.toml", environment)
+        setup = json.loads(asyncio.run(mcpmux.sampler_setup(config, set())))
+        guard = [str(found / named), str(tmp_path / "rules.txt"), "-v"]
+        assert setup["sampling"]["guard"] == guard
 
 
 def test_a_guard_that_is_not_there_or_hangs_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
