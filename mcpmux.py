@@ -13386,7 +13386,7 @@ def host_of_file(path: Path, machine: Machine) -> tuple[Host, str | None]:
             if fnmatch.fnmatch(path.as_posix(), f"*/{tail}"):
                 return host, str(path.parents[tail.count("/")]) if base == "here" else None
     by_key = {host.key: host for host in reversed(HOSTS)} | {"mcpServers": HOSTS[1]}
-    document = read_host_file(path)
+    document = host_document(path, read_text(path) or "")
     return next((host for key, host in by_key.items() if key in document), HOSTS[1]), None
 
 
@@ -13401,11 +13401,6 @@ def bare_json(text: str) -> str:
     for noise in (_JSON_NOISE, _TRAILING_COMMA):
         text = re.sub(noise, lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\r\n]", " ", found[0]), text)
     return text
-
-
-def read_host_file(path: Path) -> dict[str, Any]:
-    """A host's whole file. Raises `ConfigError`, one line."""
-    return host_document(path, read_text(path) or "")
 
 
 def host_document(path: Path, text: str) -> dict[str, Any]:
@@ -13507,7 +13502,7 @@ class HostEntry(Struct, frozen=True):
 
 def entries_of(host: Host, path: Path, folder: str | None) -> list[HostEntry]:
     """All servers in a host's file; ourselves too. Raises `ConfigError`."""
-    document = read_host_file(path)
+    document = host_document(path, read_text(path) or "")
     inputs = {one["id"]: one for one in document.get("inputs") or () if isinstance(one, dict) and "id" in one}
     groups: list[tuple[str | None, Any]] = [(folder, document.get(host.key))]
     if host.name == "claude-code" and isinstance(projects := document.get("projects"), dict):
@@ -13677,11 +13672,9 @@ Tables = Mapping[str, dict[str, Any]]  # of servers, by name
 
 def _as_expected(new: str, expected: dict[str, Any]) -> str:
     """Raises `ConfigError` where the lines that were changed were not all there is of it."""
-    try:
+    with contextlib.suppress(ValueError):
         if {"mcp_servers": {}} | tomllib.loads(new) == {"mcp_servers": {}} | expected:
             return new
-    except ValueError:
-        pass
     raise ConfigError("its [mcp_servers] is written in a way that mcpmux cannot change; do it by hand")
 
 
@@ -13858,14 +13851,13 @@ def _yaml_node(text: str, key: str) -> Any:
 
 def _yaml_span(text: str, node: Any, name: str) -> tuple[int, int]:
     """Where a member of a YAML mapping is in the text; of one with a line of its own, whole lines."""
-    at = next(at for at, (key, _) in enumerate(node.value) if key.value == name)
-    key, _ = node.value[at]
-    after = node.value[at + 1][0].start_mark if at + 1 < len(node.value) else None
     if node.flow_style:
         raise ValueError
-    start = key.start_mark.index - key.start_mark.column
-    lines = text[start : after.index - after.column if after else node.end_mark.index].splitlines(keepends=True)
-    while after is None and re.match(r"\s*(#|$)", lines[-1]):  # what follows the last one is not a part of it
+    keys = [key for key, _ in node.value]
+    at = [key.value for key in keys].index(name)
+    start, *after = (key.start_mark.index - key.start_mark.column for key in keys[at : at + 2])
+    lines = text[start : after[0] if after else node.end_mark.index].splitlines(keepends=True)
+    while not after and re.match(r"\s*(#|$)", lines[-1]):  # what follows the last one is not a part of it
         lines.pop()
     return start, start + sum(map(len, lines))
 
@@ -15464,11 +15456,9 @@ class Person:
         loop = asyncio.get_running_loop()
 
         def read() -> None:
-            try:
-                with open(0, "rb", buffering=0, closefd=False) as stdin:
-                    line = stdin.read(65536) or b""
-            except OSError:  # its window was closed
-                line = b""
+            line = b""
+            with contextlib.suppress(OSError), open(0, "rb", buffering=0, closefd=False) as stdin:  # it may be closed
+                line = stdin.read(65536) or b""
             loop.call_soon_threadsafe(self._lines.put_nowait, line)
 
         if not self._reading:  # what was asked before may have been withdrawn, and its thread still reads

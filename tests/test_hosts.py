@@ -1277,7 +1277,7 @@ def test_every_host_gets_mcpmux_and_has_its_bytes_back(
     written(desk.home / ".env", "FROM_FILE=s3cret\n")
     file = placed(case, desk.home)
     assert file == desk.file(host)
-    if ENTRY_NAME in mcpmux.read_host_file(file)[found.key]:  # of another time
+    if ENTRY_NAME in mcpmux.servers_in(file, file.read_text(), found.key):  # of another time
         file.write_text(mcpmux.edited(file, file.read_text(), found.key, [ENTRY_NAME], {}))
     if own := host in PROGRAMS:
         stand_in(desk, host, programs)
