@@ -8145,7 +8145,8 @@ def write_known(folder: Path, server: str, known: Known, config: Config) -> None
 # ── who has which name, a file for each config ──
 
 
-NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)  # a file of ours is where we put it
+# A file of ours is where we put it, no link; and has what we write, without Windows' line ends.
+OWN_FILE: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 LOCK_PATIENCE: Final = 20.0  # seconds; another mcpmux that has a lock may hang
 LOCK_LOOK: Final = 0.05
 
@@ -8169,7 +8170,7 @@ def is_locked(file: int) -> bool:
 def open_lock(path: Path) -> int:
     """A file of which only who has it locked is looked at. Raises `OSError`."""
     make_folder(path.parent)
-    return os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | OWN_FILE, 0o600)
 
 
 @contextlib.contextmanager
@@ -8465,7 +8466,7 @@ class Journal:
             file = None
         if file is None:
             make_folder(path.parent)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | OWN_FILE
             file = self._files[name] = os.open(path, flags, 0o600)
             self._sizes[name] = os.fstat(file).st_size
         self._sizes[name] += len(data)
@@ -8927,6 +8928,7 @@ def kill_all(pids: Iterable[int]) -> None:
 def _job_for(pid: int) -> Any:
     """Windows: a job object that ends, with all in it, when its handle is closed, if only by our own death."""
     if sys.platform == "win32":
+        import pywintypes  # noqa: PLC0415
         import win32api  # noqa: PLC0415
         import win32con  # noqa: PLC0415
         import win32job  # noqa: PLC0415
@@ -8935,10 +8937,11 @@ def _job_for(pid: int) -> Any:
         limits = win32job.QueryInformationJobObject(job, win32job.JobObjectExtendedLimitInformation)
         limits["BasicLimitInformation"]["LimitFlags"] |= win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
         win32job.SetInformationJobObject(job, win32job.JobObjectExtendedLimitInformation, limits)
-        handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
-        win32job.AssignProcessToJobObject(job, handle)
-        win32api.CloseHandle(handle)
-        return job
+        with contextlib.suppress(pywintypes.error):  # it has exited already
+            handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
+            win32job.AssignProcessToJobObject(job, handle)
+            win32api.CloseHandle(handle)
+            return job
     return None
 
 

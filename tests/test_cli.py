@@ -581,7 +581,7 @@ def test_hints_call_mcpmux_as_the_person_did(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
     for prefix, words, called in (
         ("/usr", [], "mcpmux check"),
-        ("/usr", ["check", "--config", "a b.toml"], "mcpmux --config 'a b.toml' check"),
+        ("/usr", ["check", "--config", "a b.toml"], f"mcpmux --config {mcpmux.command_line(['a b.toml'])} check"),
         ("/usr", ["--config=x.toml"], "mcpmux --config x.toml check"),
         ("/h/.cache/uv/archive-v0/abc", [], "uvx mcpmux check"),
     ):
