@@ -9685,7 +9685,7 @@ def write_login(path: Path, login: Login) -> None:
 
 @contextlib.asynccontextmanager
 async def login_lock(path: Path) -> AsyncGenerator[None]:
-    """One mcpmux at a time renews a login: a refresh token may work once only. Raises `TimeoutError`, `OSError`."""
+    """One mcpmux at a time renews a login: a refresh token may work once only. Raises `OSError`."""
     file = open_lock(path.with_suffix(".lock"))
     try:
         async with asyncio.timeout(LOCK_PATIENCE):
@@ -9807,7 +9807,7 @@ class LoginKeeper:
                     except OSError as wrong:  # it serves here all the same
                         self._journal.log("warning", f"a renewed login cannot be kept: {wrong}")
                     return True
-            except (OSError, TimeoutError) as wrong:
+            except OSError as wrong:
                 what = f"cannot be logged in to: the file of its login: {wrong or 'another mcpmux holds it'}"
                 raise RemoteError(what, f"look at {self._path}") from None
 
@@ -11349,8 +11349,8 @@ def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> t
     otherwise = "failed", Kind.PASSING if status >= 500 else Kind.REQUEST
     text, kind = next((_PROVIDER_ERRORS[sign] for sign in signs if sign in _PROVIDER_ERRORS), otherwise)
     if was_not_reached(wrong):
-        text, said = "cannot be reached; see whether it runs there, and whether its address is right", ""
-        kind = Kind.LASTING
+        text, kind = "cannot be reached; see whether it runs there, and whether its address is right", Kind.LASTING
+        said = ""
     elif said.startswith("Connection error"):
         text, said = "cannot be reached, or hung up", ""
     for secret in sorted(secrets, key=len, reverse=True):  # a short one may be part of a longer one
@@ -11713,7 +11713,9 @@ class SamplerLoop:
             if was_not_reached(wrong) or 400 <= getattr(wrong, "status_code", 0) < 500:
                 paid["usd"] = 0 if cost is not None else None  # nobody asks money for that
             text, kind = provider_trouble(wrong, self._secrets, params)
-            asked = _retry_after(wrong)
+            asked, headers = 0.0, getattr(wrong, "litellm_response_headers", None) or {}
+            with contextlib.suppress(ValueError):  # a date is taken for no wish
+                asked = max(0.0, float(headers.get("retry-after", 0)))
             later = f"; it asks to wait {asked:g} s" if asked > RETRY_AFTER_MOST else ""
             raise NoAnswer(f"the provider of {model.name} {text}{later}", kind, asked) from None
         finally:
@@ -11760,15 +11762,6 @@ def tool_rounds(messages: list[dict[str, Any]]) -> int:
     """How often in a row, up to now, the model has had tools called."""
     kinds = [{block["type"] for block in blocks_of(message)} for message in reversed(messages)]
     return sum(1 for _ in itertools.takewhile(lambda one: one & {"tool_use", "tool_result"}, kinds)) // 2
-
-
-def _retry_after(wrong: Exception) -> float:
-    """The seconds that a provider asks to be left alone; 0 if it says nothing."""
-    headers = getattr(wrong, "litellm_response_headers", None) or {}
-    try:
-        return max(0.0, float(headers.get("retry-after", 0)))
-    except ValueError:
-        return 0.0
 
 
 def any_chance() -> float:
@@ -12514,8 +12507,7 @@ class Page:
             content, wrong = self._content(shown, pressed.decision, said)
             if wrong:
                 return wrong, 422
-            if content is not None:
-                result["content"] = content
+            result |= {} if content is None else {"content": content}
         del self._asked[shown.id]
         self._ignored = 0
         self._write(result_line(b"%d" % shown.id, encode(result)))
