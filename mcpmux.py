@@ -10138,8 +10138,7 @@ class Web:
         kinds = {"Accept": EVENTS if method == "GET" else f"application/json, {EVENTS}"}
         kinds |= {} if body is None else {"Content-Type": "application/json"}
         place, headers = url or self._address.url, {**kinds, **headers}
-        request = self._client.build_request(method, place, headers=headers, content=body)
-        response = await self._follow(request)
+        response = await self._follow(self._client.build_request(method, place, headers=headers, content=body))
         try:
             yield response
         finally:
@@ -10424,8 +10423,7 @@ class RemoteServer:
     async def start(self) -> None:
         """Raises `StartError` if it cannot be spoken to at all. Whether it is there, the first line tells."""
         self._anyio = (await asyncio.to_thread(load_http)).anyio
-        client = self._web.open()
-        self._living = asyncio.get_running_loop().create_task(self._live(client))
+        self._living = asyncio.get_running_loop().create_task(self._live(self._web.open()))
         try:
             await self._ready
         except (asyncio.CancelledError, StartError):
@@ -10596,8 +10594,7 @@ class RemoteServer:
     async def _read_answer(self, exchange: Sent, stream: Stream, response: Any) -> None:
         if exchange.method == "initialize" and (session := response.headers.get(SESSION)):
             if not re.fullmatch(r"[!-~]+", session):
-                what = "gives out a session that no header can hold"
-                raise RemoteError(what, "tell those who run it", is_end=True)
+                raise RemoteError("gives out a session that no header can hold", "tell those who run it", is_end=True)
             self._session.id = session
         if is_stream(response):
             await self._hear(response, stream, exchange)
@@ -11441,8 +11438,7 @@ class Ledger:
             else:
                 self._open.pop(str(line.get("id")), None)
                 self._days[str(line.get("day", line["time"]))[:10]] += amount(line, "usd")
-        reserved = sum(amount(one, "reserved") for one in self._open.values() if one["time"][:10] == day)
-        return self._days[day] + reserved
+        return self._days[day] + sum(amount(one, "reserved") for one in self._open.values() if one["time"][:10] == day)
 
     def check(self, limit: float, usd: float | None, now: float) -> None:
         """Raises `RpcError` if that is more than is left of the day's money."""
@@ -11728,8 +11724,7 @@ class SamplerLoop:
         response = await self._litellm.acompletion(model=model.name, num_retries=0, max_retries=0, **arguments)
         if not arguments.get("stream"):
             return response
-        chunks = [chunk async for chunk in response]
-        return self._litellm.stream_chunk_builder(chunks, messages=arguments["messages"])
+        return self._litellm.stream_chunk_builder([chunk async for chunk in response], messages=arguments["messages"])
 
     def _paid(self, response: Any, model: Rated, cost: float | None) -> dict[str, Any]:
         """What an answer has cost: as its provider says itself, as litellm knows, or by the price of its tokens."""
