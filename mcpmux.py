@@ -11310,8 +11310,7 @@ def sampling_result(answer: Any, params: Mapping[str, Any], model: str, raw: Map
         raise RpcError(INTERNAL_ERROR, f"mcpmux: the answer of {model} was withheld by its provider's content filter")
     extra = getattr(choice, "provider_specific_fields", None) or {}
     word = str(extra.get("native_finish_reason") or choice.finish_reason)
-    known = _STOP_REASONS.get(word.lower()) or _STOP_REASONS.get(str(choice.finish_reason))
-    reason = known if known and (word.lower() in _STOP_REASONS or calls) else word
+    reason = _STOP_REASONS.get(word.lower(), word)
     stops = params.get("stopSequences") or ()
     stopped_by = value_of(raw.get("stop_sequence")) if value_of(raw.get("stop_reason")) == "stop_sequence" else None
     if extra.get("stop_reason") in stops or stopped_by in stops:  # some say which of them it was
@@ -11999,16 +11998,14 @@ def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
         preset = {one for one in presets if isinstance(one, str | int | float)}
         view |= {"many": kind == "array", "choices": [harmless(str(shown)) for _, shown in choices]}
         view["about"] = _about(field, "minItems", "maxItems", "to choose:") if kind == "array" else ""
-        view["preset"] = [at for at, (value, _) in enumerate(choices) if value in preset and default is not None]
+        view["preset"] = [at for at, (value, _) in enumerate(choices) if value in preset]
         return view
-    limits: dict[str, Any]
+    limits: dict[str, Any] = {"minlength": field.get("minLength"), "maxlength": field.get("maxLength")}
+    limits |= {"step": 1} if field.get("format") == "date-time" else {}
+    about = _about(field, "minLength", "maxLength", "characters:")
     if kind in ("integer", "number"):
         limits = {"min": field.get("minimum"), "max": field.get("maximum"), "step": 1 if kind == "integer" else "any"}
         about = _about(field, "minimum", "maximum", "an integer:" if kind == "integer" else "a number:")
-    else:
-        limits = {"minlength": field.get("minLength"), "maxlength": field.get("maxLength")}
-        limits |= {"step": 1} if field.get("format") == "date-time" else {}
-        about = _about(field, "minLength", "maxLength", "characters:")
     is_long = limits.get("maxlength", 0) is None and not field.get("format") and "\n" in str(default)
     usual = _INPUTS.get(field.get("format", ""), "area" if is_long or (limits.get("maxlength") or 0) > 300 else "text")
     view["input"] = {"input": "number" if "min" in limits else usual} | limits
@@ -12472,16 +12469,13 @@ class Page:
         tab.cards = set()
         self._tell_tab(tab)
         try:
-            while True:
-                try:
+            message: dict[str, Any] = {}
+            while "bye" not in message:
+                message = {}
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BEAT):
                         message = await news.get()
-                except TimeoutError:
-                    yield b": \n\n"
-                    continue
-                yield b"data: " + encode(message) + b"\n\n"
-                if "bye" in message:
-                    return
+                yield b"data: " + encode(message) + b"\n\n" if message else b": \n\n"
         finally:
             if tab.news is news:
                 tab.news, tab.left = None, self._now()
