@@ -11264,9 +11264,10 @@ async def guarded(command: list[str], what: str, server: str, value: Any, second
     if process.returncode:
         lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
         raise RpcError(-1, f"mcpmux: the guard refused this {what} of {server}: {in_a_line(lines[-1])}")
-    if out.strip() and not is_object(out):
+    value = value_of(out) if out.strip() else value
+    if not isinstance(value, dict):
         raise RpcError(INTERNAL_ERROR, "mcpmux: sampling.guard printed something else than a JSON object")
-    return value_of(out) if out.strip() else value
+    return value
 
 
 def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -12076,8 +12077,7 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
         raise ValueError(f"it has a mode that mcpmux does not know: {str(mode)[:100]}")
     if len(fields) > FIELDS_MOST:
         raise ValueError(f"its form has {len(fields)} fields, more than {FIELDS_MOST}")
-    secrets = [name for name, field in fields.items() if re.search(_HIDDEN_FIELD, f"{name} {field.get('title', '')}")]
-    if secrets:
+    if any(re.search(_HIDDEN_FIELD, f"{name} {field.get('title', '')}") for name, field in fields.items()):
         notes.append("This looks like a secret. Servers must not ask for secrets in a form.")
         view["secret"] = f"I know, and want {in_a_line(asker)} to have it."
     view |= {"fields": [_field_view(name, field) for name, field in fields.items()], "notes": notes, "parts": parts}
