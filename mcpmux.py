@@ -10528,8 +10528,7 @@ class RemoteServer:
 
     async def _send(self, line: bytes) -> None:
         """What changes the session is taken by the server before this returns; so is all where it goes out in turn."""
-        message = decode_line(line)
-        exchange = self._exchange(line, message, key_of(message.id) if message.method else None)
+        exchange = self._exchange(line)
         is_cancellation = exchange.method == "notifications/cancelled"
         if is_cancellation and (cancelled := self._exchanges.get(value_of(exchange.params.get("requestId")))):
             self._finish(cancelled, b"")
@@ -10546,8 +10545,9 @@ class RemoteServer:
                 self._tasks.start_soon(self._guarded, self._listen)
                 await self._listening.wait()  # what it says unasked from then on is heard
 
-    def _exchange(self, line: bytes, message: Envelope, key: int | str | None) -> Sent:
-        new, method = self._anyio.Event, message.method or ""
+    def _exchange(self, line: bytes) -> Sent:
+        message, new = decode_line(line), self._anyio.Event
+        method, key = message.method or "", key_of(message.id) if message.method else None
         is_early, scope = not self._session.has_served, self._anyio.CancelScope()
         exchange = Sent(line, method, object_of(message.params), key, is_early, scope, new(), new())
         if key is not None:
@@ -10657,9 +10657,8 @@ class RemoteServer:
 
     async def _ask_itself(self, method: str, params: Fields) -> Fields:
         """The answer to a request of this connection's own; nothing where there was none."""
-        key = f"mcpmux-{next(self._numbers)}"
-        line = encode({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
-        exchange = self._exchange(line, decode_line(line), key)
+        id = f"mcpmux-{next(self._numbers)}"
+        exchange = self._exchange(encode({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
         try:
             await self._ask(exchange)
             await exchange.answered.wait()  # over SSE that comes elsewhere
