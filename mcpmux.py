@@ -9438,7 +9438,6 @@ _FORGOTTEN: Final = (
     "has forgotten the session: it was restarted, or the session was too old",
     "the next call begins a new one",
 )
-PERHAPS_LOST: Final = (400, 404, 410)  # the statuses with which servers say that they do not know a session
 
 
 class RemoteError(McpmuxError):
@@ -10614,7 +10613,7 @@ class RemoteServer:
         if error is not None and (status in (401, 403) or not error_is_valid(error)):
             error = None
         is_ours = error is not None and key_of(message.get("id", UNSET)) == exchange.key
-        if status in PERHAPS_LOST and not is_ours:
+        if status in (400, 404, 410) and not is_ours:  # with these servers say that they do not know a session
             await self._check_session(exchange)
         if exchange.key is not None and error is not None:
             await self._answered(exchange, b"", Envelope(error=error), is_refusal=True)
@@ -10870,6 +10869,7 @@ _AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave
 _OLLAMA: Final = ("ollama", "ollama_chat")
 _DEAF: Final = (*_OLLAMA, "anthropic", "bedrock", "cohere", "cohere_chat", "deepseek")
 _NOT_IN_PARAMS: Final = ("model", "messages", "num_retries", "max_retries")  # these are ours
+_NOT_REDACTED: Final = ("data", "blob", "id", "toolUseId", "type", "role", "mimeType", "mode", "name")
 
 
 class Kind(Enum):
@@ -11237,9 +11237,6 @@ def redacted(params: dict[str, Any]) -> tuple[dict[str, Any], int]:
     return {key: within(one, key) for key, one in params.items()}, len(found)
 
 
-_NOT_REDACTED: Final = ("data", "blob", "id", "toolUseId", "type", "role", "mimeType", "mode", "name")
-
-
 async def guarded(command: list[str], what: str, server: str, value: Any, seconds: float) -> Any:
     """What a person's own program makes of it: the same, something else, or a refusal (`RpcError`). It has JSON on
     stdin and two more arguments, and is killed when nobody waits for it any more."""
@@ -11427,7 +11424,10 @@ class Ledger:
 
     def spent(self, day: str) -> float:
         """USD on that day (YYYY-MM-DD, UTC), with what is reserved, as far as prices are known."""
-        if self._size() < self._read_to:  # somebody emptied it
+        size = 0
+        with contextlib.suppress(OSError):
+            size = self.path.stat().st_size
+        if size < self._read_to:  # somebody emptied it
             self._begin()
         data = self._whole_lines(self._read_to)
         self._read_to += len(data)
@@ -11474,12 +11474,6 @@ class Ledger:
             # A disk that was full may have taken half a line: the next one must not be lost with it.
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             file.write(line if file.read() in (b"", b"\n") else b"\n" + line)
-
-    def _size(self) -> int:
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
 
 
 def amount(line: Mapping[str, Any], key: str) -> float:
@@ -11862,6 +11856,7 @@ _INPUTS: Final = {"email": "email", "uri": "url", "date": "date", "date-time": "
 _YES_NO: Final = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
 _NOT_OPENED: Final = "mcpmux does not open this address: it is none of a page, or it is made to deceive."
 _PICTURES: Final = ("image/png", "image/jpeg", "image/gif", "image/webp")
+_SHOWN_OF_PARAMS: Final = ("systemPrompt", "messages", "tools", "maxTokens")  # in parts of their own
 # What a field of a form may say of itself (2025-11-25, client/elicitation), by the kinds of its values.
 _FIELD_KEYS: Final[dict[str, Any]] = {
     **dict.fromkeys(("type", "title", "description", "format"), str),
@@ -12048,14 +12043,12 @@ class Shown(Struct, eq=False):
         return f"{self.view['title']} “{textwrap.shorten(in_a_line(self.view['message'][:200]), 80, placeholder='…')}”"
 
 
-_ANSWERS: Final = [Button("Send", "accept"), Button("Decline", "decline"), Button("Cancel", "cancel")]
-
-
 def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
     """Raises `ValueError` for what cannot be shown."""
     mode, asker, call = about.get("mode"), str(about.get("asker")), str(about.get("call") or "")
     is_ours = "shown" in about or mode == "sampling"
-    fields, buttons, notes = fields_of_form(about.get("requestedSchema")), list(_ANSWERS), list[str]()
+    buttons = [Button("Send", "accept"), Button("Decline", "decline"), Button("Cancel", "cancel")]
+    fields, notes = fields_of_form(about.get("requestedSchema")), list[str]()
     parts = [{"label": harmless(one["title"]), "text": harmless(one["text"])} for one in about.get("shown", ())]
     view: dict[str, Any] = {"id": id, "call": in_a_line(call), "message": harmless(str(about.get("message", "")))}
     view["title"] = "mcpmux asks you" if is_ours else f"{in_a_line(asker)} asks you"
@@ -12110,9 +12103,6 @@ def address_of(url: str) -> tuple[dict[str, str], list[str]]:
         url = parts._replace(netloc=host + (f":{port}" if port else "")).geturl()
     before = f"{parts.scheme}://"
     return {"before": before, "host": host, "after": url[len(before + host) :], "url": url}, notes
-
-
-_SHOWN_OF_PARAMS: Final = ("systemPrompt", "messages", "tools", "maxTokens")
 
 
 def _as_json(value: Any) -> str:
