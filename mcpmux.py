@@ -10630,7 +10630,7 @@ class RemoteServer:
         while params is not None:
             answer = await self._ask_itself("tools/list", params)
             cursor = next_cursor(object_of(answer.get("result")), seen)
-            params = None if cursor is None else {**params, "cursor": Raw(cursor)}
+            params = None if cursor is None else params | {"cursor": Raw(cursor)}
 
     async def _ask_itself(self, method: str, params: Fields) -> Fields:
         """The answer to a request of this connection's own; nothing where there was none."""
@@ -11531,7 +11531,9 @@ class SamplerLoop:
         """What would be sent, to whom, and what it may cost at most: the person may be shown that."""
         setup, limits, server = self._setup, self._setup.limits, text_in(body, "server")
         params, count = checked_params(body["params"]), 0
-        if (rounds := tool_rounds(params["messages"])) > limits.tool_rounds:
+        kinds = [{block["type"] for block in blocks_of(message)} for message in reversed(params["messages"])]
+        calling = itertools.takewhile(lambda one: one & {"tool_use", "tool_result"}, kinds)
+        if (rounds := sum(1 for _ in calling) // 2) > limits.tool_rounds:
             raise limit_reached("tool_rounds", f"{server} has had tools called in {rounds} rounds in a row")
         if setup.redact:
             params, count = redacted(params)
@@ -11722,12 +11724,6 @@ class SamplerLoop:
         if paid["usd"] is None and model.label not in self._told:
             self._told.add(model.label)
             self._log("info", f"litellm knows no price of {model.name}: usd_per_day does not limit it")
-
-
-def tool_rounds(messages: list[dict[str, Any]]) -> int:
-    """How often in a row, up to now, the model has had tools called."""
-    kinds = [{block["type"] for block in blocks_of(message)} for message in reversed(messages)]
-    return sum(1 for _ in itertools.takewhile(lambda one: one & {"tool_use", "tool_result"}, kinds)) // 2
 
 
 def any_chance() -> float:
