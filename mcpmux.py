@@ -9460,7 +9460,6 @@ _FORGOTTEN: Final = (
     "has forgotten the session: it was restarted, or the session was too old",
     "the next call begins a new one",
 )
-PERHAPS_LOST: Final = (400, 404, 410)  # the statuses with which servers say that they do not know a session
 
 
 class RemoteError(McpmuxError):
@@ -9668,6 +9667,20 @@ def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
     return f"cannot be reached: {str(wrong) or type(wrong).__name__} ({shown})", "look at the network and at its url"
 
 
+def stays(here: Any, there: Any) -> bool:
+    """Whether an address that a server names is at the same place, or only goes over to TLS."""
+    place = (there.scheme, there.host, there.port)
+    is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
+    return place == (here.scheme, here.host, here.port) or is_upgrade
+
+
+def goes_on(response: Any) -> Any:
+    """The request that a redirect leads to, where that stays at the same place and keeps message and credentials."""
+    request, target = response.request, response.next_request
+    is_same = target and target.method == request.method and target.url.userinfo in (b"", request.url.userinfo)
+    return target if is_same and stays(request.url, target.url) else None
+
+
 # ── logins ──
 
 LOGIN_SLACK: Final = 30.0  # an access token that runs out so soon is renewed before it is used
@@ -9707,7 +9720,7 @@ def write_login(path: Path, login: Login) -> None:
 
 @contextlib.asynccontextmanager
 async def login_lock(path: Path) -> AsyncGenerator[None]:
-    """One mcpmux at a time renews a login: a refresh token may work once only. Raises `TimeoutError`, `OSError`."""
+    """One mcpmux at a time renews a login: a refresh token may work once only. Raises `OSError`."""
     file = open_lock(path.with_suffix(".lock"))
     try:
         async with asyncio.timeout(LOCK_PATIENCE):
@@ -9718,7 +9731,7 @@ async def login_lock(path: Path) -> AsyncGenerator[None]:
         os.close(file)
 
 
-async def fetch(request: Any, may_be_open: bool, reads: bool = True, by: str = "") -> Any:
+async def fetch(request: Any, may_be_open: bool, reads: bool = True, by: str = "", hops: int = REDIRECTS) -> Any:
     """A login's request: its response, with as much body as such servers say. Raises `StartError`, HTTP's errors."""
     refuse_open(str(request.url), may_be_open, by)
     async with new_client(str(request.url), timeout=HTTP_PATIENCE) as client:
@@ -9730,56 +9743,36 @@ async def fetch(request: Any, may_be_open: bool, reads: bool = True, by: str = "
                 if len(body) > MB:
                     break
         await response.aclose()
+    if hops and (target := goes_on(response)):
+        return await fetch(target, may_be_open, reads, by, hops - 1)
     headers = [pair for pair in response.headers.items() if pair[0] not in ("content-encoding", "content-length")]
-    read = load_http().http.Response(response.status_code, headers=headers, content=bytes(body[:MB]), request=request)
-    read.next_request = response.next_request
-    return read
-
-
-async def play(flow: Any, answer: Callable[[Any], Awaitable[Any]]) -> None:
-    """An auth flow of the SDK's, with `answer` in the place of an HTTP client: a response for a request; None stops."""
-    async with contextlib.aclosing(flow):
-        request = await anext(flow)
-        with contextlib.suppress(StopAsyncIteration):
-            while (response := await answer(request)) is not None:
-                request = await flow.asend(response)
+    return load_http().http.Response(response.status_code, headers=headers, content=bytes(body[:MB]), request=request)
 
 
 class Beginning(Struct, frozen=True):
-    """What the SDK's provider begins with, as a storage. Files are written by those who hold their lock."""
+    """A new login's storage, as the SDK's provider wants one: what was there before must not stand in its way."""
 
-    client: Any = None
-    tokens: Any = None
-
-    async def get_tokens(self) -> Any:
-        return self.tokens
+    client: Any
 
     async def get_client_info(self) -> Any:
         return self.client
 
+    async def get_tokens(self) -> None: ...
     async def set_tokens(self, tokens: Any) -> None: ...
     async def set_client_info(self, client_info: Any) -> None: ...
 
 
-def provider_of(login: Login) -> Any:
-    """The SDK's keeper of this login, which finds that its access token has run out."""
-    from mcp.client.auth import OAuthClientProvider  # noqa: PLC0415
-    from mcp.shared import auth  # noqa: PLC0415
-
-    tokens = auth.OAuthToken(access_token=login.access_token, refresh_token=login.refresh_token, scope=login.scope)
-    client = auth.OAuthClientInformationFull(
-        redirect_uris=None,
-        client_id=login.client_id,
-        client_secret=login.client_secret,
-        token_endpoint_auth_method=login.auth_method,
-    )
-    provider = OAuthClientProvider(login.url, auth.OAuthClientMetadata(redirect_uris=None), Beginning(client, tokens))
-    context = provider.context
-    context.client_info, context.token_expiry_time = client, 1.0
-    context.oauth_metadata = auth.OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
-    if login.resource:
-        context.protected_resource_metadata = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
-    return provider
+def credited(login: Login, url: str, form: dict[str, str]) -> Any:
+    """A form for the authorization server, with what shows who we are (RFC 6749, 2.3.1). The SDK could do it, but a
+    renewal would load all of it, as `HeaderBook` says."""
+    headers, secret = dict[str, str](), login.client_secret
+    if secret and login.auth_method == "client_secret_post":
+        form["client_secret"] = secret
+    elif secret and login.auth_method == "client_secret_basic":
+        form.pop("client_secret", None)
+        both = ":".join(urllib.parse.quote(one, safe="") for one in (login.client_id, secret))
+        headers["Authorization"] = f"Basic {base64.b64encode(both.encode()).decode()}"
+    return load_http().http.Request("POST", url, data=form, headers=headers)
 
 
 class LoginKeeper:
@@ -9829,36 +9822,31 @@ class LoginKeeper:
                     except OSError as wrong:  # it serves here all the same
                         self._journal.log("warning", f"a renewed login cannot be kept: {wrong}")
                     return True
-            except (OSError, TimeoutError) as wrong:
+            except OSError as wrong:
                 what = f"cannot be logged in to: the file of its login: {wrong or 'another mcpmux holds it'}"
                 raise RemoteError(what, f"look at {self._path}") from None
 
     async def _refresh(self, login: Login) -> Login | None:
         """None where the authorization server does not take the refresh token."""
-        http = (await asyncio.to_thread(load_http)).http
-        provider = await asyncio.to_thread(provider_of, login)
-        afterwards = http.Request("POST", login.url)  # never sent
-        place, statuses = urllib.parse.urlsplit(login.token_endpoint).netloc, [0]
-
-        async def answer(request: Any) -> Any:
-            response = None if request is afterwards else await fetch(request, self._may_be_open, by=login.url)
-            statuses.append(response.status_code if response else statuses[-1])
-            return None if statuses[-1] in REFUSED else response
-
+        http, place = (await asyncio.to_thread(load_http)).http, urllib.parse.urlsplit(login.token_endpoint).netloc
+        form = {"grant_type": "refresh_token", "refresh_token": login.refresh_token or "", "client_id": login.client_id}
+        form |= {"resource": login.resource} if login.resource else {}
         try:
-            await play(provider.async_auth_flow(afterwards), answer)
+            response = await fetch(credited(login, login.token_endpoint, form), self._may_be_open, by=login.url)
         except (http.TransportError, OSError, StartError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
-        if statuses[-1] in REFUSED:
+        status, said = response.status_code, value_of(response.content)
+        if status in REFUSED:
             return None
-        new, until = provider.context.current_tokens, provider.context.token_expiry_time
-        if new is None:
-            what = f"cannot be logged in to: {place} answered HTTP {statuses[-1]} without a token"
+        said = said if status == 200 and isinstance(said, dict) else {}
+        new = {key: said[key] for key in ("access_token", "refresh_token", "scope") if isinstance(said.get(key), str)}
+        if "access_token" not in new or str(said.get("token_type", "bearer")).lower() != "bearer":
+            what = f"cannot be logged in to: {place} answered HTTP {status} without a token"
             raise RemoteError(what, "try again later")
-        return msgspec.structs.replace(
-            login, access_token=new.access_token, expires_at=until, refresh_token=new.refresh_token, scope=new.scope
-        )
+        seconds = value_of(str(said.get("expires_in")).encode())  # some spell it as a text
+        until = time.time() + seconds if isinstance(seconds, int | float) else None
+        return msgspec.structs.replace(login, expires_at=until, **new)  # what is left out stays as it was
 
 
 class Browser:
@@ -9951,7 +9939,6 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
         scope=" ".join(scopes) or None,
         token_endpoint_auth_method="none",  # noqa: S106
     )
-    # What was there before must not stand in a new login's way: there are no tokens to begin with.
     provider = OAuthClientProvider(url, metadata, Beginning(client), browser.go, browser.come_back, document)
     browser.context = provider.context
     return provider
@@ -9975,12 +9962,7 @@ async def knock(address: Address, provider: Any, method: str, insists: bool) -> 
         has_token = "authorization" in asked.headers
         if insists and not has_token:
             return http.Response(401, request=asked)
-        may_be_open = address.may_be_open or not has_token
-        response = await fetch(asked, may_be_open, reads=False)
-        for _ in range(REDIRECTS):
-            target = response.next_request
-            if target and target.method == method and stays(response.request.url, target.url):
-                response = await fetch(target, may_be_open, reads=False)
+        response = await fetch(asked, address.may_be_open or not has_token, reads=False)
         status = response.status_code
         if session := response.headers.get(SESSION):
             same = {name: value for name, value in asked.headers.items() if not name.startswith("content-")}
@@ -9988,7 +9970,11 @@ async def knock(address: Address, provider: Any, method: str, insists: bool) -> 
         return response
 
     try:
-        await play(provider.async_auth_flow(request), answer)
+        async with contextlib.aclosing(provider.async_auth_flow(request)) as flow:
+            asked = await anext(flow)
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    asked = await flow.asend(await answer(asked))
     except TimeoutError:
         raise RemoteError("was not logged in to: nobody came back from the browser", "try again") from None
     except (http.TransportError, OSError) as wrong:
@@ -10091,8 +10077,7 @@ async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bo
             for token in [one for one in (login.refresh_token, login.access_token) if one]:
                 # An empty secret is as good as none (RFC 6749, 2.3.1); the SDK's own server wants one.
                 form = {"token": token, "client_id": login.client_id, "client_secret": ""}
-                form, headers = provider_of(login).context.prepare_token_auth(form, {})
-                request = http.Request("POST", login.revocation_endpoint, data=form, headers=headers)
+                request = credited(login, login.revocation_endpoint, form)
                 response = await fetch(request, options.allow_http, by=login.url)
                 trouble = f"HTTP {response.status_code}" if response.status_code >= 300 else trouble
         except (http.TransportError, OSError, StartError) as wrong:
@@ -10160,8 +10145,7 @@ class Web:
         kinds = {"Accept": EVENTS if method == "GET" else f"application/json, {EVENTS}"}
         kinds |= {} if body is None else {"Content-Type": "application/json"}
         place, headers = url or self._address.url, {**kinds, **headers}
-        request = self._client.build_request(method, place, headers=headers, content=body)
-        response = await self._follow(request)
+        response = await self._follow(self._client.build_request(method, place, headers=headers, content=body))
         try:
             yield response
         finally:
@@ -10176,13 +10160,12 @@ class Web:
                 response = await self._client.send(request, stream=True)
             except self._errors as wrong:
                 raise self._trouble(wrong) from None
-            target = response.next_request
             if response.status_code == 401 and self._keeper and not renewed:
                 await response.aclose()  # its words are not needed, and a renewal may fail or take long
                 if not await self._keeper.renew(token):
                     return response
                 renewed = True
-            elif target and target.method == request.method and followed < REDIRECTS and stays(request.url, target.url):
+            elif followed < REDIRECTS and (target := goes_on(response)):
                 await self._close(response)
                 request, followed = target, followed + 1
             else:
@@ -10269,13 +10252,6 @@ class Web:
         if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
             return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
         return self.cut_off(wrong)
-
-
-def stays(here: Any, there: Any) -> bool:
-    """Whether an address that a server names is at the same place, or only goes over to TLS."""
-    place = (there.scheme, there.host, there.port)
-    is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
-    return place == (here.scheme, here.host, here.port) or is_upgrade
 
 
 class Stream:
@@ -10446,8 +10422,7 @@ class RemoteServer:
     async def start(self) -> None:
         """Raises `StartError` if it cannot be spoken to at all. Whether it is there, the first line tells."""
         self._anyio = (await asyncio.to_thread(load_http)).anyio
-        client = self._web.open()
-        self._living = asyncio.get_running_loop().create_task(self._live(client))
+        self._living = asyncio.get_running_loop().create_task(self._live(self._web.open()))
         try:
             await self._ready
         except (asyncio.CancelledError, StartError):
@@ -10552,8 +10527,7 @@ class RemoteServer:
 
     async def _send(self, line: bytes) -> None:
         """What changes the session is taken by the server before this returns; so is all where it goes out in turn."""
-        message = decode_line(line)
-        exchange = self._exchange(line, message, key_of(message.id) if message.method else None)
+        exchange = self._exchange(line)
         is_cancellation = exchange.method == "notifications/cancelled"
         if is_cancellation and (cancelled := self._exchanges.get(value_of(exchange.params.get("requestId")))):
             self._finish(cancelled, b"")
@@ -10570,8 +10544,9 @@ class RemoteServer:
                 self._tasks.start_soon(self._guarded, self._listen)
                 await self._listening.wait()  # what it says unasked from then on is heard
 
-    def _exchange(self, line: bytes, message: Envelope, key: int | str | None) -> Sent:
-        new, method = self._anyio.Event, message.method or ""
+    def _exchange(self, line: bytes) -> Sent:
+        message, new = decode_line(line), self._anyio.Event
+        method, key = message.method or "", key_of(message.id) if message.method else None
         is_early, scope = not self._session.has_served, self._anyio.CancelScope()
         exchange = Sent(line, method, object_of(message.params), key, is_early, scope, new(), new())
         if key is not None:
@@ -10618,8 +10593,7 @@ class RemoteServer:
     async def _read_answer(self, exchange: Sent, stream: Stream, response: Any) -> None:
         if exchange.method == "initialize" and (session := response.headers.get(SESSION)):
             if not re.fullmatch(r"[!-~]+", session):
-                what = "gives out a session that no header can hold"
-                raise RemoteError(what, "tell those who run it", is_end=True)
+                raise RemoteError("gives out a session that no header can hold", "tell those who run it", is_end=True)
             self._session.id = session
         if is_stream(response):
             await self._hear(response, stream, exchange)
@@ -10639,7 +10613,7 @@ class RemoteServer:
         if error is not None and (status in (401, 403) or not error_is_valid(error)):
             error = None
         is_ours = error is not None and key_of(message.get("id", UNSET)) == exchange.key
-        if status in PERHAPS_LOST and not is_ours:
+        if status in (400, 404, 410) and not is_ours:  # with these servers say that they do not know a session
             await self._check_session(exchange)
         if exchange.key is not None and error is not None:
             await self._answered(exchange, b"", Envelope(error=error), is_refusal=True)
@@ -10678,13 +10652,12 @@ class RemoteServer:
         while params is not None:
             answer = await self._ask_itself("tools/list", params)
             cursor = next_cursor(object_of(answer.get("result")), seen)
-            params = None if cursor is None else {**params, "cursor": Raw(cursor)}
+            params = None if cursor is None else params | {"cursor": Raw(cursor)}
 
     async def _ask_itself(self, method: str, params: Fields) -> Fields:
         """The answer to a request of this connection's own; nothing where there was none."""
-        key = f"mcpmux-{next(self._numbers)}"
-        line = encode({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
-        exchange = self._exchange(line, decode_line(line), key)
+        id = f"mcpmux-{next(self._numbers)}"
+        exchange = self._exchange(encode({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
         try:
             await self._ask(exchange)
             await exchange.answered.wait()  # over SSE that comes elsewhere
@@ -10896,6 +10869,7 @@ _AUDIO_FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave
 _OLLAMA: Final = ("ollama", "ollama_chat")
 _DEAF: Final = (*_OLLAMA, "anthropic", "bedrock", "cohere", "cohere_chat", "deepseek")
 _NOT_IN_PARAMS: Final = ("model", "messages", "num_retries", "max_retries")  # these are ours
+_NOT_REDACTED: Final = ("data", "blob", "id", "toolUseId", "type", "role", "mimeType", "mode", "name")
 
 
 class Kind(Enum):
@@ -11263,9 +11237,6 @@ def redacted(params: dict[str, Any]) -> tuple[dict[str, Any], int]:
     return {key: within(one, key) for key, one in params.items()}, len(found)
 
 
-_NOT_REDACTED: Final = ("data", "blob", "id", "toolUseId", "type", "role", "mimeType", "mode", "name")
-
-
 async def guarded(command: list[str], what: str, server: str, value: Any, seconds: float) -> Any:
     """What a person's own program makes of it: the same, something else, or a refusal (`RpcError`). It has JSON on
     stdin and two more arguments, and is killed when nobody waits for it any more."""
@@ -11289,9 +11260,10 @@ async def guarded(command: list[str], what: str, server: str, value: Any, second
     if process.returncode:
         lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
         raise RpcError(-1, f"mcpmux: the guard refused this {what} of {server}: {in_a_line(lines[-1])}")
-    if out.strip() and not is_object(out):
+    value = value_of(out) if out.strip() else value
+    if not isinstance(value, dict):
         raise RpcError(INTERNAL_ERROR, "mcpmux: sampling.guard printed something else than a JSON object")
-    return value_of(out) if out.strip() else value
+    return value
 
 
 def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -11335,8 +11307,7 @@ def sampling_result(answer: Any, params: Mapping[str, Any], model: str, raw: Map
         raise RpcError(INTERNAL_ERROR, f"mcpmux: the answer of {model} was withheld by its provider's content filter")
     extra = getattr(choice, "provider_specific_fields", None) or {}
     word = str(extra.get("native_finish_reason") or choice.finish_reason)
-    known = _STOP_REASONS.get(word.lower()) or _STOP_REASONS.get(str(choice.finish_reason))
-    reason = known if known and (word.lower() in _STOP_REASONS or calls) else word
+    reason = _STOP_REASONS.get(word.lower(), word)
     stops = params.get("stopSequences") or ()
     stopped_by = value_of(raw.get("stop_sequence")) if value_of(raw.get("stop_reason")) == "stop_sequence" else None
     if extra.get("stop_reason") in stops or stopped_by in stops:  # some say which of them it was
@@ -11371,8 +11342,8 @@ def provider_trouble(wrong: Exception, secrets: Iterable[str], params: Any) -> t
     otherwise = "failed", Kind.PASSING if status >= 500 else Kind.REQUEST
     text, kind = next((_PROVIDER_ERRORS[sign] for sign in signs if sign in _PROVIDER_ERRORS), otherwise)
     if was_not_reached(wrong):
-        text, said = "cannot be reached; see whether it runs there, and whether its address is right", ""
-        kind = Kind.LASTING
+        text, kind = "cannot be reached; see whether it runs there, and whether its address is right", Kind.LASTING
+        said = ""
     elif said.startswith("Connection error"):
         text, said = "cannot be reached, or hung up", ""
     for secret in sorted(secrets, key=len, reverse=True):  # a short one may be part of a longer one
@@ -11453,7 +11424,10 @@ class Ledger:
 
     def spent(self, day: str) -> float:
         """USD on that day (YYYY-MM-DD, UTC), with what is reserved, as far as prices are known."""
-        if self._size() < self._read_to:  # somebody emptied it
+        size = 0
+        with contextlib.suppress(OSError):
+            size = self.path.stat().st_size
+        if size < self._read_to:  # somebody emptied it
             self._begin()
         data = self._whole_lines(self._read_to)
         self._read_to += len(data)
@@ -11463,8 +11437,7 @@ class Ledger:
             else:
                 self._open.pop(str(line.get("id")), None)
                 self._days[str(line.get("day", line["time"]))[:10]] += amount(line, "usd")
-        reserved = sum(amount(one, "reserved") for one in self._open.values() if one["time"][:10] == day)
-        return self._days[day] + reserved
+        return self._days[day] + sum(amount(one, "reserved") for one in self._open.values() if one["time"][:10] == day)
 
     def check(self, limit: float, usd: float | None, now: float) -> None:
         """Raises `RpcError` if that is more than is left of the day's money."""
@@ -11501,12 +11474,6 @@ class Ledger:
             # A disk that was full may have taken half a line: the next one must not be lost with it.
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             file.write(line if file.read() in (b"", b"\n") else b"\n" + line)
-
-    def _size(self) -> int:
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
 
 
 def amount(line: Mapping[str, Any], key: str) -> float:
@@ -11586,7 +11553,9 @@ class SamplerLoop:
         """What would be sent, to whom, and what it may cost at most: the person may be shown that."""
         setup, limits, server = self._setup, self._setup.limits, text_in(body, "server")
         params, count = checked_params(body["params"]), 0
-        if (rounds := tool_rounds(params["messages"])) > limits.tool_rounds:
+        kinds = [{block["type"] for block in blocks_of(message)} for message in reversed(params["messages"])]
+        calling = itertools.takewhile(lambda one: one & {"tool_use", "tool_result"}, kinds)
+        if (rounds := sum(1 for _ in calling) // 2) > limits.tool_rounds:
             raise limit_reached("tool_rounds", f"{server} has had tools called in {rounds} rounds in a row")
         if setup.redact:
             params, count = redacted(params)
@@ -11735,7 +11704,9 @@ class SamplerLoop:
             if was_not_reached(wrong) or 400 <= getattr(wrong, "status_code", 0) < 500:
                 paid["usd"] = 0 if cost is not None else None  # nobody asks money for that
             text, kind = provider_trouble(wrong, self._secrets, params)
-            asked = _retry_after(wrong)
+            asked, headers = 0.0, getattr(wrong, "litellm_response_headers", None) or {}
+            with contextlib.suppress(ValueError):  # a date is taken for no wish
+                asked = max(0.0, float(headers.get("retry-after", 0)))
             later = f"; it asks to wait {asked:g} s" if asked > RETRY_AFTER_MOST else ""
             raise NoAnswer(f"the provider of {model.name} {text}{later}", kind, asked) from None
         finally:
@@ -11748,8 +11719,7 @@ class SamplerLoop:
         response = await self._litellm.acompletion(model=model.name, num_retries=0, max_retries=0, **arguments)
         if not arguments.get("stream"):
             return response
-        chunks = [chunk async for chunk in response]
-        return self._litellm.stream_chunk_builder(chunks, messages=arguments["messages"])
+        return self._litellm.stream_chunk_builder([chunk async for chunk in response], messages=arguments["messages"])
 
     def _paid(self, response: Any, model: Rated, cost: float | None) -> dict[str, Any]:
         """What an answer has cost: as its provider says itself, as litellm knows, or by the price of its tokens."""
@@ -11776,21 +11746,6 @@ class SamplerLoop:
         if paid["usd"] is None and model.label not in self._told:
             self._told.add(model.label)
             self._log("info", f"litellm knows no price of {model.name}: usd_per_day does not limit it")
-
-
-def tool_rounds(messages: list[dict[str, Any]]) -> int:
-    """How often in a row, up to now, the model has had tools called."""
-    kinds = [{block["type"] for block in blocks_of(message)} for message in reversed(messages)]
-    return sum(1 for _ in itertools.takewhile(lambda one: one & {"tool_use", "tool_result"}, kinds)) // 2
-
-
-def _retry_after(wrong: Exception) -> float:
-    """The seconds that a provider asks to be left alone; 0 if it says nothing."""
-    headers = getattr(wrong, "litellm_response_headers", None) or {}
-    try:
-        return max(0.0, float(headers.get("retry-after", 0)))
-    except ValueError:
-        return 0.0
 
 
 def any_chance() -> float:
@@ -11901,6 +11856,7 @@ _INPUTS: Final = {"email": "email", "uri": "url", "date": "date", "date-time": "
 _YES_NO: Final = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}
 _NOT_OPENED: Final = "mcpmux does not open this address: it is none of a page, or it is made to deceive."
 _PICTURES: Final = ("image/png", "image/jpeg", "image/gif", "image/webp")
+_SHOWN_OF_PARAMS: Final = ("systemPrompt", "messages", "tools", "maxTokens")  # in parts of their own
 # What a field of a form may say of itself (2025-11-25, client/elicitation), by the kinds of its values.
 _FIELD_KEYS: Final[dict[str, Any]] = {
     **dict.fromkeys(("type", "title", "description", "format"), str),
@@ -12037,16 +11993,14 @@ def _field_view(name: str, field: dict[str, Any]) -> dict[str, Any]:
         preset = {one for one in presets if isinstance(one, str | int | float)}
         view |= {"many": kind == "array", "choices": [harmless(str(shown)) for _, shown in choices]}
         view["about"] = _about(field, "minItems", "maxItems", "to choose:") if kind == "array" else ""
-        view["preset"] = [at for at, (value, _) in enumerate(choices) if value in preset and default is not None]
+        view["preset"] = [at for at, (value, _) in enumerate(choices) if value in preset]
         return view
-    limits: dict[str, Any]
+    limits: dict[str, Any] = {"minlength": field.get("minLength"), "maxlength": field.get("maxLength")}
+    limits |= {"step": 1} if field.get("format") == "date-time" else {}
+    about = _about(field, "minLength", "maxLength", "characters:")
     if kind in ("integer", "number"):
         limits = {"min": field.get("minimum"), "max": field.get("maximum"), "step": 1 if kind == "integer" else "any"}
         about = _about(field, "minimum", "maximum", "an integer:" if kind == "integer" else "a number:")
-    else:
-        limits = {"minlength": field.get("minLength"), "maxlength": field.get("maxLength")}
-        limits |= {"step": 1} if field.get("format") == "date-time" else {}
-        about = _about(field, "minLength", "maxLength", "characters:")
     is_long = limits.get("maxlength", 0) is None and not field.get("format") and "\n" in str(default)
     usual = _INPUTS.get(field.get("format", ""), "area" if is_long or (limits.get("maxlength") or 0) > 300 else "text")
     view["input"] = {"input": "number" if "min" in limits else usual} | limits
@@ -12089,14 +12043,12 @@ class Shown(Struct, eq=False):
         return f"{self.view['title']} “{textwrap.shorten(in_a_line(self.view['message'][:200]), 80, placeholder='…')}”"
 
 
-_ANSWERS: Final = [Button("Send", "accept"), Button("Decline", "decline"), Button("Cancel", "cancel")]
-
-
 def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
     """Raises `ValueError` for what cannot be shown."""
     mode, asker, call = about.get("mode"), str(about.get("asker")), str(about.get("call") or "")
     is_ours = "shown" in about or mode == "sampling"
-    fields, buttons, notes = fields_of_form(about.get("requestedSchema")), list(_ANSWERS), list[str]()
+    buttons = [Button("Send", "accept"), Button("Decline", "decline"), Button("Cancel", "cancel")]
+    fields, notes = fields_of_form(about.get("requestedSchema")), list[str]()
     parts = [{"label": harmless(one["title"]), "text": harmless(one["text"])} for one in about.get("shown", ())]
     view: dict[str, Any] = {"id": id, "call": in_a_line(call), "message": harmless(str(about.get("message", "")))}
     view["title"] = "mcpmux asks you" if is_ours else f"{in_a_line(asker)} asks you"
@@ -12117,8 +12069,7 @@ def shown_of(id: int, about: dict[str, Any], now: float) -> Shown:
         raise ValueError(f"it has a mode that mcpmux does not know: {str(mode)[:100]}")
     if len(fields) > FIELDS_MOST:
         raise ValueError(f"its form has {len(fields)} fields, more than {FIELDS_MOST}")
-    secrets = [name for name, field in fields.items() if re.search(_HIDDEN_FIELD, f"{name} {field.get('title', '')}")]
-    if secrets:
+    if any(re.search(_HIDDEN_FIELD, f"{name} {field.get('title', '')}") for name, field in fields.items()):
         notes.append("This looks like a secret. Servers must not ask for secrets in a form.")
         view["secret"] = f"I know, and want {in_a_line(asker)} to have it."
     view |= {"fields": [_field_view(name, field) for name, field in fields.items()], "notes": notes, "parts": parts}
@@ -12152,9 +12103,6 @@ def address_of(url: str) -> tuple[dict[str, str], list[str]]:
         url = parts._replace(netloc=host + (f":{port}" if port else "")).geturl()
     before = f"{parts.scheme}://"
     return {"before": before, "host": host, "after": url[len(before + host) :], "url": url}, notes
-
-
-_SHOWN_OF_PARAMS: Final = ("systemPrompt", "messages", "tools", "maxTokens")
 
 
 def _as_json(value: Any) -> str:
@@ -12510,16 +12458,13 @@ class Page:
         tab.cards = set()
         self._tell_tab(tab)
         try:
-            while True:
-                try:
+            message: dict[str, Any] = {}
+            while "bye" not in message:
+                message = {}
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BEAT):
                         message = await news.get()
-                except TimeoutError:
-                    yield b": \n\n"
-                    continue
-                yield b"data: " + encode(message) + b"\n\n"
-                if "bye" in message:
-                    return
+                yield b"data: " + encode(message) + b"\n\n" if message else b": \n\n"
         finally:
             if tab.news is news:
                 tab.news, tab.left = None, self._now()
@@ -12540,8 +12485,7 @@ class Page:
             content, wrong = self._content(shown, pressed.decision, said)
             if wrong:
                 return wrong, 422
-            if content is not None:
-                result["content"] = content
+            result |= {} if content is None else {"content": content}
         del self._asked[shown.id]
         self._ignored = 0
         self._write(result_line(b"%d" % shown.id, encode(result)))
