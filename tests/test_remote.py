@@ -1651,25 +1651,6 @@ def test_a_refresh_that_fails_leaves_the_login_as_it_was(
     journal.close()
 
 
-@pytest.mark.parametrize("method", [None, "none", "client_secret_post", "client_secret_basic"])
-@pytest.mark.parametrize("secret", [None, "s:/ü?"])
-def test_a_client_shows_who_it_is_as_the_sdk_would(method: str | None, secret: str | None):
-    """RFC 6749, 2.3.1."""
-    from mcp.client.auth import OAuthClientProvider
-    from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata
-
-    login = a_login(client_id="c/ 1", client_secret=secret, auth_method=method)
-    client = {"client_id": login.client_id, "client_secret": secret, "token_endpoint_auth_method": method}
-    metadata: Any = OAuthClientMetadata(redirect_uris=None)
-    context = OAuthClientProvider(login.url, metadata, mcpmux.Beginning(None)).context
-    context.client_info = OAuthClientInformationFull.model_validate(client | {"redirect_uris": None})
-    for form in ({"client_id": login.client_id}, {"client_id": login.client_id, "client_secret": ""}):
-        body, headers = context.prepare_token_auth(dict(form), {})
-        asked = mcpmux.credited(login, "https://a.example/token", dict(form))
-        wanted = mcpmux.load_http().http.Request("POST", "https://a.example/token", data=body, headers=headers)
-        assert (asked.content, asked.headers) == (wanted.content, wanted.headers)
-
-
 def test_a_refresh_that_is_redirected_is_followed(sites: Callable[..., FakeSite], kept: Path):
     def answer(asked: Asked) -> Reply:
         moved = Reply(307, headers={"Location": "/new"})
