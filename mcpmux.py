@@ -9667,20 +9667,6 @@ def connection_trouble(wrong: BaseException, shown: str) -> tuple[str, str]:
     return f"cannot be reached: {str(wrong) or type(wrong).__name__} ({shown})", "look at the network and at its url"
 
 
-def stays(here: Any, there: Any) -> bool:
-    """Whether an address that a server names is at the same place, or only goes over to TLS."""
-    place = (there.scheme, there.host, there.port)
-    is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
-    return place == (here.scheme, here.host, here.port) or is_upgrade
-
-
-def goes_on(response: Any) -> Any:
-    """The request that a redirect leads to, where that stays at the same place and keeps message and credentials."""
-    request, target = response.request, response.next_request
-    is_same = target and target.method == request.method and target.url.userinfo in (b"", request.url.userinfo)
-    return target if is_same and stays(request.url, target.url) else None
-
-
 # ── logins ──
 
 LOGIN_SLACK: Final = 30.0  # an access token that runs out so soon is renewed before it is used
@@ -9731,7 +9717,7 @@ async def login_lock(path: Path) -> AsyncGenerator[None]:
         os.close(file)
 
 
-async def fetch(request: Any, may_be_open: bool, reads: bool = True, by: str = "", hops: int = REDIRECTS) -> Any:
+async def fetch(request: Any, may_be_open: bool, reads: bool = True, by: str = "") -> Any:
     """A login's request: its response, with as much body as such servers say. Raises `StartError`, HTTP's errors."""
     refuse_open(str(request.url), may_be_open, by)
     async with new_client(str(request.url), timeout=HTTP_PATIENCE) as client:
@@ -9743,36 +9729,56 @@ async def fetch(request: Any, may_be_open: bool, reads: bool = True, by: str = "
                 if len(body) > MB:
                     break
         await response.aclose()
-    if hops and (target := goes_on(response)):
-        return await fetch(target, may_be_open, reads, by, hops - 1)
     headers = [pair for pair in response.headers.items() if pair[0] not in ("content-encoding", "content-length")]
-    return load_http().http.Response(response.status_code, headers=headers, content=bytes(body[:MB]), request=request)
+    read = load_http().http.Response(response.status_code, headers=headers, content=bytes(body[:MB]), request=request)
+    read.next_request = response.next_request
+    return read
+
+
+async def play(flow: Any, answer: Callable[[Any], Awaitable[Any]]) -> None:
+    """An auth flow of the SDK's, with `answer` in the place of an HTTP client: a response for a request; None stops."""
+    async with contextlib.aclosing(flow):
+        request = await anext(flow)
+        with contextlib.suppress(StopAsyncIteration):
+            while (response := await answer(request)) is not None:
+                request = await flow.asend(response)
 
 
 class Beginning(Struct, frozen=True):
-    """A new login's storage, as the SDK's provider wants one: what was there before must not stand in its way."""
+    """What the SDK's provider begins with, as a storage. Files are written by those who hold their lock."""
 
-    client: Any
+    client: Any = None
+    tokens: Any = None
+
+    async def get_tokens(self) -> Any:
+        return self.tokens
 
     async def get_client_info(self) -> Any:
         return self.client
 
-    async def get_tokens(self) -> None: ...
     async def set_tokens(self, tokens: Any) -> None: ...
     async def set_client_info(self, client_info: Any) -> None: ...
 
 
-def credited(login: Login, url: str, form: dict[str, str]) -> Any:
-    """A form for the authorization server, with what shows who we are (RFC 6749, 2.3.1). The SDK could do it, but a
-    renewal would load all of it, as `HeaderBook` says."""
-    headers, secret = dict[str, str](), login.client_secret
-    if secret and login.auth_method == "client_secret_post":
-        form["client_secret"] = secret
-    elif secret and login.auth_method == "client_secret_basic":
-        form.pop("client_secret", None)
-        both = ":".join(urllib.parse.quote(one, safe="") for one in (login.client_id, secret))
-        headers["Authorization"] = f"Basic {base64.b64encode(both.encode()).decode()}"
-    return load_http().http.Request("POST", url, data=form, headers=headers)
+def provider_of(login: Login) -> Any:
+    """The SDK's keeper of this login, which finds that its access token has run out."""
+    from mcp.client.auth import OAuthClientProvider  # noqa: PLC0415
+    from mcp.shared import auth  # noqa: PLC0415
+
+    tokens = auth.OAuthToken(access_token=login.access_token, refresh_token=login.refresh_token, scope=login.scope)
+    client = auth.OAuthClientInformationFull(
+        redirect_uris=None,
+        client_id=login.client_id,
+        client_secret=login.client_secret,
+        token_endpoint_auth_method=login.auth_method,
+    )
+    provider = OAuthClientProvider(login.url, auth.OAuthClientMetadata(redirect_uris=None), Beginning(client, tokens))
+    context = provider.context
+    context.client_info, context.token_expiry_time = client, 1.0
+    context.oauth_metadata = auth.OAuthMetadata.model_construct(token_endpoint=login.token_endpoint)
+    if login.resource:
+        context.protected_resource_metadata = auth.ProtectedResourceMetadata.model_construct(resource=login.resource)
+    return provider
 
 
 class LoginKeeper:
@@ -9828,25 +9834,30 @@ class LoginKeeper:
 
     async def _refresh(self, login: Login) -> Login | None:
         """None where the authorization server does not take the refresh token."""
-        http, place = (await asyncio.to_thread(load_http)).http, urllib.parse.urlsplit(login.token_endpoint).netloc
-        form = {"grant_type": "refresh_token", "refresh_token": login.refresh_token or "", "client_id": login.client_id}
-        form |= {"resource": login.resource} if login.resource else {}
+        http = (await asyncio.to_thread(load_http)).http
+        provider = await asyncio.to_thread(provider_of, login)
+        afterwards = http.Request("POST", login.url)  # never sent
+        place, statuses = urllib.parse.urlsplit(login.token_endpoint).netloc, [0]
+
+        async def answer(request: Any) -> Any:
+            response = None if request is afterwards else await fetch(request, self._may_be_open, by=login.url)
+            statuses.append(response.status_code if response else statuses[-1])
+            return None if statuses[-1] in REFUSED else response
+
         try:
-            response = await fetch(credited(login, login.token_endpoint, form), self._may_be_open, by=login.url)
+            await play(provider.async_auth_flow(afterwards), answer)
         except (http.TransportError, OSError, StartError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
-        status, said = response.status_code, value_of(response.content)
-        if status in REFUSED:
+        if statuses[-1] in REFUSED:
             return None
-        said = said if status == 200 and isinstance(said, dict) else {}
-        new = {key: said[key] for key in ("access_token", "refresh_token", "scope") if isinstance(said.get(key), str)}
-        if "access_token" not in new or str(said.get("token_type", "bearer")).lower() != "bearer":
-            what = f"cannot be logged in to: {place} answered HTTP {status} without a token"
+        new, until = provider.context.current_tokens, provider.context.token_expiry_time
+        if new is None:
+            what = f"cannot be logged in to: {place} answered HTTP {statuses[-1]} without a token"
             raise RemoteError(what, "try again later")
-        seconds = value_of(str(said.get("expires_in")).encode())  # some spell it as a text
-        until = time.time() + seconds if isinstance(seconds, int | float) else None
-        return msgspec.structs.replace(login, expires_at=until, **new)  # what is left out stays as it was
+        return msgspec.structs.replace(
+            login, access_token=new.access_token, expires_at=until, refresh_token=new.refresh_token, scope=new.scope
+        )
 
 
 class Browser:
@@ -9939,6 +9950,7 @@ def new_provider(url: str, callback: str, oauth: OAuthOptions, scopes: list[str]
         scope=" ".join(scopes) or None,
         token_endpoint_auth_method="none",  # noqa: S106
     )
+    # What was there before must not stand in a new login's way: there are no tokens to begin with.
     provider = OAuthClientProvider(url, metadata, Beginning(client), browser.go, browser.come_back, document)
     browser.context = provider.context
     return provider
@@ -9962,7 +9974,12 @@ async def knock(address: Address, provider: Any, method: str, insists: bool) -> 
         has_token = "authorization" in asked.headers
         if insists and not has_token:
             return http.Response(401, request=asked)
-        response = await fetch(asked, address.may_be_open or not has_token, reads=False)
+        may_be_open = address.may_be_open or not has_token
+        response = await fetch(asked, may_be_open, reads=False)
+        for _ in range(REDIRECTS):
+            target = response.next_request
+            if target and target.method == method and stays(response.request.url, target.url):
+                response = await fetch(target, may_be_open, reads=False)
         status = response.status_code
         if session := response.headers.get(SESSION):
             same = {name: value for name, value in asked.headers.items() if not name.startswith("content-")}
@@ -9970,11 +9987,7 @@ async def knock(address: Address, provider: Any, method: str, insists: bool) -> 
         return response
 
     try:
-        async with contextlib.aclosing(provider.async_auth_flow(request)) as flow:
-            asked = await anext(flow)
-            with contextlib.suppress(StopAsyncIteration):
-                while True:
-                    asked = await flow.asend(await answer(asked))
+        await play(provider.async_auth_flow(request), answer)
     except TimeoutError:
         raise RemoteError("was not logged in to: nobody came back from the browser", "try again") from None
     except (http.TransportError, OSError) as wrong:
@@ -10077,7 +10090,8 @@ async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bo
             for token in [one for one in (login.refresh_token, login.access_token) if one]:
                 # An empty secret is as good as none (RFC 6749, 2.3.1); the SDK's own server wants one.
                 form = {"token": token, "client_id": login.client_id, "client_secret": ""}
-                request = credited(login, login.revocation_endpoint, form)
+                form, headers = provider_of(login).context.prepare_token_auth(form, {})
+                request = http.Request("POST", login.revocation_endpoint, data=form, headers=headers)
                 response = await fetch(request, options.allow_http, by=login.url)
                 trouble = f"HTTP {response.status_code}" if response.status_code >= 300 else trouble
         except (http.TransportError, OSError, StartError) as wrong:
@@ -10160,12 +10174,13 @@ class Web:
                 response = await self._client.send(request, stream=True)
             except self._errors as wrong:
                 raise self._trouble(wrong) from None
+            target = response.next_request
             if response.status_code == 401 and self._keeper and not renewed:
                 await response.aclose()  # its words are not needed, and a renewal may fail or take long
                 if not await self._keeper.renew(token):
                     return response
                 renewed = True
-            elif followed < REDIRECTS and (target := goes_on(response)):
+            elif target and target.method == request.method and followed < REDIRECTS and stays(request.url, target.url):
                 await self._close(response)
                 request, followed = target, followed + 1
             else:
@@ -10252,6 +10267,13 @@ class Web:
         if isinstance(wrong, self._http.UnsupportedProtocol | self._http.LocalProtocolError):
             return RemoteError(f"cannot be asked: {wrong}", "correct its url and headers", is_end=True)
         return self.cut_off(wrong)
+
+
+def stays(here: Any, there: Any) -> bool:
+    """Whether an address that a server names is at the same place, or only goes over to TLS."""
+    place = (there.scheme, there.host, there.port)
+    is_upgrade = here.scheme == "http" and here.port is None and place == ("https", here.host, None)
+    return place == (here.scheme, here.host, here.port) or is_upgrade
 
 
 class Stream:
