@@ -9846,7 +9846,7 @@ class LoginKeeper:
 
         try:
             await play(provider.async_auth_flow(afterwards), answer)
-        except (http.TransportError, OSError, StartError) as wrong:
+        except (http.RequestError, OSError, StartError) as wrong:
             what, todo = connection_trouble(wrong, place)
             raise RemoteError(f"cannot be logged in to: its authorization server {what}", todo) from None
         if statuses[-1] in REFUSED:
@@ -9990,7 +9990,7 @@ async def knock(address: Address, provider: Any, method: str, insists: bool) -> 
         await play(provider.async_auth_flow(request), answer)
     except TimeoutError:
         raise RemoteError("was not logged in to: nobody came back from the browser", "try again") from None
-    except (http.TransportError, OSError) as wrong:
+    except (http.RequestError, OSError) as wrong:
         raise RemoteError(*connection_trouble(wrong, urllib.parse.urlsplit(address.url).netloc)) from None
     except (OAuthFlowError, ValueError) as wrong:  # of the SDK's checks, some are pydantic's
         todo = "try again; where nobody may register by himself, give a client_id in its table's oauth"
@@ -10016,7 +10016,7 @@ async def says_how(address: Address) -> bool:
 
     http = load_http().http
     for url in places(None, address.url):
-        with contextlib.suppress(http.TransportError, OSError):
+        with contextlib.suppress(http.RequestError, OSError):
             response = await fetch(http.Request("GET", url), True)
             if response.status_code == 200 and items_of(object_of(response.content).get("authorization_servers")):
                 return True
@@ -10094,7 +10094,7 @@ async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bo
                 request = http.Request("POST", login.revocation_endpoint, data=form, headers=headers)
                 response = await fetch(request, options.allow_http, by=login.url)
                 trouble = f"HTTP {response.status_code}" if response.status_code >= 300 else trouble
-        except (http.TransportError, OSError, StartError) as wrong:
+        except (http.RequestError, OSError, StartError) as wrong:
             trouble = connection_trouble(wrong, urllib.parse.urlsplit(login.revocation_endpoint).netloc)[0]
     async with login_lock(path):
         there = path.exists()
@@ -11241,12 +11241,15 @@ def redacted(params: dict[str, Any]) -> tuple[dict[str, Any], int]:
     def held(secret: str, name: str) -> str:
         return found.append(secret) or HIDDEN
 
+    def found_in(line: re.Match[str]) -> str:
+        return held(line[0], "")
+
     def within(value: Any, key: str) -> Any:
         match value:
             case str() if key not in _NOT_REDACTED:
                 # An assignment has a line of its own; a long one is none.
                 return "\n".join(
-                    hide_secrets(line, key, held) if len(line) < 1000 else re.sub(KEY_LIKE_TEXT, HIDDEN, line)
+                    hide_secrets(line, key, held) if len(line) < 1000 else re.sub(KEY_LIKE_TEXT, found_in, line)
                     for line in value.split("\n")
                 )
             case list():
@@ -14612,7 +14615,7 @@ def over_limits(tools: int) -> str:
 async def _models_trouble(line: bytes, *, asks: bool) -> str | None:
     loop, setup = SamplerLoop(sys.stderr.fileno()), msgspec.json.decode(line, type=SamplerSetup)
     try:
-        loop.set_up(setup, load_litellm(setup.sampling.models))
+        loop.set_up(setup, await asyncio.to_thread(load_litellm, setup.sampling.models))  # servers start meanwhile
     except Exception as wrong:  # whatever its import does
         return f"litellm cannot be loaded: {in_a_line(repr(wrong))}; install mcpmux[sampling] anew"
     return "; ".join(await loop.troubles(asks=asks)) or None

@@ -1224,6 +1224,7 @@ def test_what_looks_like_a_secret_is_not_sent_and_counted(tmp_path: Path, monkey
     assert (params["metadata"], count) == ({"api_key": "***"}, 3)
     assert "result" in loop.asks(messages=messages)
     assert [found["redacted"] for found in loop.ledger.lines()] == [2]
+    assert mcpmux.redacted({"systemPrompt": f"{KEY} {'x' * 1000} {KEY}"})[1] == 2  # a line too long for assignments
 
 
 def test_long_words_are_redacted_in_linear_time():
