@@ -7680,9 +7680,8 @@ def state_folder() -> Path:
 def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
     mark, text = mark_of(path), read_text(path)
-    if text is None:
-        return Config(path, exists=False, environment=dict(environment), inherited=dict(environment))
-    return msgspec.structs.replace(read_config(parsed_toml(path, text), path, environment), mark=mark)
+    config = read_config({} if text is None else parsed_toml(path, text), path, environment)
+    return msgspec.structs.replace(config, exists=text is not None, mark=mark)
 
 
 def mark_of(path: Path) -> tuple[int, int] | None:
@@ -7718,17 +7717,13 @@ def command_line(words: list[str]) -> str:
 
 def as_typed(text: str) -> str:
     """A hint with mcpmux called as the person has called it: by uvx, by `uv run`, with its --config."""
-    words, parts = sys.argv[1:], Path(sys.prefix).parts
-    prefix = "mcpmux"
+    parts, prefix = Path(sys.prefix).parts, "mcpmux"
     if "uv" in parts and {"archive-v0", "environments-v2"} & set(parts):
         prefix = BY_UVX
     elif "UV_RUN_RECURSION_DEPTH" in os.environ:
         prefix = "uv run mcpmux"
-    pairs = itertools.pairwise(words)
-    given = next((value for flag, value in pairs if flag == "--config"), None)
-    given = given or next((word.partition("=")[2] for word in words if word.startswith("--config=")), None)
-    if given:
-        prefix += f" {command_line(['--config', given])}"
+    if given := re.search(r"(?:^|\0)--config[=\0]([^\0]+)", "\0".join(sys.argv[1:])):
+        prefix += f" {command_line(['--config', given[1]])}"
     return re.sub(rf"(?<![\w/.-])mcpmux (?=(?:{COMMANDS})\b)", lambda _: f"{prefix} ", text)
 
 
@@ -7764,11 +7759,8 @@ def parse_env_file(text: str, environment: dict[str, str] | None = None) -> dict
     """`KEY=value` lines, in the dialect of python-dotenv: a line that is none is passed over. `${VAR}` in a value is
     what `environment` has, or a line above."""
     found: dict[str, str] = {}
-    text, at = text.removeprefix("\ufeff"), 0
-    while at < len(text):
-        one = re.compile(_BINDING).match(text, at)
-        assert one
-        at, key, known = one.end(), one["quoted_key"] or one["key"], found | (environment or {})
+    for one in re.finditer(_BINDING, text.removeprefix("\ufeff")):
+        key, known = one["quoted_key"] or one["key"], found | (environment or {})
         if one["end"] is None or not key:
             continue
         if not one["equals"]:
@@ -7794,13 +7786,8 @@ def variable_line(name: str, value: str) -> str | None:
 
 def without_variables(text: str, names: Mapping[str, Any]) -> str:
     """A file of variables without these."""
-    kept, at = "", 0
-    while at < len(text):
-        one = re.compile(_BINDING).match(text, at)
-        assert one
-        kept += "" if (one["quoted_key"] or one["key"]) in names else text[at : one.end()]
-        at = one.end()
-    return kept
+    lines = re.finditer(_BINDING, text)
+    return "".join(one[0] for one in lines if (one["quoted_key"] or one["key"]) not in names)
 
 
 # The official SDK's list of what is safe to pass on, and what a server needs to speak a person's language, keep time,
@@ -7932,25 +7919,16 @@ def extended_path(environment: Mapping[str, str], path: str | None = None) -> st
 
 # ── what the file may hold, for editors ──
 
-_FIELD: Final = r"    (\w+): .+?(?:  # (.+))?$"
+_FIELD: Final = r"(?m)((?:^    # .+\n)*)^    (\w+): .+?(?:  # (.+))?$"
 
 
 def words_of(kind: type[Struct]) -> dict[str, str]:
     """What stands above and beside each field in this file. (`inspect` parses all of it to find a class.)"""
     import linecache  # noqa: PLC0415
 
-    found: dict[str, str] = {}
-    above: list[str] = []
-    head = f"class {kind.__name__}("
-    after = itertools.dropwhile(lambda line: not line.startswith(head), linecache.getlines(__file__))
-    for line in itertools.takewhile(lambda line: line[0] in " \n", itertools.islice(after, 1, None)):
-        field = re.fullmatch(_FIELD, line := line.rstrip())
-        if line.startswith("    # "):
-            above.append(line.removeprefix("    # "))
-        elif field:
-            found[field[1]] = " ".join([*above, field[2] or ""]).strip()
-            above = []
-    return found
+    [body] = re.findall(rf"(?ms)^class {kind.__name__}\(.+?(?=^\S)", "".join(linecache.getlines(__file__)))
+    fields = re.findall(_FIELD, body)
+    return {name: " ".join([*re.findall("    # (.+)", above), beside]).strip() for above, name, beside in fields}
 
 
 def schema_of_config() -> dict[str, Any]:
@@ -7987,20 +7965,18 @@ def schema_of_config() -> dict[str, Any]:
 
 def read_text(path: Path) -> str | None:
     """None: there is no such file. Raises `ConfigError`."""
-    data = b""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise ConfigError(f"{path}: is a folder; name the file in it")
         if not stat.S_ISREG(mode) and str(path) != os.devnull:  # to open one could wait for ever
             raise ConfigError(f"{path}: is a pipe or a device, which cannot be read again; save it as a file")
-        data = path.read_bytes()
-        return data.decode()
+        return path.read_bytes().decode()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as wrong:
-        is_wide = data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:64]
-        line = data.count(b"\n", 0, wrong.start) + 1
+        is_wide = wrong.object[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in wrong.object[:64]
+        line = wrong.object.count(b"\n", 0, wrong.start) + 1
         what = "is UTF-16" if is_wide else f"line {line} is not UTF-8"
         raise ConfigError(f"{path}: {what}; save the file as UTF-8") from None
     except OSError as wrong:
