@@ -8318,11 +8318,10 @@ class Journal:
         self.threshold = LEVELS[level]
         self.folder = folder
         self._secrets: tuple[str, ...] = ()
-        self._queue: collections.deque[tuple[str | Callable[[], None], bytes]] = collections.deque()
-        self._lock = threading.Lock()
+        self._jobs: collections.deque[tuple[Callable[[], None], int]] = collections.deque()  # with the bytes of each
+        self._changed = threading.Condition()
         self._waiting = 0  # bytes
         self._dropped = 0
-        self._wake = threading.Event()
         self._closing = False
         self._held: dict[str, bytes] = {}  # by server the beginning of a line
         self._files: dict[str, int] = {}
@@ -8377,45 +8376,41 @@ class Journal:
         self.later(functools.partial(self._close_file, server))
         return last
 
-    def later(self, job: Callable[[], None]) -> None:
+    def later(self, job: Callable[[], None], size: int = 0) -> None:
         """What else may wait for the disk; an `OSError` of it is logged."""
-        self._queue.append((job, b""))
-        self._wake.set()
+        with self._changed:
+            self._waiting += size
+            self._jobs.append((job, size))
+            self._changed.notify()
 
     def close(self) -> None:
-        self._closing = True
-        self._wake.set()
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join(HOST_FLUSH)
 
     def _put(self, name: str, data: bytes) -> None:
-        with self._lock:
+        with self._changed:
             if self._waiting > LOG_WAITING_MOST:
                 self._dropped += len(data)
-                return
-            self._waiting += len(data)
-            self._queue.append((name, data))
-        self._wake.set()
+            else:
+                self.later(functools.partial(self._write, name, data), len(data))
 
     def _write_all(self) -> None:
         while True:
-            self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                with self._lock:
-                    name, data = self._queue.popleft()
-                    self._waiting -= len(data)
-                    lost, self._dropped = self._dropped, 0
-                if isinstance(name, str):
-                    self._write(name, data)
-                else:
-                    try:
-                        name()
-                    except OSError as wrong:
-                        self._write("", f"mcpmux warning: the cache cannot be written: {wrong}\n".encode())
-                if lost:
-                    self._write("", b"mcpmux warning: %d bytes of the log and servers' stderr were not kept\n" % lost)
-            if self._closing:
-                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closing)
+                if not self._jobs:
+                    return
+                job, size = self._jobs.popleft()
+                self._waiting -= size
+                lost, self._dropped = self._dropped, 0
+            try:
+                job()
+            except OSError as wrong:
+                self._write("", f"mcpmux warning: the cache cannot be written: {wrong}\n".encode())
+            if lost:
+                self._write("", b"mcpmux warning: %d bytes of the log and servers' stderr were not kept\n" % lost)
 
     def _write(self, name: str, data: bytes) -> None:
         """A full or read-only disk, or a stderr that is closed, costs the log and nothing else."""
@@ -8493,6 +8488,15 @@ def widen(pipe: Any) -> None:
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_ROOM)
 
 
+Post = Callable[[Event], None]  # tells the core of it
+
+
+def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """Called from another thread."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+        loop.call_soon_threadsafe(function, *arguments)
+
+
 class HostPipes:
     """The host's end. Pipes and sockets are read and written in the loop; a thread each has what may block, which are
     files, consoles and all that Windows has. Servers' lines wait in a queue each, served in turn."""
@@ -8500,7 +8504,7 @@ class HostPipes:
     def __init__(self, reading: int, writing: int, limit: int) -> None:
         self._reading, self._writing = reading, writing
         self._splitter = LineSplitter(limit)
-        self._queues: dict[Name, collections.deque[bytes]] = {}
+        self._queues: dict[Name, collections.deque[bytes]] = collections.defaultdict(collections.deque)
         self._sizes: collections.Counter[Name] = collections.Counter()
         self._full: set[Name] = set()  # sources that are not read until their queue is empty
         self._rest = memoryview(b"")  # of what is being written
@@ -8514,7 +8518,7 @@ class HostPipes:
         self._ahead = 0  # bytes of them
         self._taken = threading.Condition()
 
-    def start(self, post: Callable[[Event], None], on_room: Callable[[Name, bool], None]) -> None:
+    def start(self, post: Post, on_room: Callable[[Name, bool], None]) -> None:
         """`on_room(source, False)` asks not to read from that server until `on_room(source, True)`."""
         self._loop = asyncio.get_running_loop()
         self._post, self._on_room = post, on_room
@@ -8527,8 +8531,6 @@ class HostPipes:
         self._listen(True)
 
     def put(self, source: Name, line: bytes) -> None:
-        if source not in self._queues:
-            self._queues[source] = collections.deque()
         self._queues[source].append(line)
         self._sizes[source] += len(line)
 
@@ -8546,14 +8548,12 @@ class HostPipes:
 
     async def close(self) -> None:
         """Writes what there is, for a short while. The host's pipes are as they were then: others may share them."""
-        try:
-            self.flush()
+        self.flush()
+        with contextlib.suppress(TimeoutError):  # it does not read
             async with asyncio.timeout(HOST_FLUSH):
                 while self._is_busy:
                     self._written.clear()
                     await self._written.wait()
-        except TimeoutError:
-            pass  # it does not read
         self._listen(False)
         for end in self._in_loop:
             self._loop.remove_writer(end)
@@ -8626,7 +8626,7 @@ class HostPipes:
                 chunk, reason = b"", f"the host cannot be read: {wrong}"
             with self._taken:
                 if not self._chunks:
-                    self._call(self._take)
+                    in_loop(self._loop, self._take)
                 self._chunks.append((chunk, reason))
                 self._ahead += len(chunk)
                 self._taken.wait_for(lambda: self._ahead <= READ_AHEAD)
@@ -8682,13 +8682,7 @@ class HostPipes:
                     data = data[os.write(self._writing, data) :]
             except OSError as wrong:
                 failure = wrong
-            self._call(self._go_on, failure)
-
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody listens
-            pass
+            in_loop(self._loop, self._go_on, failure)
 
 
 def _may_be_in_loop(end: int) -> bool:
@@ -9079,16 +9073,17 @@ class ServerProcess(asyncio.SubprocessProtocol):
     """One running server: its lines and its end become events. Everything here happens in the loop's thread."""
 
     def __init__(
-        self, name: Name, run: int, post: Callable[[Event], None], limit: int, journal: Journal, guardian: Guardian
+        self, name: Name, run: int, post: Post, options: MuxOptions, journal: Journal, guardian: Guardian
     ) -> None:
         self.name, self.run = name, run
+        self._outbox_most = int(options.outbox_mb * MB)  # bytes that may wait for it
         self._guardian = guardian
         self.outbox: list[bytes] = []  # lines of this batch; the transport has the rest
         self.exited = asyncio.Event()
         self._post = post
         self._journal = journal
         self._log_name = name if isinstance(name, str) else f"mcpmux {name.value}"  # no server's name has a space
-        self._splitter = LineSplitter(limit)
+        self._splitter = LineSplitter(int(options.max_message_mb * MB))
         self._words: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         self._word = b""  # stderr's last line, still incomplete
         self._has_log = False  # it has said something there
@@ -9108,6 +9103,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._transport = transport
         self.pid = transport.get_pid()
         self._family = Family(self.pid)
+        self._stdin().set_write_buffer_limits(high=self._outbox_most, low=0)
         if self.mind:
             pipes = [pipe.get_extra_info("pipe") for fd in (1, 2) if (pipe := transport.get_pipe_transport(fd))]
             still_open: list[int] = [pipe.fileno() for pipe in pipes if not getattr(pipe, "closed", False)]
@@ -9171,10 +9167,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     # ── what the mux does ──
 
-    def allow(self, outbox: int) -> None:
-        """Sets how much may wait for it."""
-        self._stdin().set_write_buffer_limits(high=outbox, low=0)
-
     def flush(self) -> None:
         if self.outbox:
             data = b"".join(self.outbox)
@@ -9231,12 +9223,10 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._post(ServerGone(self.name, self.run, reason, hint, list(self._words)))
 
     async def _exits(self, seconds: float) -> bool:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.exited.wait()
-            return True
-        except TimeoutError:
-            return False
+                return await self.exited.wait()
+        return False
 
     def _end(self) -> None:
         """Once: the group is killed, the pipes are closed, and the core is told."""
@@ -9284,13 +9274,11 @@ def _ended_how(code: int | None) -> str:
         return "does not end even when it is killed"
     if code >= 0:
         return f"exited with code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
+    name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+    return f"was killed by {name}"
 
 
-async def spawn(command: Command, process: ServerProcess, outbox: int) -> None:
+async def spawn(command: Command, process: ServerProcess) -> None:
     """Starts it in a group of its own. Raises `StartError`."""
     loop = asyncio.get_running_loop()
     keys: dict[str, Any] = {"env": command.env, "cwd": command.cwd, **OWN_GROUP}
@@ -9301,7 +9289,6 @@ async def spawn(command: Command, process: ServerProcess, outbox: int) -> None:
             await loop.subprocess_exec(lambda: process, command.program, *command.args, **keys)
     except (OSError, ValueError) as wrong:
         raise StartError(f"could not be started: {wrong}", "check command, args and cwd in its table") from None
-    process.allow(outbox)
 
 
 def become_subreaper() -> None:
@@ -9348,31 +9335,23 @@ def descendants(pid: int) -> list[int]:
     """All that a process has started and that still hangs on it (Linux; elsewhere none is known)."""
     found: list[int] = []
     if sys.platform == "linux":
-        for task in _entries(f"/proc/{pid}/task"):
-            try:
-                children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-            except OSError:
-                continue
-            for child in map(int, children):
-                found += [] if _is_the_persons(child) else [child, *descendants(child)]
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                for child in map(int, _read(f"/proc/{pid}/task/{task}/children").split()):
+                    is_the_persons = b"\0%b=" % OF_PERSON.encode() in b"\0" + _read(f"/proc/{child}/environ")
+                    found += [] if is_the_persons else [child, *descendants(child)]
     return found
 
 
 OF_PERSON: Final = "MCPMUX_BROWSER"  # stands in the environment of a browser that we have opened, which outlives us
 
 
-def _is_the_persons(pid: int) -> bool:
+def _read(path: str) -> bytes:
+    """Of a process that may be no more."""
     try:
-        return b"\0%b=" % OF_PERSON.encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+        return Path(path).read_bytes()
     except OSError:
-        return False
-
-
-def _entries(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
+        return b""
 
 
 def parent_watch() -> Callable[[], bool]:
@@ -12833,7 +12812,7 @@ def on_signal(loop: asyncio.AbstractEventLoop, number: int, heard: Callable[[int
 class HostSide(Protocol):
     """Where the host is spoken with: `HostPipes`, or a host that mcpmux plays itself."""
 
-    def start(self, post: Callable[[Event], None], on_room: Callable[[Name, bool], None]) -> None: ...
+    def start(self, post: Post, on_room: Callable[[Name, bool], None]) -> None: ...
     def put(self, source: Name, line: bytes) -> None: ...
     def is_full(self, source: Name) -> bool: ...
     def flush(self) -> None: ...
@@ -13025,27 +13004,27 @@ class Mux:
     async def _start_server(self, name: str, run: int) -> ServerSide | None:
         if (table := self._config.servers.get(name)) is None:
             return None  # a new config is on its way to the core
-        limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
+        options = self._config.options
         if table.url:
             address = await locate(name, table, self._config)
             self._journal.hide(address.secrets)
             self._logins[name] = address.login
+            limit, outbox = int(options.max_message_mb * MB), int(options.outbox_mb * MB)
             remote = RemoteServer(run, self.post, limit, outbox, address, self._journal)
             await remote.start()
             return remote
         command = await prepare(name, table, self._config)
         self._journal.hide(command.secrets)
-        process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
+        process = ServerProcess(name, run, self.post, options, self._journal, self._guardian)
+        lock = await turn_to_fetch(command)
         if launcher_of(command.program, command.args):
-            process.mind = functools.partial(Minder, lock := await turn_to_fetch(command))
-            try:
-                await self._spawn(command, process, outbox)
-            except BaseException:
-                if process.mind and lock is not None:  # it has no minder
-                    os.close(lock)
-                raise
-        else:
-            await self._spawn(command, process, outbox)
+            process.mind = functools.partial(Minder, lock)
+        try:
+            await self._spawn(command, process)
+        except BaseException:
+            if process.mind and lock is not None:  # it has no minder
+                os.close(lock)
+            raise
         return process
 
     async def _start_own(self, name: Peer, run: int) -> ServerSide:
@@ -13061,21 +13040,20 @@ class Mux:
         words = self._model if self._model and name is Peer.SAMPLER else [f"_{name.value}"]
         program, *args = again(*words)
         command = Command(program, args, env, None, frozenset())
-        limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
-        process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
-        await self._spawn(command, process, outbox)
+        process = ServerProcess(name, run, self.post, self._config.options, self._journal, self._guardian)
+        await self._spawn(command, process)
         process.outbox.append(setup)
         process.flush()
         return process
 
-    async def _spawn(self, command: Command, process: ServerProcess, outbox: int) -> None:
+    async def _spawn(self, command: Command, process: ServerProcess) -> None:
         """One in a turn of the loop: seventy take seconds, in which the host's end would not be seen."""
         async with self._spawning:
             self._guardian.start()
             if process.mind is None:
-                await spawn(command, process, outbox)
+                await spawn(command, process)
                 return
-            spawning = asyncio.ensure_future(spawn(command, process, outbox))
+            spawning = asyncio.ensure_future(spawn(command, process))
             try:
                 await asyncio.shield(spawning)  # asyncio would kill what has begun to fetch
             except asyncio.CancelledError:
@@ -13084,12 +13062,9 @@ class Mux:
                 raise
 
     def _await_end(self, task: asyncio.Task[None]) -> None:
-        def ended(task: asyncio.Task[None]) -> None:
-            self._stopping.discard(task)
-            self._child_ended()
-
         self._stopping.add(task)
-        task.add_done_callback(ended)
+        task.add_done_callback(self._stopping.discard)
+        task.add_done_callback(lambda _: self._child_ended())
 
     def _stop(self, name: Name, run: int) -> None:
         if (process := self._processes.get(name)) and process.run == run:
@@ -13135,19 +13110,19 @@ class Mux:
                 trim()
                 worked = time.process_time()
             if parent_is_gone():
-                self._in_loop(self.post, HostGone("the process that started mcpmux is gone"))
+                in_loop(self._loop, self.post, HostGone("the process that started mcpmux is gone"))
                 return
             for name, path_of_login in list(self._logins.items()):
                 if (mark := mark_of(path_of_login)) and logins.get(name, mark) != mark:
-                    self._in_loop(self.post, TryAgain(name))
+                    in_loop(self._loop, self.post, TryAgain(name))
                 logins[name] = mark
             former_marks, marks = marks, (mark_of(pins), mark_of(kept_path("consents")))
             if former_marks[0] != marks[0]:
-                self._in_loop(self.post, PinsRead(read_pins(path)))
+                in_loop(self._loop, self.post, PinsRead(read_pins(path)))
             if former_marks[1] != marks[1]:
-                self._in_loop(self.post, ConsentsRead(read_consents(self._config)))
+                in_loop(self._loop, self.post, ConsentsRead(read_consents(self._config)))
             if wanted != (wanted := mark_of(kept_path("page", path))):
-                self._in_loop(self._open_page)
+                in_loop(self._loop, self._open_page)
             former, seen = seen, mark_of(path)
             if seen == taken or seen != former:
                 continue
@@ -13160,7 +13135,7 @@ class Mux:
                     if not line.startswith(" "):  # a picture of the place, for a terminal
                         self._journal.log("error", f"{line} (the previous configuration stays in effect)")
             else:
-                self._in_loop(self._take, config)
+                in_loop(self._loop, self._take, config)
 
     def _open_page(self) -> None:
         """Somebody has run `mcpmux page`: it is told what becomes of that, and never the key."""
@@ -13170,10 +13145,6 @@ class Mux:
             self.post(PageWanted())
         told = f"the mcpmux of {who} " + ("opens its page" if isinstance(why, Opener) else f"has no page: {why}")
         self._journal.later(functools.partial(add_line, heard_path(self._config.path), told))
-
-    def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(function, *arguments)
 
     def _take(self, config: Config) -> None:
         """A new configuration. Secrets are read anew when their servers start."""
@@ -13186,16 +13157,13 @@ class Mux:
         self.post(ConsentsRead(read_consents(config)))
 
     def _watch_signals(self) -> None:
-        def asked_to_stop(number: int) -> None:
-            self.post(HostGone(signal.Signals(number).name))
-
         if sys.platform == "win32":
             numbers = (signal.SIGINT, signal.SIGBREAK)
         else:
             numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             self._loop.add_signal_handler(signal.SIGCHLD, self._child_ended)
         for number in numbers:
-            on_signal(self._loop, number, asked_to_stop)
+            on_signal(self._loop, number, lambda number: self.post(HostGone(signal.Signals(number).name)))
 
     def _child_ended(self) -> None:
         # One that is being started or replaced is not among the known ones: asyncio is to hear of its end.
