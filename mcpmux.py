@@ -7275,11 +7275,7 @@ _FORMS: Final = {
     "env_http_headers": _NO_HEADER,
     "roots": (r"(?s)file://|(?!.*://)", "{} is neither a folder nor a file:// URI"),  # so the protocol: client/roots
 }
-_IN_WORDS: Final = {
-    "str": "a string",
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
+_IN_WORDS: Final = {"str": "a string", "int": "an integer", "float": "a number", "bool": "true or false"} | {
     "array": "a list",
     "object": "a table",
     "null": "nothing",
@@ -7848,14 +7844,10 @@ def hide_secrets(text: str, name: str, held: Callable[[str, str], str]) -> str:
     return head + re.sub(KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
 
 
-def is_flag(word: Any) -> bool:
-    return isinstance(word, str) and re.fullmatch(r"--?[A-Za-z][\w-]*", word) is not None
-
-
 def flags_before(words: list[Any]) -> list[str]:
     """For each word of a command line the flag that it is the value of, or nothing."""
-    pairs = zip(["", *words], words, strict=False)
-    return [flag if is_flag(flag) and not is_flag(word) else "" for flag, word in pairs]
+    flags = [word if isinstance(word, str) and re.fullmatch(r"--?[A-Za-z][\w-]*", word) else "" for word in words]
+    return ["" if flag else former for former, flag in itertools.pairwise(["", *flags])]
 
 
 def without_secrets(words: list[str], held: Callable[[str, str], str] = lambda secret, name: HIDDEN) -> list[str]:
@@ -8708,12 +8700,23 @@ class Family:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._job: Any = _job_for(pid)
+        self._job: Any = None  # it ends, with all in it, when its handle is closed, if only by our own death
+        if sys.platform == "win32":
+            import win32api  # noqa: PLC0415
+            import win32con  # noqa: PLC0415
+            import win32job  # noqa: PLC0415
+
+            self._job = win32job.CreateJobObject(None, "")
+            limits = win32job.QueryInformationJobObject(self._job, win32job.JobObjectExtendedLimitInformation)
+            limits["BasicLimitInformation"]["LimitFlags"] |= win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+            win32job.SetInformationJobObject(self._job, win32job.JobObjectExtendedLimitInformation, limits)
+            handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
+            win32job.AssignProcessToJobObject(self._job, handle)
+            win32api.CloseHandle(handle)
 
     def terminate(self) -> None:
         """Asks it to go. Windows has no such signal."""
-        if sys.platform != "win32":
-            self._signal(signal.SIGTERM)
+        self._signal(signal.SIGTERM)
 
     def kill(self, strangers: Iterable[int] = ()) -> None:
         """The group, and on Linux those `descendants` that left it for a session of their own."""
@@ -8849,11 +8852,8 @@ class Minder:
         """Its own process, if it has one."""
         self._unlock()
         if sys.platform == "win32":
-            subprocess.Popen(
-                [sys.executable, "-c", _MINDER_OF_WINDOWS, str(self.pid), str(int(FETCH_MOST))],
-                creationflags=subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP,
-                close_fds=True,
-            )
+            words = [sys.executable, "-c", _MINDER_OF_WINDOWS, str(self.pid), str(int(FETCH_MOST))]
+            subprocess.Popen(words, **OWN_GROUP)
         elif self._shell and self._shell.stdin:
             self._shell.stdin.close()
             self._shell.returncode = 0  # nobody here waits for it
@@ -8892,24 +8892,6 @@ def kill_all(pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-
-
-def _job_for(pid: int) -> Any:
-    """Windows: a job object that ends, with all in it, when its handle is closed, if only by our own death."""
-    if sys.platform == "win32":
-        import win32api  # noqa: PLC0415
-        import win32con  # noqa: PLC0415
-        import win32job  # noqa: PLC0415
-
-        job: Any = win32job.CreateJobObject(None, "")
-        limits = win32job.QueryInformationJobObject(job, win32job.JobObjectExtendedLimitInformation)
-        limits["BasicLimitInformation"]["LimitFlags"] |= win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
-        win32job.SetInformationJobObject(job, win32job.JobObjectExtendedLimitInformation, limits)
-        handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
-        win32job.AssignProcessToJobObject(job, handle)
-        win32api.CloseHandle(handle)
-        return job
-    return None
 
 
 _READ_BY_CMD: Final = r"[()\[\]%!^\"`<>&|;, *?=\t]"
@@ -9092,7 +9074,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._gone = False
         self._stopping = False
         self._closing: asyncio.Future[None] | None = None
-        self._transport: asyncio.SubprocessTransport | None = None
         self.mind: Callable[[int, list[int]], Minder] | None = None  # if it may have to fetch first what it is to run
         self._minder: Minder | None = None  # as long as it may
 
@@ -9117,11 +9098,10 @@ class ServerProcess(asyncio.SubprocessProtocol):
         if fd == 1:
             if self._left:
                 self._left.cancel()
-            if self._minder:
-                self._dismiss_minder()
+            self._dismiss_minder()
             if lines := self._splitter.feed(data):
                 self._post(ServerLines(self.name, self.run, lines))
-            elif self._transport and (stdout := self._transport.get_pipe_transport(1)):
+            elif stdout := self._transport.get_pipe_transport(1):
                 widen(stdout.get_extra_info("pipe"))  # the end of a long one is still to come
         else:
             self._hear(self._journal.keep(self._log_name, data))
@@ -9152,7 +9132,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
             self._end()
 
     def _drained(self) -> None:
-        assert self._transport
         if self._stopping or self._transport.get_returncode() or not {0, 1} <= self._open_pipes:
             self._end()
         else:  # as a launcher goes
@@ -9176,7 +9155,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     def read(self, wanted: bool) -> None:
         """Stops or resumes reading its stdout."""
-        assert self._transport
         pipe = self._transport.get_pipe_transport(1)
         if isinstance(pipe, asyncio.ReadTransport) and not pipe.is_closing():
             pipe.resume_reading() if wanted else pipe.pause_reading()
@@ -9211,7 +9189,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     def _leave(self, minder: Minder) -> None:
         """Nobody waits for it any more: its minder sees to the end of what it fetches. Its input ends."""
-        assert self._transport
         self._gone, self._minder = True, None
         self._guardian.left |= {self.pid, minder.take_over() or self.pid}
         self._family.leave()
@@ -9233,7 +9210,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
         if self._gone:
             return
         self._gone = True
-        assert self._transport
         code = self._transport.get_returncode()
         self._dismiss_minder()
         self._family.kill()
@@ -9250,7 +9226,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._post(ServerGone(self.name, self.run, f"{called(self.name)} {how}", hint, list(self._words)))
 
     def _stdin(self) -> asyncio.WriteTransport:
-        assert self._transport
         pipe = self._transport.get_pipe_transport(0)
         assert isinstance(pipe, asyncio.WriteTransport)
         return pipe
@@ -12847,9 +12822,7 @@ class Mux:
         known, notes = read_known(cache_folder(), config) if cached else ({}, [])
         for note in notes:
             journal.log("warning", note)
-        notice = ""
-        if not config.exists:
-            notice = f"mcpmux has no config yet: put one at {config.path}, then start this host again."
+        no_config = f"mcpmux has no config yet: put one at {config.path}, then start this host again."
         opener = opener_for(sys.platform, os.environ)
         self.core = Core(
             config.options,
@@ -12861,7 +12834,7 @@ class Mux:
             pins=read_pins(config.path),
             consents=read_consents(config),
             broken=config.broken,
-            notice=notice,
+            notice="" if config.exists else no_config,
             chance=any_chance,
             secret=lambda: os.urandom(16).hex(),
             has_page=isinstance(opener, Opener),
