@@ -7347,8 +7347,7 @@ def with_profile(config: Config, name: str) -> Config:
 
 
 def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Path]) -> tuple[Config, list[str]]:
-    """The parsed document as options, and what is wrong outside the servers' tables. `absolute` finds a path that it
-    names; the environment is still to come."""
+    """The parsed document as options, still without an environment, and what is wrong outside the servers' tables."""
     known = ["mux", "hosts", "sampling", "mcp_servers"]
     fatal = [_unknown_table(key, value, known) for key, value in document.items() if key not in known]
     options = _read_table(MuxOptions, document.get("mux", {}), "mux", fatal)
@@ -7507,8 +7506,7 @@ def _read_table(kind: type[Table], table: Any, where: str, problems: list[str]) 
 
 
 def _read_value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """What stands under a key, None if it is no `kind`. Members of a table are read one by one: of them msgspec does
-    not say which is wrong."""
+    """What stands under a key, None if it is no `kind`. Tables are read key by key: msgspec tells of one fault."""
     holder, inner = get_origin(kind), (kind, *get_args(kind))[-1]
     is_table = isinstance(inner, type) and issubclass(inner, Struct)
     if holder is dict and isinstance(value, dict):
@@ -7595,8 +7593,7 @@ _OTHER_FORMATS: Final = (
 
 
 def what_is_wrong(text: str, wrong: str, path: Path) -> tuple[int, int, str]:
-    """Why a text is no TOML, by its parser's message: the line and the column, from 0, and what to write. Line -1: no
-    place in it is to blame."""
+    """Why a text is no TOML, by its parser's message: line (-1: it is not in one) and column, from 0; what to write."""
     what, _, place = wrong.rpartition(" (at ")
     for pattern, words in _OTHER_FORMATS:
         if re.match(pattern, text):
@@ -7669,7 +7666,6 @@ def config_path(given: str | None) -> Path:
 
 
 def state_folder() -> Path:
-    """Where servers' stderr is kept."""
     return user_folder("state")
 
 
@@ -7690,8 +7686,7 @@ def mark_of(path: Path) -> tuple[int, int] | None:
 
 
 def read_config(document: dict[str, Any], path: Path, inherited: Mapping[str, str] = os.environ) -> Config:
-    """The parsed document as options, with the environment. Raises `ConfigError` for problems outside the servers'
-    tables, with all."""
+    """The document and the environment as options. Raises `ConfigError` for what is wrong outside servers' tables."""
     config, fatal = config_of(document, path, lambda text: absolute(text, path.parent))
     environment = dict(inherited)
     if config.options.env_file:
@@ -8236,8 +8231,7 @@ def consent_key() -> bytes:
 
 
 def given_to(config: Config, server: str, key: bytes) -> str:
-    """What a consent is bound to: the server as it is started or reached, and the models. Other keys of its table do
-    not count."""
+    """What a consent is bound to: the models, and the server as it is started or reached, not all of its table."""
     options, models = config.servers[server], config.sampling.models if config.sampling else []
     what = [options.command, options.args, options.cwd, options.env, sorted(options.env_vars), options.url]
     headers = sorted([*options.http_headers, *options.env_http_headers])
@@ -8359,7 +8353,6 @@ class Journal:
         return self.redact(data.decode(errors=kept)).encode(errors=kept) if self._secrets else data
 
     def path(self, server: str) -> Path | None:
-        """Its log file."""
         return self.folder / f"{server}.log" if self.folder else None
 
     def rest(self, server: str) -> bytes:
@@ -8428,8 +8421,7 @@ class Journal:
             file = None
         if file is None:
             make_folder(path.parent)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK
-            file = self._files[name] = os.open(path, flags, 0o600)
+            file = self._files[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o600)
             self._sizes[name] = os.fstat(file).st_size
         self._sizes[name] += len(data)
         write_all(file, data)
@@ -9044,11 +9036,10 @@ def beside_config(words: list[str], folder: Path, cwd: str = "") -> list[str]:
 
 def _first_word(command: str) -> str:
     """Of what is more than one."""
-    try:
-        words = shlex.split(command, posix=sys.platform != "win32")
-    except ValueError:
-        return ""
-    return words[0] if len(words) > 1 else ""
+    with contextlib.suppress(ValueError):
+        if len(words := shlex.split(command, posix=sys.platform != "win32")) > 1:
+            return words[0]
+    return ""
 
 
 class ServerProcess(asyncio.SubprocessProtocol):
@@ -9249,8 +9240,7 @@ def _ended_how(code: int | None) -> str:
         return "does not end even when it is killed"
     if code >= 0:
         return f"exited with code {code}"
-    name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
-    return f"was killed by {name}"
+    return "was killed by " + next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
 
 
 async def spawn(command: Command, process: ServerProcess) -> None:
