@@ -7678,11 +7678,10 @@ def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Conf
 
 def mark_of(path: Path) -> tuple[int, int] | None:
     """What changes when a file is written."""
-    try:
+    with contextlib.suppress(OSError):
         status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+        return status.st_mtime_ns, status.st_size
+    return None
 
 
 def read_config(document: dict[str, Any], path: Path, inherited: Mapping[str, str] = os.environ) -> Config:
@@ -8115,7 +8114,7 @@ LOCK_LOOK: Final = 0.05
 
 def is_locked(file: int) -> bool:
     """Whether the lock on this file is ours now. It ends with the file, and so with the process."""
-    try:
+    with contextlib.suppress(OSError):
         if sys.platform == "win32":
             import msvcrt  # noqa: PLC0415
 
@@ -8124,9 +8123,8 @@ def is_locked(file: int) -> bool:
             import fcntl  # noqa: PLC0415
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def open_lock(path: Path) -> int:
@@ -8158,10 +8156,9 @@ def kept_path(what: str, config: Path | None = None) -> Path:
 
 def read_kept(path: Path, kind: Any) -> Any:
     """Empty where there is nothing, or nothing that can be read."""
-    try:
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError):
-        return kind()
+    return kind()
 
 
 @contextlib.contextmanager
@@ -8506,7 +8503,9 @@ class HostPipes:
         """`on_room(source, False)` asks not to read from that server until `on_room(source, True)`."""
         self._loop = asyncio.get_running_loop()
         self._post, self._on_room = post, on_room
-        self._in_loop = {end for end in (self._reading, self._writing) if _may_be_in_loop(end)}
+        ends = () if sys.platform == "win32" else (self._reading, self._writing)
+        kinds: dict[int, int] = {end: os.fstat(end).st_mode for end in ends}
+        self._in_loop = {end for end, kind in kinds.items() if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)}
         self._set_blocking(False)
         threads = {self._reading: ("from host", self._read_all), self._writing: ("to host", self._write_all)}
         for end in threads.keys() - self._in_loop:
@@ -8667,11 +8666,6 @@ class HostPipes:
             except OSError as wrong:
                 failure = wrong
             in_loop(self._loop, self._go_on, failure)
-
-
-def _may_be_in_loop(end: int) -> bool:
-    kind = os.fstat(end).st_mode
-    return sys.platform != "win32" and (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind))
 
 
 # ══ 18. Processes ═════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -9109,9 +9103,10 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._open_pipes.discard(fd)
         if self._left and fd == 1:
             self.exited.set()
+            self._end()
         if fd != 2 and not self._gone and not self.exited.is_set() and not self._stopping:
             self._closing = asyncio.ensure_future(self.stop())  # closing a pipe is a way to say goodbye
-        if (self.exited.is_set() and not self._open_pipes - {0}) or (self._left and fd == 1):
+        if self.exited.is_set() and not self._open_pipes - {0}:
             self._end()
 
     def process_exited(self) -> None:
@@ -9313,10 +9308,9 @@ OF_PERSON: Final = "MCPMUX_BROWSER"  # stands in the environment of a browser th
 
 def _read(path: str) -> bytes:
     """Of a process that may be no more."""
-    try:
+    with contextlib.suppress(OSError):
         return Path(path).read_bytes()
-    except OSError:
-        return b""
+    return b""
 
 
 def parent_watch() -> Callable[[], bool]:
