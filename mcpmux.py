@@ -8488,12 +8488,11 @@ class HostPipes:
         self._queues: dict[Name, collections.deque[bytes]] = collections.defaultdict(collections.deque)
         self._sizes: collections.Counter[Name] = collections.Counter()
         self._full: set[Name] = set()  # sources that are not read until their queue is empty
-        self._rest = memoryview(b"")  # of what is being written
+        self._rest = memoryview(b"")  # what is still to be written of what was begun, or is for the thread
         self._is_busy = False  # the pipe is full, or the thread at work
         self._is_broken = False
         self._written = asyncio.Event()
-        self._jobs: collections.deque[memoryview] = collections.deque()  # for the thread that writes
-        self._job = threading.Semaphore(0)
+        self._job = threading.Semaphore(0)  # for the thread that writes
         self._gate = threading.Event()  # for the one that reads: closed while what mcpmux itself has to say is not read
         self._chunks: list[tuple[bytes, str]] = []  # that it has read, and the loop not taken yet
         self._ahead = 0  # bytes of them
@@ -8629,8 +8628,7 @@ class HostPipes:
         if len(data) > USUAL_PIPE:
             widen(self._writing)
         if self._writing not in self._in_loop:
-            self._is_busy = True
-            self._jobs.append(data)
+            self._rest, self._is_busy = data, True
             self._job.release()
             return
         try:
@@ -8659,7 +8657,7 @@ class HostPipes:
     def _write_all(self) -> None:
         """A thread's."""
         while self._job.acquire():
-            data, failure = self._jobs.popleft(), None
+            data, self._rest, failure = self._rest, memoryview(b""), None
             try:
                 while data and not self._is_broken:
                     data = data[os.write(self._writing, data) :]
