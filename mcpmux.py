@@ -7275,11 +7275,7 @@ _FORMS: Final = {
     "env_http_headers": _NO_HEADER,
     "roots": (r"(?s)file://|(?!.*://)", "{} is neither a folder nor a file:// URI"),  # so the protocol: client/roots
 }
-_IN_WORDS: Final = {
-    "str": "a string",
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
+_IN_WORDS: Final = {"str": "a string", "int": "an integer", "float": "a number", "bool": "true or false"} | {
     "array": "a list",
     "object": "a table",
     "null": "nothing",
@@ -7351,8 +7347,7 @@ def with_profile(config: Config, name: str) -> Config:
 
 
 def config_of(document: dict[str, Any], path: Path, absolute: Callable[[str], Path]) -> tuple[Config, list[str]]:
-    """The parsed document as options, and what is wrong outside the servers' tables. `absolute` finds a path that it
-    names; the environment is still to come."""
+    """The parsed document as options, still without an environment, and what is wrong outside the servers' tables."""
     known = ["mux", "hosts", "sampling", "mcp_servers"]
     fatal = [_unknown_table(key, value, known) for key, value in document.items() if key not in known]
     options = _read_table(MuxOptions, document.get("mux", {}), "mux", fatal)
@@ -7511,8 +7506,7 @@ def _read_table(kind: type[Table], table: Any, where: str, problems: list[str]) 
 
 
 def _read_value(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """What stands under a key, None if it is no `kind`. Members of a table are read one by one: of them msgspec does
-    not say which is wrong."""
+    """What stands under a key, None if it is no `kind`. Tables are read key by key: msgspec tells of one fault."""
     holder, inner = get_origin(kind), (kind, *get_args(kind))[-1]
     is_table = isinstance(inner, type) and issubclass(inner, Struct)
     if holder is dict and isinstance(value, dict):
@@ -7599,8 +7593,7 @@ _OTHER_FORMATS: Final = (
 
 
 def what_is_wrong(text: str, wrong: str, path: Path) -> tuple[int, int, str]:
-    """Why a text is no TOML, by its parser's message: the line and the column, from 0, and what to write. Line -1: no
-    place in it is to blame."""
+    """Why a text is no TOML, by its parser's message: line (-1: it is not in one) and column, from 0; what to write."""
     what, _, place = wrong.rpartition(" (at ")
     for pattern, words in _OTHER_FORMATS:
         if re.match(pattern, text):
@@ -7673,30 +7666,26 @@ def config_path(given: str | None) -> Path:
 
 
 def state_folder() -> Path:
-    """Where servers' stderr is kept."""
     return user_folder("state")
 
 
 def load_config(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     """Reads the file. Raises `ConfigError`, a line a problem, if it cannot be used; a missing one is empty."""
     mark, text = mark_of(path), read_text(path)
-    if text is None:
-        return Config(path, exists=False, environment=dict(environment), inherited=dict(environment))
-    return msgspec.structs.replace(read_config(parsed_toml(path, text), path, environment), mark=mark)
+    config = read_config({} if text is None else parsed_toml(path, text), path, environment)
+    return msgspec.structs.replace(config, exists=text is not None, mark=mark)
 
 
 def mark_of(path: Path) -> tuple[int, int] | None:
     """What changes when a file is written."""
-    try:
+    with contextlib.suppress(OSError):
         status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+        return status.st_mtime_ns, status.st_size
+    return None
 
 
 def read_config(document: dict[str, Any], path: Path, inherited: Mapping[str, str] = os.environ) -> Config:
-    """The parsed document as options, with the environment. Raises `ConfigError` for problems outside the servers'
-    tables, with all."""
+    """The document and the environment as options. Raises `ConfigError` for what is wrong outside servers' tables."""
     config, fatal = config_of(document, path, lambda text: absolute(text, path.parent))
     environment = dict(inherited)
     if config.options.env_file:
@@ -7718,17 +7707,13 @@ def command_line(words: list[str]) -> str:
 
 def as_typed(text: str) -> str:
     """A hint with mcpmux called as the person has called it: by uvx, by `uv run`, with its --config."""
-    words, parts = sys.argv[1:], Path(sys.prefix).parts
-    prefix = "mcpmux"
+    parts, prefix = Path(sys.prefix).parts, "mcpmux"
     if "uv" in parts and {"archive-v0", "environments-v2"} & set(parts):
         prefix = BY_UVX
     elif "UV_RUN_RECURSION_DEPTH" in os.environ:
         prefix = "uv run mcpmux"
-    pairs = itertools.pairwise(words)
-    given = next((value for flag, value in pairs if flag == "--config"), None)
-    given = given or next((word.partition("=")[2] for word in words if word.startswith("--config=")), None)
-    if given:
-        prefix += f" {command_line(['--config', given])}"
+    if given := re.search(r"(?:^|\0)--config[=\0]([^\0]+)", "\0".join(sys.argv[1:])):
+        prefix += f" {command_line(['--config', given[1]])}"
     return re.sub(rf"(?<![\w/.-])mcpmux (?=(?:{COMMANDS})\b)", lambda _: f"{prefix} ", text)
 
 
@@ -7764,11 +7749,8 @@ def parse_env_file(text: str, environment: dict[str, str] | None = None) -> dict
     """`KEY=value` lines, in the dialect of python-dotenv: a line that is none is passed over. `${VAR}` in a value is
     what `environment` has, or a line above."""
     found: dict[str, str] = {}
-    text, at = text.removeprefix("\ufeff"), 0
-    while at < len(text):
-        one = re.compile(_BINDING).match(text, at)
-        assert one
-        at, key, known = one.end(), one["quoted_key"] or one["key"], found | (environment or {})
+    for one in re.finditer(_BINDING, text.removeprefix("\ufeff")):
+        key, known = one["quoted_key"] or one["key"], found | (environment or {})
         if one["end"] is None or not key:
             continue
         if not one["equals"]:
@@ -7794,13 +7776,8 @@ def variable_line(name: str, value: str) -> str | None:
 
 def without_variables(text: str, names: Mapping[str, Any]) -> str:
     """A file of variables without these."""
-    kept, at = "", 0
-    while at < len(text):
-        one = re.compile(_BINDING).match(text, at)
-        assert one
-        kept += "" if (one["quoted_key"] or one["key"]) in names else text[at : one.end()]
-        at = one.end()
-    return kept
+    lines = re.finditer(_BINDING, text)
+    return "".join(one[0] for one in lines if (one["quoted_key"] or one["key"]) not in names)
 
 
 # The official SDK's list of what is safe to pass on, and what a server needs to speak a person's language, keep time,
@@ -7861,14 +7838,10 @@ def hide_secrets(text: str, name: str, held: Callable[[str, str], str]) -> str:
     return head + re.sub(KEY_LIKE_TEXT, lambda one: held(one[0], name.lstrip("-") or "token"), text)
 
 
-def is_flag(word: Any) -> bool:
-    return isinstance(word, str) and re.fullmatch(r"--?[A-Za-z][\w-]*", word) is not None
-
-
 def flags_before(words: list[Any]) -> list[str]:
     """For each word of a command line the flag that it is the value of, or nothing."""
-    pairs = zip(["", *words], words, strict=False)
-    return [flag if is_flag(flag) and not is_flag(word) else "" for flag, word in pairs]
+    flags = [word if isinstance(word, str) and re.fullmatch(r"--?[A-Za-z][\w-]*", word) else "" for word in words]
+    return ["" if flag else former for former, flag in itertools.pairwise(["", *flags])]
 
 
 def without_secrets(words: list[str], held: Callable[[str, str], str] = lambda secret, name: HIDDEN) -> list[str]:
@@ -7932,25 +7905,16 @@ def extended_path(environment: Mapping[str, str], path: str | None = None) -> st
 
 # ── what the file may hold, for editors ──
 
-_FIELD: Final = r"    (\w+): .+?(?:  # (.+))?$"
+_FIELD: Final = r"(?m)((?:^    # .+\n)*)^    (\w+): .+?(?:  # (.+))?$"
 
 
 def words_of(kind: type[Struct]) -> dict[str, str]:
     """What stands above and beside each field in this file. (`inspect` parses all of it to find a class.)"""
     import linecache  # noqa: PLC0415
 
-    found: dict[str, str] = {}
-    above: list[str] = []
-    head = f"class {kind.__name__}("
-    after = itertools.dropwhile(lambda line: not line.startswith(head), linecache.getlines(__file__))
-    for line in itertools.takewhile(lambda line: line[0] in " \n", itertools.islice(after, 1, None)):
-        field = re.fullmatch(_FIELD, line := line.rstrip())
-        if line.startswith("    # "):
-            above.append(line.removeprefix("    # "))
-        elif field:
-            found[field[1]] = " ".join([*above, field[2] or ""]).strip()
-            above = []
-    return found
+    [body] = re.findall(rf"(?ms)^class {kind.__name__}\(.+?(?=^\S)", "".join(linecache.getlines(__file__)))
+    fields = re.findall(_FIELD, body)
+    return {name: " ".join([*re.findall("    # (.+)", above), beside]).strip() for above, name, beside in fields}
 
 
 def schema_of_config() -> dict[str, Any]:
@@ -7987,20 +7951,18 @@ def schema_of_config() -> dict[str, Any]:
 
 def read_text(path: Path) -> str | None:
     """None: there is no such file. Raises `ConfigError`."""
-    data = b""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise ConfigError(f"{path}: is a folder; name the file in it")
         if not stat.S_ISREG(mode) and str(path) != os.devnull:  # to open one could wait for ever
             raise ConfigError(f"{path}: is a pipe or a device, which cannot be read again; save it as a file")
-        data = path.read_bytes()
-        return data.decode()
+        return path.read_bytes().decode()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as wrong:
-        is_wide = data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:64]
-        line = data.count(b"\n", 0, wrong.start) + 1
+        is_wide = wrong.object[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in wrong.object[:64]
+        line = wrong.object.count(b"\n", 0, wrong.start) + 1
         what = "is UTF-16" if is_wide else f"line {line} is not UTF-8"
         raise ConfigError(f"{path}: {what}; save the file as UTF-8") from None
     except OSError as wrong:
@@ -8153,7 +8115,7 @@ LOCK_LOOK: Final = 0.05
 
 def is_locked(file: int) -> bool:
     """Whether the lock on this file is ours now. It ends with the file, and so with the process."""
-    try:
+    with contextlib.suppress(OSError):
         if sys.platform == "win32":
             import msvcrt  # noqa: PLC0415
 
@@ -8162,9 +8124,8 @@ def is_locked(file: int) -> bool:
             import fcntl  # noqa: PLC0415
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def open_lock(path: Path) -> int:
@@ -8196,10 +8157,9 @@ def kept_path(what: str, config: Path | None = None) -> Path:
 
 def read_kept(path: Path, kind: Any) -> Any:
     """Empty where there is nothing, or nothing that can be read."""
-    try:
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError):
-        return kind()
+    return kind()
 
 
 @contextlib.contextmanager
@@ -8269,8 +8229,7 @@ def consent_key() -> bytes:
 
 
 def given_to(config: Config, server: str, key: bytes) -> str:
-    """What a consent is bound to: the server as it is started or reached, and the models. Other keys of its table do
-    not count."""
+    """What a consent is bound to: the models, and the server as it is started or reached, not all of its table."""
     options, models = config.servers[server], config.sampling.models if config.sampling else []
     what = [options.command, options.args, options.cwd, options.env, sorted(options.env_vars), options.url]
     headers = sorted([*options.http_headers, *options.env_http_headers])
@@ -8343,11 +8302,10 @@ class Journal:
         self.threshold = LEVELS[level]
         self.folder = folder
         self._secrets: tuple[str, ...] = ()
-        self._queue: collections.deque[tuple[str | Callable[[], None], bytes]] = collections.deque()
-        self._lock = threading.Lock()
+        self._jobs: collections.deque[tuple[Callable[[], None], int]] = collections.deque()  # with the bytes of each
+        self._changed = threading.Condition()
         self._waiting = 0  # bytes
         self._dropped = 0
-        self._wake = threading.Event()
         self._closing = False
         self._held: dict[str, bytes] = {}  # by server the beginning of a line
         self._files: dict[str, int] = {}
@@ -8393,7 +8351,6 @@ class Journal:
         return self.redact(data.decode(errors=kept)).encode(errors=kept) if self._secrets else data
 
     def path(self, server: str) -> Path | None:
-        """Its log file."""
         return self.folder / f"{server}.log" if self.folder else None
 
     def rest(self, server: str) -> bytes:
@@ -8402,45 +8359,41 @@ class Journal:
         self.later(functools.partial(self._close_file, server))
         return last
 
-    def later(self, job: Callable[[], None]) -> None:
+    def later(self, job: Callable[[], None], size: int = 0) -> None:
         """What else may wait for the disk; an `OSError` of it is logged."""
-        self._queue.append((job, b""))
-        self._wake.set()
+        with self._changed:
+            self._waiting += size
+            self._jobs.append((job, size))
+            self._changed.notify()
 
     def close(self) -> None:
-        self._closing = True
-        self._wake.set()
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join(HOST_FLUSH)
 
     def _put(self, name: str, data: bytes) -> None:
-        with self._lock:
+        with self._changed:
             if self._waiting > LOG_WAITING_MOST:
                 self._dropped += len(data)
-                return
-            self._waiting += len(data)
-            self._queue.append((name, data))
-        self._wake.set()
+            else:
+                self.later(functools.partial(self._write, name, data), len(data))
 
     def _write_all(self) -> None:
         while True:
-            self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                with self._lock:
-                    name, data = self._queue.popleft()
-                    self._waiting -= len(data)
-                    lost, self._dropped = self._dropped, 0
-                if isinstance(name, str):
-                    self._write(name, data)
-                else:
-                    try:
-                        name()
-                    except OSError as wrong:
-                        self._write("", f"mcpmux warning: the cache cannot be written: {wrong}\n".encode())
-                if lost:
-                    self._write("", b"mcpmux warning: %d bytes of the log and servers' stderr were not kept\n" % lost)
-            if self._closing:
-                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closing)
+                if not self._jobs:
+                    return
+                job, size = self._jobs.popleft()
+                self._waiting -= size
+                lost, self._dropped = self._dropped, 0
+            try:
+                job()
+            except OSError as wrong:
+                self._write("", f"mcpmux warning: the cache cannot be written: {wrong}\n".encode())
+            if lost:
+                self._write("", b"mcpmux warning: %d bytes of the log and servers' stderr were not kept\n" % lost)
 
     def _write(self, name: str, data: bytes) -> None:
         """A full or read-only disk, or a stderr that is closed, costs the log and nothing else."""
@@ -8466,8 +8419,7 @@ class Journal:
             file = None
         if file is None:
             make_folder(path.parent)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | OWN_FILE
-            file = self._files[name] = os.open(path, flags, 0o600)
+            file = self._files[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OWN_FILE, 0o600)
             self._sizes[name] = os.fstat(file).st_size
         self._sizes[name] += len(data)
         write_all(file, data)
@@ -8518,6 +8470,15 @@ def widen(pipe: Any) -> None:
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_ROOM)
 
 
+Post = Callable[[Event], None]  # tells the core of it
+
+
+def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """Called from another thread."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+        loop.call_soon_threadsafe(function, *arguments)
+
+
 class HostPipes:
     """The host's end. Pipes and sockets are read and written in the loop; a thread each has what may block, which are
     files, consoles and all that Windows has. Servers' lines wait in a queue each, served in turn."""
@@ -8525,25 +8486,26 @@ class HostPipes:
     def __init__(self, reading: int, writing: int, limit: int) -> None:
         self._reading, self._writing = reading, writing
         self._splitter = LineSplitter(limit)
-        self._queues: dict[Name, collections.deque[bytes]] = {}
+        self._queues: dict[Name, collections.deque[bytes]] = collections.defaultdict(collections.deque)
         self._sizes: collections.Counter[Name] = collections.Counter()
         self._full: set[Name] = set()  # sources that are not read until their queue is empty
-        self._rest = memoryview(b"")  # of what is being written
+        self._rest = memoryview(b"")  # what is still to be written of what was begun, or is for the thread
         self._is_busy = False  # the pipe is full, or the thread at work
         self._is_broken = False
         self._written = asyncio.Event()
-        self._jobs: collections.deque[memoryview] = collections.deque()  # for the thread that writes
-        self._job = threading.Semaphore(0)
+        self._job = threading.Semaphore(0)  # for the thread that writes
         self._gate = threading.Event()  # for the one that reads: closed while what mcpmux itself has to say is not read
         self._chunks: list[tuple[bytes, str]] = []  # that it has read, and the loop not taken yet
         self._ahead = 0  # bytes of them
         self._taken = threading.Condition()
 
-    def start(self, post: Callable[[Event], None], on_room: Callable[[Name, bool], None]) -> None:
+    def start(self, post: Post, on_room: Callable[[Name, bool], None]) -> None:
         """`on_room(source, False)` asks not to read from that server until `on_room(source, True)`."""
         self._loop = asyncio.get_running_loop()
         self._post, self._on_room = post, on_room
-        self._in_loop = {end for end in (self._reading, self._writing) if _may_be_in_loop(end)}
+        ends = () if sys.platform == "win32" else (self._reading, self._writing)
+        kinds: dict[int, int] = {end: os.fstat(end).st_mode for end in ends}
+        self._in_loop = {end for end, kind in kinds.items() if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)}
         self._set_blocking(False)
         threads = {self._reading: ("from host", self._read_all), self._writing: ("to host", self._write_all)}
         for end in threads.keys() - self._in_loop:
@@ -8552,8 +8514,6 @@ class HostPipes:
         self._listen(True)
 
     def put(self, source: Name, line: bytes) -> None:
-        if source not in self._queues:
-            self._queues[source] = collections.deque()
         self._queues[source].append(line)
         self._sizes[source] += len(line)
 
@@ -8571,14 +8531,12 @@ class HostPipes:
 
     async def close(self) -> None:
         """Writes what there is, for a short while. The host's pipes are as they were then: others may share them."""
-        try:
-            self.flush()
+        self.flush()
+        with contextlib.suppress(TimeoutError):  # it does not read
             async with asyncio.timeout(HOST_FLUSH):
                 while self._is_busy:
                     self._written.clear()
                     await self._written.wait()
-        except TimeoutError:
-            pass  # it does not read
         self._listen(False)
         for end in self._in_loop:
             self._loop.remove_writer(end)
@@ -8651,7 +8609,7 @@ class HostPipes:
                 chunk, reason = b"", f"the host cannot be read: {wrong}"
             with self._taken:
                 if not self._chunks:
-                    self._call(self._take)
+                    in_loop(self._loop, self._take)
                 self._chunks.append((chunk, reason))
                 self._ahead += len(chunk)
                 self._taken.wait_for(lambda: self._ahead <= READ_AHEAD)
@@ -8671,8 +8629,7 @@ class HostPipes:
         if len(data) > USUAL_PIPE:
             widen(self._writing)
         if self._writing not in self._in_loop:
-            self._is_busy = True
-            self._jobs.append(data)
+            self._rest, self._is_busy = data, True
             self._job.release()
             return
         try:
@@ -8701,24 +8658,13 @@ class HostPipes:
     def _write_all(self) -> None:
         """A thread's."""
         while self._job.acquire():
-            data, failure = self._jobs.popleft(), None
+            data, self._rest, failure = self._rest, memoryview(b""), None
             try:
                 while data and not self._is_broken:
                     data = data[os.write(self._writing, data) :]
             except OSError as wrong:
                 failure = wrong
-            self._call(self._go_on, failure)
-
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody listens
-            pass
-
-
-def _may_be_in_loop(end: int) -> bool:
-    kind = os.fstat(end).st_mode
-    return sys.platform != "win32" and (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind))
+            in_loop(self._loop, self._go_on, failure)
 
 
 # ══ 18. Processes ═════════════════════════════════════════════════════════════════════════════════════════════════════
@@ -8739,12 +8685,25 @@ class Family:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._job: Any = _job_for(pid)
+        self._job: Any = None  # it ends, with all in it, when its handle is closed, if only by our own death
+        if sys.platform == "win32":
+            import pywintypes  # noqa: PLC0415
+            import win32api  # noqa: PLC0415
+            import win32con  # noqa: PLC0415
+            import win32job  # noqa: PLC0415
+
+            self._job = win32job.CreateJobObject(None, "")
+            limits = win32job.QueryInformationJobObject(self._job, win32job.JobObjectExtendedLimitInformation)
+            limits["BasicLimitInformation"]["LimitFlags"] |= win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+            win32job.SetInformationJobObject(self._job, win32job.JobObjectExtendedLimitInformation, limits)
+            with contextlib.suppress(pywintypes.error):  # it has exited already
+                handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
+                win32job.AssignProcessToJobObject(self._job, handle)
+                win32api.CloseHandle(handle)
 
     def terminate(self) -> None:
         """Asks it to go. Windows has no such signal."""
-        if sys.platform != "win32":
-            self._signal(signal.SIGTERM)
+        self._signal(signal.SIGTERM)
 
     def kill(self, strangers: Iterable[int] = ()) -> None:
         """The group, and on Linux those `descendants` that left it for a session of their own."""
@@ -8880,11 +8839,8 @@ class Minder:
         """Its own process, if it has one."""
         self._unlock()
         if sys.platform == "win32":
-            subprocess.Popen(
-                [sys.executable, "-c", _MINDER_OF_WINDOWS, str(self.pid), str(int(FETCH_MOST))],
-                creationflags=subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP,
-                close_fds=True,
-            )
+            words = [sys.executable, "-c", _MINDER_OF_WINDOWS, str(self.pid), str(int(FETCH_MOST))]
+            subprocess.Popen(words, **OWN_GROUP)
         elif self._shell and self._shell.stdin:
             self._shell.stdin.close()
             self._shell.returncode = 0  # nobody here waits for it
@@ -8923,26 +8879,6 @@ def kill_all(pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-
-
-def _job_for(pid: int) -> Any:
-    """Windows: a job object that ends, with all in it, when its handle is closed, if only by our own death."""
-    if sys.platform == "win32":
-        import pywintypes  # noqa: PLC0415
-        import win32api  # noqa: PLC0415
-        import win32con  # noqa: PLC0415
-        import win32job  # noqa: PLC0415
-
-        job: Any = win32job.CreateJobObject(None, "")
-        limits = win32job.QueryInformationJobObject(job, win32job.JobObjectExtendedLimitInformation)
-        limits["BasicLimitInformation"]["LimitFlags"] |= win32job.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
-        win32job.SetInformationJobObject(job, win32job.JobObjectExtendedLimitInformation, limits)
-        with contextlib.suppress(pywintypes.error):  # it has exited already
-            handle = win32api.OpenProcess(win32con.PROCESS_SET_QUOTA | win32con.PROCESS_TERMINATE, False, pid)
-            win32job.AssignProcessToJobObject(job, handle)
-            win32api.CloseHandle(handle)
-            return job
-    return None
 
 
 _READ_BY_CMD: Final = r"[()\[\]%!^\"`<>&|;, *?=\t]"
@@ -9095,27 +9031,27 @@ def beside_config(words: list[str], folder: Path, cwd: str = "") -> list[str]:
 
 def _first_word(command: str) -> str:
     """Of what is more than one."""
-    try:
-        words = shlex.split(command, posix=sys.platform != "win32")
-    except ValueError:
-        return ""
-    return words[0] if len(words) > 1 else ""
+    with contextlib.suppress(ValueError):
+        if len(words := shlex.split(command, posix=sys.platform != "win32")) > 1:
+            return words[0]
+    return ""
 
 
 class ServerProcess(asyncio.SubprocessProtocol):
     """One running server: its lines and its end become events. Everything here happens in the loop's thread."""
 
     def __init__(
-        self, name: Name, run: int, post: Callable[[Event], None], limit: int, journal: Journal, guardian: Guardian
+        self, name: Name, run: int, post: Post, options: MuxOptions, journal: Journal, guardian: Guardian
     ) -> None:
         self.name, self.run = name, run
+        self._outbox_most = int(options.outbox_mb * MB)  # bytes that may wait for it
         self._guardian = guardian
         self.outbox: list[bytes] = []  # lines of this batch; the transport has the rest
         self.exited = asyncio.Event()
         self._post = post
         self._journal = journal
         self._log_name = name if isinstance(name, str) else f"mcpmux {name.value}"  # no server's name has a space
-        self._splitter = LineSplitter(limit)
+        self._splitter = LineSplitter(int(options.max_message_mb * MB))
         self._words: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         self._word = b""  # stderr's last line, still incomplete
         self._has_log = False  # it has said something there
@@ -9124,7 +9060,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._gone = False
         self._stopping = False
         self._closing: asyncio.Future[None] | None = None
-        self._transport: asyncio.SubprocessTransport | None = None
         self.mind: Callable[[int, list[int]], Minder] | None = None  # if it may have to fetch first what it is to run
         self._minder: Minder | None = None  # as long as it may
 
@@ -9135,6 +9070,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._transport = transport
         self.pid = transport.get_pid()
         self._family = Family(self.pid)
+        self._stdin().set_write_buffer_limits(high=self._outbox_most, low=0)
         if self.mind:
             pipes = [pipe.get_extra_info("pipe") for fd in (1, 2) if (pipe := transport.get_pipe_transport(fd))]
             still_open: list[int] = [pipe.fileno() for pipe in pipes if not getattr(pipe, "closed", False)]
@@ -9148,11 +9084,10 @@ class ServerProcess(asyncio.SubprocessProtocol):
         if fd == 1:
             if self._left:
                 self._left.cancel()
-            if self._minder:
-                self._dismiss_minder()
+            self._dismiss_minder()
             if lines := self._splitter.feed(data):
                 self._post(ServerLines(self.name, self.run, lines))
-            elif self._transport and (stdout := self._transport.get_pipe_transport(1)):
+            elif stdout := self._transport.get_pipe_transport(1):
                 widen(stdout.get_extra_info("pipe"))  # the end of a long one is still to come
         else:
             self._hear(self._journal.keep(self._log_name, data))
@@ -9169,9 +9104,10 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._open_pipes.discard(fd)
         if self._left and fd == 1:
             self.exited.set()
+            self._end()
         if fd != 2 and not self._gone and not self.exited.is_set() and not self._stopping:
             self._closing = asyncio.ensure_future(self.stop())  # closing a pipe is a way to say goodbye
-        if (self.exited.is_set() and not self._open_pipes - {0}) or (self._left and fd == 1):
+        if self.exited.is_set() and not self._open_pipes - {0}:
             self._end()
 
     def process_exited(self) -> None:
@@ -9183,7 +9119,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
             self._end()
 
     def _drained(self) -> None:
-        assert self._transport
         if self._stopping or self._transport.get_returncode() or not {0, 1} <= self._open_pipes:
             self._end()
         else:  # as a launcher goes
@@ -9198,10 +9133,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     # ── what the mux does ──
 
-    def allow(self, outbox: int) -> None:
-        """Sets how much may wait for it."""
-        self._stdin().set_write_buffer_limits(high=outbox, low=0)
-
     def flush(self) -> None:
         if self.outbox:
             data = b"".join(self.outbox)
@@ -9211,7 +9142,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     def read(self, wanted: bool) -> None:
         """Stops or resumes reading its stdout."""
-        assert self._transport
         pipe = self._transport.get_pipe_transport(1)
         if isinstance(pipe, asyncio.ReadTransport) and not pipe.is_closing():
             pipe.resume_reading() if wanted else pipe.pause_reading()
@@ -9246,7 +9176,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
 
     def _leave(self, minder: Minder) -> None:
         """Nobody waits for it any more: its minder sees to the end of what it fetches. Its input ends."""
-        assert self._transport
         self._gone, self._minder = True, None
         self._guardian.left |= {self.pid, minder.take_over() or self.pid}
         self._family.leave()
@@ -9258,19 +9187,16 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._post(ServerGone(self.name, self.run, reason, hint, list(self._words)))
 
     async def _exits(self, seconds: float) -> bool:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.exited.wait()
-            return True
-        except TimeoutError:
-            return False
+                return await self.exited.wait()
+        return False
 
     def _end(self) -> None:
         """Once: the group is killed, the pipes are closed, and the core is told."""
         if self._gone:
             return
         self._gone = True
-        assert self._transport
         code = self._transport.get_returncode()
         self._dismiss_minder()
         self._family.kill()
@@ -9287,7 +9213,6 @@ class ServerProcess(asyncio.SubprocessProtocol):
         self._post(ServerGone(self.name, self.run, f"{called(self.name)} {how}", hint, list(self._words)))
 
     def _stdin(self) -> asyncio.WriteTransport:
-        assert self._transport
         pipe = self._transport.get_pipe_transport(0)
         assert isinstance(pipe, asyncio.WriteTransport)
         return pipe
@@ -9311,13 +9236,10 @@ def _ended_how(code: int | None) -> str:
         return "does not end even when it is killed"
     if code >= 0:
         return f"exited with code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
+    return "was killed by " + next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
 
 
-async def spawn(command: Command, process: ServerProcess, outbox: int) -> None:
+async def spawn(command: Command, process: ServerProcess) -> None:
     """Starts it in a group of its own. Raises `StartError`."""
     loop = asyncio.get_running_loop()
     keys: dict[str, Any] = {"env": command.env, "cwd": command.cwd, **OWN_GROUP}
@@ -9328,7 +9250,6 @@ async def spawn(command: Command, process: ServerProcess, outbox: int) -> None:
             await loop.subprocess_exec(lambda: process, command.program, *command.args, **keys)
     except (OSError, ValueError) as wrong:
         raise StartError(f"could not be started: {wrong}", "check command, args and cwd in its table") from None
-    process.allow(outbox)
 
 
 def become_subreaper() -> None:
@@ -9375,31 +9296,22 @@ def descendants(pid: int) -> list[int]:
     """All that a process has started and that still hangs on it (Linux; elsewhere none is known)."""
     found: list[int] = []
     if sys.platform == "linux":
-        for task in _entries(f"/proc/{pid}/task"):
-            try:
-                children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-            except OSError:
-                continue
-            for child in map(int, children):
-                found += [] if _is_the_persons(child) else [child, *descendants(child)]
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                for child in map(int, _read(f"/proc/{pid}/task/{task}/children").split()):
+                    is_the_persons = b"\0%b=" % OF_PERSON.encode() in b"\0" + _read(f"/proc/{child}/environ")
+                    found += [] if is_the_persons else [child, *descendants(child)]
     return found
 
 
 OF_PERSON: Final = "MCPMUX_BROWSER"  # stands in the environment of a browser that we have opened, which outlives us
 
 
-def _is_the_persons(pid: int) -> bool:
-    try:
-        return b"\0%b=" % OF_PERSON.encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-
-
-def _entries(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
+def _read(path: str) -> bytes:
+    """Of a process that may be no more."""
+    with contextlib.suppress(OSError):
+        return Path(path).read_bytes()
+    return b""
 
 
 def parent_watch() -> Callable[[], bool]:
@@ -12829,7 +12741,7 @@ def on_signal(loop: asyncio.AbstractEventLoop, number: int, heard: Callable[[int
 class HostSide(Protocol):
     """Where the host is spoken with: `HostPipes`, or a host that mcpmux plays itself."""
 
-    def start(self, post: Callable[[Event], None], on_room: Callable[[Name, bool], None]) -> None: ...
+    def start(self, post: Post, on_room: Callable[[Name, bool], None]) -> None: ...
     def put(self, source: Name, line: bytes) -> None: ...
     def is_full(self, source: Name) -> bool: ...
     def flush(self) -> None: ...
@@ -12864,9 +12776,7 @@ class Mux:
         known, notes = read_known(cache_folder(), config) if cached else ({}, [])
         for note in notes:
             journal.log("warning", note)
-        notice = ""
-        if not config.exists:
-            notice = f"mcpmux has no config yet: put one at {config.path}, then start this host again."
+        no_config = f"mcpmux has no config yet: put one at {config.path}, then start this host again."
         opener = opener_for(sys.platform, os.environ)
         self.core = Core(
             config.options,
@@ -12878,7 +12788,7 @@ class Mux:
             pins=read_pins(config.path),
             consents=read_consents(config),
             broken=config.broken,
-            notice=notice,
+            notice="" if config.exists else no_config,
             chance=any_chance,
             secret=lambda: os.urandom(16).hex(),
             has_page=isinstance(opener, Opener),
@@ -13021,27 +12931,27 @@ class Mux:
     async def _start_server(self, name: str, run: int) -> ServerSide | None:
         if (table := self._config.servers.get(name)) is None:
             return None  # a new config is on its way to the core
-        limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
+        options = self._config.options
         if table.url:
             address = await locate(name, table, self._config)
             self._journal.hide(address.secrets)
             self._logins[name] = address.login
+            limit, outbox = int(options.max_message_mb * MB), int(options.outbox_mb * MB)
             remote = RemoteServer(run, self.post, limit, outbox, address, self._journal)
             await remote.start()
             return remote
         command = await prepare(name, table, self._config)
         self._journal.hide(command.secrets)
-        process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
+        process = ServerProcess(name, run, self.post, options, self._journal, self._guardian)
+        lock = await turn_to_fetch(command)
         if launcher_of(command.program, command.args):
-            process.mind = functools.partial(Minder, lock := await turn_to_fetch(command))
-            try:
-                await self._spawn(command, process, outbox)
-            except BaseException:
-                if process.mind and lock is not None:  # it has no minder
-                    os.close(lock)
-                raise
-        else:
-            await self._spawn(command, process, outbox)
+            process.mind = functools.partial(Minder, lock)
+        try:
+            await self._spawn(command, process)
+        except BaseException:
+            if process.mind and lock is not None:  # it has no minder
+                os.close(lock)
+            raise
         return process
 
     async def _start_own(self, name: Peer, run: int) -> ServerSide:
@@ -13057,21 +12967,20 @@ class Mux:
         words = self._model if self._model and name is Peer.SAMPLER else [f"_{name.value}"]
         program, *args = again(*words)
         command = Command(program, args, env, None, frozenset())
-        limit, outbox = int(self._config.options.max_message_mb * MB), int(self._config.options.outbox_mb * MB)
-        process = ServerProcess(name, run, self.post, limit, self._journal, self._guardian)
-        await self._spawn(command, process, outbox)
+        process = ServerProcess(name, run, self.post, self._config.options, self._journal, self._guardian)
+        await self._spawn(command, process)
         process.outbox.append(setup)
         process.flush()
         return process
 
-    async def _spawn(self, command: Command, process: ServerProcess, outbox: int) -> None:
+    async def _spawn(self, command: Command, process: ServerProcess) -> None:
         """One in a turn of the loop: seventy take seconds, in which the host's end would not be seen."""
         async with self._spawning:
             self._guardian.start()
             if process.mind is None:
-                await spawn(command, process, outbox)
+                await spawn(command, process)
                 return
-            spawning = asyncio.ensure_future(spawn(command, process, outbox))
+            spawning = asyncio.ensure_future(spawn(command, process))
             try:
                 await asyncio.shield(spawning)  # asyncio would kill what has begun to fetch
             except asyncio.CancelledError:
@@ -13080,12 +12989,9 @@ class Mux:
                 raise
 
     def _await_end(self, task: asyncio.Task[None]) -> None:
-        def ended(task: asyncio.Task[None]) -> None:
-            self._stopping.discard(task)
-            self._child_ended()
-
         self._stopping.add(task)
-        task.add_done_callback(ended)
+        task.add_done_callback(self._stopping.discard)
+        task.add_done_callback(lambda _: self._child_ended())
 
     def _stop(self, name: Name, run: int) -> None:
         if (process := self._processes.get(name)) and process.run == run:
@@ -13131,19 +13037,19 @@ class Mux:
                 trim()
                 worked = time.process_time()
             if parent_is_gone():
-                self._in_loop(self.post, HostGone("the process that started mcpmux is gone"))
+                in_loop(self._loop, self.post, HostGone("the process that started mcpmux is gone"))
                 return
             for name, path_of_login in list(self._logins.items()):
                 if (mark := mark_of(path_of_login)) and logins.get(name, mark) != mark:
-                    self._in_loop(self.post, TryAgain(name))
+                    in_loop(self._loop, self.post, TryAgain(name))
                 logins[name] = mark
             former_marks, marks = marks, (mark_of(pins), mark_of(kept_path("consents")))
             if former_marks[0] != marks[0]:
-                self._in_loop(self.post, PinsRead(read_pins(path)))
+                in_loop(self._loop, self.post, PinsRead(read_pins(path)))
             if former_marks[1] != marks[1]:
-                self._in_loop(self.post, ConsentsRead(read_consents(self._config)))
+                in_loop(self._loop, self.post, ConsentsRead(read_consents(self._config)))
             if wanted != (wanted := mark_of(kept_path("page", path))):
-                self._in_loop(self._open_page)
+                in_loop(self._loop, self._open_page)
             former, seen = seen, mark_of(path)
             if seen == taken or seen != former:
                 continue
@@ -13156,7 +13062,7 @@ class Mux:
                     if not line.startswith(" "):  # a picture of the place, for a terminal
                         self._journal.log("error", f"{line} (the previous configuration stays in effect)")
             else:
-                self._in_loop(self._take, config)
+                in_loop(self._loop, self._take, config)
 
     def _open_page(self) -> None:
         """Somebody has run `mcpmux page`: it is told what becomes of that, and never the key."""
@@ -13166,10 +13072,6 @@ class Mux:
             self.post(PageWanted())
         told = f"the mcpmux of {who} " + ("opens its page" if isinstance(why, Opener) else f"has no page: {why}")
         self._journal.later(functools.partial(add_line, heard_path(self._config.path), told))
-
-    def _in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(function, *arguments)
 
     def _take(self, config: Config) -> None:
         """A new configuration. Secrets are read anew when their servers start."""
@@ -13182,16 +13084,13 @@ class Mux:
         self.post(ConsentsRead(read_consents(config)))
 
     def _watch_signals(self) -> None:
-        def asked_to_stop(number: int) -> None:
-            self.post(HostGone(signal.Signals(number).name))
-
         if sys.platform == "win32":
             numbers = (signal.SIGINT, signal.SIGBREAK)
         else:
             numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             self._loop.add_signal_handler(signal.SIGCHLD, self._child_ended)
         for number in numbers:
-            on_signal(self._loop, number, asked_to_stop)
+            on_signal(self._loop, number, lambda number: self.post(HostGone(signal.Signals(number).name)))
 
     def _child_ended(self) -> None:
         # One that is being started or replaced is not among the known ones: asyncio is to hear of its end.

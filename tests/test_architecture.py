@@ -403,7 +403,7 @@ def test_the_wheel_is_the_one_file():
 
 # ── the house ──
 
-MOST_LINES = 16_310
+MOST_LINES = 16_210
 CLASS_MOST, FUNCTION_MOST, COMPLEXITY_MOST = 500, 60, 15
 LONG_FUNCTIONS: dict[str, str] = {}  # by name: why one may be longer
 CLASS_WITHOUT_BANNERS = 160  # a longer one has headings within
