@@ -195,7 +195,9 @@ def empty_home(folder: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     folder.mkdir(exist_ok=True)
     kept["SSH_CONNECTION"] = "127.0.0.1 1 127.0.0.1 22"
-    return kept | dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), str(folder))
+    places = ("APPDATA", "LOCAL_APPDATA")  # Windows itself says where they are; platformdirs can be told otherwise
+    homes = ("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA", *(f"WIN_PD_OVERRIDE_{one}" for one in places))
+    return kept | dict.fromkeys(homes, str(folder))
 
 
 @pytest.fixture
