@@ -112,7 +112,7 @@ def test_each_help_has_an_example_and_the_example_runs(tmp_path: Path, home: dic
     remote = f'[mcp_servers.github]\nurl = "{site.url}"\n'
 
     def examples_run(command: list[str]) -> None:
-        home = empty_home(tmp_path / f"home of {' '.join(command)}")
+        home = empty_home(tmp_path / f"home of {' '.join(command)}".strip())
         env = home | {"MCPMUX_CONFIG": str(Path(home["HOME"]) / "mcpmux.toml"), "NO_PROXY": "127.0.0.1"}
         env |= {"ANTHROPIC_API_KEY": "a", "OPENAI_API_KEY": "b"}
         if command == ["setup"]:  # it needs a host
