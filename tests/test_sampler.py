@@ -1189,6 +1189,12 @@ def test_a_guard_sees_what_is_asked_and_answered_and_may_change_or_refuse_it(
         assert answer["result"]["content"]["text"].endswith(heard)
 
 
+def test_a_guard_that_breaks_a_reply_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = 'import sys; sys.stdin.read(); print("{oops" if sys.argv[1] == "reply" else "")'
+    loop = Loop(tmp_path / "ledger", monkeypatch, paid(), guard=[sys.executable, "-c", code])
+    assert loop.asks()["error"]["message"] == "mcpmux: sampling.guard printed something else than a JSON object"
+
+
 def test_a_guard_is_found_as_a_server_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Beside the config file, and where hosts with a window do not look."""
     local = tmp_path / "home" / ".local" / "bin"
