@@ -8806,10 +8806,11 @@ while [ "$n" -lt "$2" ] && kill -s 0 -- "-$1"; do sleep 1; n=$((n + 1)); done
 kill -s KILL -- "-$1"
 wait"""
 _MINDER_OF_WINDOWS: Final = """
-import subprocess, sys, win32api, win32con, win32event
+import os, subprocess, sys, win32api, win32con, win32event
 handle = win32api.OpenProcess(win32con.SYNCHRONIZE, False, int(sys.argv[1]))
 win32event.WaitForSingleObject(handle, int(sys.argv[2]) * 1000)
-subprocess.run(["taskkill", "/PID", sys.argv[1], "/T", "/F"], creationflags=subprocess.CREATE_NO_WINDOW)
+taskkill = os.path.join(win32api.GetSystemDirectory(), "taskkill.exe")  # not one of the folder that the host chose
+subprocess.run([taskkill, "/PID", sys.argv[1], "/T", "/F"], creationflags=subprocess.CREATE_NO_WINDOW)
 """
 
 
@@ -8902,6 +8903,19 @@ def batch_line(program: str, args: Iterable[str]) -> str | None:
     return line_for_cmd(program, args, 1 + (b"%*" in Path(program).read_bytes()))
 
 
+def as_started(program: str, args: Iterable[str]) -> dict[str, Any]:
+    """What `Popen` is told of a program and its arguments."""
+    line = batch_line(program, args)
+    return {"args": line or [program, *args], "shell": line is not None}
+
+
+async def started(program: str, args: list[str], **keys: Any) -> asyncio.subprocess.Process:
+    """A program that is to be spoken with. Raises `OSError`, `ValueError`."""
+    if line := batch_line(program, args):
+        return await asyncio.create_subprocess_shell(line, **keys)
+    return await asyncio.create_subprocess_exec(program, *args, **keys)
+
+
 async def expand(text: str, where: str, environment: Mapping[str, str], secrets: set[str]) -> str:
     """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced; what came from outside is added to `secrets`. Raises
     `StartError` that names the variable or the command, never a value."""
@@ -8936,10 +8950,7 @@ async def _secret_from(command: str, where: str) -> str:
         if program is None:
             raise StartError(f"the command of ${{cmd:…}} was not found ({where})", hint)
         keys: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **OWN_GROUP}
-        if line := batch_line(program, words[1:]):
-            process = await asyncio.create_subprocess_shell(line, stdout=subprocess.PIPE, **keys)
-        else:
-            process = await asyncio.create_subprocess_exec(program, *words[1:], stdout=subprocess.PIPE, **keys)
+        process = await started(program, words[1:], stdout=subprocess.PIPE, **keys)
     except (OSError, ValueError) as wrong:
         raise StartError(f"the command of ${{cmd:…}} cannot be run: {wrong} ({where})", hint) from None
     family = Family(process.pid)
@@ -11179,7 +11190,7 @@ async def guarded(command: list[str], what: str, server: str, value: Any, second
     stdin and two more arguments, and is killed when nobody waits for it any more."""
     pipe = asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec(*command, what, server, stdin=pipe, stdout=pipe, stderr=pipe)
+        process = await started(command[0], [*command[1:], what, server], stdin=pipe, stdout=pipe, stderr=pipe)
     except OSError as wrong:
         why = f"mcpmux: sampling.guard cannot be run: {command[0]}: {wrong.strerror}"
         raise RpcError(INTERNAL_ERROR, why) from None
@@ -12146,11 +12157,12 @@ def _display(environment: Mapping[str, str], root: Path) -> dict[str, str] | Non
 def go_to(opener: Opener, address: str) -> None:
     """Opens the browser. Blocks for some seconds. Raises `OSError` with words for the person."""
     words = [word.replace("%s", address) for word in opener.command]
-    command = words if words != opener.command else [*words, address]
+    program, *args = words if words != opener.command else [*words, address]
+    command = as_started(find_program(program, extended_path(os.environ)) or program, args)
     env = os.environ | opener.env | {OF_PERSON: "1"}
     null = subprocess.DEVNULL
     with contextlib.suppress(subprocess.TimeoutExpired):  # some browsers stay until they are closed
-        process = subprocess.Popen(command, env=env, stdin=null, stdout=null, stderr=null, **OWN_GROUP)
+        process = subprocess.Popen(**command, env=env, stdin=null, stdout=null, stderr=null, **OWN_GROUP)
         code = process.wait(BROWSER_START)
         if code and sys.platform != "win32":  # `explorer` says 1 whatever happens
             raise OSError(f"{opener.command[0]} exited with code {code}")
@@ -15860,9 +15872,7 @@ def _ran(commands: list[list[str]]) -> bool | None:
         return None
     for command in commands:
         print(f"Running: {command_line(command)}", flush=True)
-        line = batch_line(program, command[1:])
-        words, is_shell = line or [program, *command[1:]], line is not None
-        if subprocess.run(words, stdin=subprocess.DEVNULL, shell=is_shell, check=False).returncode:
+        if subprocess.run(**as_started(program, command[1:]), stdin=subprocess.DEVNULL, check=False).returncode:
             return False
     return True
 

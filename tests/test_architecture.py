@@ -401,9 +401,37 @@ def test_the_wheel_is_the_one_file():
     assert project["project"]["scripts"] == {"mcpmux": "mcpmux:main"}
 
 
+STARTS = re.compile(
+    r"\bsubprocess\.(run|Popen|check_output|call)\(|create_subprocess_(exec|shell)|\.subprocess_(exec|shell)"
+)
+STARTERS = {  # who starts processes, and why Windows' cmd cannot read what they are given as its own
+    "spawn": "asks batch_line",
+    "started": "asks batch_line",
+    "go_to": "by as_started",
+    "_ran": "by as_started",
+    "_own_shell": "a shell of POSIX",
+    "take_over": "Python itself",
+    "_try_page": "Python itself",
+    "_serve": "Python itself",
+    "expect_start": "our own entry: uvx or Python",
+    "_is_boxed": "Linux",
+}
+
+
+def test_no_program_is_started_past_what_windows_cmd_would_make_of_its_arguments():
+    """A batch file is read by cmd, whoever starts it; a new way to start one has to be put into the table."""
+    found = {
+        node.name
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and STARTS.search(ast.get_source_segment(SOURCE, node) or "")
+    }
+    assert found == STARTERS.keys()
+
+
 # ── the house ──
 
-MOST_LINES = 16_210
+MOST_LINES = 16_214
 CLASS_MOST, FUNCTION_MOST, COMPLEXITY_MOST = 500, 60, 15
 LONG_FUNCTIONS: dict[str, str] = {}  # by name: why one may be longer
 CLASS_WITHOUT_BANNERS = 160  # a longer one has headings within

@@ -688,6 +688,17 @@ def test_cwd_and_command_are_relative_to_the_config_file(serve: Serve, tmp_path:
     assert [told[name]["argv"][-1] for name in ("two", "three")] == [FOR_CMD, FOR_CMD]
 
 
+def test_on_windows_a_batch_file_is_started_by_a_line_for_cmd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also a browser's, whose address a server has chosen."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    program, address = tmp_path / "browser.CMD", "https://x.example/?a=1&calc"
+    for text, readings in (("@browser.exe %*", 2), ("@browser.exe %1", 1)):
+        program.write_text(text)
+        line = mcpmux.line_for_cmd(str(program), [address], readings)
+        assert mcpmux.as_started(str(program), [address]) == {"args": line, "shell": True}
+    assert mcpmux.as_started("browser.exe", [address]) == {"args": ["browser.exe", address], "shell": False}
+
+
 @pytest.mark.skipif(
     sys.platform != "win32" and sys.version_info >= (3, 12), reason="Windows itself says there where to look"
 )
