@@ -8916,6 +8916,11 @@ async def started(program: str, args: list[str], **keys: Any) -> asyncio.subproc
     return await asyncio.create_subprocess_exec(program, *args, **keys)
 
 
+async def reaped(process: asyncio.subprocess.Process) -> None:
+    """What was killed has ended, and its pipes are closed, if nobody has inherited them."""
+    await asyncio.wait([asyncio.ensure_future(process.communicate())], timeout=STOP_LAST)
+
+
 async def expand(text: str, where: str, environment: Mapping[str, str], secrets: set[str]) -> str:
     """`${VAR}`, `${VAR:-default}` and `${cmd:…}` replaced; what came from outside is added to `secrets`. Raises
     `StartError` that names the variable or the command, never a value."""
@@ -8961,7 +8966,7 @@ async def _secret_from(command: str, where: str) -> str:
         raise StartError(f"the command of ${{cmd:…}} took over {SECRET_COMMAND_TIMEOUT:g} s ({where})", hint) from None
     finally:
         family.kill()  # also what it left behind, or all of it when the start is given up
-        await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=1.0)  # its pipes close by that
+        await reaped(process)
     if process.returncode:
         raise StartError(f"the command of ${{cmd:…}} exited with code {process.returncode} ({where})", hint)
     return out.decode(errors="replace").strip()
@@ -9449,15 +9454,6 @@ def login_path(config: Path, name: str, url: str) -> Path:
     return state_folder() / "logins" / f"{hashlib.sha256(key).hexdigest()[:24]}.json"
 
 
-def take_over(login: Path, url: str) -> bool:
-    """Whether this login is there. Its file was once named by its url alone: the first table to look for it has it."""
-    if not login.exists():
-        with contextlib.suppress(OSError):
-            former = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:24]
-            (login.parent / f"{former}.json").rename(login)
-    return login.exists()
-
-
 async def locate(name: str, options: ServerOptions, config: Config) -> Address:
     """Placeholders, and headers from the environment. Raises `StartError`."""
     where, secrets = f"mcp_servers.{name}", set[str]()
@@ -9485,7 +9481,7 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
             raise StartError(f"its header {header} has a character that no header may have", todo)
     login = login_path(config.path, name, url)
     named = any(SECRET_NAME.search(text) for text in (*headers, parts.query))
-    if named or parts.password or options.env_http_headers or take_over(login, url):
+    if named or parts.password or options.env_http_headers or login.exists():
         refuse_open(url, options.allow_http)
     return Address(name, options.transport, url, headers, frozenset(secrets), login, options.allow_http)
 
@@ -10004,7 +10000,6 @@ async def log_out(name: str, options: ServerOptions, config: Config) -> tuple[bo
     """Whether there was a login, which is now removed, and why it could not be revoked, if so. Raises `StartError`."""
     url = await expand(options.url or "", f"mcp_servers.{name}.url", config.environment, set())
     path = login_path(config.path, name, url)
-    take_over(path, url)
     login = read_login(path)
     trouble: str | None = None
     if login and login.revocation_endpoint:
@@ -11203,8 +11198,7 @@ async def guarded(command: list[str], what: str, server: str, value: Any, second
     finally:
         if process.returncode is None:
             process.kill()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_LAST)
+            await reaped(process)
     if process.returncode:
         lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
         raise RpcError(-1, f"mcpmux: the guard refused this {what} of {server}: {in_a_line(lines[-1])}")

@@ -792,7 +792,7 @@ def test_text_reaches_the_host_as_valid_utf8(liar: RawHost) -> None:
 UNREADABLE = {
     "NUL bytes": answer('{"x":"\0"}'),
     "a tab in a string": answer('{"x":"\t"}'),
-    "deep nesting": answer('{"x":' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "deep nesting": answer('{"x":' + "[" * 2_000_000 + "]" * 2_000_000 + "}"),
     "a single quote": answer("{'x':1}"),
     "NaN": answer('{"x":NaN}'),
     "id last": '{"result":{"x":NaN},"jsonrpc":"2.0","id":$ID}\n',

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import codecs
 import gzip
-import hashlib
 import json
 import os
 import queue
@@ -1579,14 +1578,10 @@ def test_a_login_that_cannot_be_written_leaves_the_former_one(kept: Path, monkey
 
 
 @pytest.mark.requirement("login-renewed")
-def test_a_login_belongs_to_a_table_and_one_of_the_url_alone_is_taken_over_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Two accounts at one url are two tables. Once a login's file was named by its url."""
+def test_a_login_belongs_to_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two accounts at one url are two tables."""
     monkeypatch.setattr(mcpmux, "state_folder", lambda: tmp_path)
     url = "https://example.org/mcp"
-    former = tmp_path / "logins" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.json"
-    mcpmux.write_login(former, a_login(url=url))
     config = mcpmux.read_config({"mcp_servers": {name: {"url": url} for name in ("home", "work")}}, tmp_path / "m.toml")
     other = mcpmux.msgspec.structs.replace(config, path=tmp_path / "other.toml")
 
@@ -1594,10 +1589,9 @@ def test_a_login_belongs_to_a_table_and_one_of_the_url_alone_is_taken_over_once(
         return asyncio.run(mcpmux.locate(name, config.servers[name], config)).login
 
     places = [login("work", config), login("home", config), login("work", other)]
-    assert len({*places, former}) == 4
+    assert len({*places}) == 3
+    mcpmux.write_login(places[0], a_login(url=url))
     assert [mcpmux.read_login(place) for place in places] == [a_login(url=url), None, None]
-    assert not former.exists()
-    assert login("work", config) == places[0]
 
 
 @pytest.mark.requirement("login-renewed")
@@ -1884,21 +1878,6 @@ def test_a_login_is_made_where_the_address_is_redirected_within_its_place(
     code, text = logs_in(sites(answer), home, tmp_path, OWN_CLIENT)
     assert "Logged in to x." in text
     assert code == 0
-
-
-def test_an_old_login_is_found_by_the_server_that_it_is_for(
-    sites: Callable[..., FakeSite],
-    before: Callable[..., RawHost],
-    home: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-):
-    site = sites(protected)
-    for key, value in home.items():
-        monkeypatch.setenv(key, value)
-    former = mcpmux.state_folder() / "logins" / f"{hashlib.sha256(site.url.encode()).hexdigest()[:24]}.json"
-    mcpmux.write_login(former, a_login(url=site.url, token_endpoint=site.url, access_token="token-1"))
-    assert says(before(site)) == "Hello"
-    assert not former.exists()
 
 
 class Knocker:
