@@ -6052,6 +6052,7 @@ class Life:
         server.state = next_state(server.state, Moment.UP)
         server.trouble, server.hint = None, ""
         run.up_at, run.stage = self._out.now, Stage.OPENING
+        server.settling = server.settling or not server.known  # however late it is
         server.eras[run.starter.era], server.revision = met.era, met.revision
         server.info = bytes(met.info) if met.info is not None and is_object(met.info) else NOBODY.info
         instructions = value_of(met.body.get("instructions"))

@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--all-pairings", action="store_true", help="every host before every server; without it a diagonal"
     )
     parser.addoption("--real-model", action="store_true", help="asks a real small model too; downloads 400 MB once")
+    parser.addoption("--real-hosts", action="store_true", help="plays in real hosts too; downloads 400 MB once")
     parser.addoption("--new-pictures", action="store_true", help="draws the picture of the page anew")
     parser.addoption("--fuzz-stories", type=int, default=1200, help="how many the fuzzer tells; each is a seed")
     parser.addoption("--fuzz-from", type=int, default=0, help="the first of them")

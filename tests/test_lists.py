@@ -199,6 +199,22 @@ def test_a_late_server_is_announced_when_it_answers_after_all():
     assert s.tools() == ["git__log", "npx__log"]
 
 
+def test_a_late_server_that_answers_after_all_is_waited_for_until_it_is_listed():
+    """As `mcpmux check` does: it would count no tools."""
+    s = Script({"npx": server(startup_timeout_sec=5)}, silent=("npx",), offers={"npx": {"tools/list": ...}})
+    s.advance(6)
+    assert not s.core.servers["npx"].settling
+    number = s.server_hears("npx", "initialize")["id"]
+    s.server_sends("npx", id=number, result={"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}})
+    assert s.core.servers["npx"].settling
+    s.host_asks(1, "tools/call", name="npx__log")
+    s.advance(1)
+    s.server_answers("npx", "tools/list", {"tools": [TOOL]})
+    assert not s.core.servers["npx"].settling
+    s.server_answers("npx", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"] == {"content": []}
+
+
 def test_lists_that_a_server_no_longer_declares_are_gone_after_its_restart():
     s = Script(["git"], offers={"git": {"tools/list": [TOOL], "prompts/list": [{"name": "p"}]}})
     assert s.asks(1, "prompts/list")["result"]["prompts"]
