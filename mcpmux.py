@@ -7203,10 +7203,10 @@ class Core:
                     self.life.idle(server, self._is_busy(server))
 
     def _sampling_changed(self) -> None:
-        """What the models were asked ends; the next request starts the sampler with the new ones."""
-        for pending in self.in_flight.owed_by(Peer.SAMPLER):
-            self.calls.fail(pending, MODELS_CHANGED)
+        """What the models were asked, or would be, ends; the next request starts the sampler with the new ones."""
         self.consents.forget_all(MODELS_CHANGED)
+        while owed := [*self.in_flight.owed_by(Peer.TURN), *self.in_flight.owed_by(Peer.SAMPLER)]:
+            self.calls.fail(owed[0], MODELS_CHANGED)  # by which another one may have its turn
         if self.sampler.state in (State.STARTING, State.READY):
             self.life.stop(self.sampler, Ending.TOLD)
         self.life.wake(self.sampler, State.BACKOFF, State.FAILED)

@@ -779,3 +779,15 @@ def test_where_the_host_may_not_be_asked_while_we_list_the_model_is():
     samples(s, "git", "q")
     s.model_answers(SPOKEN)
     assert s.answer_to_server("git", "q")["result"] == SPOKEN
+
+
+@pytest.mark.parametrize("new", [None, sampler(timeout_sec=5)], ids=["none", "others"])
+def test_when_the_models_change_all_ends_that_they_were_asked_and_all_that_waits_its_turn(new: Any):
+    """One that had its turn by the end of another would be for a sampler that is being stopped."""
+    s = Script({"git": server()}, sampling=sampler(max_concurrency=1))
+    for id in "abc":
+        samples(s, "git", id)
+    s.feed(mcpmux.ConfigChanged(MuxOptions(), {"git": server()}, {}, new))
+    for id in "abc":
+        assert "the models of the config have changed" in s.answer_to_server("git", id)["error"]["message"]
+    assert nothing_is_open(s)
