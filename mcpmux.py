@@ -1000,8 +1000,8 @@ NOTHING_OWN: Final = Own()
 
 
 def is_sampled_locally(host: Fields, options: ServerOptions, own: Own, *, with_tools: bool) -> bool:
-    """Who answers a server's sampling: `auto` prefers the host. What a modern task asks inside itself passes us by."""
-    if not own.model or offers(host, "extensions", TASKS_EXTENSION):
+    """Who answers a server's sampling: `auto` prefers the host."""
+    if not own.model:
         return False
     host_can = offers(host, "sampling", "tools") if with_tools else offers(host, "sampling")
     return options.sampling == "local" or (options.sampling == "auto" and not host_can)
@@ -1009,7 +1009,7 @@ def is_sampled_locally(host: Fields, options: ServerOptions, own: Own, *, with_t
 
 def is_asked_on_page(host: Fields, options: ServerOptions, own: Own, mode: str) -> bool:
     """The same for a mode of elicitation."""
-    if not own.page or offers(host, "extensions", TASKS_EXTENSION):
+    if not own.page:
         return False
     host_can = mode in elicitation_modes(host) and not own.always
     return options.elicitation == "local" or (options.elicitation == "auto" and not host_can)
@@ -3220,7 +3220,7 @@ class Calls(Asker):
         self.last_used: dict[Name, float] = {}
         self._waiting: dict[Name, dict[int, Fields | UnsetType]] = {}  # params by number, until their server is ready
         self._watched = FOREVER  # the deadline at which there is a sweep
-        self._told: dict[Name, tuple[bytes, bool, Fields]] = {}  # by declaration, and whether both are legacy
+        self._told: dict[Name, tuple[bytes, bool, Own, Fields]] = {}  # by declaration, and whether both are legacy
 
     # ── out ──
 
@@ -3254,7 +3254,8 @@ class Calls(Asker):
             pending.params = params
         if pending.deadline < self._watched:
             self.watch(pending)
-        if server.samples and is_sampled_locally(ask.caller.capabilities, server.options, self.own, with_tools=False):
+        own = self.own_for(server, ask.caller) if server.samples else NOTHING_OWN
+        if is_sampled_locally(ask.caller.capabilities, server.options, own, with_tools=False):
             self.warm_up()
         body = params if ask.params is not UNSET or params else UNSET
         if is_open:
@@ -3321,15 +3322,22 @@ class Calls(Asker):
 
     def told(self, server: Facts, caller: Caller) -> Fields:
         """What this server is told of the host's capabilities."""
-        is_legacy = not (caller.modern or server.modern)
+        is_legacy, own = not (caller.modern or server.modern), self.own_for(server, caller)
         known = self._told.get(server.peer)
-        if known is None or known[:2] != (caller.declared, is_legacy):
-            own = self.own._replace(model=self.own.model and self.may_sample(server, caller))
-            told = capabilities_for_server(caller.capabilities, server.options, own)
+        if known is None or known[:3] != (caller.declared, is_legacy, own):
+            here = own._replace(model=own.model and self.may_sample(server, caller))
+            told = capabilities_for_server(caller.capabilities, server.options, here)
             if not is_legacy:
                 told.pop("tasks", None)  # those of the legacy era are between its peers
-            known = self._told[server.peer] = caller.declared, is_legacy, told
-        return known[2]
+            known = self._told[server.peer] = caller.declared, is_legacy, own, told
+        return known[3]
+
+    def own_for(self, server: Facts, caller: Caller) -> Own:
+        """What mcpmux itself can answer with. A task of the modern era asks the host, past us: where a call of this
+        caller's may become one, nothing."""
+        may_be_task = server.modern and declares_tasks(caller.declared)
+        may_be_task = may_be_task and offers(server.capabilities, "extensions", TASKS_EXTENSION)
+        return NOTHING_OWN if may_be_task else self.own
 
     def tell_level(self, server: Facts) -> None:
         """Legacy servers have one level: the most talkative that anybody wants now; the way back sorts out the rest."""
@@ -4320,7 +4328,9 @@ class Questions(Asker):
             self._warned.add(server.name)
             note = "is deprecated since 2026-07-28; it goes on working here"
             self._out.log("info", f"{server.name} uses {method}, which {note}")
-        return judge_question(method, params, server.name, server.options, caller.capabilities, told, self._calls.own)
+        return judge_question(
+            method, params, server.name, server.options, caller.capabilities, told, self._calls.own_for(server, caller)
+        )
 
     def call_of(self, server: Facts) -> Pending | None:
         """The call in which a legacy server asks: its oldest one that is not parked."""
@@ -4987,7 +4997,9 @@ class Rounds(Asker):
             if call.rounds >= MAX_ROUNDS:
                 raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
             host, told = ask.caller.capabilities, self._calls.told(server, ask.caller)
-            verdicts = judge_all(requests, server.name, server.options, host, told, self._calls.own)
+            verdicts = judge_all(
+                requests, server.name, server.options, host, told, self._calls.own_for(server, ask.caller)
+            )
         except RpcError as wrong:
             self._host.fail(ask, f"{server.name} asked in vain: {wrong}", server.name)
             call.asker.withdrawn(call)
@@ -5097,7 +5109,8 @@ class Rounds(Asker):
         return is_refusal and ask is not None and (ask.caller.modern or self._is_on_page(server, ask))
 
     def _is_on_page(self, server: Facts, ask: Ask) -> bool:
-        return is_asked_on_page(ask.caller.capabilities, server.options, self._calls.own, "url")
+        own = self._calls.own_for(server, ask.caller)
+        return is_asked_on_page(ask.caller.capabilities, server.options, own, "url")
 
     def _pages_required(self, server: Facts, call: Pending, refusal: Reply) -> None:
         """A legacy server has ended a call until the person has visited some pages. A modern host is asked to have

@@ -882,15 +882,31 @@ def test_a_mode_that_was_never_declared_is_an_error_and_one_that_this_call_lacks
     assert s.answer_to_server("git", "a")["result"] == {"action": "decline"}
 
 
+TASKS = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+
+
 @pytest.mark.requirement("modern-tasks", "extensions-fall-back")
-def test_where_a_host_follows_tasks_of_the_modern_era_the_model_answers_nothing():
-    """What is asked inside such a task is asked of the host, past us."""
-    tasks = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
-    s = modern_host("git", modern=("git",), sampling=SamplingOptions(), capabilities=tasks)
+@pytest.mark.parametrize("makes_tasks", [True, False])
+def test_where_a_call_may_become_a_task_of_the_modern_era_the_model_answers_nothing(makes_tasks: bool):
+    """What is asked inside such a task is asked of the host, past us. Claude Code declares them in each request."""
+    offered = {"tools": {}, **(TASKS if makes_tasks else {})}
+    more: dict[str, Any] = {"sampling": SamplingOptions(), "server_capabilities": offered, "capabilities": TASKS}
+    s = modern_host("git", modern=("git",), **more)
     s.host_asks_modern(1, "tools/call", name="git__log")
-    assert "sampling" not in called(s, "git")["params"]["_meta"][PREFIX + "clientCapabilities"]
+    assert ("sampling" in called(s, "git")["params"]["_meta"][PREFIX + "clientCapabilities"]) is not makes_tasks
     s.host_asks_modern(2, "tools/call", name="git__log", capabilities={})
     assert "sampling" in called(s, "git")["params"]["_meta"][PREFIX + "clientCapabilities"]
+
+
+@pytest.mark.requirement("modern-tasks")
+def test_a_legacy_server_makes_no_such_tasks_and_has_the_model():
+    s = modern_host("git", sampling=SamplingOptions(), capabilities=TASKS)
+    s.host_asks_modern(1, "tools/call", name="git__log")
+    asks_host(s, "a", "sampling/createMessage", {"messages": [], "maxTokens": 1})
+    s.model_answers({"role": "assistant", "content": [], "model": "m"})
+    assert s.answer_to_server("git", "a")["result"]["model"] == "m"
+    s.server_answers("git", "tools/call", {"content": []})
+    assert s.host_hears(1)["result"]["content"] == []
 
 
 @pytest.mark.requirement("question-needs-capability")

@@ -234,11 +234,17 @@ def test_what_is_asked_while_a_list_is_read_is_not_put_to_the_person():
     assert "nobody can be asked while git is listing" in s.answer_to_server("git", "q")["error"]["message"]
 
 
-def test_a_host_with_the_tasks_extension_is_asked_itself():
+def test_a_host_with_the_tasks_extension_is_asked_itself_by_servers_that_have_it():
     """WIRE 20."""
     extension = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
     s = Script(["git"], capabilities=extension, page=True)
-    assert told_of(s) is None
+    assert told_of(s) == {"form": {}, "url": {}}  # of the legacy era, it has not
+    s = Script(
+        ["git"], modern=("git",), capabilities=extension, server_capabilities={"tools": {}, **extension}, page=True
+    )
+    s.host_asks(1, "tools/call", name="git__log")
+    meta = s.server_hears("git", "tools/call")["params"]["_meta"]
+    assert "elicitation" not in meta["io.modelcontextprotocol/clientCapabilities"]
 
 
 # ── pages to visit ──
