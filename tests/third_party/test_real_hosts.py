@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ from test_cli import run
 from .harness import NODE, ChatApi, npm_modules
 
 FLAG = "--real-hosts"
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="the programs' places are those of POSIX")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the places of hosts' files are those of Linux")
 
 PACKAGES = {"@anthropic-ai/claude-code": "2.1.332", "@openai/codex": "0.171.0", "@google/gemini-cli": "0.61.0"}
 PROGRAMS = {
@@ -42,12 +43,15 @@ PLAN: tuple[tuple[str, dict[str, Any], dict[str, str]], ...] = (
     ("get-sum", {"a": "x", "b": 1}, {"claude": "expected number", "codex": "expected number", "gemini": "number"}),
 )
 WAIT: tuple[str, dict[str, Any]] = ("trigger-long-running-operation", {"duration": 0.2, "steps": 1})
+NAMES = {"claude": "claude-code", "codex": "codex", "gemini": "gemini"}
+OF_CODEX = ["exec", "--skip-git-repo-check", "go"]
 COMMANDS = {
     "claude": ["claude", "-p", "go", "--allowedTools", "mcp__mcpmux__*"],
-    "codex": ["codex", "exec", "--skip-git-repo-check", "go"],
+    "codex": ["codex", *OF_CODEX],
+    "codex of 2026-07-28": ["codex", "--enable", "mcp_2026_07_28", *OF_CODEX],
     "gemini": ["gemini", "-m", "gemini-2.5-pro", "--approval-mode", "yolo", "-p", "go"],
 }
-NAMES = {"claude": "claude-code", "codex": "codex", "gemini": "gemini"}
+MODERN = ("claude", "codex of 2026-07-28")
 
 
 class Vendors:
@@ -203,11 +207,12 @@ def env(tmp_path: Path, vendors: Vendors) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("program", ALL)
+@pytest.mark.parametrize("host", COMMANDS)
 def test_a_host_has_all_that_a_server_offers_through_mcpmux(
-    program: str, env: dict[str, str], vendors: Vendors, api: ChatApi, modules: Path, tmp_path: Path
+    host: str, env: dict[str, str], vendors: Vendors, api: ChatApi, modules: Path, tmp_path: Path
 ):
-    config = Path(env["HOME"]) / ".config/mcpmux/mcpmux.toml"
+    program, home = COMMANDS[host][0], Path(env["HOME"])
+    config = home / ".config/mcpmux/mcpmux.toml"
     config.parent.mkdir(parents=True)
     server = [NODE, str(modules / "@modelcontextprotocol/server-everything/dist/index.js")]
     table = f"[mcp_servers.everything]\ncommand = {json.dumps(server[0])}\nargs = {json.dumps(server[1:])}\n"
@@ -215,17 +220,22 @@ def test_a_host_has_all_that_a_server_offers_through_mcpmux(
     assert run(env, "tools").returncode == 0  # as one who can be asked, like most hosts
     done = run(env, "install", NAMES[program])
     assert done.returncode == 0, done.stdout + done.stderr
+    if host != program:
+        with (home / ".codex/config.toml").open("a") as file:
+            file.write('\n[mcp_servers.mcpmux.env]\nCODEX_MCP_PROTOCOL_VERSION = "2026-07-28"\n')
     folder = tmp_path / "folder"
     folder.mkdir()
     plan = [(tool, arguments, results[program]) for tool, arguments, results in PLAN if program in results]
     vendors.calls = [(tool, arguments) for tool, arguments, _ in plan]
     api.says(SAMPLED)
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "encoding": "utf-8"}
-    played = subprocess.run(COMMANDS[program], cwd=folder, env=env, timeout=2 * PATIENCE, **pipes)
+    played = subprocess.run(COMMANDS[host], cwd=folder, env=env, timeout=2 * PATIENCE, **pipes)
     assert played.returncode == 0, played.stdout + played.stderr
     wanted = [(tool, part.format(folder=folder.resolve())) for tool, _, part in plan]
     found = [(tool, part if part in said else said) for (tool, part), said in zip(wanted, vendors.results, strict=True)]
     assert found == wanted
+    known = [file.name for file in (home / ".cache/mcpmux/servers").iterdir()]
+    assert any(name.startswith("everything.modern") for name in known) is (host in MODERN)
     assert api.requests[0]["messages"][-1]["content"].endswith("say")
     done = run(env, "uninstall", NAMES[program])
     assert done.returncode == 0, done.stdout + done.stderr
