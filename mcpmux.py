@@ -14420,10 +14420,13 @@ def _print_table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
 
 # ── check ──
 
-# Hosts with a window that ask no shell for its environment, and what they have of one. On Windows they have all of it.
-_BARE_HOSTS: Final = ("claude-desktop", "lm-studio")
+# Hosts that give a part of their environment only to what they start: those with a window, which ask no shell for its
+# PATH either, and those that keep secrets to themselves. On Windows most give all of it.
 _BARE_PATH: Final = "/usr/bin:/bin:/usr/sbin:/sbin"
-_BARE_VARIABLES: Final = r"HOME|USER|LOGNAME|SHELL|TMPDIR|UV|DISPLAY|WAYLAND_DISPLAY|LANG|LC_\w+|XDG_\w+|DBUS_\w+"
+_BARE: Final = r"HOME|USER|LOGNAME|SHELL|TMPDIR|UV|DISPLAY|WAYLAND_DISPLAY|LANG|LC_\w+|XDG_\w+|DBUS_\w+"
+_CODEX: Final = r"HOME|LOGNAME|PATH|SHELL|USER|LANG|LC_ALL|TERM|TMPDIR|TZ|\w+_CERT|\w+_CERT_FILE|\w+_CA_(BUNDLE|CERTS)"
+_GEMINI: Final = r"(?i)(?!.*(TOKEN|SECRET|PASSW|KEY|AUTH|CREDENTIAL|CREDS|PRIVATE|CERT|DATABASE_URL|CLIENT_ID)).*"
+_GIVEN: Final = {"claude-desktop": _BARE, "codex": _CODEX, "gemini": _GEMINI, "lm-studio": _BARE}
 TOOLS_OF_HOSTS: Final = {"Cursor": 40, "VS Code": 128}  # as many as they give to a model; they leave out the rest
 BUSY: Final = 3  # so many late servers at once are more likely one busy machine
 
@@ -14442,9 +14445,11 @@ def _check(arguments: argparse.Namespace) -> int:
     Example: mcpmux check --json"""
     config = load_config(config_path(arguments.config))
     differs: list[str] = []
-    host = (window_host() or ("a host" if arguments.as_host else None)) if arguments.as_host is not False else None
+    host, given = strict_host() if arguments.as_host is not False else (None, {})
+    if arguments.as_host and not host:
+        host, given = "a host", _given(_BARE, {})
     if host and config.exists:
-        config, differs = as_window_host(config)
+        config, differs = as_host(config, given)
     for name in arguments.servers:
         if name not in config.broken:
             _expect_server(config, name)
@@ -14459,9 +14464,9 @@ def _check(arguments: argparse.Namespace) -> int:
     models = [model.model for model in config.sampling.models] if config.sampling else []
     if arguments.json:
         sampling = {"models": models, "reason": found.trouble} if config.sampling else None
-        as_host = {"host": host, "unset": differs} if host else None
+        seen_by = {"host": host, "unset": differs} if host else None
         report = {"config": str(config.path), "servers": found.rows, "tools": found.tools, "sampling": sampling}
-        print(json.dumps(report | {"no_page": found.no_page, "asHost": as_host}, indent=2))
+        print(json.dumps(report | {"no_page": found.no_page, "asHost": seen_by}, indent=2))
     elif not config.exists:
         print(f"There is no config file at {config.path}.")
         print(as_typed("`mcpmux import` takes servers over from a host, and `mcpmux demo` shows what goes into one."))
@@ -14476,24 +14481,31 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if failed or not config.exists else 0
 
 
-def window_host() -> str | None:
-    """A host that has mcpmux and starts it with next to no environment."""
+def strict_host() -> tuple[str | None, dict[str, str]]:
+    """A host that has mcpmux and gives it a part of the environment only, and that part; None: there is none."""
     for host in HOSTS:
-        if host.name in _BARE_HOSTS and sys.platform != "win32":
-            with contextlib.suppress(ConfigError, ValueError):
-                if ENTRY_NAME in Place.of(host).servers():
-                    return host.title
-    return None
+        if host.name in _GIVEN and sys.platform != "win32":
+            with contextlib.suppress(ConfigError, ValueError, TypeError, AttributeError):  # it may say anything there
+                if entry := Place.of(host).servers().get(ENTRY_NAME):
+                    return host.title, _given(_GIVEN[host.name], entry)
+    return None, {}
 
 
-def as_window_host(config: Config) -> tuple[Config, list[str]]:
-    """The config with the environment of such a host, and the variables that it names and only the terminal has."""
-    bare = {key: value for key, value in os.environ.items() if re.fullmatch(_BARE_VARIABLES, key)}
-    seen = load_config(config.path, bare | {"PATH": _BARE_PATH})
-    named: set[str] = set()
-    for options in config.servers.values():
+def _given(pattern: str, entry: Mapping[str, Any]) -> dict[str, str]:
+    """Of the variables here, with what a host's entry for mcpmux adds itself."""
+    more = entry.get("env_vars") or ()
+    given = {key: value for key, value in os.environ.items() if re.fullmatch(pattern, key) or key in more}
+    return {"PATH": _BARE_PATH, **given, **(entry.get("env") or {})}
+
+
+def as_host(config: Config, given: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """The config with such an environment, and the variables that it names and only the terminal has."""
+    seen, models = load_config(config.path, given), config.sampling.models if config.sampling else []
+    named = {f"{model.model.partition('/')[0].upper()}_API_KEY" for model in models if not model.api_key}
+    for options in (*config.servers.values(), *models):
         texts = texts_of(msgspec.to_builtins(options), "")
         named |= {found["var"] for text, _ in texts for found in re.finditer(PLACEHOLDER, text) if found["var"]}
+    for options in config.servers.values():
         named |= {*options.env_vars, *options.env_http_headers.values(), options.bearer_token_env_var or ""}
     return seen, sorted(named & config.environment.keys() - seen.environment.keys())
 
@@ -16149,7 +16161,7 @@ def _argument(*flags: str, **keys: Any) -> tuple[tuple[str, ...], dict[str, Any]
 
 
 _ENV: Final = "a variable for it, as often as needed; a secret is better given as '${VAR}'"
-_AS_HOST: Final = "with the environment that a host with a window gives (usual if one has mcpmux), or your terminal's"
+_AS_HOST: Final = "with what a host gives of its environment (usual if one that gives a part has mcpmux), or with yours"
 _HEADER: Final = "sent with each request to a --url, as often as needed; a secret is better given as '${VAR}'"
 
 ARGUMENTS: Final = {

@@ -537,6 +537,37 @@ def test_check_runs_servers_as_the_host_will(home: dict[str, str], tmp_path: Pat
     assert run(home, "check", "--no-as-host", "--config", str(config)).returncode == 0
 
 
+CODEX = "[mcp_servers.mcpmux]\ncommand = 'x'\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="hosts of Windows have the whole environment")
+@pytest.mark.parametrize(
+    ("file", "text", "host", "unset"),
+    [
+        (".codex/config.toml", CODEX, "Codex", ["MCPTEST_KEY", "MCPTEST_PLAIN", "OPENAI_API_KEY"]),
+        (".codex/config.toml", f"{CODEX}env_vars = ['MCPTEST_PLAIN']\n", "Codex", ["MCPTEST_KEY", "OPENAI_API_KEY"]),
+        (".codex/config.toml", f"{CODEX}env_vars = 7\n", None, []),
+        (".gemini/settings.json", "{'command': 'x'}", "Gemini CLI", ["MCPTEST_KEY", "OPENAI_API_KEY"]),
+        (".gemini/settings.json", "{'env': {'MCPTEST_KEY': 'y'}}", "Gemini CLI", ["OPENAI_API_KEY"]),
+        (".claude.json", "{'command': 'x'}", None, []),
+    ],
+)
+def test_check_knows_what_hosts_keep_to_themselves(
+    file: str, text: str, host: str | None, unset: list[str], home: dict[str, str], tmp_path: Path
+):
+    env = {"A_KEY": "${MCPTEST_KEY}", "B": "${MCPTEST_PLAIN}"}
+    config = written(tmp_path / "mcpmux.toml", server_table("one", env=env), "[sampling]\nmodel = 'openai/x'\n")
+    home = home | dict.fromkeys(("MCPTEST_KEY", "MCPTEST_PLAIN", "OPENAI_API_KEY"), "x")
+    servers = text if file.endswith("toml") else f"{{'mcpServers': {{'mcpmux': {text}}}}}".replace("'", '"')
+    path = Path(home["HOME"]) / file
+    path.parent.mkdir(exist_ok=True)
+    written(path, servers)
+    found = json.loads(run(home, "check", "--json", "--config", str(config)).stdout)
+    assert found["asHost"] == (host and {"host": host, "unset": unset})
+    ready = not {"MCPTEST_KEY", "MCPTEST_PLAIN"} & {*unset}
+    assert [row["state"] for row in found["servers"]] == ["ready" if ready else "failed"]
+
+
 def test_check_says_that_the_machine_is_busy_if_many_servers_are_late_at_once(home: dict[str, str], tmp_path: Path):
     late = [server_table(name, "--silent", startup_timeout_sec=0.2) for name in ("a", "b", "c")]
     config = written(tmp_path / "mcpmux.toml", *late)
