@@ -8956,7 +8956,7 @@ async def expand(text: str, where: str, environment: Mapping[str, str], secrets:
             pieces.append(match["default"])
         elif match["var"] not in environment:
             what = f"${{{match['var']}}} is not set ({where})"
-            raise StartError(what, f"set {match['var']} in the host's environment or in env_file")
+            raise StartError(what, f"set {match['var']} in env_file, or in the host's environment if it hands that on")
     return "".join([*pieces, text[at:]])
 
 
@@ -9485,7 +9485,7 @@ async def locate(name: str, options: ServerOptions, config: Config) -> Address:
         variables["Authorization"] = (options.bearer_token_env_var, "bearer_token_env_var")
     for header, (variable, key) in variables.items():
         if not (value := config.environment.get(variable, "")):
-            todo = f"set {variable} in the host's environment or in env_file"
+            todo = f"set {variable} in env_file, or in the host's environment if it hands that on"
             raise StartError(f"{variable} is not set ({where}.{key})", todo)
         secrets.add(value)
         headers[header] = f"Bearer {value}" if key == "bearer_token_env_var" else value

@@ -252,7 +252,7 @@ def test_check_gives_the_reason_for_each_failure(server: str, reason: str, troub
         ("exits", "exits.log"),
         ("silent", "startup_timeout_sec"),
         ("missing", "install it, or give its full path as `command`"),
-        ("unset", "set MCPTEST_UNSET in the host's environment or in env_file"),
+        ("unset", "set MCPTEST_UNSET in env_file, or in the host's environment if it hands that on"),
         ("misspelt", "correct its table"),
     ],
 )
@@ -355,9 +355,7 @@ def test_check_says_why_sampling_would_not_work_and_checks_the_servers_even_so(h
         '[sampling]\nmodel = "openai/gpt-4o-mini"\napi_key = "${MCPTEST_UNSET}"',
     )
     done = run(home, "check", "--config", str(config))
-    reason = (
-        "${MCPTEST_UNSET} is not set (sampling.api_key); set MCPTEST_UNSET in the host's environment or in env_file"
-    )
+    reason = "${MCPTEST_UNSET} is not set (sampling.api_key); set MCPTEST_UNSET in env_file, or in the host's environment if it hands that on"
     assert done.returncode == 1
     assert f"\nsampling: does not work: {reason}\n" in done.stdout
     assert re.search(r"^fake +ready ", done.stdout, re.MULTILINE)

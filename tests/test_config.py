@@ -760,7 +760,7 @@ def test_placeholders_become_their_values(text: str, expanded: str):
 def test_a_variable_that_is_not_set_is_named_and_no_value_is():
     what, todo = refused('command = "a"\nenv = { KEY = "${SET}-${UNSET}" }', {"SET": "s3cret-value"})
     assert what == "${UNSET} is not set (mcp_servers.x.env.KEY)"
-    assert todo == "set UNSET in the host's environment or in env_file"
+    assert todo == "set UNSET in env_file, or in the host's environment if it hands that on"
 
 
 @pytest.mark.parametrize("key", ["command = '%s'", "command = 'a'\nargs = ['b', '%s']", "command = 'a'\ncwd = '%s'"])

@@ -110,16 +110,29 @@ def test_an_address_is_put_together_from_its_table_and_the_environment():
 @pytest.mark.parametrize(
     ("text", "environment", "trouble"),
     [
-        ('url = "${U}"', {}, ("${U} is not set (mcp_servers.x.url)", "set U in the host's environment or in env_file")),
+        (
+            'url = "${U}"',
+            {},
+            (
+                "${U} is not set (mcp_servers.x.url)",
+                "set U in env_file, or in the host's environment if it hands that on",
+            ),
+        ),
         (
             'url = "http://a"\nbearer_token_env_var = "T"',
             {"T": ""},
-            ("T is not set (mcp_servers.x.bearer_token_env_var)", "set T in the host's environment or in env_file"),
+            (
+                "T is not set (mcp_servers.x.bearer_token_env_var)",
+                "set T in env_file, or in the host's environment if it hands that on",
+            ),
         ),
         (
             'url = "http://a"\nenv_http_headers = { A = "T" }',
             {},
-            ("T is not set (mcp_servers.x.env_http_headers)", "set T in the host's environment or in env_file"),
+            (
+                "T is not set (mcp_servers.x.env_http_headers)",
+                "set T in env_file, or in the host's environment if it hands that on",
+            ),
         ),
         ('url = "${U}"', {"U": "ftp://a"}, ("its url is no http:// or https:// address", "correct mcp_servers.x.url")),
         (

@@ -2202,7 +2202,7 @@ def test_a_key_that_is_not_set_is_named_and_costs_sampling_only(serve: Start, pr
         error = heard(host, asking(host, "a", ASKED))["error"]
         assert error["message"] == (
             "mcpmux: the sampler: ${NO_SUCH_KEY_ANYWHERE} is not set (sampling.api_key) "
-            "(set NO_SUCH_KEY_ANYWHERE in the host's environment or in env_file)"
+            "(set NO_SUCH_KEY_ANYWHERE in env_file, or in the host's environment if it hands that on)"
         )
     assert json.loads(host.text("a__echo", n=1)) == {"n": 1}
     assert provider.requests == []
