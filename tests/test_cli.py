@@ -355,7 +355,8 @@ def test_check_says_why_sampling_would_not_work_and_checks_the_servers_even_so(h
         '[sampling]\nmodel = "openai/gpt-4o-mini"\napi_key = "${MCPTEST_UNSET}"',
     )
     done = run(home, "check", "--config", str(config))
-    reason = "${MCPTEST_UNSET} is not set (sampling.api_key); set MCPTEST_UNSET in env_file, or in the host's environment if it hands that on"
+    todo = "set MCPTEST_UNSET in env_file, or in the host's environment if it hands that on"
+    reason = "${MCPTEST_UNSET} is not set (sampling.api_key); " + todo
     assert done.returncode == 1
     assert f"\nsampling: does not work: {reason}\n" in done.stdout
     assert re.search(r"^fake +ready ", done.stdout, re.MULTILINE)
