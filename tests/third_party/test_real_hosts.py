@@ -241,3 +241,40 @@ def test_a_host_has_all_that_a_server_offers_through_mcpmux(
     assert done.returncode == 0, done.stdout + done.stderr
     listed = subprocess.run([program, "mcp", "list"], cwd=folder, env=env, timeout=PATIENCE, **pipes)
     assert "mcpmux" not in listed.stdout + listed.stderr
+
+
+A_TOKEN = "A_TOKEN=ghp_0123456789abcdefghijABCDEFGHIJ012345"
+ADDS = {
+    "claude": ["mcp", "add", "files", "--scope", "user", "-e", A_TOKEN, "--"],
+    "codex": ["mcp", "add", "everything", "--"],
+    "gemini": ["mcp", "add", "--scope", "user", "everything"],
+}
+
+
+def test_setup_moves_hosts_in_and_uninstall_takes_it_back(env: dict[str, str], modules: Path):
+    def told(*words: str) -> str:
+        done = subprocess.run(words, env=env, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    server = modules / "@modelcontextprotocol"
+    commands = {"everything": [NODE, str(server / "server-everything/dist/index.js")]}
+    commands["files"] = [NODE, str(server / "server-filesystem/dist/index.js"), env["HOME"]]
+    for program, words in ADDS.items():
+        told(program, *words, *commands["files" if "files" in words else "everything"])
+    files = [Path(env["HOME"]) / name for name in (".claude.json", ".codex/config.toml", ".gemini/settings.json")]
+
+    def texts() -> list[Any]:
+        """Claude Code writes down more than its servers, at each start."""
+        own, *others = [file.read_text() for file in files]
+        return [list(json.loads(own)["mcpServers"].items()), *others]
+
+    before = texts()
+    done = run(env, "setup", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ghp_" not in done.stdout + done.stderr
+    for program in ALL:
+        listed = told(program, "mcp", "list")
+        assert "mcpmux" in listed and "index.js" not in listed
+    assert run(env, "uninstall", "all").returncode == 0
+    assert texts() == before
