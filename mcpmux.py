@@ -13602,7 +13602,11 @@ def with_setting(text: str, table: tuple[str, ...], key: str, value: str | bool 
     start = next((at for at, line in enumerate(lines, 1) if head.match(line)), None)
     if start is None:
         at = next((at for at, line in enumerate(lines) if not line.startswith("#:")), len(lines))  # after the schema
-        lines[at:at] = [f"[{'.'.join(table)}]{newline}", *said, *([newline] if lines[at:] else [])]
+        lines[at:at] = [
+            f"[{'.'.join(table)}]{newline}",
+            *said,
+            *([newline] if lines[at:] and lines[at].strip() else []),
+        ]
     else:
         end = next((at for at in range(start, len(lines)) if re.match(r"\s*\[", lines[at])), len(lines))
         old = next((at for at in range(start, end) if re.match(rf"\s*{key}\s*=", lines[at])), None)
