@@ -4328,9 +4328,8 @@ class Questions(Asker):
             self._warned.add(server.name)
             note = "is deprecated since 2026-07-28; it goes on working here"
             self._out.log("info", f"{server.name} uses {method}, which {note}")
-        return judge_question(
-            method, params, server.name, server.options, caller.capabilities, told, self._calls.own_for(server, caller)
-        )
+        own = self._calls.own_for(server, caller)
+        return judge_question(method, params, server.name, server.options, caller.capabilities, told, own)
 
     def call_of(self, server: Facts) -> Pending | None:
         """The call in which a legacy server asks: its oldest one that is not parked."""
@@ -4996,10 +4995,8 @@ class Rounds(Asker):
                 raise RpcError(INTERNAL_ERROR, "input_required without inputRequests and requestState")
             if call.rounds >= MAX_ROUNDS:
                 raise RpcError(INTERNAL_ERROR, f"input_required more than {MAX_ROUNDS} times")
-            host, told = ask.caller.capabilities, self._calls.told(server, ask.caller)
-            verdicts = judge_all(
-                requests, server.name, server.options, host, told, self._calls.own_for(server, ask.caller)
-            )
+            told, own = self._calls.told(server, ask.caller), self._calls.own_for(server, ask.caller)
+            verdicts = judge_all(requests, server.name, server.options, ask.caller.capabilities, told, own)
         except RpcError as wrong:
             self._host.fail(ask, f"{server.name} asked in vain: {wrong}", server.name)
             call.asker.withdrawn(call)
@@ -7278,9 +7275,7 @@ REMOTE_KEYS: Final = ("transport", "http_headers", "env_http_headers", "bearer_t
 # What a server has, what it then has not, and what goes with that.
 _KINDS: Final = (("command", "url", REMOTE_KEYS), ("url", "command", LOCAL_KEYS))
 _MODEL_KEYS: Final = ("model", "api_key", "api_base", "params")  # of the one model that stands in [sampling] itself
-_PLACEHOLDER_KEYS: Final = frozenset(
-    {"command", "args", "env", "cwd", "url", "http_headers", "client_secret", "api_key", "api_base"}
-)
+_EXPANDED: Final = ("command", "args", "env", "cwd", "url", "http_headers", "client_secret", "api_key", "api_base")
 # What the texts under a key must match (those of a table: its own keys), and what is said of one that does not.
 _NO_HEADER: Final = (HEADER_NAME + r"\Z", "{} is no name of a header")
 _FORMS: Final = {
@@ -7463,7 +7458,7 @@ def _without_keys(keys: frozenset[str], table: Any, where: str, notes: list[str]
 
 def _wrong_texts(key: str, value: Any, where: str) -> Iterator[str]:
     """What is wrong with the texts under a key, which have the right type."""
-    for text, at in texts_of(value, where) if key in _PLACEHOLDER_KEYS else ():
+    for text, at in texts_of(value, where) if key in _EXPANDED else ():
         for found in re.finditer(PLACEHOLDER, text):
             if found[5] is not None:
                 is_vs_code = found[5].startswith("env:")
@@ -7806,9 +7801,8 @@ _COMMON_VARIABLES: Final = """
     SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
     DOCKER_HOST DOCKER_CONTEXT DOCKER_CONFIG KUBECONFIG AWS_PROFILE AWS_REGION AWS_DEFAULT_REGION JAVA_HOME
     SSH_AUTH_SOCK"""
-SAFE_VARIABLES: Final = frozenset(
-    (_COMMON_VARIABLES + (_WINDOWS_VARIABLES if sys.platform == "win32" else f" {_POSIX_VARIABLES}")).split()
-)
+_OF_SYSTEM: Final = _WINDOWS_VARIABLES if sys.platform == "win32" else _POSIX_VARIABLES
+SAFE_VARIABLES: Final = frozenset(f"{_COMMON_VARIABLES} {_OF_SYSTEM}".split())
 SAFE_PREFIXES: Final = ("LC_", "XDG_")
 _PACKAGE_PREFIXES: Final = ("UV_", "npm_config_", "NPM_CONFIG_")  # where uvx and npx get packages; some hold a password
 SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
@@ -12741,11 +12735,6 @@ begin();
 """.replace("$DEAD", f"{DEAD_TIME * 1000:g}").replace("$BEAT", f"{BEAT * 1000:g}")
 
 
-def page_setup(host: str, opener: Opener) -> bytes:
-    """The child's first line."""
-    return encode(PageSetup(host, opener)) + b"\n"
-
-
 # ══ 22. Mux ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
 # Feeds the core and does what it says. The only task that lives long is the loop; a start and a stop are a task each.
 
@@ -12979,7 +12968,7 @@ class Mux:
         secrets: set[str] = set()
         if name is Peer.PAGE:
             assert isinstance(self.opener, Opener)
-            setup = page_setup(self.core.host.caller.name, self.opener)
+            setup = encode(PageSetup(self.core.host.caller.name, self.opener)) + b"\n"
         else:
             setup = b"{}\n" if self._model else await sampler_setup(self._config, secrets)
         self._journal.hide(secrets)
@@ -15070,7 +15059,7 @@ async def _try_page(opener: Opener) -> int:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*again("_page"), stdin=pipe, stdout=pipe)
     assert process.stdin and process.stdout
-    process.stdin.write(page_setup("", opener))
+    process.stdin.write(encode(PageSetup("", opener)) + b"\n")
     for number, question in enumerate(_TRIAL):
         form = choice_form(question["message"], consents("first") if "sampling" in question else DECISIONS)
         about = {"asker": OURSELVES, "call": "example__try", "waits": 600.0, "opens": True} | form | question
