@@ -11167,17 +11167,13 @@ def redacted(params: dict[str, Any]) -> tuple[dict[str, Any], int]:
     def held(secret: str, name: str) -> str:
         return found.append(secret) or HIDDEN
 
-    def found_in(line: re.Match[str]) -> str:
-        return held(line[0], "")
-
     def within(value: Any, key: str) -> Any:
         match value:
             case str() if key not in _NOT_REDACTED:
                 # An assignment has a line of its own; a long one is none.
-                return "\n".join(
-                    hide_secrets(line, key, held) if len(line) < 1000 else re.sub(KEY_LIKE_TEXT, found_in, line)
-                    for line in value.split("\n")
-                )
+                short = functools.partial(hide_secrets, name=key, held=held)
+                long = functools.partial(re.sub, KEY_LIKE_TEXT, lambda found: held(found[0], ""))
+                return "\n".join(short(line) if len(line) < 1000 else long(line) for line in value.split("\n"))
             case list():
                 return [within(one, key) for one in value]
             case dict():
