@@ -13587,11 +13587,8 @@ def with_setting(text: str, table: tuple[str, ...], key: str, value: str | bool 
     start = next((at for at, line in enumerate(lines, 1) if head.match(line)), None)
     if start is None:
         at = next((at for at, line in enumerate(lines) if not line.startswith("#:")), len(lines))  # after the schema
-        lines[at:at] = [
-            f"[{'.'.join(table)}]{newline}",
-            *said,
-            *([newline] if lines[at:] and lines[at].strip() else []),
-        ]
+        gap = [newline] if lines[at:] and lines[at].strip() else []
+        lines[at:at] = [f"[{'.'.join(table)}]{newline}", *said, *gap]
     else:
         end = next((at for at in range(start, len(lines)) if re.match(r"\s*\[", lines[at])), len(lines))
         old = next((at for at in range(start, end) if re.match(rf"\s*{key}\s*=", lines[at])), None)
@@ -14482,9 +14479,9 @@ def strict_host() -> tuple[str | None, dict[str, str]]:
 
 def _given(pattern: str, entry: Mapping[str, Any]) -> dict[str, str]:
     """Of the variables here, with what a host's entry for mcpmux adds itself."""
-    more = entry.get("env_vars") or ()
+    more, own = entry.get("env_vars") or (), entry.get("env") or {}
     given = {key: value for key, value in os.environ.items() if re.fullmatch(pattern, key) or key in more}
-    return {"PATH": _BARE_PATH, **given, **(entry.get("env") or {})}
+    return {"PATH": _BARE_PATH, **given, **{key: str(value) for key, value in own.items()}}
 
 
 def as_host(config: Config, given: Mapping[str, str]) -> tuple[Config, list[str]]:
