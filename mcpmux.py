@@ -14218,6 +14218,8 @@ def how_it_goes(server: Facts, now: float | None) -> str:
         return "failed" if server.trouble else server.state.value
     what = "starting" if server.state is State.STARTING else "starting, reading its lists"
     seconds = 0.0 if now is None else now - server.run.started_at
+    if now is None and is_late:
+        return f"{what}, over {server.options.startup_timeout_sec:g} s"
     launcher = launcher_of(server.options.command or "", server.options.args)
     if launcher and server.state is State.STARTING and seconds >= 3:
         what = f"{launcher} is fetching or starting it"
@@ -14315,10 +14317,12 @@ class InnerHost:
     def _say(self, line: bytes) -> None:
         self.mux.post(HostLines([line]))
 
-    async def moves_on(self) -> None:
-        """Until something has happened, or a second has passed."""
-        self._moved.clear()
-        await self._moved.wait()
+    async def settled(self) -> None:
+        """Until each server is ready or has failed: a list does not wait for those that are late."""
+        servers, busy = self.mux.core.servers.values(), (State.STARTING, State.STOPPING)
+        while any(one.settling or one.state in busy for one in servers):
+            self._moved.clear()
+            await self._moved.wait()  # something has happened, or a second has passed
 
     # ── what the mux does with a host ──
 
@@ -14507,9 +14511,8 @@ def checked(config: Config, *, asks: bool = False) -> Checked:
         except StartError as wrong:
             trouble = "; ".join(wrong.args)
         await host.ask("tools/list")  # it waits for every server, but not for those that are late
+        await host.settled()
         core, opener = host.mux.core, host.mux.opener
-        while any(one.settling or one.state in (State.STARTING, State.STOPPING) for one in core.servers.values()):
-            await host.moves_on()
         rows = [_report(core.servers[name]) for name in (*config.servers, *config.broken)]
         rows += [{"server": name, "state": "disabled"} for name in config.disabled]
         no_page = opener if config.options.page != "off" and isinstance(opener, str) else None
@@ -14768,8 +14771,11 @@ def _expect_server(config: Config, name: str) -> None:
         raise ConfigError(f"{config.path} has no server {name}{did_you_mean(name, config.servers, there)}")
 
 
-def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, list[Entry]]], dict[str, str]]:
-    """The lists of these servers, from the cache or else from themselves; and why some cannot tell."""
+def learn(
+    config: Config, names: Iterable[str], *, waits: bool = False
+) -> tuple[dict[str, Mapping[str, list[Entry]]], dict[str, str]]:
+    """The lists of these servers, from the cache or else from themselves; and why some cannot tell. `waits`: for those
+    that are late, too."""
     known = last_known(config)
     lists: dict[str, Mapping[str, list[Entry]]] = {name: known[name].lists for name in names if name in known}
     unknown = only(config, [name for name in names if name not in known])
@@ -14777,6 +14783,8 @@ def learn(config: Config, names: Iterable[str]) -> tuple[dict[str, Mapping[str, 
 
     async def listed(host: InnerHost) -> None:
         await host.ask("tools/list")
+        if waits:
+            await host.settled()
         for server in host.mux.core.servers.values():
             if server.known:
                 lists[server.name] = dict(server.lists)
@@ -15834,7 +15842,7 @@ def _picked(question: str, rows: Mapping[str, str], arguments: argparse.Namespac
 def _left_behind(path: Path, names: list[str]) -> Mapping[str, str]:
     """Starts the servers that were taken in. Those that do not start are switched off, and it is said why."""
     config = load_config(path)
-    lists, failed = learn(config, names)
+    lists, failed = learn(config, names, waits=True)  # what is new here may have to be fetched first
     failed |= {name: config.broken[name] for name in names if name in config.broken}
     for name in names:
         ready = f"{painted('ready', 'green')}, {counted(len(lists.get(name, {}).get('tools/list', ())), 'tool')}"

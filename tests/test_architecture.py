@@ -431,7 +431,7 @@ def test_no_program_is_started_past_what_windows_cmd_would_make_of_its_arguments
 
 # ── the house ──
 
-MOST_LINES = 16_220
+MOST_LINES = 16_228
 CLASS_MOST, FUNCTION_MOST, COMPLEXITY_MOST = 500, 60, 15
 LONG_FUNCTIONS: dict[str, str] = {}  # by name: why one may be longer
 CLASS_WITHOUT_BANNERS = 160  # a longer one has headings within

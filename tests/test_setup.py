@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import stat
 import subprocess
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COMMAND, FAKE, PATIENCE, RawHost, Terminal, empty_home
-from test_cli import FAKE_TOOLS, run
+from conftest import COMMAND, FAKE, PATIENCE, RawHost, Terminal, empty_home, server_table
+from test_cli import FAKE_TOOLS, run, written
 
 TOKEN = "ghp_0123456789abcdef"
 FILES = {
@@ -131,6 +132,24 @@ def test_what_does_not_start_stays_where_it_is(newcomer: Newcomer):
     assert list(newcomer.servers("cursor")) == ["mcpmux"]
     assert run(newcomer.env, "uninstall", "cursor").returncode == 0
     assert (newcomer.home / FILES["cursor"]).read_bytes() == newcomer.before["cursor"]
+
+
+@posix
+def test_what_takes_longer_than_its_time_is_waited_for(newcomer: Newcomer, tmp_path: Path):
+    """A first start fetches, and a server that is late then is none that does not start."""
+    gate, file = tmp_path / "gate", newcomer.home / ".codex/config.toml"
+    os.mkfifo(gate)
+    written(file, server_table("slow", "--gate", str(gate), startup_timeout_sec=2))
+    pipe, words = subprocess.PIPE, [*COMMAND, "setup", "--yes"]
+    keys: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, "encoding": "utf-8"}
+    with subprocess.Popen(words, env=newcomer.env, **keys) as setup:
+        assert setup.stderr
+        assert any(line == "slow: starting, over 2 s\n" for line in setup.stderr)
+        gate.write_text("x")
+        out, _ = setup.communicate(timeout=PATIENCE)
+    assert setup.returncode == 0, out
+    assert "  slow: ready, " in out
+    assert list(tomllib.loads(file.read_text())["mcp_servers"]) == ["mcpmux"]
 
 
 @posix
